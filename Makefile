@@ -1,0 +1,46 @@
+# Everything runs in .venv; `make demo` and `make test` work on a fresh machine.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/numbers
+
+.PHONY: help install demo test test-slow contract check format types clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+install: .venv/installed  ## create .venv and install the package with its development tools
+
+.venv/installed: pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install  ## train on the embedded data, evaluate, translate, and show where the results lie
+	$(BIN)/trivium train numbers training.output_dir=$(DEMO)
+	$(BIN)/trivium evaluate $(DEMO)
+	$(BIN)/trivium translate $(DEMO) "three hundred and forty-two" "half past seven" "on the twenty-first of may"
+	@echo "The model, its tokenizer and its scores are in $(DEMO); curves: $(BIN)/tensorboard --logdir $(DEMO)"
+
+test: install check  ## lint, type checks and the default test suite
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2
+
+test-slow: install  ## the longer tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+check: install types  ## lint and type checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types:  ## lay out the root folders as the package `trivium` for type checkers (symlinks, ignored by git)
+	rm -rf typings && mkdir -p typings/trivium
+	for path in trivium/* configuration modeling recipes tokenization; do ln -s "../../$$path" typings/trivium/; done
+
+clean:  ## remove what the other targets made
+	rm -rf .venv typings runs build dist *.egg-info
