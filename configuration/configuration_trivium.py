@@ -1,0 +1,176 @@
+"""The configuration of a Trivium model: every number of the paper's Table 3 and every choice that later families made.
+
+This file travels to the Hub inside every saved model, so it imports transformers and nothing of Trivium.
+"""
+
+import copy
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+
+@strict
+class TriviumConfig(PreTrainedConfig):
+    """Shape and choices of a Trivium model. The defaults are the base model of *Attention Is All You Need* (Table 3).
+
+    Args:
+        vocab_size: Tokens in the vocabulary; in the source language's where there are two.
+        decoder_vocab_size: Tokens in the target language's vocabulary. None: one vocabulary serves both languages.
+        d_model: Width of embeddings and hidden states.
+        encoder_layers: Encoder blocks, the paper's N.
+        decoder_layers: Decoder blocks, the paper's N.
+        num_attention_heads: Attention heads, the paper's h; each is `d_model / num_attention_heads` wide.
+        num_key_value_heads: Heads of keys and values. Fewer than `num_attention_heads` is grouped-query attention,
+            1 is multi-query attention. None: as many as `num_attention_heads`.
+        ffn_dim: Inner width of the feed-forward network, the paper's d_ff.
+        gated_ffn: Whether the feed-forward network has a gate (SwiGLU, when the activation is "silu").
+        activation_function: A name from transformers' `ACT2FN`.
+        dropout: Rate on the output of every sub-layer and on the embedded input (section 5.4).
+        attention_dropout: Rate on the attention weights.
+        activation_dropout: Rate on the inner activations of the feed-forward network.
+        position_embedding_type: "sinusoidal" (section 3.5), "learned", or "rotary" (in self-attention only).
+        max_position_embeddings: Longest sequence that learned positions can tell apart; sinusoidal and rotary
+            positions have no limit, for them it is the length that the model is meant for.
+        rope_theta: Base of the wavelengths of rotary positions.
+        norm_type: "layernorm" or "rmsnorm".
+        norm_position: "post" as in the paper, LayerNorm(x + Sublayer(x)), or "pre", x + Sublayer(LayerNorm(x)).
+        norm_eps: Added to the variance.
+        attention_bias: Whether the four projections of attention have biases; in the paper they have none.
+        ffn_bias: Whether the projections of the feed-forward network have biases, as in equation 2.
+        scale_embedding: Whether embeddings are multiplied by sqrt(d_model) (section 3.4).
+        tie_word_embeddings: Whether all embeddings of one vocabulary and the output projection are one matrix
+            (section 3.4); otherwise each has its own.
+        label_smoothing: Share of the target probability spread over the vocabulary, in training only (section 5.4).
+
+    Raises:
+        StrictDataclassError: A field has the wrong type, or the fields cannot work together; the message names the
+            field, the value and what is allowed.
+    """
+
+    model_type = "trivium"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "encoder_layers"}
+    base_model_tp_plan = {
+        f"{stack}.layers.*.{module}": style
+        for stack, attentions in (("encoder", ["self_attn"]), ("decoder", ["self_attn", "cross_attn"]))
+        for module, style in [
+            *((f"{attn}.{proj}", "colwise") for attn in attentions for proj in ("q_proj", "k_proj", "v_proj")),
+            *((f"{attn}.o_proj", "rowwise") for attn in attentions),
+            ("feed_forward.gate_proj", "colwise"),
+            ("feed_forward.up_proj", "colwise"),
+            ("feed_forward.down_proj", "rowwise"),
+        ]
+    }
+
+    vocab_size: int = 37000
+    decoder_vocab_size: int | None = None
+    d_model: int = 512
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
+    ffn_dim: int = 2048
+    gated_ffn: bool = False
+    activation_function: str = "relu"
+    dropout: float | int = 0.1
+    attention_dropout: float | int = 0.0
+    activation_dropout: float | int = 0.0
+    position_embedding_type: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
+    max_position_embeddings: int = 1024
+    rope_theta: float | int = 10000.0
+    norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_position: Literal["post", "pre"] = "post"
+    norm_eps: float = 1e-5
+    attention_bias: bool = False
+    ffn_bias: bool = True
+    scale_embedding: bool = True
+    tie_word_embeddings: bool = True
+    label_smoothing: float | int = 0.1
+    use_cache: bool = True
+    is_encoder_decoder: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    decoder_start_token_id: int | None = 1
+
+    def __post_init__(self, **kwargs):
+        """Fill in what follows from other fields."""
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        super().__post_init__(**kwargs)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head, the paper's d_k = d_v."""
+        return self.d_model // self.num_attention_heads
+
+    @property
+    def target_vocab_size(self) -> int:
+        """Tokens that the decoder reads and writes."""
+        return self.vocab_size if self.decoder_vocab_size is None else self.decoder_vocab_size
+
+    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+        """As in transformers; the decoder's vocabulary is `vocab_size` where there is no `decoder_vocab_size`."""
+        if not decoder or encoder:
+            return super().get_text_config(decoder=decoder, encoder=encoder)
+        config = copy.deepcopy(self)
+        config.decoder_vocab_size = self.target_vocab_size
+        return super(TriviumConfig, config).get_text_config(decoder=decoder, encoder=encoder)
+
+    def validate_architecture(self):
+        """Refuse what cannot work; `@strict` calls this at the end of construction."""
+        counts = ["vocab_size", "d_model", "num_attention_heads", "num_key_value_heads", "ffn_dim"]
+        for name in [*counts, "decoder_vocab_size", "max_position_embeddings"]:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1.")
+        for name in ("encoder_layers", "decoder_layers"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name} is {value}, but must be at least 0.")
+        for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}, but must be in [0, 1).")
+        for name in ("norm_eps", "rope_theta"):
+            if (value := getattr(self, name)) <= 0:
+                raise ValueError(f"{name} is {value}, but must be above 0.")
+        if self.d_model % self.num_attention_heads:
+            raise ValueError(
+                f"d_model is {self.d_model}, but must be a multiple of num_attention_heads ({self.num_attention_heads})."
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads is {self.num_key_value_heads}, but must divide num_attention_heads "
+                f"({self.num_attention_heads})."
+            )
+        if self.position_embedding_type == "sinusoidal" and self.d_model % 2:
+            raise ValueError(
+                f"d_model is {self.d_model}, but must be even with sinusoidal positions: sines and cosines come in pairs."
+            )
+        if self.position_embedding_type == "rotary" and self.head_dim % 2:
+            raise ValueError(
+                f"d_model / num_attention_heads is {self.head_dim}, but must be even with rotary positions: "
+                "dimensions are rotated in pairs."
+            )
+        if self.activation_function not in ACT2FN:
+            raise ValueError(
+                f"activation_function is {self.activation_function!r}, but must be one of {', '.join(sorted(ACT2FN))}."
+            )
+        self._validate_special_tokens()
+
+    def _validate_special_tokens(self):
+        shared_size = min(self.vocab_size, self.target_vocab_size)
+        for name, size in {
+            "pad_token_id": shared_size,
+            "bos_token_id": self.target_vocab_size,
+            "eos_token_id": self.target_vocab_size,
+            "decoder_start_token_id": self.target_vocab_size,
+        }.items():
+            value = getattr(self, name)
+            for token_id in value if isinstance(value, list) else [value]:
+                if token_id is not None and not 0 <= token_id < size:
+                    raise ValueError(f"{name} is {value}, but must be in [0, {size}), the ids of the vocabulary.")
+
+
+__all__ = ["TriviumConfig"]

@@ -1,0 +1,108 @@
+"""The two kinds of block (paper section 3.1, Figure 1)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from .attention import MultiHeadAttention
+from .configuration_trivium import TriviumConfig
+from .feed_forward import FeedForward
+from .normalization import NORMS
+from .positions import Rotation
+
+
+class Residual(nn.Module):
+    """The connection around every sub-layer: x + Dropout(Sublayer(x)), normalised after it ("post") or before ("pre").
+
+    Post is the paper's: LayerNorm(x + Sublayer(x)). Pre leaves the path from bottom to top free of normalisation, so
+    that deep stacks train without warm-up (Xiong et al. 2020); the stack then normalises once at its end.
+    """
+
+    def __init__(self, config: TriviumConfig) -> None:
+        super().__init__()
+        self.norm = NORMS[config.norm_type](config)
+        self.norm_first = config.norm_position == "pre"
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states: torch.Tensor, sublayer: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Apply `sublayer`, which keeps the shape (batch, length, d_model), with its connection."""
+        if self.norm_first:
+            return hidden_states + self.dropout(sublayer(self.norm(hidden_states)))
+        return self.norm(hidden_states + self.dropout(sublayer(hidden_states)))
+
+
+def final_norm(config: TriviumConfig) -> nn.Module:
+    """What closes a stack: with pre-norm a normalisation, with post-norm the last block has done it."""
+    return NORMS[config.norm_type](config) if config.norm_position == "pre" else nn.Identity()
+
+
+class EncoderLayer(GradientCheckpointingLayer):
+    """Self-attention, then feed-forward."""
+
+    def __init__(self, config: TriviumConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.self_attn = MultiHeadAttention(config, layer_idx)
+        self.self_attn_residual = Residual(config)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_residual = Residual(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        rotation: Rotation | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Map (batch, source_len, d_model) to the same shape."""
+        hidden_states = self.self_attn_residual(
+            hidden_states, lambda x: self.self_attn(x, attention_mask=attention_mask, rotation=rotation, **kwargs)[0]
+        )
+        return self.feed_forward_residual(hidden_states, self.feed_forward)
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """Masked self-attention, then attention to the encoder's output, then feed-forward."""
+
+    def __init__(self, config: TriviumConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.self_attn = MultiHeadAttention(config, layer_idx, is_causal=True)
+        self.self_attn_residual = Residual(config)
+        self.cross_attn = MultiHeadAttention(config, layer_idx)
+        self.cross_attn_residual = Residual(config)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_residual = Residual(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        rotation: Rotation | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Map (batch, target_len, d_model) to the same shape, looking at (batch, source_len, d_model)."""
+        self_cache: Cache | None = None if past_key_values is None else past_key_values.self_attention_cache
+        hidden_states = self.self_attn_residual(
+            hidden_states,
+            lambda x: self.self_attn(
+                x, attention_mask=attention_mask, past_key_values=self_cache, rotation=rotation, **kwargs
+            )[0],
+        )
+        hidden_states = self.cross_attn_residual(
+            hidden_states,
+            lambda x: self.cross_attn(
+                x,
+                key_value_states=encoder_hidden_states,
+                attention_mask=encoder_attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )[0],
+        )
+        return self.feed_forward_residual(hidden_states, self.feed_forward)

@@ -1,0 +1,408 @@
+"""The encoder-decoder of *Attention Is All You Need* (Figure 1): two stacks, and the head that predicts tokens."""
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel, initialization
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention import MultiHeadAttention
+from .configuration_trivium import TriviumConfig
+from .embeddings import TokenEmbedding
+from .layers import DecoderLayer, EncoderLayer, final_norm
+from .loss import IGNORED, label_smoothed_cross_entropy
+from .normalization import NORMS
+from .positions import POSITIONS, token_positions
+
+
+class TriviumPreTrainedModel(PreTrainedModel):
+    """What all Trivium models have in common: initialisation, and what transformers may do with them."""
+
+    config: TriviumConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise as the authors' code (tensor2tensor) did; the paper itself does not say how.
+
+        Projections: Glorot uniform, biases 0. Embeddings: normal with variance 1 / d_model, so that multiplied by
+        sqrt(d_model) they have unit variance, and tied to the output they give logits of about unit variance.
+        """
+        if isinstance(module, nn.Linear):
+            initialization.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                initialization.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            initialization.normal_(module.weight, std=self.config.d_model**-0.5)
+        elif isinstance(module, tuple(NORMS.values())):
+            initialization.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                initialization.zeros_(module.bias)
+
+
+class TriviumStack(TriviumPreTrainedModel):
+    """What encoder and decoder share: embedded tokens, their positions, dropout, N layers."""
+
+    def __init__(self, config: TriviumConfig, vocab_size: int, layers: list[nn.Module]) -> None:
+        super().__init__(config)
+        self.embed_tokens = TokenEmbedding(vocab_size, config)
+        self.embed_positions = POSITIONS[config.position_embedding_type](config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(layers)
+        self.norm = final_norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Embed (batch, length) ids, or take the (batch, length, d_model) embeddings that the caller brings.
+
+        Raises:
+            ValueError: Both are given, or neither.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError(
+                f"{type(self).__name__} takes either input_ids or inputs_embeds (in the decoder: decoder_input_ids or "
+                f"decoder_inputs_embeds), but got {'neither' if input_ids is None else 'both'}."
+            )
+        return self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+
+
+class TriviumEncoder(TriviumStack):
+    """N layers of self-attention and feed-forward over the source (section 3.1)."""
+
+    _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": MultiHeadAttention}
+
+    def __init__(self, config: TriviumConfig) -> None:
+        super().__init__(config, config.vocab_size, [EncoderLayer(config, i) for i in range(config.encoder_layers)])
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Encode the source.
+
+        Args:
+            input_ids: (batch, source_len).
+            attention_mask: (batch, source_len), 1 for a real token, 0 for padding, on either side.
+            position_ids: (batch, source_len); by default real tokens count from 0.
+            inputs_embeds: (batch, source_len, d_model), in place of `input_ids`.
+            **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
+
+        Returns:
+            `last_hidden_state`: (batch, source_len, d_model).
+        """
+        inputs_embeds = self.embed(input_ids, inputs_embeds)
+        if position_ids is None:
+            position_ids = token_positions(attention_mask, inputs_embeds.shape[1], 0, inputs_embeds.device)
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
+        )
+        hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
+        hidden_states = self.dropout(hidden_states)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, rotation, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
+
+
+class TriviumDecoder(TriviumStack):
+    """N layers of masked self-attention, attention to the encoder, and feed-forward over the target (section 3.1)."""
+
+    _can_record_outputs = {
+        "hidden_states": DecoderLayer,
+        "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="cross_attn"),
+    }
+
+    def __init__(self, config: TriviumConfig) -> None:
+        layers = [DecoderLayer(config, i) for i in range(config.decoder_layers)]
+        super().__init__(config, config.target_vocab_size, layers)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Decode the target, each position seeing itself, those before it, and the whole source.
+
+        Args:
+            input_ids: (batch, target_len); with a cache, the tokens that are not in it.
+            attention_mask: (batch, cached length + target_len), 1 for a real token, 0 for padding, on either side.
+            position_ids: (batch, target_len); by default real tokens count from 0.
+            encoder_hidden_states: (batch, source_len, d_model).
+            encoder_attention_mask: (batch, source_len).
+            past_key_values: Keys and values of earlier calls.
+            inputs_embeds: (batch, target_len, d_model), in place of `input_ids`.
+            use_cache: Whether to make a cache if there is none.
+            **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
+
+        Returns:
+            `last_hidden_state`: (batch, target_len, d_model), and the cache.
+
+        Raises:
+            ValueError: There is no encoder output to look at.
+        """
+        if encoder_hidden_states is None:
+            raise ValueError("encoder_hidden_states is None, but every layer of this decoder attends to it.")
+        inputs_embeds = self.embed(input_ids, inputs_embeds)
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values.self_attention_cache if past_key_values is not None else None,
+            position_ids=position_ids,  # restarting positions are packed sentences, which do not see each other
+        )
+        encoder_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=encoder_attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+        )
+        if position_ids is None:
+            position_ids = token_positions(attention_mask, inputs_embeds.shape[1], past_length, inputs_embeds.device)
+        hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
+        hidden_states = self.dropout(hidden_states)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states, mask, encoder_hidden_states, encoder_mask, past_key_values, rotation, **kwargs
+            )
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
+        )
+
+
+class TriviumModel(TriviumPreTrainedModel):
+    """Encoder and decoder, without an output projection."""
+
+    def __init__(self, config: TriviumConfig) -> None:
+        super().__init__(config)
+        if config.decoder_vocab_size is None:
+            self._tied_weights_keys = {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"}
+        self.encoder = TriviumEncoder(config)
+        self.decoder = TriviumDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The source's token embedding."""
+        return self.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the source's token embedding; the target's, too, where the two are tied."""
+        self.encoder.embed_tokens = value
+        if self.config.tie_word_embeddings and self.config.decoder_vocab_size is None:
+            self.decoder.embed_tokens = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[torch.Tensor, ...] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Seq2SeqModelOutput:
+        """Encode the source, unless `encoder_outputs` brings it encoded, and decode the target.
+
+        Args:
+            input_ids: (batch, source_len).
+            attention_mask: (batch, source_len), 1 for a real token, 0 for padding, on either side.
+            decoder_input_ids: (batch, target_len), starting with `decoder_start_token_id`.
+            decoder_attention_mask: (batch, cached length + target_len).
+            encoder_outputs: What the encoder returned before.
+            past_key_values: Keys and values of earlier calls.
+            inputs_embeds: (batch, source_len, d_model), in place of `input_ids`.
+            decoder_inputs_embeds: (batch, target_len, d_model), in place of `decoder_input_ids`.
+            decoder_position_ids: (batch, target_len); by default real tokens count from 0.
+            use_cache: Whether to return keys and values for the next call.
+            **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
+
+        Returns:
+            `last_hidden_state`: (batch, target_len, d_model), and the rest of `Seq2SeqModelOutput`.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+            )
+        elif not isinstance(encoder_outputs, BaseModelOutput):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        decoder_outputs = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            position_ids=decoder_position_ids,
+            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            past_key_values=decoder_outputs.past_key_values,
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            decoder_attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+
+class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
+    """The whole of Figure 1: encoder, decoder, and the linear projection to the vocabulary; for translation."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
+
+    def __init__(self, config: TriviumConfig) -> None:
+        super().__init__(config)
+        if config.decoder_vocab_size is None:
+            self._tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
+        self.model = TriviumModel(config)
+        self.lm_head = nn.Linear(config.d_model, config.target_vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[torch.Tensor, ...] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Seq2SeqLMOutput:
+        """Predict every next target token; with `labels`, say how badly. See `TriviumModel.forward` for the rest.
+
+        Args:
+            labels: (batch, target_len), the target that ends with EOS and is not shifted, with -100 for padding.
+                Without `decoder_input_ids` the decoder reads the labels shifted right.
+            **kwargs: As in `TriviumModel.forward`; `num_items_in_batch` is what the loss is divided by.
+
+        Returns:
+            `logits`: (batch, target_len, target vocabulary), `loss`: a scalar, smoothed (`config.label_smoothing`)
+            in training mode only, so that exp(loss) of an evaluation is the perplexity; and the rest of
+            `Seq2SeqLMOutput`.
+        """
+        if labels is not None:
+            use_cache = False
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            decoder_position_ids=decoder_position_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            loss = label_smoothed_cross_entropy(
+                logits,
+                labels,
+                label_smoothing=self.config.label_smoothing if self.training else 0.0,
+                num_items_in_batch=kwargs.get("num_items_in_batch"),
+            )
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            decoder_attentions=outputs.decoder_attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            encoder_attentions=outputs.encoder_attentions,
+        )
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Shift (batch, target_len) labels right: the decoder reads the start token and then all labels but the last.
+
+        Raises:
+            ValueError: The configuration lacks `decoder_start_token_id` or `pad_token_id`.
+        """
+        start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
+        if start is None or pad is None:
+            raise ValueError(
+                f"To make decoder inputs from labels the config needs decoder_start_token_id (is {start}) and "
+                f"pad_token_id (is {pad})."
+            )
+        shifted = labels.new_full(labels.shape, start)
+        shifted[:, 1:] = labels[:, :-1]
+        return shifted.masked_fill(shifted == IGNORED, pad)
+
+    def prepare_inputs_for_generation(self, *args, decoder_attention_mask: torch.Tensor | None = None, **kwargs):
+        """As in transformers, with the positions of a padded decoder prompt, which its static caches would lose."""
+        if decoder_attention_mask is not None:
+            length = decoder_attention_mask.shape[-1]
+            kwargs["decoder_position_ids"] = token_positions(
+                decoder_attention_mask, length, 0, decoder_attention_mask.device
+            )
+        return super().prepare_inputs_for_generation(*args, decoder_attention_mask=decoder_attention_mask, **kwargs)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """As in transformers, for one vocabulary.
+
+        Raises:
+            ValueError: There are two vocabularies, and one number cannot say which.
+        """
+        if self.config.decoder_vocab_size is not None:
+            raise ValueError(
+                "resize_token_embeddings serves models with one vocabulary, but this one has vocab_size="
+                f"{self.config.vocab_size} and decoder_vocab_size={self.config.decoder_vocab_size}."
+            )
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
