@@ -4,7 +4,7 @@ This file travels to the Hub inside every saved model, so it imports transformer
 """
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -95,7 +95,7 @@ class TriviumConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
     decoder_start_token_id: int | None = 1
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what follows from other fields."""
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -111,7 +111,7 @@ class TriviumConfig(PreTrainedConfig):
         """Tokens that the decoder reads and writes."""
         return self.vocab_size if self.decoder_vocab_size is None else self.decoder_vocab_size
 
-    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """As in transformers; the decoder's vocabulary is `vocab_size` where there is no `decoder_vocab_size`."""
         if not decoder or encoder:
             return super().get_text_config(decoder=decoder, encoder=encoder)
@@ -119,7 +119,7 @@ class TriviumConfig(PreTrainedConfig):
         config.decoder_vocab_size = self.target_vocab_size
         return super(TriviumConfig, config).get_text_config(decoder=decoder, encoder=encoder)
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Refuse what cannot work; `@strict` calls this at the end of construction."""
         counts = ["vocab_size", "d_model", "num_attention_heads", "num_key_value_heads", "ffn_dim"]
         for name in [*counts, "decoder_vocab_size", "max_position_embeddings"]:
@@ -139,7 +139,7 @@ class TriviumConfig(PreTrainedConfig):
             raise ValueError(
                 f"d_model is {self.d_model}, but must be a multiple of num_attention_heads ({self.num_attention_heads})."
             )
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.num_key_value_heads and self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads is {self.num_key_value_heads}, but must divide num_attention_heads "
                 f"({self.num_attention_heads})."
@@ -159,7 +159,7 @@ class TriviumConfig(PreTrainedConfig):
             )
         self._validate_special_tokens()
 
-    def _validate_special_tokens(self):
+    def _validate_special_tokens(self) -> None:
         shared_size = min(self.vocab_size, self.target_vocab_size)
         for name, size in {
             "pad_token_id": shared_size,

@@ -17,7 +17,7 @@ from .positions import Rotation, rotate
 
 
 def eager_attention_forward(
-    module: nn.Module,
+    module: "MultiHeadAttention",
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -68,6 +68,7 @@ class MultiHeadAttention(nn.Module):
         self.layer_idx = layer_idx
         self.is_causal = is_causal
         self.head_dim = config.head_dim
+        assert config.num_key_value_heads is not None  # the configuration fills it in
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         key_value_dim = config.num_key_value_heads * self.head_dim

@@ -1,5 +1,8 @@
 """The encoder-decoder of *Attention Is All You Need* (Figure 1): two stacks, and the head that predicts tokens."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel, initialization
@@ -62,7 +65,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
 class TriviumStack(TriviumPreTrainedModel):
     """What encoder and decoder share: embedded tokens, their positions, dropout, N layers."""
 
-    def __init__(self, config: TriviumConfig, vocab_size: int, layers: list[nn.Module]) -> None:
+    def __init__(self, config: TriviumConfig, vocab_size: int, layers: Iterable[nn.Module]) -> None:
         super().__init__(config)
         self.embed_tokens = TokenEmbedding(vocab_size, config)
         self.embed_positions = POSITIONS[config.position_embedding_type](config)
@@ -92,15 +95,15 @@ class TriviumEncoder(TriviumStack):
     _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": MultiHeadAttention}
 
     def __init__(self, config: TriviumConfig) -> None:
-        super().__init__(config, config.vocab_size, [EncoderLayer(config, i) for i in range(config.encoder_layers)])
+        super().__init__(config, config.vocab_size, (EncoderLayer(config, i) for i in range(config.encoder_layers)))
 
     @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
@@ -139,16 +142,16 @@ class TriviumDecoder(TriviumStack):
     }
 
     def __init__(self, config: TriviumConfig) -> None:
-        layers = [DecoderLayer(config, i) for i in range(config.decoder_layers)]
+        layers = (DecoderLayer(config, i) for i in range(config.decoder_layers))
         super().__init__(config, config.target_vocab_size, layers)
 
     @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -222,7 +225,7 @@ class TriviumModel(TriviumPreTrainedModel):
         """The source's token embedding."""
         return self.encoder.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: TokenEmbedding) -> None:
         """Replace the source's token embedding; the target's, too, where the two are tied."""
         self.encoder.embed_tokens = value
         if self.config.tie_word_embeddings and self.config.decoder_vocab_size is None:
@@ -231,15 +234,15 @@ class TriviumModel(TriviumPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple[torch.Tensor, ...] | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
-        decoder_position_ids: torch.LongTensor | None = None,
+        decoder_position_ids: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqModelOutput:
@@ -265,7 +268,7 @@ class TriviumModel(TriviumPreTrainedModel):
             encoder_outputs = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
             )
-        elif not isinstance(encoder_outputs, BaseModelOutput):
+        elif isinstance(encoder_outputs, tuple):  # what the encoder returns with return_dict=False
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
@@ -306,16 +309,16 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple[torch.Tensor, ...] | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
-        decoder_position_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        decoder_position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
@@ -385,7 +388,9 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
         shifted[:, 1:] = labels[:, :-1]
         return shifted.masked_fill(shifted == IGNORED, pad)
 
-    def prepare_inputs_for_generation(self, *args, decoder_attention_mask: torch.Tensor | None = None, **kwargs):
+    def prepare_inputs_for_generation(
+        self, *args: Any, decoder_attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """As in transformers, with the positions of a padded decoder prompt, which its static caches would lose."""
         if decoder_attention_mask is not None:
             length = decoder_attention_mask.shape[-1]
@@ -394,7 +399,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
             )
         return super().prepare_inputs_for_generation(*args, decoder_attention_mask=decoder_attention_mask, **kwargs)
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As in transformers, for one vocabulary.
 
         Raises:
