@@ -137,7 +137,8 @@ class TriviumConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {value}, but must be above 0.")
         if self.d_model % self.num_attention_heads:
             raise ValueError(
-                f"d_model is {self.d_model}, but must be a multiple of num_attention_heads ({self.num_attention_heads})."
+                f"d_model is {self.d_model}, but must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads})."
             )
         if self.num_key_value_heads and self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -146,7 +147,8 @@ class TriviumConfig(PreTrainedConfig):
             )
         if self.position_embedding_type == "sinusoidal" and self.d_model % 2:
             raise ValueError(
-                f"d_model is {self.d_model}, but must be even with sinusoidal positions: sines and cosines come in pairs."
+                f"d_model is {self.d_model}, but must be even with sinusoidal positions: "
+                "sines and cosines come in pairs."
             )
         if self.position_embedding_type == "rotary" and self.head_dim % 2:
             raise ValueError(

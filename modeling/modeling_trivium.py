@@ -268,7 +268,7 @@ class TriviumModel(TriviumPreTrainedModel):
             encoder_outputs = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
             )
-        elif isinstance(encoder_outputs, tuple):  # what the encoder returns with return_dict=False
+        elif isinstance(encoder_outputs, (tuple, list)):  # what the encoder returns with return_dict=False
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
@@ -322,11 +322,21 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
-        """Predict every next target token; with `labels`, say how badly. See `TriviumModel.forward` for the rest.
+        """Predict every next target token; with `labels`, say how badly. More on each in `TriviumModel.forward`.
 
         Args:
+            input_ids: (batch, source_len).
+            attention_mask: (batch, source_len).
+            decoder_input_ids: (batch, target_len).
+            decoder_attention_mask: (batch, cached length + target_len).
+            encoder_outputs: What the encoder returned before.
+            past_key_values: Keys and values of earlier calls.
+            inputs_embeds: (batch, source_len, d_model).
+            decoder_inputs_embeds: (batch, target_len, d_model).
+            decoder_position_ids: (batch, target_len).
             labels: (batch, target_len), the target that ends with EOS and is not shifted, with -100 for padding.
                 Without `decoder_input_ids` the decoder reads the labels shifted right.
+            use_cache: Whether to return keys and values for the next call; not with `labels`.
             **kwargs: As in `TriviumModel.forward`; `num_items_in_batch` is what the loss is divided by.
 
         Returns:

@@ -35,7 +35,7 @@ def token_positions(
 
 
 def angles(position_ids: torch.Tensor, dim: int, base: float, dtype: torch.dtype) -> torch.Tensor:
-    """position / base^(2i / dim) for i = 0 .. dim/2 - 1: wavelengths from 2 pi to base * 2 pi, in geometric steps.
+    """Angles position / base^(2i / dim), i = 0 .. dim/2 - 1: wavelengths from 2 pi to base * 2 pi, in geometric steps.
 
     Computed in `dtype`, but at least in float32: half precision cannot tell large positions apart.
 
