@@ -1,0 +1,274 @@
+"""Loading of sentence pairs: every kind of file, eager and lazy, and every mistake a user can make."""
+
+import json
+
+import datasets
+import pytest
+from omegaconf import OmegaConf
+
+from trivium.data import DataArguments, load_parallel, read_lines
+
+PAIRS = [{"en": "A dog.", "de": "Ein Hund."}, {"en": "NA", "de": '"Zwei" Hunde, drei Katzen.'}, {"en": "3", "de": "3"}]
+EXPECTED = [{"source": pair["en"], "target": pair["de"]} for pair in PAIRS]
+
+eager_and_lazy = pytest.mark.parametrize("streaming", [False, True], ids=["eager", "streaming"])
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def write_text(folder, english, german, name="train"):
+    """Writes parallel text, given as bytes, and returns its prefix."""
+    (folder / f"{name}.en").write_bytes(english)
+    (folder / f"{name}.de").write_bytes(german)
+    return str(folder / name)
+
+
+def load(train, **options):
+    return list(load_parallel(DataArguments(train=str(train), **options))["train"])
+
+
+def write(folder, kind):
+    file = folder / f"train.{kind}"
+    rows = datasets.Dataset.from_list(PAIRS)
+    if kind == "text":
+        english, german = ("".join(pair[side] + "\n" for pair in PAIRS).encode() for side in ("en", "de"))
+        return write_text(folder, english, german)
+    if kind in ("jsonl", "json"):
+        rows.to_json(file)
+    elif kind == "csv":
+        rows.to_csv(file)
+    elif kind == "tsv":
+        file.write_text("".join(f"{de}\t{en}\n" for en, de in [("en", "de"), *(p.values() for p in PAIRS)]))
+    else:
+        rows.to_parquet(file)
+    return file
+
+
+# --- What is read ----------------------------------------------------------------------------------------------------
+
+
+@eager_and_lazy
+@pytest.mark.parametrize("kind", ["text", "jsonl", "json", "csv", "tsv", "parquet"])
+def test_local_files(tmp_path, kind, streaming):
+    splits = load_parallel(DataArguments(train=str(write(tmp_path, kind)), streaming=streaming))
+    assert type(splits) is (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)
+    assert list(splits) == ["train"]
+    assert splits["train"].column_names == ["source", "target"]
+    assert list(splits["train"]) == EXPECTED
+
+
+def test_the_direction_can_be_turned(tmp_path):
+    turned = load(write(tmp_path, "text"), source="de", target="en")
+    assert turned == [{"source": pair["target"], "target": pair["source"]} for pair in EXPECTED]
+
+
+def test_each_split_comes_from_its_own_file(tmp_path):
+    prefixes = {
+        split: write_text(tmp_path, split.encode(), b"x", name=f"{split}.v1")
+        for split in ("train", "validation", "test")
+    }
+    splits = load_parallel(DataArguments(**prefixes))
+    assert {split: rows["source"][0] for split, rows in splits.items()} == {split: split for split in prefixes}
+    assert all(str(rows.split) == split for split, rows in splits.items())
+
+
+@eager_and_lazy
+def test_only_a_newline_ends_a_line(tmp_path, streaming):
+    english = "\ufeffone\u2028two\r\nthree\u0085four\x0bfive\n"
+    prefix = write_text(tmp_path, english.encode(), "\ufeffeins\nzwei".encode())
+    assert load(prefix, streaming=streaming) == [
+        {"source": "one\u2028two", "target": "eins"},
+        {"source": "three\u0085four\x0bfive", "target": "zwei"},
+    ]
+
+
+def test_csv_with_line_breaks_and_byte_order_mark(tmp_path):
+    file = tmp_path / "train.csv"
+    file.write_bytes('\ufeffid,en,de\r\n1,"a\nb","""c"", d"\r\n'.encode())
+    assert load(file) == [{"source": "a\nb", "target": '"c", d'}]
+
+
+def test_translation_objects_in_json_lines(tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps({"translation": pair}) + "\n" for pair in PAIRS))
+    assert load(file) == EXPECTED
+
+
+@eager_and_lazy
+@pytest.mark.parametrize("nested", [False, True], ids=["columns", "translation"])
+def test_named_data_sets(tmp_path, nested, streaming):
+    rows = [{"translation": pair, "id": 1} for pair in PAIRS] if nested else PAIRS
+    for split in ("train", "test"):
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / "corpus" / f"{split}.parquet")
+    splits = load_parallel(DataArguments(name=str(tmp_path / "corpus"), streaming=streaming))
+    assert list(splits) == ["train", "test"]
+    for rows in splits.values():
+        assert rows.column_names == ["source", "target"]
+        assert list(rows) == EXPECTED
+
+
+@eager_and_lazy
+def test_named_data_set_whose_columns_are_source_and_target(tmp_path, streaming):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "train.jsonl").write_text('{"target": "b", "source": "a", "note": 1}\n')
+    args = DataArguments(name=str(tmp_path / "corpus"), source="source", target="target", streaming=streaming)
+    assert list(load_parallel(args)["train"]) == [{"source": "a", "target": "b"}]
+
+
+def test_named_data_set_with_split_expressions(tmp_path):
+    datasets.Dataset.from_list(PAIRS).to_parquet(tmp_path / "corpus" / "train.parquet")
+    splits = load_parallel(DataArguments(name=str(tmp_path / "corpus"), train="train[1:]", validation="train[:1]"))
+    assert list(splits["train"]) == EXPECTED[1:]
+    assert list(splits["validation"]) == EXPECTED[:1]
+
+
+@eager_and_lazy
+def test_embedded_corpus_in_both_directions(streaming):
+    forth = next(iter(load_parallel(DataArguments(name="numbers", streaming=streaming))["test"]))
+    back = load_parallel(DataArguments(name="numbers", source="de", target="en", streaming=streaming))
+    assert next(iter(back["test"])) == {"source": forth["target"], "target": forth["source"]}
+    assert set(back) == {"train", "validation", "test"}
+
+
+@eager_and_lazy
+def test_sample_limits(tmp_path, streaming):
+    file = str(write(tmp_path, "jsonl"))
+    args = DataArguments(train=file, test=file, max_train_samples=2, max_test_samples=9, streaming=streaming)
+    splits = load_parallel(args)
+    assert list(splits["train"]) == EXPECTED[:2]
+    assert list(splits["test"]) == EXPECTED
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    assert load(write_text(tmp_path, b"one", b"eins"))[0]["source"] == "one"
+    assert load(write_text(tmp_path, b"two!", b"zwei"))[0]["source"] == "two!"
+
+
+def test_arguments_as_a_recipe(tmp_path):
+    schema = OmegaConf.structured(DataArguments)
+    recipe = OmegaConf.create({"train": str(write(tmp_path, "csv")), "max_train_samples": 1})
+    assert list(load_parallel(OmegaConf.to_object(OmegaConf.merge(schema, recipe)))["train"]) == EXPECTED[:1]
+
+
+# --- What is refused -------------------------------------------------------------------------------------------------
+
+
+@eager_and_lazy
+@pytest.mark.parametrize(
+    ("english", "german", "message"),
+    [
+        (b"a\nb\nc\nd\n", b"a\nb\n", r"train\.de ends after line 2, but .*train\.en has 4 lines"),
+        (b"a\n", b"a\nb\n", r"train\.en ends after line 1, but .*train\.de has 2 lines"),
+        (b"a\n\nc\n", b"a\nb\nc\n", r"train\.en and .*train\.de, line 2: 'en' is ''"),
+        (b"a\nb\n", b"a\n \t\n", r"line 2: 'de' is ' \\t'"),
+        (b"a\nb\n", "ä\nö\n".encode("latin-1"), r"train\.de, line 1: byte 0xe4 at position 1 is not UTF-8"),
+        ("a\n".encode("utf-16"), b"a\n", r"train\.en, line 1: byte 0xff at position 1 is not UTF-8"),
+        (b"", b"", r"train\.en: the file is empty"),
+        (b"a\n", b"", r"train\.de: the file is empty"),
+    ],
+)
+def test_faulty_parallel_text(tmp_path, english, german, message, streaming):
+    prefix = write_text(tmp_path, english, german)
+    with pytest.raises(ValueError, match=message):
+        load(prefix, streaming=streaming)
+
+
+@eager_and_lazy
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"en": "a", "de": "b"}\n{"en": "a"}\n', r"a\.jsonl, line 2: there is no 'de', only \['en'\]"),
+        ("a.jsonl", b'{"en": "a", "de": null}\n', r"line 1: 'de' is None; every pair needs"),
+        ("a.jsonl", b'{"en": 7, "de": "b"}\n', r"line 1: 'en' is 7"),
+        ("a.jsonl", b'{"en": "a", "de": "b"}\n{"en": \n', r"line 2: not JSON \(.*\); every line must be one JSON"),
+        ("a.json", b'["a", "b"]\n', r"a\.json, line 1: found list; every line must be one JSON object"),
+        ("a.jsonl", b'{"en": "\xe4", "de": "b"}\n', r"line 1: byte 0xe4 at position 9 is not UTF-8"),
+        ("a.jsonl", b"", r"a\.jsonl: the file is empty"),
+        ("a.csv", b"english,de\na,b\n", r"a\.csv, line 2: there is no 'en', only \['english', 'de'\]"),
+        ("a.csv", b"en,de\na,b\na\n", r"line 3: found 1 cells; line 1 announces 2"),
+        ("a.csv", b'en,de\na,"b\nc\n', r"line 3: unexpected end of data"),
+        ("a.csv", b"en,de\n", r"a\.csv: there are no sentence pairs"),
+        ("a.tsv", b"en\tde\na\t\n", r"a\.tsv, line 2: 'de' is ''"),
+        ("a.parquet", b"en,de\n", r"a\.parquet: not a Parquet file"),
+    ],
+)
+def test_faulty_tables(tmp_path, name, content, message, streaming):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / name, streaming=streaming)
+
+
+def test_faulty_parquet(tmp_path):
+    datasets.Dataset.from_dict({"en": ["a", "b"], "de": ["a", None]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet, row 2: 'de' is None"):
+        load(tmp_path / "a.parquet")
+
+
+def test_streaming_complains_only_when_the_line_is_reached(tmp_path):
+    prefix = write_text(tmp_path, b"a\nb\n\n", b"a\nb\nc\n")
+    rows = iter(load_parallel(DataArguments(train=prefix, streaming=True))["train"])
+    assert [next(rows)["source"], next(rows)["source"]] == ["a", "b"]
+    with pytest.raises(ValueError, match="line 3"):
+        next(rows)
+
+
+@eager_and_lazy
+def test_missing_files(tmp_path, streaming):
+    (tmp_path / "train.en").write_bytes(b"a\n")
+    with pytest.raises(
+        FileNotFoundError, match=r"train\.de: no such file; allowed are .*\.jsonl.* prefix of parallel"
+    ):
+        load(tmp_path / "train", streaming=streaming)
+    with pytest.raises(FileNotFoundError, match=r"train\.csv: no such file"):
+        load(tmp_path / "train.csv", streaming=streaming)
+
+
+@eager_and_lazy
+def test_faulty_named_data_set(tmp_path, streaming):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "train.jsonl").write_text('{"en": "a", "de": "b"}\n{"en": "a", "de": ""}\n')
+    name = str(tmp_path / "corpus")
+    with pytest.raises(ValueError, match=r"corpus \(train\), row 2: 'de' is ''"):
+        list(load_parallel(DataArguments(name=name, streaming=streaming))["train"])
+    with pytest.raises(ValueError, match=r"row 1: there is no 'fr', only \['en', 'de'\]"):
+        list(load_parallel(DataArguments(name=name, target="fr", streaming=streaming))["train"])
+
+
+def test_named_data_set_without_known_splits(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: dev\n    path: dev.jsonl\n---\n"
+    )
+    (tmp_path / "corpus" / "dev.jsonl").write_text('{"en": "a", "de": "b"}\n')
+    with pytest.raises(ValueError, match=r"has the splits \['dev'\], none of .*: say which is `train`"):
+        load_parallel(DataArguments(name=str(tmp_path / "corpus")))
+    splits = load_parallel(DataArguments(name=str(tmp_path / "corpus"), validation="dev"))
+    assert list(splits["validation"]) == [{"source": "a", "target": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "no data: set `name`"),
+        ({"name": "numbers", "train": "x"}, "has its own splits"),
+        ({"name": "numbers", "target": "fr"}, "is English and German"),
+        ({"name": "numbers", "max_test_samples": 0}, "max_test_samples must be at least 1"),
+    ],
+)
+def test_contradictory_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_parallel(DataArguments(**options))
+
+
+def test_read_lines(tmp_path):
+    file = tmp_path / "lines.txt"
+    file.write_bytes("\ufeffa\r\n\nb\u2028c\n".encode())
+    assert list(read_lines(file)) == ["a", "", "b\u2028c"]
+    file.write_bytes(b"a\n\xff\n")
+    with pytest.raises(ValueError, match=r"lines\.txt, line 2: byte 0xff"):
+        list(read_lines(file))
+    with pytest.raises(FileNotFoundError):
+        list(read_lines(tmp_path / "none.txt"))

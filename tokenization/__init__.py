@@ -1,0 +1,6 @@
+"""The tokenizer, and how to train one."""
+
+from trivium.tokenization.tokenization_trivium import TriviumTokenizer
+from trivium.tokenization.train_tokenizer import train_tokenizer
+
+__all__ = ["TriviumTokenizer", "train_tokenizer"]

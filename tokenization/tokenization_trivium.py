@@ -1,0 +1,323 @@
+"""Trivium's tokenizer: one vocabulary for both languages, or one for each.
+
+This file travels to the Hub inside every saved tokenizer, so it imports nothing of the package around it.
+"""
+
+import copy
+import json
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tokenizers import Tokenizer, models, trainers
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import BatchEncoding, PreTrainedTokenizerFast
+
+# Their order is their ids, in every vocabulary: 0, 1, 2, 3, 4.
+SPECIAL_TOKENS = {
+    "pad_token": "<pad>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+IGNORE_INDEX = -100
+TARGET_TOKENIZER_FILE = "target_tokenizer.json"
+
+
+class TriviumTokenizer(PreTrainedTokenizerFast):
+    """A fast tokenizer with one shared vocabulary, or with one for the source and one for the target language.
+
+    Both source and target are encoded as `tokens </s>`, a pair as `first </s> second </s>`; the decoder's first
+    token, `<s>`, comes from the model's configuration. For the prompt of a language model, which must stay open, pass
+    `add_special_tokens=False`.
+
+    **Two vocabularies.** `tokenizer(text)` encodes with the source's, `tokenizer(text_target=...)` with the target's,
+    and `tokenizer(text, text_target=...)` puts the second into `labels`. `decode` and `batch_decode` read ids of the
+    *target*, since translations are what one decodes; everything about single tokens (`convert_ids_to_tokens`,
+    `convert_tokens_to_ids`, `get_vocab`, `vocab_size`, `len`, `add_tokens`) is about the *source*. The two sides
+    are tokenizers themselves: `tokenizer.source.decode(ids)`, `tokenizer.target.convert_ids_to_tokens(ids)`,
+    `tokenizer.target.save_pretrained(folder)`. With a shared vocabulary both are the tokenizer itself.
+
+    **Special tokens in text.** `<pad>`, `<s>`, `</s>` and `<unk>` written in a text are plain text: no user can end a
+    sentence early, and decoding gives the text back. Pass `split_special_tokens=False` to have them recognised. Only
+    `<mask>`, which people do write (`"Paris is the <mask> of France"`), always becomes the special token. It takes in
+    the space before it, as the pieces it stands for do, and decoding with `skip_special_tokens=True` leaves it out.
+
+    Args:
+        tokenizer_object: The backend; of the source language, if there are two.
+        tokenizer_file: The path of a `tokenizer.json` to read it from instead.
+        target_tokenizer_object: The backend of the target language. Without one the vocabulary is shared.
+        target_tokenizer_file: The path of a file to read it from instead.
+        shared_vocabulary: What the saved configuration says, so that a missing file is noticed.
+        kwargs: What every `PreTrainedTokenizerFast` takes, such as `model_max_length` and `padding_side`.
+
+    Raises:
+        ValueError: If the two vocabularies disagree about the id of a special token, or if the target's is missing.
+    """
+
+    vocab_files_names = {"tokenizer_file": "tokenizer.json", "target_tokenizer_file": TARGET_TOKENIZER_FILE}
+    model_input_names = ["input_ids", "attention_mask"]
+
+    def __init__(
+        self,
+        tokenizer_object: Tokenizer | None = None,
+        tokenizer_file: str | None = None,
+        target_tokenizer_object: Tokenizer | None = None,
+        target_tokenizer_file: str | None = None,
+        shared_vocabulary: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if shared_vocabulary:
+            target_tokenizer_object = target_tokenizer_file = None  # a file left over from another tokenizer
+        elif target_tokenizer_object is not None:
+            target_tokenizer_object = copy.deepcopy(target_tokenizer_object)
+        elif target_tokenizer_file is not None:
+            target_tokenizer_object = Tokenizer.from_file(target_tokenizer_file)
+        elif shared_vocabulary is False:
+            raise ValueError(f"This tokenizer has two vocabularies, but {TARGET_TOKENIZER_FILE!r} is missing.")
+
+        self._target_tokenizer = target_tokenizer_object
+        defaults = {**SPECIAL_TOKENS, "split_special_tokens": True, "clean_up_tokenization_spaces": False}
+        super().__init__(
+            tokenizer_object=tokenizer_object,
+            tokenizer_file=tokenizer_file,
+            shared_vocabulary=target_tokenizer_object is None,
+            **{**defaults, **kwargs},
+        )
+        if not self.shared_vocabulary:
+            for name, token in self.special_tokens_map.items():
+                source_id, target_id = self._tokenizer.token_to_id(token), self._target_tokenizer.token_to_id(token)
+                if name in SPECIAL_TOKENS and source_id != target_id:
+                    raise ValueError(
+                        f"{token!r} must have one id in both vocabularies, got {source_id} in the source's "
+                        f"and {target_id} in the target's."
+                    )
+
+    @classmethod
+    def convert_to_native_format(cls, **kwargs: Any) -> dict[str, Any]:
+        """Leaves the files to `__init__`, which reads them whole; the base class would take them apart."""
+        return kwargs
+
+    # --- The two sides ------------------------------------------------------------------------------------------
+
+    @property
+    def shared_vocabulary(self) -> bool:
+        """Whether source and target share one vocabulary."""
+        return self._target_tokenizer is None
+
+    @property
+    def source(self) -> "TriviumTokenizer":
+        """The tokenizer of the source language alone; this one, if the vocabulary is shared."""
+        return self if self.shared_vocabulary else self._side(self._tokenizer)
+
+    @property
+    def target(self) -> "TriviumTokenizer":
+        """The tokenizer of the target language alone; this one, if the vocabulary is shared."""
+        return self if self.shared_vocabulary else self._side(self._target_tokenizer)
+
+    @property
+    def target_vocab_size(self) -> int:
+        """The number of tokens in the target's vocabulary, added ones included; `len(self)` if it is shared."""
+        return len(self.target)
+
+    def _side(self, backend: Tokenizer) -> "TriviumTokenizer":
+        # A shallow copy follows the settings of this tokenizer and shares the backend, without loading anything.
+        side = copy.copy(self)
+        side._tokenizer = backend
+        side._target_tokenizer = None
+        side.init_kwargs = {**self.init_kwargs, "shared_vocabulary": True}
+        return side
+
+    # --- Text to ids --------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        text: Any = None,
+        text_pair: Any = None,
+        text_target: Any = None,
+        text_pair_target: Any = None,
+        **kwargs: Any,
+    ) -> BatchEncoding:
+        """Encodes texts of the source language, of the target language, or both.
+
+        Args:
+            text: A text or a batch of texts of the source language.
+            text_pair: The second texts of the pairs, if they are pairs.
+            text_target: A text or a batch of texts of the target language.
+            text_pair_target: The second texts of the pairs, if they are pairs.
+            kwargs: What every tokenizer takes: `padding`, `truncation`, `max_length`, `max_target_length`,
+                `return_tensors`, ...
+
+        Returns:
+            `input_ids` and `attention_mask`, each (batch, length); given both languages, `labels` as well.
+
+        Raises:
+            ValueError: If a text has a lone surrogate, which no encoding of Unicode can hold.
+        """
+        if self.shared_vocabulary or text_target is None:
+            return super().__call__(text, text_pair, text_target, text_pair_target, **kwargs)
+        targets = self.target(text_target=text_target, text_pair_target=text_pair_target, **kwargs)
+        if text is None:
+            return targets
+        encoding = super().__call__(text, text_pair, **kwargs)
+        encoding["labels"] = targets["input_ids"]
+        return encoding
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:
+        try:
+            return super()._encode_plus(text, text_pair, **kwargs)
+        except TypeError as error:  # the backend says no more than that its input must be a string
+            for each in _strings([text, text_pair]):
+                if any("\ud800" <= character <= "\udfff" for character in each):
+                    raise ValueError(f"A text must not have lone surrogates, got {each!r}.") from error
+            raise
+
+    # --- Ids to text --------------------------------------------------------------------------------------------
+
+    def _decode(self, token_ids: Any, **kwargs: Any) -> str:
+        # The one place that `decode` and `batch_decode` come through, with plain Python numbers.
+        if isinstance(token_ids, dict):
+            token_ids = token_ids["input_ids"]
+        if isinstance(token_ids, int):
+            token_ids = [token_ids]
+        token_ids = [token_id for token_id in token_ids if token_id != IGNORE_INDEX]
+        return super(TriviumTokenizer, self.target)._decode(token_ids, **kwargs)
+
+    # --- Files --------------------------------------------------------------------------------------------------
+
+    def _save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        file_names: tuple[str, ...],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+    ) -> tuple[str, ...]:
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        backends = {"tokenizer_file": self._tokenizer, "target_tokenizer_file": self._target_tokenizer}
+        for name, backend in backends.items():
+            path = os.path.join(save_directory, prefix + self.vocab_files_names[name])
+            if backend is not None:
+                # The last call's padding and truncation are not the tokenizer's; each call sets its own.
+                backend.no_padding()
+                backend.no_truncation()
+                backend.save(f"{path}.partial")
+                os.replace(f"{path}.partial", path)  # a crash never leaves half a file under the real name
+                file_names += (path,)
+            elif os.path.exists(path):
+                os.remove(path)  # of another tokenizer, saved here before
+        return file_names
+
+    # --- Training -----------------------------------------------------------------------------------------------
+
+    def train_new_from_iterator(
+        self, text_iterator: Iterable[str] | Iterable[list[str]], vocab_size: int, show_progress: bool = False
+    ) -> "TriviumTokenizer":
+        """Trains a tokenizer like this one on other texts.
+
+        The special tokens keep their ids, and tokens that were added come after the new vocabulary.
+
+        Args:
+            text_iterator: The texts, or batches of them.
+            vocab_size: The size of the new vocabulary, special tokens included.
+            show_progress: Whether to show a progress bar.
+
+        Returns:
+            The new tokenizer; this one stays as it is.
+
+        Raises:
+            ValueError: If this tokenizer has two vocabularies, or `vocab_size` cannot hold the alphabet.
+        """
+        if not self.shared_vocabulary:
+            raise ValueError("Two vocabularies are trained one by one: use `tokenizer.source` and `tokenizer.target`.")
+        backend = train_backend(copy.deepcopy(self._tokenizer), text_iterator, vocab_size, show_progress)
+        tokenizer = type(self)(tokenizer_object=backend, **self.init_kwargs)
+        old_tokens = self.added_tokens_decoder.values()
+        tokenizer.add_tokens([token for token in old_tokens if backend.token_to_id(token.content) is None])
+        return tokenizer
+
+
+def train_backend(
+    backend: Tokenizer, texts: Iterable[str] | Iterable[list[str]], vocab_size: int, show_progress: bool = False
+) -> Tokenizer:
+    """Trains a backend's model from scratch so that no text is lost and the special tokens have their ids.
+
+    Args:
+        backend: Any byte-level BPE, WordPiece or Unigram, or a BPE with byte fallback. Do not use it afterwards.
+        texts: The texts, or batches of them.
+        vocab_size: The size of the vocabulary, special tokens and alphabet included.
+        show_progress: Whether to show a progress bar.
+
+    Returns:
+        The trained backend, which ends every text with `</s>`.
+
+    Raises:
+        ValueError: If `vocab_size` cannot hold the special tokens and the alphabet.
+    """
+    special_tokens = list(SPECIAL_TOKENS.values())
+    byte_level = sorted(ByteLevel.alphabet())
+    # Every piece that some text might need must be in the vocabulary, whether these texts need it or not.
+    pieces, alphabet, options = [], byte_level, {}
+    if isinstance(backend.model, models.WordPiece):
+        make_trainer = trainers.WordPieceTrainer
+        pieces = [backend.model.continuing_subword_prefix + character for character in byte_level]
+    elif isinstance(backend.model, models.Unigram):
+        make_trainer = trainers.UnigramTrainer
+        options["unk_token"] = SPECIAL_TOKENS["unk_token"]
+        alphabet = []  # the trainer would give it scores in random order: `_settle_unigram` does it instead
+    else:
+        make_trainer = trainers.BpeTrainer
+        if backend.model.byte_fallback:
+            pieces, alphabet = [f"<0x{byte:02X}>" for byte in range(256)], []
+
+    smallest = len({*special_tokens, *pieces, *(alphabet or pieces or byte_level)})
+    if vocab_size < smallest:
+        raise ValueError(f"vocab_size must hold the special tokens and the alphabet, {smallest}; got {vocab_size}.")
+    trainer = make_trainer(
+        vocab_size=vocab_size,
+        special_tokens=special_tokens + pieces,  # which is how a trainer is told to keep a piece
+        initial_alphabet=alphabet,
+        show_progress=show_progress,
+        **options,
+    )
+    backend.train_from_iterator(texts, trainer)
+
+    state = json.loads(backend.to_str())
+    if state["model"]["type"] == "Unigram":
+        state["model"]["vocab"] = _settle_unigram(state["model"]["vocab"], byte_level, vocab_size)
+    state["added_tokens"] = state["added_tokens"][: len(special_tokens)]  # the pieces are special to no one else
+    backend = Tokenizer.from_str(json.dumps(state))
+    if backend.get_vocab_size() > vocab_size:
+        raise ValueError(
+            f"vocab_size must hold every character of the texts, {backend.get_vocab_size()}; got {vocab_size}."
+        )
+    eos_token = SPECIAL_TOKENS["eos_token"]
+    backend.post_processor = TemplateProcessing(
+        single=f"$A {eos_token}",
+        pair=f"$A {eos_token} $B:1 {eos_token}:1",
+        special_tokens=[(eos_token, special_tokens.index(eos_token))],
+    )
+    return backend
+
+
+def _settle_unigram(vocab: list[list[Any]], alphabet: list[str], vocab_size: int) -> list[list[Any]]:
+    """Adds the whole alphabet to a trained Unigram vocabulary, and takes away what differs from run to run."""
+    special, learned = vocab[: len(SPECIAL_TOKENS)], vocab[len(SPECIAL_TOKENS) :]
+    scores = {piece: round(score, 6) for piece, score in learned}  # sums in another order differ in the last digits
+    lowest = min(scores.values())
+    # The trainer sets rare characters a little (up to 256 x 0.0001) above the lowest score, in random order.
+    characters = {piece: scores.pop(piece, lowest) for piece in alphabet}
+    characters = {piece: score if score > lowest + 0.03 else lowest for piece, score in characters.items()}
+    by_score = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    kept = by_score[: vocab_size - len(special) - len(characters)]
+    return special + sorted([*characters.items(), *kept], key=lambda item: (-item[1], item[0]))
+
+
+def _strings(nested: Any) -> Iterator[str]:
+    """Walks through the strings in lists of lists of strings."""
+    if isinstance(nested, str):
+        yield nested
+    elif isinstance(nested, (list, tuple)):
+        for each in nested:
+            yield from _strings(each)
