@@ -1,0 +1,149 @@
+"""A run as a file: what data, which tokenizer and model, how to train, how to translate and to measure."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from transformers import GenerationConfig, Seq2SeqTrainingArguments
+from yaml import YAMLError
+
+from trivium.configuration import PRESETS, TriviumConfig, preset_config
+from trivium.data import DataArguments
+from trivium.metrics import METRICS
+
+RECIPE_FILE = "recipe.yaml"
+
+
+@dataclass
+class TokenizerArguments:
+    """What `train_tokenizer` takes, and how much of the training data it sees: the `tokenizer:` section of a recipe.
+
+    Attributes:
+        sample: Train on the first so many sentence pairs; None for all.
+        vocab_size: Tokens in each vocabulary.
+        shared: One vocabulary for both languages, or one each.
+        algorithm: "bpe", "wordpiece" or "unigram".
+        byte_fallback: BPE over characters, with bytes for unknown ones, instead of over bytes.
+        normalization: "NFC", "NFKC" or None.
+        lowercase: Whether text is lower-cased.
+    """
+
+    sample: int | None = None
+    vocab_size: int = 8000
+    shared: bool = True
+    algorithm: str = "bpe"
+    byte_fallback: bool = False
+    normalization: str | None = "NFC"
+    lowercase: bool = False
+
+
+@dataclass
+class Recipe:
+    """All that it takes to repeat a run. Unknown fields are refused, wherever they are.
+
+    Attributes:
+        data: Where the sentence pairs come from.
+        tokenizer: How the vocabulary is made.
+        model: `preset`, the name of a preset, and fields of `TriviumConfig` that replace its own.
+        training: Fields of `Seq2SeqTrainingArguments`.
+        generation: Fields of `GenerationConfig`; they are saved with the model, as its defaults.
+        metrics: What is measured, by the names of `trivium.metrics.load_metric`.
+        early_stopping_patience: Stop after so many evaluations without a better one; None: never.
+        init_from: A saved model to go on from, with its own tokenizer, instead of a new one.
+    """
+
+    data: DataArguments = field(default_factory=DataArguments)
+    tokenizer: TokenizerArguments = field(default_factory=TokenizerArguments)
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+    metrics: list[str] = field(default_factory=lambda: ["sacrebleu", "chrf"])
+    early_stopping_patience: int | None = None
+    init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no later step would understand.
+
+        Raises:
+            ValueError: A field of a section is unknown; the message names it and lists what is allowed.
+        """
+        arguments = list(inspect.signature(Seq2SeqTrainingArguments).parameters)
+        _refuse_unknown("model", self.model, ["preset", *(f.name for f in fields(TriviumConfig))])
+        _refuse_unknown("training", self.training, arguments)
+        _refuse_unknown("generation", self.generation, list(GenerationConfig().to_dict()))
+        _refuse_unknown("metrics", self.metrics, list(METRICS))
+        if not self.training.get("output_dir"):
+            raise ValueError("training.output_dir is missing: it says where the run is kept.")
+        if self.init_from and self.model:
+            raise ValueError(f"init_from brings its own configuration, but model says {self.model}: leave one out.")
+
+    def training_arguments(self) -> Seq2SeqTrainingArguments:
+        """The `training:` section, as the Trainer takes it."""
+        return Seq2SeqTrainingArguments(**self.training)
+
+    def model_config(self, **facts: Any) -> TriviumConfig:
+        """The `model:` section as a configuration, completed by `facts` that the tokenizer knows."""
+        options = dict(self.model)
+        return preset_config(options.pop("preset", next(iter(PRESETS))), **{**facts, **options})
+
+    def save(self, folder: str | Path) -> None:
+        """Write the recipe to `folder`, as `recipe.yaml`."""
+        path = Path(folder) / RECIPE_FILE
+        partial = path.with_suffix(".partial")
+        OmegaConf.save(OmegaConf.structured(self), partial)
+        partial.replace(path)
+
+
+def available_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in resources.files("trivium.recipes").iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        source: The name of one that comes with the package, a YAML file, or a folder that a run was kept in.
+        overrides: Single fields to replace, as `section.field=value`, the value as YAML writes it.
+
+    Raises:
+        FileNotFoundError: There is no such recipe; the message lists those that come with the package.
+        ValueError: The recipe does not say what it must, or says something unknown.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / RECIPE_FILE
+    if not path.is_file() and str(source) in available_recipes():
+        path = Path(str(resources.files("trivium.recipes") / f"{source}.yaml"))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no recipe {str(source)!r}: give a YAML file, the folder of a run, or one of "
+            f"{', '.join(available_recipes())}."
+        )
+    for override in overrides:
+        if "=" not in override:
+            raise ValueError(f"{override!r} is not an override: write section.field=value, such as model.dropout=0.2.")
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(Recipe), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
+        )
+        if missing := OmegaConf.missing_keys(merged):
+            raise ValueError(f"{path} leaves open what you have to say: add {' '.join(f'{k}=...' for k in missing)}.")
+        return OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _refuse_unknown(section: str, given: Sequence[str] | dict[str, Any], allowed: list[str]) -> None:
+    for name in given:
+        if name not in allowed:
+            raise ValueError(f"{section} says {name!r}, but can only say {', '.join(sorted(allowed))}.")

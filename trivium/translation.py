@@ -1,0 +1,63 @@
+"""Translation of any number of texts, in sensible batches."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BATCHES_AT_ONCE = 32  # so many batches are sorted by length together
+EXTRA_LENGTH = 50  # the paper's longest output: the input's length + 50 (section 6.1)
+
+
+@torch.inference_mode()
+def translate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    *,
+    batch_size: int = 64,
+    show_progress: bool = False,
+    **generation: Any,
+) -> Iterator[str]:
+    """Translate texts, each to one text, in their order; blank ones stay blank.
+
+    Texts of similar length share a batch, which saves padding. Texts are read as they are needed, so that any
+    number of them may come.
+
+    Args:
+        model: An encoder-decoder.
+        tokenizer: Its tokenizer.
+        texts: What to translate.
+        batch_size: Texts that are translated at once.
+        show_progress: Whether to count translated texts in a progress bar.
+        **generation: What `generate()` takes; in its place holds what was saved with the model, but the length of a
+            translation is limited as in the paper: the longest text of the batch + 50 tokens.
+
+    Raises:
+        ValueError: `generation` asks for several translations of a text, or `batch_size` is below 1.
+    """
+    if generation.get("num_return_sequences", 1) != 1:
+        raise ValueError(
+            f"num_return_sequences is {generation['num_return_sequences']}, but translate() gives one translation "
+            "for each text: call model.generate() for several."
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
+    texts = iter(texts)
+    with tqdm(desc="Translating", unit=" texts", disable=not show_progress) as progress:
+        while chunk := list(islice(texts, batch_size * BATCHES_AT_ONCE)):
+            translations = [""] * len(chunk)
+            input_ids = tokenizer(chunk)["input_ids"]
+            order = sorted((i for i, text in enumerate(chunk) if text.strip()), key=lambda i: -len(input_ids[i]))
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                inputs = tokenizer.pad({"input_ids": [input_ids[i] for i in rows]}, return_tensors="pt")
+                options = {"max_new_tokens": inputs["input_ids"].shape[1] + EXTRA_LENGTH, **generation}
+                output = model.generate(**inputs.to(model.device), **options)
+                for i, translation in zip(rows, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True):
+                    translations[i] = translation
+                progress.update(len(rows))
+            yield from translations
