@@ -86,9 +86,9 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
             shared_vocabulary=target_tokenizer_object is None,
             **{**defaults, **kwargs},
         )
-        if not self.shared_vocabulary:
+        if target_tokenizer_object is not None:
             for name, token in self.special_tokens_map.items():
-                source_id, target_id = self._tokenizer.token_to_id(token), self._target_tokenizer.token_to_id(token)
+                source_id, target_id = self._tokenizer.token_to_id(token), target_tokenizer_object.token_to_id(token)
                 if name in SPECIAL_TOKENS and source_id != target_id:
                     raise ValueError(
                         f"{token!r} must have one id in both vocabularies, got {source_id} in the source's "
@@ -115,7 +115,7 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     @property
     def target(self) -> "TriviumTokenizer":
         """The tokenizer of the target language alone; this one, if the vocabulary is shared."""
-        return self if self.shared_vocabulary else self._side(self._target_tokenizer)
+        return self if self._target_tokenizer is None else self._side(self._target_tokenizer)
 
     @property
     def target_vocab_size(self) -> int:
@@ -258,7 +258,9 @@ def train_backend(
     special_tokens = list(SPECIAL_TOKENS.values())
     byte_level = sorted(ByteLevel.alphabet())
     # Every piece that some text might need must be in the vocabulary, whether these texts need it or not.
-    pieces, alphabet, options = [], byte_level, {}
+    make_trainer: type[trainers.Trainer]
+    pieces: list[str] = []
+    alphabet, options = byte_level, dict[str, Any]()
     if isinstance(backend.model, models.WordPiece):
         make_trainer = trainers.WordPieceTrainer
         pieces = [backend.model.continuing_subword_prefix + character for character in byte_level]
@@ -311,7 +313,8 @@ def _settle_unigram(vocab: list[list[Any]], alphabet: list[str], vocab_size: int
     characters = {piece: score if score > lowest + 0.03 else lowest for piece, score in characters.items()}
     by_score = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
     kept = by_score[: vocab_size - len(special) - len(characters)]
-    return special + sorted([*characters.items(), *kept], key=lambda item: (-item[1], item[0]))
+    settled = sorted([*characters.items(), *kept], key=lambda item: (-item[1], item[0]))
+    return special + [list(item) for item in settled]
 
 
 def _strings(nested: Any) -> Iterator[str]:

@@ -68,9 +68,9 @@ def train_tokenizer(
         return train_backend(backend, corpus, vocab_size, show_progress)
 
     corpus = _checked_texts("texts", texts)
-    target_corpus = None if target_texts is None else _checked_texts("target_texts", target_texts)
+    target_corpus = iter(()) if target_texts is None else _checked_texts("target_texts", target_texts)
     if shared:
-        backend, target_backend = train(itertools.chain(corpus, target_corpus or ())), None
+        backend, target_backend = train(itertools.chain(corpus, target_corpus)), None
     else:
         backend, target_backend = train(corpus), train(target_corpus)
     return TriviumTokenizer(

@@ -5,7 +5,7 @@ What is heavy is imported by the commands that need it, so that help and mistake
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,7 +99,7 @@ def evaluate(
             show_progress=True,
             **_given(num_beams=beams, length_penalty=length_penalty),
         )
-    _write(model / f"translations_{split}.txt", "".join(f"{line}\n" for line in translations))
+    _write(model / f"translations_{split}.txt", _as_lines(translations))
     _write(model / f"evaluation_{split}.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
     table = Table("metric", "score", "signature", title=f"{split}: {len(translations)} sentences")
     for name, result in scores.items():
@@ -126,8 +126,8 @@ def translate(
     top_k: Annotated[int | None, typer.Option(min=1, help="With --sample: only from the k most likely.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0, max=1, help="With --sample: only from the top p.")] = None,
     seed: Annotated[int, typer.Option(help="With --sample: the same seed draws the same.")] = 0,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest translation; by default 50 tokens longer than the text.")
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Longest translation, in tokens; by default 50 more than the text has.")
     ] = None,
     batch_size: BatchSize = 64,
 ) -> None:
@@ -153,7 +153,7 @@ def translate(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
-            max_new_tokens=max_new_tokens,
+            max_length=max_length,
         )
         translated: Iterator[str]
         if at_terminal:  # an answer to every line, not to a batch
@@ -163,10 +163,10 @@ def translate(
                 loaded, tokenizer, lines, batch_size=batch_size, show_progress=not texts, **options
             )
         if output_file:
-            _write(output_file, "".join(f"{line}\n" for line in translated))
+            _write(output_file, _as_lines(translated))
         else:
-            for line in translated:
-                print(line, flush=True)
+            for translation in translated:
+                print(_as_lines([translation]), end="", flush=True)
 
 
 def _load(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
@@ -184,6 +184,11 @@ def _load(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _as_lines(translations: Iterable[str]) -> str:
+    """One line each: a line break that a model makes up must not shift all lines below it."""
+    return "".join(translation.replace("\n", " ") + "\n" for translation in translations)
 
 
 def _write(path: Path, content: str) -> None:

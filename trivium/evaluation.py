@@ -41,8 +41,9 @@ def evaluate_translator(
     model.eval()
     rows = list(pairs)
     sources, references = [row["source"] for row in rows], [row["target"] for row in rows]
-    options = {"batch_size": batch_size, "show_progress": show_progress}
-    translations = list(translate(model, tokenizer, sources, **options, **generation))
+    translations = list(
+        translate(model, tokenizer, sources, batch_size=batch_size, show_progress=show_progress, **generation)
+    )
     scores = {}
     for name, scorer in scorers.items():
         if name == "perplexity":

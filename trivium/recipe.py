@@ -133,14 +133,14 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if "=" not in override:
             raise ValueError(f"{override!r} is not an override: write section.field=value, such as model.dropout=0.2.")
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(Recipe), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
-        )
-        if missing := OmegaConf.missing_keys(merged):
+        content = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        if missing := sorted(OmegaConf.missing_keys(content)):
             raise ValueError(f"{path} leaves open what you have to say: add {' '.join(f'{k}=...' for k in missing)}.")
-        return OmegaConf.to_object(merged)
+        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), content))
     except (OmegaConfBaseException, YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
+    assert isinstance(recipe, Recipe)  # what the schema is made of
+    return recipe
 
 
 def _refuse_unknown(section: str, given: Sequence[str] | dict[str, Any], allowed: list[str]) -> None:

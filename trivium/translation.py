@@ -55,7 +55,7 @@ def translate(
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 inputs = tokenizer.pad({"input_ids": [input_ids[i] for i in rows]}, return_tensors="pt")
-                options = {"max_new_tokens": inputs["input_ids"].shape[1] + EXTRA_LENGTH, **generation}
+                options = {"max_length": inputs["input_ids"].shape[1] + EXTRA_LENGTH, **generation}
                 output = model.generate(**inputs.to(model.device), **options)
                 for i, translation in zip(rows, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True):
                     translations[i] = translation

@@ -1,0 +1,222 @@
+"""A run from recipe to translation, in seconds: what `make demo` does in minutes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from trivium import TriviumForConditionalGeneration
+from trivium.cli import app
+from trivium.data import numbers_corpus
+from trivium.evaluation import evaluate_translator
+from trivium.recipe import load_recipe
+from trivium.training import train
+from trivium.translation import translate
+
+SMALL = [
+    "model.d_model=32",
+    "model.ffn_dim=64",
+    "data.max_train_samples=400",
+    "data.max_validation_samples=20",
+    "data.max_test_samples=30",
+    "training.max_steps=6",
+    "training.save_steps=3",
+    "training.eval_steps=3",
+    "training.logging_steps=1",
+    "training.warmup_steps=1",
+    "training.per_device_train_batch_size=16",
+    "training.disable_tqdm=true",
+]
+
+
+def small_recipe(folder: Path, *overrides: str) -> list[str]:
+    return [*SMALL, f"training.output_dir={folder}", *overrides]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "numbers"
+    train(load_recipe("numbers", small_recipe(folder)))
+    return folder
+
+
+def test_a_run_leaves_all_that_it_takes_to_use_it(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "recipe.yaml"} <= names
+    assert {"checkpoint-3", "checkpoint-6"} <= names
+    model = AutoModelForSeq2SeqLM.from_pretrained(run)
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    assert isinstance(model, TriviumForConditionalGeneration)
+    assert model.config.vocab_size == len(tokenizer) == 600
+    assert model.generation_config.max_length == 64
+    again = AutoModelForSeq2SeqLM.from_pretrained(run / "checkpoint-6")
+    inputs = tokenizer("half past seven", text_target="halb acht", return_tensors="pt")
+    assert torch.equal(model.eval()(**inputs).logits, again.eval()(**inputs).logits)
+
+
+def test_the_validation_part_is_translated_and_scored(run: Path) -> None:
+    log = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    evaluations = [entry for entry in log if "eval_loss" in entry]
+    assert len(evaluations) == 2
+    assert all({"eval_exact_match", "eval_sacrebleu"} <= set(entry) for entry in evaluations)
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert losses[-1] < losses[0]
+
+
+def test_resuming_gives_the_weights_of_an_unbroken_run(run: Path, tmp_path: Path) -> None:
+    whole = AutoModelForSeq2SeqLM.from_pretrained(run).state_dict()
+    broken = load_recipe("numbers", small_recipe(tmp_path / "broken"))
+    train(broken)
+    # As if it had been stopped after the first checkpoint: the folder of the second is gone.
+    for path in (tmp_path / "broken" / "checkpoint-6").iterdir():
+        path.unlink()
+    (tmp_path / "broken" / "checkpoint-6").rmdir()
+    resumed = train(broken, resume=True).model.state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_folder_that_holds_a_run_is_not_touched_unasked(run: Path) -> None:
+    recipe = load_recipe("numbers", small_recipe(run))
+    with pytest.raises(ValueError, match=r"holds a run already .*checkpoint-6.*: resume it, overwrite it"):
+        train(recipe)
+
+
+def test_fine_tuning_goes_on_from_a_saved_model(run: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("numbers", small_recipe(tmp_path / "tuned", "training.learning_rate=0"))
+    recipe.model, recipe.init_from = {}, str(run)
+    tuned = train(recipe).model.state_dict()
+    whole = AutoModelForSeq2SeqLM.from_pretrained(run).state_dict()
+    assert all(torch.equal(whole[name], tuned[name]) for name in whole)
+
+
+def test_two_vocabularies_and_streaming(tmp_path: Path) -> None:
+    overrides = [
+        "tokenizer.shared=false",
+        "data.streaming=true",
+        "tokenizer.sample=100",
+        "training.eval_strategy='no'",
+    ]
+    overrides += ["training.max_steps=2", "training.train_sampling_strategy=random"]
+    trainer = train(load_recipe("numbers", small_recipe(tmp_path / "two", *overrides)))
+    tokenizer = trainer.processing_class
+    assert trainer.model.config.decoder_vocab_size == tokenizer.target_vocab_size
+    assert trainer.model.lm_head.weight is trainer.model.model.decoder.embed_tokens.weight
+    assert len(list(translate(trainer.model, tokenizer, ["half past seven"]))) == 1
+
+
+def test_the_recipe_must_fit_the_data(tmp_path: Path) -> None:
+    for side in ("en", "de"):
+        (tmp_path / f"x.{side}").write_text("one\ntwo\n")
+    files = ["data.name=null", f"data.train={tmp_path}/x", "training.eval_strategy=steps"]
+    with pytest.raises(ValueError, match="data has no validation part"):
+        train(load_recipe("numbers", small_recipe(tmp_path / "run", *files)))
+    assert not (tmp_path / "run").exists()
+
+
+# --- Translating and measuring ---------------------------------------------------------------------------------------
+
+
+def test_translations_keep_the_order_and_do_not_depend_on_the_batch(run: Path) -> None:
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    texts = ["half past seven", "", "three hundred and forty-two", "  ", "the twenty-first of May", "one"]
+    one_by_one = [next(translate(model, tokenizer, [text], max_length=12)) for text in texts]
+    assert list(translate(model, tokenizer, iter(texts), batch_size=2, max_length=12)) == one_by_one
+    assert one_by_one[1] == one_by_one[3] == ""
+
+
+def test_translate_refuses_what_it_cannot_do(run: Path) -> None:
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    with pytest.raises(ValueError, match="num_return_sequences is 3"):
+        next(translate(model, tokenizer, ["one"], num_return_sequences=3, num_beams=3))
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        next(translate(model, tokenizer, ["one"], batch_size=0))
+
+
+def test_perplexity_is_that_of_the_sentences_one_by_one(run: Path) -> None:
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run).eval(), AutoTokenizer.from_pretrained(run)
+    pairs = numbers_corpus()["test"].take(7)
+    scores, translations = evaluate_translator(model, tokenizer, pairs, ["perplexity"], batch_size=3, max_length=5)
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for row in pairs:
+            batch = tokenizer(row["source"], text_target=row["target"], return_tensors="pt")
+            likelihoods = model(**batch).logits.log_softmax(-1)
+            total -= likelihoods.gather(-1, batch["labels"][..., None]).sum().item()
+            tokens += batch["labels"].numel()
+    assert len(translations) == 7
+    assert scores["perplexity"]["score"] == pytest.approx(torch.tensor(total / tokens).exp().item(), rel=1e-5)
+
+
+def test_an_unknown_metric_stops_before_the_work(run: Path) -> None:
+    with pytest.raises(ValueError, match="There is no metric 'bleu'"):
+        evaluate_translator(None, None, [], ["bleu"])  # type: ignore[arg-type]
+
+
+# --- The same from the command line ----------------------------------------------------------------------------------
+
+
+def trivium(*arguments: str | Path, stdin: str | None = None) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_evaluate_prints_and_keeps_scores(run: Path) -> None:
+    code, output, _ = trivium("evaluate", run, "metrics=[exact_match,chrf]", "--beams", "2")
+    assert code == 0
+    assert "30 sentences" in output
+    scores = json.loads((run / "evaluation_test.json").read_text())
+    assert set(scores) == {"exact_match", "chrf"}
+    assert scores["chrf"]["signature"]
+    assert len((run / "translations_test.txt").read_text().split("\n")) == 31
+
+
+def test_translate_from_arguments_file_and_standard_input(run: Path, tmp_path: Path) -> None:
+    texts = ["half past seven", "one euro", "two"]
+    code, from_arguments, _ = trivium("translate", run, *texts)
+    assert code == 0
+    assert from_arguments.count("\n") == 3
+    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
+    assert trivium("translate", run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt")[0] == 0
+    assert (tmp_path / "out.txt").read_text() == from_arguments
+    assert trivium("translate", run, stdin="\n".join(texts))[1] == from_arguments
+
+
+def test_sampling_is_repeatable(run: Path) -> None:
+    draw = ["translate", run, "one hundred and two", "--sample", "--temperature", "2", "--top-k", "50", "--seed"]
+    assert trivium(*draw, "1")[1] == trivium(*draw, "1")[1]
+    assert len({trivium(*draw, str(seed))[1] for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "nowhere"], 1, "There is no recipe 'nowhere'"),
+        (["train", "numbers", "model.width=3"], 1, "model says 'width'"),
+        (["train", "numbers", "--resume", "--overwrite"], 2, "exclude each other"),
+        (["translate", "nowhere", "text"], 1, "nowhere is not a saved model"),
+        (["translate", ".", "text", "--top-k", "3"], 2, "go with --sample"),
+        (["translate", ".", "--input", "nowhere.txt"], 2, "does not exist"),
+        (["evaluate", "nowhere"], 1, "There is no recipe 'nowhere'"),
+    ],
+)
+def test_mistakes_end_with_a_line_and_a_code(arguments: list[str], code: int, message: str) -> None:
+    exit_code, _, errors = trivium(*arguments)
+    assert exit_code == code
+    assert message in " ".join(errors.replace("│", " ").split())
+    assert "Traceback" not in errors
+
+
+def test_unknown_split_is_named(run: Path) -> None:
+    code, _, errors = trivium("evaluate", run, "--split", "dev")
+    assert code == 1
+    assert "--split is dev, but the data has train, validation, test" in errors
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["translate"]])
+def test_help_teaches(command: list[str]) -> None:
+    code, output, _ = trivium(*command, "--help")
+    assert code == 0
+    assert "trivium train numbers" in output or "Example" in output
