@@ -1,6 +1,7 @@
 """A run from recipe to translation, in seconds: what `make demo` does in minutes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,24 @@ def test_help_teaches(command: list[str]) -> None:
     code, output, _ = trivium(*command, "--help")
     assert code == 0
     assert "trivium train numbers" in output or "Example" in output
+
+
+# --- The README ------------------------------------------------------------------------------------------------------
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+def test_the_readme_runs(block: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block of Python, in a folder that holds a (small) run, with a (small) training."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "numbers").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    asked = '["training.output_dir=runs/mine"]'
+    exec(block.replace(asked, repr(small_recipe(Path("runs/mine")))), {})
+
+
+def test_the_readme_names_what_exists() -> None:
+    root = Path(__file__).parent.parent
+    for name in re.findall(r"^    (\w+/) ", README, flags=re.MULTILINE) + re.findall(r"\]\((\w[\w/.]*)\)", README):
+        assert (root / name).exists(), name
