@@ -108,6 +108,37 @@ def test_two_vocabularies_and_streaming(tmp_path: Path) -> None:
     assert len(list(translate(trainer.model, tokenizer, ["half past seven"]))) == 1
 
 
+def test_gradient_accumulation_changes_nothing(tmp_path: Path) -> None:
+    """1 x 16 sentences and 4 x 4, with unequal numbers of target tokens, give the same losses and weights."""
+    common = ["model.dropout=0", "training.train_sampling_strategy=random", "training.eval_strategy='no'"]
+    parts = ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=4"]
+    whole = train(load_recipe("numbers", small_recipe(tmp_path / "whole", *common)))
+    split = train(load_recipe("numbers", small_recipe(tmp_path / "split", *common, *parts)))
+    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (whole, split)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for name, weight in whole.model.state_dict().items():
+        torch.testing.assert_close(split.model.state_dict()[name], weight, rtol=0, atol=2e-4)
+
+
+def test_the_trainers_own_label_smoothing_gives_the_same_loss(tmp_path: Path) -> None:
+    """Trainer then takes the labels away and smooths by itself: the decoder must still get its inputs."""
+    common = ["model.dropout=0", "training.train_sampling_strategy=random", "training.eval_strategy='no'"]
+    trainers = ["model.label_smoothing=0", "training.label_smoothing_factor=0.1"]
+    ours = train(load_recipe("numbers", small_recipe(tmp_path / "ours", *common)))
+    theirs = train(load_recipe("numbers", small_recipe(tmp_path / "theirs", *common, *trainers)))
+    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_early_stopping_and_curves(tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    overrides = ["training.learning_rate=0", "training.max_steps=30", "early_stopping_patience=2"]
+    overrides += ["training.load_best_model_at_end=true", "training.metric_for_best_model=sacrebleu"]
+    trainer = train(load_recipe("numbers", small_recipe(folder, *overrides)))
+    assert trainer.state.global_step == 9  # nothing gets better after the first of the evaluations at 3, 6 and 9
+    assert list(folder.rglob("events.out.tfevents.*"))  # for TensorBoard
+
+
 def test_the_recipe_must_fit_the_data(tmp_path: Path) -> None:
     for side in ("en", "de"):
         (tmp_path / f"x.{side}").write_text("one\ntwo\n")
