@@ -52,17 +52,6 @@ class TriviumConfig(PreTrainedConfig):
     model_type = "trivium"
     keys_to_ignore_at_inference = ["past_key_values"]
     attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "encoder_layers"}
-    base_model_tp_plan = {
-        f"{stack}.layers.*.{module}": style
-        for stack, attentions in (("encoder", ["self_attn"]), ("decoder", ["self_attn", "cross_attn"]))
-        for module, style in [
-            *((f"{attn}.{proj}", "colwise") for attn in attentions for proj in ("q_proj", "k_proj", "v_proj")),
-            *((f"{attn}.o_proj", "rowwise") for attn in attentions),
-            ("feed_forward.gate_proj", "colwise"),
-            ("feed_forward.up_proj", "colwise"),
-            ("feed_forward.down_proj", "rowwise"),
-        ]
-    }
 
     vocab_size: int = 37000
     decoder_vocab_size: int | None = None
@@ -112,7 +101,13 @@ class TriviumConfig(PreTrainedConfig):
         return self.vocab_size if self.decoder_vocab_size is None else self.decoder_vocab_size
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """As in transformers; the decoder's vocabulary is `vocab_size` where there is no `decoder_vocab_size`."""
+        """As in transformers, with the right `vocab_size`: the decoder's, if that is asked for.
+
+        It is also the answer when no side is asked for and the two differ: so asks generation, for the tokens that
+        can be written.
+        """
+        if decoder is None and encoder is None and self.decoder_vocab_size is not None:
+            decoder = True
         if not decoder or encoder:
             return super().get_text_config(decoder=decoder, encoder=encoder)
         config = copy.deepcopy(self)

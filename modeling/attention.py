@@ -45,10 +45,10 @@ def eager_attention_forward(
     """
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
-    scores = query @ key.transpose(2, 3) * scaling
+    scores = (query @ key.transpose(2, 3) * scaling).to(torch.promote_types(query.dtype, torch.float32))
     if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+        scores = scores + attention_mask  # in float32: a negative score plus float16's minimum is minus infinity
+    weights = scores.softmax(dim=-1).to(query.dtype)
     if attention_mask is not None:
         weights = weights * (attention_mask > torch.finfo(attention_mask.dtype).min)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)

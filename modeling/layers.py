@@ -30,7 +30,11 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, hidden_states: torch.Tensor, sublayer: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Apply `sublayer`, which keeps the shape (batch, length, d_model), with its connection."""
+        """Apply `sublayer`, which keeps the shape (batch, length, d_model), with its connection.
+
+        A function and not a module: among the arguments of modules accelerate moves all that has a `to()`, weights
+        that are offloaded as well.
+        """
         if self.norm_first:
             return hidden_states + self.dropout(sublayer(self.norm(hidden_states)))
         return self.norm(hidden_states + self.dropout(sublayer(hidden_states)))
@@ -62,7 +66,7 @@ class EncoderLayer(GradientCheckpointingLayer):
         hidden_states = self.self_attn_residual(
             hidden_states, lambda x: self.self_attn(x, attention_mask=attention_mask, rotation=rotation, **kwargs)[0]
         )
-        return self.feed_forward_residual(hidden_states, self.feed_forward)
+        return self.feed_forward_residual(hidden_states, lambda x: self.feed_forward(x))
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -105,4 +109,4 @@ class DecoderLayer(GradientCheckpointingLayer):
                 **kwargs,
             )[0],
         )
-        return self.feed_forward_residual(hidden_states, self.feed_forward)
+        return self.feed_forward_residual(hidden_states, lambda x: self.feed_forward(x))

@@ -1,5 +1,6 @@
 """The encoder-decoder of *Attention Is All You Need* (Figure 1): two stacks, and the head that predicts tokens."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,7 +26,13 @@ from .embeddings import TokenEmbedding
 from .layers import DecoderLayer, EncoderLayer, final_norm
 from .loss import IGNORED, label_smoothed_cross_entropy
 from .normalization import NORMS
-from .positions import POSITIONS, token_positions
+from .positions import POSITIONS, LearnedPositions, token_positions
+
+# How tensor parallelism cuts each projection, so that one sum over the devices ends every sub-layer.
+TENSOR_PARALLEL_STYLES = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), "colwise"),
+    **dict.fromkeys(("o_proj", "down_proj"), "rowwise"),
+}
 
 
 class TriviumPreTrainedModel(PreTrainedModel):
@@ -61,6 +68,25 @@ class TriviumPreTrainedModel(PreTrainedModel):
             if getattr(module, "bias", None) is not None:
                 initialization.zeros_(module.bias)
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As in transformers, for one vocabulary: all its matrices are resized, tied or not.
+
+        Raises:
+            ValueError: There are two vocabularies, and one number cannot say which.
+        """
+        if self.config.decoder_vocab_size is not None:
+            raise ValueError(
+                "resize_token_embeddings serves models with one vocabulary, but this one has vocab_size="
+                f"{self.config.vocab_size} and decoder_vocab_size={self.config.decoder_vocab_size}."
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        decoder = getattr(self.base_model, "decoder", None)
+        if decoder is not None and decoder.embed_tokens.weight is not embeddings.weight:
+            decoder.resize_token_embeddings(embeddings.num_embeddings, mean_resizing=mean_resizing)
+        return embeddings
+
 
 class TriviumStack(TriviumPreTrainedModel):
     """What encoder and decoder share: embedded tokens, their positions, dropout, N layers."""
@@ -74,6 +100,11 @@ class TriviumStack(TriviumPreTrainedModel):
         self.norm = final_norm(config)
         self.gradient_checkpointing = False
         self.post_init()
+        self._tp_plan = {"embed_tokens": "embedding_rowwise"} | {
+            re.sub(r"\d+", "*", f"layers.{name}"): TENSOR_PARALLEL_STYLES[name.rsplit(".")[-1]]
+            for name, module in self.layers.named_modules()
+            if isinstance(module, nn.Linear)
+        }
 
     def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         """Embed (batch, length) ids, or take the (batch, length, d_model) embeddings that the caller brings.
@@ -297,6 +328,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
     """The whole of Figure 1: encoder, decoder, and the linear projection to the vocabulary; for translation."""
 
     _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__(config)
@@ -399,25 +431,21 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
         return shifted.masked_fill(shifted == IGNORED, pad)
 
     def prepare_inputs_for_generation(
-        self, *args: Any, decoder_attention_mask: torch.Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        *args: Any,
+        decoder_attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """As in transformers, with the positions of a padded decoder prompt, which its static caches would lose."""
+        embed_positions = self.model.decoder.embed_positions
+        if isinstance(embed_positions, LearnedPositions):
+            embed_positions.check_length(input_ids.shape[-1])
         if decoder_attention_mask is not None:
             length = decoder_attention_mask.shape[-1]
             kwargs["decoder_position_ids"] = token_positions(
                 decoder_attention_mask, length, 0, decoder_attention_mask.device
             )
-        return super().prepare_inputs_for_generation(*args, decoder_attention_mask=decoder_attention_mask, **kwargs)
-
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As in transformers, for one vocabulary.
-
-        Raises:
-            ValueError: There are two vocabularies, and one number cannot say which.
-        """
-        if self.config.decoder_vocab_size is not None:
-            raise ValueError(
-                "resize_token_embeddings serves models with one vocabulary, but this one has vocab_size="
-                f"{self.config.vocab_size} and decoder_vocab_size={self.config.decoder_vocab_size}."
-            )
-        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        return super().prepare_inputs_for_generation(
+            input_ids, *args, decoder_attention_mask=decoder_attention_mask, **kwargs
+        )

@@ -75,17 +75,25 @@ class LearnedPositions(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(config.max_position_embeddings, config.d_model)
 
+    def check_length(self, length: int) -> None:
+        """Refuse a sequence that is longer than `max_position_embeddings`, before an index is out of range.
+
+        Generation asks for itself, for what a cache holds cannot be seen from the position ids of one step without
+        waiting for the device.
+        """
+        if length > self.embedding.num_embeddings:
+            raise ValueError(
+                f"The sequence has {length} tokens, but learned positions end at max_position_embeddings="
+                f"{self.embedding.num_embeddings}: truncate it, or use sinusoidal or rotary positions."
+            )
+
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, Rotation | None]:
         """Add to (batch, length, d_model) the embeddings of `position_ids`, (batch or 1, length).
 
         Raises:
             ValueError: The sequence is longer than `max_position_embeddings`.
         """
-        if (length := position_ids.shape[-1]) > self.embedding.num_embeddings:
-            raise ValueError(
-                f"The sequence has {length} tokens, but learned positions end at max_position_embeddings="
-                f"{self.embedding.num_embeddings}: truncate it, or use sinusoidal or rotary positions."
-            )
+        self.check_length(position_ids.shape[-1])
         return hidden_states + self.embedding(position_ids), None
 
 

@@ -101,7 +101,8 @@ def evaluate(
         )
     _write(model / f"translations_{split}.txt", _as_lines(translations))
     _write(model / f"evaluation_{split}.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
-    table = Table("metric", "score", "signature", title=f"{split}: {len(translations)} sentences")
+    table = Table("metric", "score", title=f"{split}: {len(translations)} sentences")
+    table.add_column("signature", overflow="fold")
     for name, result in scores.items():
         table.add_row(name, f"{result['score']:.4f}", result.get("signature", ""))
     Console().print(table)

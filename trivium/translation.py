@@ -1,5 +1,6 @@
 """Translation of any number of texts, in sensible batches."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -33,8 +34,8 @@ def translate(
         texts: What to translate.
         batch_size: Texts that are translated at once.
         show_progress: Whether to count translated texts in a progress bar.
-        **generation: What `generate()` takes; in its place holds what was saved with the model, but the length of a
-            translation is limited as in the paper: the longest text of the batch + 50 tokens.
+        **generation: What `generate()` takes; the rest is as saved with the model, except that a translation may be
+            50 tokens longer than the longest text of its batch, as in the paper.
 
     Raises:
         ValueError: `generation` asks for several translations of a text, or `batch_size` is below 1.
@@ -46,6 +47,8 @@ def translate(
         )
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
+    defaults = copy.deepcopy(model.generation_config)
+    defaults.max_length = defaults.max_new_tokens = None  # the paper's limit, or the caller's, takes their place
     texts = iter(texts)
     with tqdm(desc="Translating", unit=" texts", disable=not show_progress) as progress:
         while chunk := list(islice(texts, batch_size * BATCHES_AT_ONCE)):
@@ -55,8 +58,13 @@ def translate(
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 inputs = tokenizer.pad({"input_ids": [input_ids[i] for i in rows]}, return_tensors="pt")
-                options = {"max_length": inputs["input_ids"].shape[1] + EXTRA_LENGTH, **generation}
-                output = model.generate(**inputs.to(model.device), **options)
+                limit = (
+                    {}
+                    if "max_new_tokens" in generation
+                    else {"max_length": inputs["input_ids"].shape[1] + EXTRA_LENGTH}
+                )
+                options = {**limit, **generation}
+                output = model.generate(**inputs.to(model.device), generation_config=defaults, **options)
                 for i, translation in zip(rows, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True):
                     translations[i] = translation
                 progress.update(len(rows))
