@@ -1,6 +1,5 @@
 """Translation of any number of texts, in sensible batches."""
 
-import copy
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -47,8 +46,6 @@ def translate(
         )
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
-    defaults = copy.deepcopy(model.generation_config)
-    defaults.max_length = defaults.max_new_tokens = None  # the paper's limit, or the caller's, takes their place
     texts = iter(texts)
     with tqdm(desc="Translating", unit=" texts", disable=not show_progress) as progress:
         while chunk := list(islice(texts, batch_size * BATCHES_AT_ONCE)):
@@ -58,13 +55,8 @@ def translate(
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 inputs = tokenizer.pad({"input_ids": [input_ids[i] for i in rows]}, return_tensors="pt")
-                limit = (
-                    {}
-                    if "max_new_tokens" in generation
-                    else {"max_length": inputs["input_ids"].shape[1] + EXTRA_LENGTH}
-                )
-                options = {**limit, **generation}
-                output = model.generate(**inputs.to(model.device), generation_config=defaults, **options)
+                options = {"max_length": inputs["input_ids"].shape[1] + EXTRA_LENGTH, **generation}
+                output = model.generate(**inputs.to(model.device), **options)
                 for i, translation in zip(rows, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True):
                     translations[i] = translation
                 progress.update(len(rows))
