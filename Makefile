@@ -29,6 +29,20 @@ test: install check  ## lint, type checks and the default test suite
 test-slow: install  ## the longer tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
+TRANSFORMERS_TESTS ?= build/transformers
+
+contract: install $(TRANSFORMERS_TESTS)  ## transformers' own common tests on our classes
+	HF_HUB_OFFLINE=1 RUN_SLOW=1 PYTHONPATH=$(TRANSFORMERS_TESTS) $(BIN)/python -m pytest \
+		-m slow -o strict=false -W ignore -rs tests/contract
+
+build/transformers: | install  # the source of the installed transformers, for its tests; delete it after an upgrade
+	rm -rf build/sdist
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest build/sdist \
+		transformers==$$($(BIN)/python -c "from importlib.metadata import version; print(version('transformers'))")
+	mkdir -p $@
+	tar --extract --gzip --strip-components 1 --directory $@ --file build/sdist/transformers-*.tar.gz
+	touch $@/tests/__init__.py
+
 check: install types  ## lint and type checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -1,12 +1,7 @@
 """The model."""
 
-from trivium.modeling.modeling_trivium import (
-    TriviumDecoder,
-    TriviumEncoder,
-    TriviumForConditionalGeneration,
-    TriviumModel,
-    TriviumPreTrainedModel,
-)
+from trivium.modeling.modeling_trivium import TriviumForConditionalGeneration, TriviumModel
+from trivium.modeling.stacks import TriviumDecoder, TriviumEncoder, TriviumPreTrainedModel
 
 __all__ = [
     "TriviumDecoder",

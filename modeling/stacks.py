@@ -1,0 +1,234 @@
+"""The two stacks of Figure 1, encoder and decoder (paper section 3.1), and what all Trivium models have in common."""
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, initialization
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention import MultiHeadAttention
+from .configuration_trivium import TriviumConfig
+from .embeddings import TokenEmbedding
+from .layers import DecoderLayer, EncoderLayer, final_norm
+from .normalization import NORMS
+from .positions import POSITIONS, token_positions
+
+# How tensor parallelism cuts each projection, so that one sum over the devices ends every sub-layer.
+TENSOR_PARALLEL_STYLES = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), "colwise"),
+    **dict.fromkeys(("o_proj", "down_proj"), "rowwise"),
+}
+
+
+class TriviumPreTrainedModel(PreTrainedModel):
+    """What all Trivium models have in common: initialisation, and what transformers may do with them."""
+
+    config: TriviumConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise as the authors' code (tensor2tensor) did; the paper itself does not say how.
+
+        Projections: Glorot uniform, biases 0. Embeddings: normal with variance 1 / d_model, so that multiplied by
+        sqrt(d_model) they have unit variance, and tied to the output they give logits of about unit variance.
+        """
+        if isinstance(module, nn.Linear):
+            initialization.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                initialization.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            initialization.normal_(module.weight, std=self.config.d_model**-0.5)
+        elif isinstance(module, tuple(NORMS.values())):
+            initialization.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                initialization.zeros_(module.bias)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As in transformers, for one vocabulary: all its matrices are resized, tied or not.
+
+        Raises:
+            ValueError: There are two vocabularies, and one number cannot say which.
+        """
+        if self.config.decoder_vocab_size is not None:
+            raise ValueError(
+                "resize_token_embeddings serves models with one vocabulary, but this one has vocab_size="
+                f"{self.config.vocab_size} and decoder_vocab_size={self.config.decoder_vocab_size}."
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        decoder = getattr(self.base_model, "decoder", None)
+        if decoder is not None and decoder.embed_tokens.weight is not embeddings.weight:
+            decoder.resize_token_embeddings(embeddings.num_embeddings, mean_resizing=mean_resizing)
+        return embeddings
+
+
+class TriviumStack(TriviumPreTrainedModel):
+    """What encoder and decoder share: embedded tokens, their positions, dropout, N layers."""
+
+    def __init__(self, config: TriviumConfig, vocab_size: int, layers: Iterable[nn.Module]) -> None:
+        super().__init__(config)
+        self.embed_tokens = TokenEmbedding(vocab_size, config)
+        self.embed_positions = POSITIONS[config.position_embedding_type](config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(layers)
+        self.norm = final_norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+        self._tp_plan = {"embed_tokens": "embedding_rowwise"} | {
+            re.sub(r"\d+", "*", f"layers.{name}"): TENSOR_PARALLEL_STYLES[name.rsplit(".")[-1]]
+            for name, module in self.layers.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+
+    def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Embed (batch, length) ids, or take the (batch, length, d_model) embeddings that the caller brings.
+
+        Raises:
+            ValueError: Both are given, or neither.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError(
+                f"{type(self).__name__} takes either input_ids or inputs_embeds (in the decoder: decoder_input_ids or "
+                f"decoder_inputs_embeds), but got {'neither' if input_ids is None else 'both'}."
+            )
+        return self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+
+
+class TriviumEncoder(TriviumStack):
+    """N layers of self-attention and feed-forward over the source (section 3.1)."""
+
+    _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": MultiHeadAttention}
+
+    def __init__(self, config: TriviumConfig) -> None:
+        super().__init__(config, config.vocab_size, (EncoderLayer(config, i) for i in range(config.encoder_layers)))
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Encode the source.
+
+        Args:
+            input_ids: (batch, source_len).
+            attention_mask: (batch, source_len), 1 for a real token, 0 for padding, on either side.
+            position_ids: (batch, source_len); by default real tokens count from 0.
+            inputs_embeds: (batch, source_len, d_model), in place of `input_ids`.
+            **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
+
+        Returns:
+            `last_hidden_state`: (batch, source_len, d_model).
+        """
+        inputs_embeds = self.embed(input_ids, inputs_embeds)
+        if position_ids is None:
+            position_ids = token_positions(attention_mask, inputs_embeds.shape[1], 0, inputs_embeds.device)
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
+        )
+        hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
+        hidden_states = self.dropout(hidden_states)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, rotation, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
+
+
+class TriviumDecoder(TriviumStack):
+    """N layers of masked self-attention, attention to the encoder, and feed-forward over the target (section 3.1)."""
+
+    _can_record_outputs = {
+        "hidden_states": DecoderLayer,
+        "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="cross_attn"),
+    }
+
+    def __init__(self, config: TriviumConfig) -> None:
+        layers = (DecoderLayer(config, i) for i in range(config.decoder_layers))
+        super().__init__(config, config.target_vocab_size, layers)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Decode the target, each position seeing itself, those before it, and the whole source.
+
+        Args:
+            input_ids: (batch, target_len); with a cache, the tokens that are not in it.
+            attention_mask: (batch, cached length + target_len), 1 for a real token, 0 for padding, on either side.
+            position_ids: (batch, target_len); by default real tokens count from 0.
+            encoder_hidden_states: (batch, source_len, d_model).
+            encoder_attention_mask: (batch, source_len).
+            past_key_values: Keys and values of earlier calls.
+            inputs_embeds: (batch, target_len, d_model), in place of `input_ids`.
+            use_cache: Whether to make a cache if there is none.
+            **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
+
+        Returns:
+            `last_hidden_state`: (batch, target_len, d_model), and the cache.
+
+        Raises:
+            ValueError: There is no encoder output to look at.
+        """
+        if encoder_hidden_states is None:
+            raise ValueError("encoder_hidden_states is None, but every layer of this decoder attends to it.")
+        inputs_embeds = self.embed(input_ids, inputs_embeds)
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values.self_attention_cache if past_key_values is not None else None,
+            position_ids=position_ids,  # restarting positions are packed sentences, which do not see each other
+        )
+        encoder_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=encoder_attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+        )
+        if position_ids is None:
+            position_ids = token_positions(attention_mask, inputs_embeds.shape[1], past_length, inputs_embeds.device)
+        hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
+        hidden_states = self.dropout(hidden_states)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states, mask, encoder_hidden_states, encoder_mask, past_key_values, rotation, **kwargs
+            )
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
+        )

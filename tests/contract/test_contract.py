@@ -1,0 +1,211 @@
+"""transformers' own common tests of its models, run on Trivium's (`make contract`).
+
+They are no part of the installed package, and no copy of them is kept here: `make contract` unpacks the source
+distribution of the installed version and puts it on PYTHONPATH. That distribution has the common model and
+configuration tests; the generation and export tests are only in a checkout of the library's repository, so
+`make contract TRANSFORMERS_TESTS=<checkout of the same version>` runs more.
+
+Where a common test cannot apply, the method of the same name below says why.
+"""
+
+import importlib
+import importlib.util
+import sys
+import types
+import unittest
+from typing import Any
+
+import pytest
+import torch
+from transformers import StaticCache
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
+
+from trivium import TriviumConfig, TriviumForConditionalGeneration, TriviumModel
+
+pytestmark = pytest.mark.slow
+
+if importlib.util.find_spec("tests") is None or importlib.util.find_spec("tests.test_modeling_common") is None:
+    pytest.skip("transformers' tests are not on PYTHONPATH; `make contract` puts them there", allow_module_level=True)
+
+
+def import_or_stand_in(name: str, **stand_ins: Any) -> bool:
+    """Import a module that the common tests import but the source distribution lacks; if it does, put in another."""
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(stand_ins)
+        return False
+    return True
+
+
+import_or_stand_in("tests.exporters.test_export", ExportTesterMixin=object)
+HAS_GENERATION = import_or_stand_in("tests.generation.test_utils", GenerationTesterMixin=type("Missing", (), {}))
+import_or_stand_in("tests.utils.test_configuration_utils", config_common_kwargs={"output_hidden_states": True})
+
+from tests.generation.test_utils import GenerationTesterMixin  # noqa: E402
+from tests.test_configuration_common import ConfigTester  # noqa: E402
+from tests.test_modeling_common import ModelTesterMixin, ids_tensor  # noqa: E402
+
+# By these names the common tests know which classes take labels.
+MODEL_MAPPING_NAMES["trivium"] = "TriviumModel"
+MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForConditionalGeneration"
+
+
+class TriviumModelTester:
+    """What the common tests ask for: a tiny configuration, and inputs for it."""
+
+    is_training = True
+    batch_size = 13
+    seq_length = 7
+    vocab_size = 99
+    hidden_size = 16
+    num_hidden_layers = 2
+    num_attention_heads = 4
+
+    def __init__(self, choices: dict[str, Any]) -> None:
+        self.choices = choices
+
+    def get_config(self) -> TriviumConfig:
+        config = TriviumConfig(
+            vocab_size=self.vocab_size,
+            d_model=self.hidden_size,
+            encoder_layers=self.num_hidden_layers,
+            decoder_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            ffn_dim=32,
+            max_position_embeddings=50,
+            **self.choices,
+        )
+        config.base_model_tp_plan = {}  # the stacks have plans; with None here the tests would not look at them
+        return config
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[TriviumConfig, dict[str, Any]]:
+        config = self.get_config()
+        shape = [self.batch_size, self.seq_length]
+        input_ids = ids_tensor(shape, config.vocab_size).clamp(3)  # not the special tokens
+        decoder_input_ids = ids_tensor(shape, config.target_vocab_size).clamp(3)
+        return config, {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": torch.ones_like(decoder_input_ids),
+        }
+
+
+class CommonTests(ModelTesterMixin, GenerationTesterMixin):
+    """The common tests of one configuration, `choices`; unittest.TestCase comes in below."""
+
+    choices: dict[str, Any] = {}
+    all_model_classes = (TriviumModel, TriviumForConditionalGeneration)
+    is_encoder_decoder = True
+    test_can_init_all_missing_weights_before_2023 = True  # that is: also where a file has no copyright year
+
+    def setUp(self) -> None:
+        self.model_tester = TriviumModelTester(self.choices)
+
+    def test_config(self) -> None:
+        ConfigTester(self, config_class=TriviumConfig, d_model=32, **self.choices).run_common_tests()
+
+    def test_inputs_embeds_matches_input_ids(self) -> None:
+        """As in transformers, but the target is embedded by the decoder, whose embedding may be its own."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        model = TriviumModel(config).eval()
+        by_ids = model(**inputs).last_hidden_state
+        inputs["inputs_embeds"] = model.encoder.embed_tokens(inputs.pop("input_ids"))
+        inputs["decoder_inputs_embeds"] = model.decoder.embed_tokens(inputs.pop("decoder_input_ids"))
+        torch.testing.assert_close(model(**inputs).last_hidden_state, by_ids)
+
+    def test_can_capture_specific_layers_hidden_states(self) -> None:
+        """As in transformers, whose own test skips encoder-decoders: it looks for `hidden_states` in the output."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            model = model_class(config).eval()
+            whole = model(**inputs, output_hidden_states=True)
+            part = model(**inputs, output_hidden_states=[0, -1])
+            for name in ("encoder_hidden_states", "decoder_hidden_states"):
+                torch.testing.assert_close(part[name][0], whole[name][0])
+                assert part[name][1:-1] == (None,) * (self.model_tester.num_hidden_layers - 1)
+                torch.testing.assert_close(part[name][-1], whole[name][-1])
+
+    def test_generate_with_static_cache(self) -> None:
+        """As in transformers, whose own test skips encoder-decoders: their cache has two parts."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        model = TriviumForConditionalGeneration(config).eval()
+        dynamic, static = (
+            model.generate(
+                inputs["input_ids"],
+                min_new_tokens=8,
+                max_new_tokens=8,
+                do_sample=False,
+                cache_implementation=implementation,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            for implementation in ("dynamic", "static")
+        )
+        assert isinstance(static.past_key_values.self_attention_cache, StaticCache)
+        assert dynamic.sequences.tolist() == static.sequences.tolist()
+        torch.testing.assert_close(static.logits, dynamic.logits)
+
+    def test_left_padding_compatibility(self) -> None:
+        """As in transformers, whose own test skips encoder-decoders: padding on the left of source or target."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            model = model_class(config).eval()
+            expected = model(**inputs)[0]
+            for ids, mask, length in (
+                ("input_ids", "attention_mask", 0),
+                ("decoder_input_ids", "decoder_attention_mask", 5),
+            ):
+                padded = inputs | {
+                    ids: torch.nn.functional.pad(inputs[ids], (5, 0), value=config.pad_token_id),
+                    mask: torch.nn.functional.pad(inputs[mask], (5, 0)),
+                }
+                torch.testing.assert_close(model(**padded)[0][:, length:], expected)
+
+    def test_resize_position_vector_embeddings(self) -> None:
+        self.skipTest("no `resize_position_embeddings`: positions are computed, or learned for one longest length")
+
+    @unittest.skipIf(HAS_GENERATION, "the generation tests are there")
+    def test_generation(self) -> None:
+        self.skipTest("the source distribution has no generation tests; give `make contract` a checkout")
+
+
+class TestPaper(CommonTests, unittest.TestCase):
+    """Sinusoids, post-norm, everything tied."""
+
+
+class TestTwoVocabularies(CommonTests, unittest.TestCase):
+    """A target vocabulary of its own, learned positions, biases."""
+
+    choices = {"decoder_vocab_size": 90, "position_embedding_type": "learned", "attention_bias": True}
+
+    def test_resize_tokens_embeddings(self) -> None:
+        config, _ = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            with pytest.raises(ValueError, match="decoder_vocab_size=90"):
+                model_class(config).resize_token_embeddings(120)
+        self.skipTest("refused, as was checked: one number cannot say which of two vocabularies it is for")
+
+    test_resize_embeddings_untied = test_resize_tokens_embeddings
+    test_resize_embeddings_untied_no_reinit_on_post_init = test_resize_tokens_embeddings
+
+
+class TestModern(CommonTests, unittest.TestCase):
+    """Rotary positions, grouped-query attention, gated feed-forward network, pre-RMSNorm, nothing tied."""
+
+    choices = {
+        "position_embedding_type": "rotary",
+        "num_key_value_heads": 2,
+        "gated_ffn": True,
+        "activation_function": "silu",
+        "ffn_bias": False,
+        "norm_type": "rmsnorm",
+        "norm_position": "pre",
+        "scale_embedding": False,
+        "tie_word_embeddings": False,
+    }
