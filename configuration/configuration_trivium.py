@@ -128,7 +128,7 @@ class TriviumConfig(PreTrainedConfig):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}, but must be in [0, 1).")
         for name in ("norm_eps", "rope_theta"):
-            if (value := getattr(self, name)) <= 0:
+            if not (value := getattr(self, name)) > 0:  # NaN neither
                 raise ValueError(f"{name} is {value}, but must be above 0.")
         if self.d_model % self.num_attention_heads:
             raise ValueError(

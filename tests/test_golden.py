@@ -1,0 +1,53 @@
+"""Names and shapes of all parameters, as files, so that a rename shows in a diff: old checkpoints would not load.
+
+After a change that is meant: `python -m pytest tests/test_golden.py --regenerate`, and commit what it wrote.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_config
+
+from trivium import TriviumConfig, TriviumForConditionalGeneration, preset_config
+from trivium.configuration import PRESETS
+
+GOLDEN = Path(__file__).parent / "golden"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gated-rms-pre-rotary-gqa": {
+        "gated_ffn": True,
+        "ffn_bias": False,
+        "norm_type": "rmsnorm",
+        "norm_position": "pre",
+        "position_embedding_type": "rotary",
+        "num_key_value_heads": 2,
+    },
+    "biased-learned": {"attention_bias": True, "position_embedding_type": "learned"},
+    "two-vocabularies": {"decoder_vocab_size": 23},
+    "untied": {"tie_word_embeddings": False},
+}
+CONFIGS: dict[str, TriviumConfig] = {
+    **{name: preset_config(name) for name in PRESETS},
+    **{name: tiny_config(**overrides) for name, overrides in VARIANTS.items()},
+}
+
+
+def parameter_tree(config: TriviumConfig) -> dict[str, list[int]]:
+    with torch.device("meta"):
+        model = TriviumForConditionalGeneration(config)
+    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameter_tree(name: str, request: pytest.FixtureRequest) -> None:
+    tree, path = parameter_tree(CONFIGS[name]), GOLDEN / f"{name}.json"
+    if request.config.getoption("--regenerate"):
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(shape)}" for key, shape in tree.items())
+        path.write_text(f"{{\n{lines}\n}}\n")
+    assert tree == json.loads(path.read_text()), "if this is meant, run pytest with --regenerate (see the docstring)"
+
+
+def test_no_file_is_left_over() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.json")} == set(CONFIGS)
