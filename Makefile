@@ -18,10 +18,12 @@ install: .venv/installed  ## create .venv and install the package with its devel
 	touch $@
 
 demo: install  ## train on the embedded data, evaluate, translate, and show where the results lie
-	$(BIN)/trivium train numbers training.output_dir=$(DEMO)
+	$(BIN)/trivium train numbers training.output_dir=$(DEMO) --overwrite
 	$(BIN)/trivium evaluate $(DEMO)
-	$(BIN)/trivium translate $(DEMO) "three hundred and forty-two" "half past seven" "on the twenty-first of may"
-	@echo "The model, its tokenizer and its scores are in $(DEMO); curves: $(BIN)/tensorboard --logdir $(DEMO)"
+	$(BIN)/trivium translate $(DEMO) "three hundred and forty-two" "half past seven" \
+		"the twenty-first of May nineteen eighty-four"
+	@echo "The model, its tokenizer, scores and translations are in $(DEMO)."
+	@echo "Its learning curves: $(BIN)/tensorboard --logdir $(DEMO)"
 
 test: install check  ## lint, type checks and the default test suite
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2

@@ -7,15 +7,19 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EXAMPLES = 5  # translations that an evaluation shows
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -76,8 +80,9 @@ def evaluate(
 ) -> None:
     """Translate a part of the data that a model was trained with and compare with the references.
 
-    Other data: `data.test=PREFIX`. Other metrics: `metrics=[sacrebleu,chrf,ter,exact_match,perplexity]`. Scores are
-    printed and kept in the model's folder, as `evaluation_SPLIT.json`, the translations as `translations_SPLIT.txt`.
+    Other data: `data.test=PREFIX`. Other metrics: `metrics=[sacrebleu,chrf,ter,exact_match,perplexity]`. Scores and
+    some translations are printed, all are kept in the model's folder: `evaluation_SPLIT.json`,
+    `translations_SPLIT.txt`.
     """
     with _mistakes_explained():
         from trivium.recipe import load_recipe
@@ -89,11 +94,12 @@ def evaluate(
         data = load_parallel(recipe.data)
         if split not in data:
             raise ValueError(f"--split is {split}, but the data has {', '.join(data)}.")
+        pairs = list(data[split])
         loaded, tokenizer = _load(model)
         scores, translations = evaluate_translator(
             loaded,
             tokenizer,
-            data[split],
+            pairs,
             recipe.metrics,
             batch_size=batch_size,
             show_progress=True,
@@ -105,7 +111,10 @@ def evaluate(
     table.add_column("signature", overflow="fold")
     for name, result in scores.items():
         table.add_row(name, f"{result['score']:.4f}", result.get("signature", ""))
-    Console().print(table)
+    examples = Table("source", "reference", "translation", title="The first of them", show_lines=True)
+    for pair, translation in islice(zip(pairs, translations, strict=True), EXAMPLES):
+        examples.add_row(*(Text(text) for text in (pair["source"], pair["target"], translation)))
+    Console().print(table, examples)
 
 
 @app.command(epilog="Example: `trivium translate runs/numbers --input english.txt --output german.txt --beams 5`")
