@@ -111,7 +111,9 @@ def evaluate(
     table.add_column("signature", overflow="fold")
     for name, result in scores.items():
         table.add_row(name, f"{result['score']:.4f}", result.get("signature", ""))
-    examples = Table("source", "reference", "translation", title="The first of them", show_lines=True)
+    examples = Table(title="The first of them", show_lines=True)
+    for column in ("source", "reference", "translation"):
+        examples.add_column(column, overflow="fold")
     for pair, translation in islice(zip(pairs, translations, strict=True), EXAMPLES):
         examples.add_row(*(Text(text) for text in (pair["source"], pair["target"], translation)))
     Console().print(table, examples)

@@ -222,9 +222,9 @@ KINDS: list[tuple[int, int, Callable[[int], Pair]]] = [
     (10_000, 20, _cardinal),
     (990_000, 20, _large_cardinal),
     (9_999, 10, _ordinal),
-    ((LAST_DAY - FIRST_DAY).days + 1, 20, _date),
+    ((LAST_DAY - FIRST_DAY).days + 1, 15, _date),
     (7 * 366, 7, _weekday),
-    (len(CLOCK_HOURS) * 12 * 8, 7, _time),
+    (len(CLOCK_HOURS) * 12 * 8, 12, _time),
     (99 * 100, 8, _price),
     (1000 * 100, 8, _decimal),
 ]
