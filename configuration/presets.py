@@ -39,5 +39,5 @@ def preset_config(name: str, **overrides: Any) -> TriviumConfig:
         ValueError: There is no preset of that name; the message lists those that there are.
     """
     if name not in PRESETS:
-        raise ValueError(f"name is {name!r}, but must be one of {', '.join(PRESETS)}.")
+        raise ValueError(f"The preset {name!r} does not exist: it must be one of {', '.join(PRESETS)}.")
     return TriviumConfig(**{**PRESETS[name], **overrides})

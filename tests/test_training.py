@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def test_resuming_gives_the_weights_of_an_unbroken_run(run: Path, tmp_path: Path
 
 def test_a_folder_that_holds_a_run_is_not_touched_unasked(run: Path) -> None:
     recipe = load_recipe("numbers", small_recipe(run))
-    with pytest.raises(ValueError, match=r"holds a run already .*checkpoint-6.*: resume it, overwrite it"):
+    with pytest.raises(ValueError, match=r"holds a run already .*checkpoint-6.*: resume it .*overwrite it"):
         train(recipe)
 
 
@@ -228,10 +229,14 @@ def test_sampling_is_repeatable(run: Path) -> None:
         (["train", "nowhere"], 1, "There is no recipe 'nowhere'"),
         (["train", "numbers", "model.width=3"], 1, "model says 'width'"),
         (["train", "numbers", "--resume", "--overwrite"], 2, "exclude each other"),
+        (["train", "numbers", "--resume", "training.output_dir=nowhere"], 1, "There is no checkpoint in nowhere"),
+        (["train", "numbers", "model.d_model=250", "training.output_dir=nowhere"], 1, "Error: d_model is 250, but"),
+        (["train", "numbers", "model.d_modle=64"], 1, "Did you mean d_model?"),
         (["translate", "nowhere", "text"], 1, "nowhere is not a saved model"),
+        (["translate", ".", "text", "--output", "nowhere/x"], 1, "there is no folder nowhere"),
         (["translate", ".", "text", "--top-k", "3"], 2, "go with --sample"),
         (["translate", ".", "--input", "nowhere.txt"], 2, "does not exist"),
-        (["evaluate", "nowhere"], 1, "There is no recipe 'nowhere'"),
+        (["evaluate", "nowhere"], 1, "nowhere is not a saved model"),
     ],
 )
 def test_mistakes_end_with_a_line_and_a_code(arguments: list[str], code: int, message: str) -> None:
@@ -239,6 +244,18 @@ def test_mistakes_end_with_a_line_and_a_code(arguments: list[str], code: int, me
     assert exit_code == code
     assert message in " ".join(errors.replace("│", " ").split())
     assert "Traceback" not in errors
+    assert not Path("nowhere").exists()
+
+
+def test_an_unfinished_run_names_its_checkpoints(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3").symlink_to(run / "checkpoint-3")
+    code, _, errors = trivium("translate", tmp_path, "one")
+    assert code == 1
+    assert "checkpoint-3" in errors
+
+
+def test_version() -> None:
+    assert trivium("--version")[:2] == (0, f"{version('trivium')}\n")
 
 
 def test_unknown_split_is_named(run: Path) -> None:
@@ -265,8 +282,8 @@ def test_the_readme_runs(block: str, run: Path, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "numbers").symlink_to(run)
     monkeypatch.chdir(tmp_path)
-    asked = '["training.output_dir=runs/mine"]'
-    exec(block.replace(asked, repr(small_recipe(Path("runs/mine")))), {})
+    asked = '["training.output_dir=runs/python"]'
+    exec(block.replace(asked, repr(small_recipe(Path("runs/python")))), {})
 
 
 def test_the_readme_names_what_exists() -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,9 +26,24 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
-    help="Train a Transformer on your sentence pairs, measure it, and translate with it.",
     epilog="Start with `trivium train numbers`, which needs no data of yours.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("trivium"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train a Transformer on your sentence pairs, measure it, and translate with it."""
+
 
 Model = Annotated[Path, typer.Argument(help="Folder of a saved model.", show_default=False)]
 Beams = Annotated[int | None, typer.Option("--beams", "-b", min=1, help="Beam search of this width; 1 is greedy.")]
@@ -85,15 +101,21 @@ def evaluate(
     `translations_SPLIT.txt`.
     """
     with _mistakes_explained():
-        from trivium.recipe import load_recipe
+        _check_saved_model(model)
+        from trivium.recipe import RECIPE_FILE, load_recipe
 
+        if not (model / RECIPE_FILE).is_file():
+            raise FileNotFoundError(
+                f"{model} has no {RECIPE_FILE}, which says what data it was trained with: give a folder that "
+                "`trivium train` wrote."
+            )
         recipe = load_recipe(model, overrides or [])
         from trivium.data import load_parallel
         from trivium.evaluation import evaluate_translator
 
         data = load_parallel(recipe.data)
         if split not in data:
-            raise ValueError(f"--split is {split}, but the data has {', '.join(data)}.")
+            raise ValueError(f"--split is {split}, but the data has {', '.join(data)}: add data.{split}=...")
         pairs = list(data[split])
         loaded, tokenizer = _load(model)
         scores, translations = evaluate_translator(
@@ -149,6 +171,8 @@ def translate(
     if not sample and any(option is not None for option in (temperature, top_k, top_p)):
         raise typer.BadParameter("--temperature, --top-k and --top-p go with --sample.")
     with _mistakes_explained():
+        if output_file and not output_file.parent.is_dir():
+            raise FileNotFoundError(f"--output is {output_file}, but there is no folder {output_file.parent}.")
         from transformers import set_seed
 
         from trivium.data import read_lines
@@ -187,11 +211,17 @@ def _load(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
 
     import trivium  # noqa: F401  (registers the model with the Auto classes)
 
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is not a saved model: it has no config.json.")
+    _check_saved_model(folder)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).to(device).eval()
     return model, AutoTokenizer.from_pretrained(folder)
+
+
+def _check_saved_model(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        checkpoints = ", ".join(str(path) for path in sorted(folder.glob("checkpoint-*")))
+        hint = f" Its run did not end; there are {checkpoints}." if checkpoints else ""
+        raise FileNotFoundError(f"{folder} is not a saved model: it has no config.json.{hint}")
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -212,11 +242,21 @@ def _write(path: Path, content: str) -> None:
 @contextmanager
 def _mistakes_explained() -> Iterator[None]:
     """End with one line and exit code 1 on what the user can mend; everything else keeps its traceback."""
+    from huggingface_hub.errors import StrictDataclassError  # what a configuration that cannot work raises
+
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+    except (ValueError, FileNotFoundError, StrictDataclassError) as error:
+        # A strict dataclass wraps the sentence that matters into its own name for the check.
+        _complain(str(error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error))
         raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        _complain("interrupted; a training that has saved a checkpoint goes on with --resume.")
+        raise typer.Exit(130) from None
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True).print(Text("Error: ", style="bold red") + Text(message), soft_wrap=True)
 
 
 if __name__ == "__main__":

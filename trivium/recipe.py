@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,10 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         content = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
         if missing := sorted(OmegaConf.missing_keys(content)):
-            raise ValueError(f"{path} leaves open what you have to say: add {' '.join(f'{k}=...' for k in missing)}.")
+            raise ValueError(
+                f"{path} leaves open what you have to say: add {' '.join(f'{k}=...' for k in missing)} "
+                "(null, if there is none)."
+            )
         recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), content))
     except (OmegaConfBaseException, YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -146,4 +150,6 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def _refuse_unknown(section: str, given: Sequence[str] | dict[str, Any], allowed: list[str]) -> None:
     for name in given:
         if name not in allowed:
-            raise ValueError(f"{section} says {name!r}, but can only say {', '.join(sorted(allowed))}.")
+            close = get_close_matches(name, allowed)
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            raise ValueError(f"{section} says {name!r}, but can only say {', '.join(sorted(allowed))}.{hint}")

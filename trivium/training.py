@@ -32,22 +32,25 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
 
     Args:
         recipe: What to do.
-        resume: Go on from the last checkpoint in the output folder, or start if there is none.
+        resume: Go on from the last checkpoint in the output folder.
         overwrite: Start anew in a folder that holds a run, whose checkpoints are deleted.
 
     Returns:
         The trainer, with the trained model as `.model` and the tokenizer as `.processing_class`.
 
     Raises:
-        ValueError: The output folder holds a run already and neither `resume` nor `overwrite` is set; or the recipe
-            asks for what its data cannot give.
+        ValueError: The output folder holds a run already and neither `resume` nor `overwrite` is set; there is no
+            checkpoint to resume; or the recipe asks for what its data cannot give.
     """
     args = recipe.training_arguments()
     checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
     if checkpoint and not (resume or overwrite):
         raise ValueError(
-            f"{args.output_dir} holds a run already ({checkpoint}): resume it, overwrite it, or go elsewhere."
+            f"{args.output_dir} holds a run already ({checkpoint}): resume it (--resume, resume=True), overwrite it "
+            "(--overwrite, overwrite=True), or set another training.output_dir."
         )
+    if resume and not checkpoint:
+        raise ValueError(f"There is no checkpoint in {args.output_dir} to resume: leave resume out to start a run.")
     data = load_parallel(recipe.data)
     if "train" not in data:
         raise ValueError(f"There is nothing to train on: data has {', '.join(data)}, but no train.")

@@ -177,9 +177,10 @@ def _load_file(path: str, split: str, args: DataArguments) -> Dataset | Iterable
     files = (path,) if Path(path).suffix in READERS else (f"{path}.{args.source}", f"{path}.{args.target}")
     for file in files:
         if not Path(file).is_file():
+            hint = f" (leave off {Path(path).suffix})" if Path(path).is_file() else ""
             raise FileNotFoundError(
-                f"{file}: no such file; allowed are files that end in {', '.join(READERS)}, or else the prefix of "
-                f"parallel text (here PREFIX.{args.source} and PREFIX.{args.target})"
+                f"{file}: no such file{hint}; allowed are files that end in {', '.join(READERS)}, or else the prefix "
+                f"of parallel text (here PREFIX.{args.source} and PREFIX.{args.target})"
             )
     content: dict[str, Any] = {"files": files, "source": args.source, "target": args.target}
     kind: dict[str, Any] = {"features": PAIR_FEATURES, "split": NamedSplit(split)}
