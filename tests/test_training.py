@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -84,6 +85,15 @@ def test_a_folder_that_holds_a_run_is_not_touched_unasked(run: Path) -> None:
     recipe = load_recipe("numbers", small_recipe(run))
     with pytest.raises(ValueError, match=r"holds a run already .*checkpoint-6.*: resume it .*overwrite it"):
         train(recipe)
+
+
+def test_a_finished_run_is_not_resumed_but_can_be_prolonged(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    recipe = load_recipe("numbers", small_recipe(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"is finished, after 6 steps: set more training\.max_steps"):
+        train(recipe, resume=True)
+    recipe.training["max_steps"] = 8
+    assert train(recipe, resume=True).state.global_step == 8
 
 
 def test_fine_tuning_goes_on_from_a_saved_model(run: Path, tmp_path: Path) -> None:

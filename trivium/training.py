@@ -16,6 +16,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerState,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
@@ -51,6 +53,11 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         )
     if resume and not checkpoint:
         raise ValueError(f"There is no checkpoint in {args.output_dir} to resume: leave resume out to start a run.")
+    if resume and checkpoint and (done := steps_of_finished_run(checkpoint, args)):
+        raise ValueError(
+            f"The run in {args.output_dir} is finished, after {done} steps: set more training.max_steps or "
+            "training.num_train_epochs to go on."
+        )
     data = load_parallel(recipe.data)
     if "train" not in data:
         raise ValueError(f"There is nothing to train on: data has {', '.join(data)}, but no train.")
@@ -81,6 +88,16 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     trainer.save_model()
     trainer.save_state()
     return trainer
+
+
+def steps_of_finished_run(checkpoint: str, args: Seq2SeqTrainingArguments) -> int | None:
+    """The steps of a checkpoint that has all that `args` ask for (the Trainer would add one), or None."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    if args.max_steps > 0:
+        finished = state.global_step >= args.max_steps
+    else:
+        finished = state.global_step >= state.max_steps and args.num_train_epochs <= state.num_train_epochs
+    return state.global_step if finished else None
 
 
 def load_or_build(recipe: Recipe, pairs: Dataset | IterableDataset) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
