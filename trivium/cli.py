@@ -1,6 +1,6 @@
 """The command line: `trivium train`, `trivium evaluate`, `trivium translate`.
 
-What is heavy is imported by the commands that need it, so that help and mistakes are answered at once.
+What only some commands need is imported by those, so that the others need not wait for it.
 """
 
 import json
@@ -208,8 +208,6 @@ def translate(
 def _load(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-    import trivium  # noqa: F401  (registers the model with the Auto classes)
 
     _check_saved_model(folder)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")

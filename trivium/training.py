@@ -59,6 +59,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
             "training.num_train_epochs to go on."
         )
     data = load_parallel(recipe.data)
+    data.pop("test", None)  # evaluation reads it; to encode it here would be wasted
     if "train" not in data:
         raise ValueError(f"There is nothing to train on: data has {', '.join(data)}, but no train.")
     if args.eval_strategy != "no" and "validation" not in data:
