@@ -1,5 +1,8 @@
 """The configuration of a Trivium model: every number of the paper's Table 3 and every choice that later families made.
 
+One configuration gives three ways: with layers in both stacks it describes an encoder-decoder, without decoder layers
+an encoder-only model, without encoder layers a decoder-only one.
+
 This file travels to the Hub inside every saved model, so it imports transformers and nothing of Trivium.
 """
 
@@ -19,8 +22,8 @@ class TriviumConfig(PreTrainedConfig):
         vocab_size: Tokens in the vocabulary; in the source language's where there are two.
         decoder_vocab_size: Tokens in the target language's vocabulary. None: one vocabulary serves both languages.
         d_model: Width of embeddings and hidden states.
-        encoder_layers: Encoder blocks, the paper's N.
-        decoder_layers: Decoder blocks, the paper's N.
+        encoder_layers: Encoder blocks, the paper's N. 0: the model is decoder-only.
+        decoder_layers: Decoder blocks, the paper's N. 0: the model is encoder-only.
         num_attention_heads: Attention heads, the paper's h; each is `d_model / num_attention_heads` wide.
         num_key_value_heads: Heads of keys and values. Fewer than `num_attention_heads` is grouped-query attention,
             1 is multi-query attention. None: as many as `num_attention_heads`.
@@ -40,9 +43,13 @@ class TriviumConfig(PreTrainedConfig):
         attention_bias: Whether the four projections of attention have biases; in the paper they have none.
         ffn_bias: Whether the projections of the feed-forward network have biases, as in equation 2.
         scale_embedding: Whether embeddings are multiplied by sqrt(d_model) (section 3.4).
+        normalize_embedding: Whether the sum of all embeddings is normalised before the first layer, as in BERT.
+        type_vocab_size: Kinds of tokens that the encoder tells apart by `token_type_ids`, as in BERT; 0: none.
         tie_word_embeddings: Whether all embeddings of one vocabulary and the output projection are one matrix
             (section 3.4); otherwise each has its own.
         label_smoothing: Share of the target probability spread over the vocabulary, in training only (section 5.4).
+        classifier_pooling: What a sequence classifier reads: the "mean" of the encoded tokens, or the first ("cls").
+        is_encoder_decoder: Follows from the layers; given, it must agree with them.
 
     Raises:
         StrictDataclassError: A field has the wrong type, or the fields cannot work together; the message names the
@@ -51,7 +58,7 @@ class TriviumConfig(PreTrainedConfig):
 
     model_type = "trivium"
     keys_to_ignore_at_inference = ["past_key_values"]
-    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "encoder_layers"}
+    attribute_map = {"hidden_size": "d_model"}
 
     vocab_size: int = 37000
     decoder_vocab_size: int | None = None
@@ -75,10 +82,13 @@ class TriviumConfig(PreTrainedConfig):
     attention_bias: bool = False
     ffn_bias: bool = True
     scale_embedding: bool = True
+    normalize_embedding: bool = False
+    type_vocab_size: int = 0
     tie_word_embeddings: bool = True
     label_smoothing: float | int = 0.1
+    classifier_pooling: Literal["mean", "cls"] = "mean"
     use_cache: bool = True
-    is_encoder_decoder: bool = True
+    is_encoder_decoder: bool | None = None
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
@@ -88,6 +98,8 @@ class TriviumConfig(PreTrainedConfig):
         """Fill in what follows from other fields."""
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
+        if self.is_encoder_decoder is None:
+            self.is_encoder_decoder = self.encoder_layers > 0 and self.decoder_layers > 0
         super().__post_init__(**kwargs)
 
     @property
@@ -96,9 +108,55 @@ class TriviumConfig(PreTrainedConfig):
         return self.d_model // self.num_attention_heads
 
     @property
+    def num_hidden_layers(self) -> int:
+        """Layers of the encoder, or of the decoder if there is no encoder."""
+        return self.encoder_layers or self.decoder_layers
+
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, value: int) -> None:
+        if self.encoder_layers:
+            self.encoder_layers = value
+        else:
+            self.decoder_layers = value
+
+    @property
     def target_vocab_size(self) -> int:
         """Tokens that the decoder reads and writes."""
         return self.vocab_size if self.decoder_vocab_size is None else self.decoder_vocab_size
+
+    def encoder_only(self) -> "TriviumConfig":
+        """The configuration of the encoder alone: this one if it is that already, else a copy.
+
+        Raises:
+            ValueError: There is no encoder.
+        """
+        if not self.encoder_layers:
+            raise ValueError("encoder_layers is 0: this configuration is of a decoder-only model, it has no encoder.")
+        if not self.decoder_layers:
+            return self
+        return self._without(decoder_layers=0, decoder_vocab_size=None)
+
+    def decoder_only(self) -> "TriviumConfig":
+        """The configuration of the decoder alone: this one if it is that already, else a copy.
+
+        Raises:
+            ValueError: There is no decoder.
+        """
+        if not self.decoder_layers:
+            raise ValueError("decoder_layers is 0: this configuration is of an encoder-only model, it has no decoder.")
+        if not self.encoder_layers:
+            return self
+        return self._without(
+            encoder_layers=0, vocab_size=self.target_vocab_size, decoder_vocab_size=None, type_vocab_size=0
+        )
+
+    def _without(self, **changes: Any) -> "TriviumConfig":
+        part = copy.deepcopy(self)
+        for name, value in changes.items():
+            setattr(part, name, value)
+        part.is_encoder_decoder = False
+        part.auto_map = {}  # of the whole; saving writes the part's own
+        return part
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """As in transformers, with the right `vocab_size`: the decoder's, if that is asked for.
@@ -108,7 +166,7 @@ class TriviumConfig(PreTrainedConfig):
         """
         if decoder is None and encoder is None and self.decoder_vocab_size is not None:
             decoder = True
-        if not decoder or encoder:
+        if not decoder or encoder or not self.is_encoder_decoder:
             return super().get_text_config(decoder=decoder, encoder=encoder)
         config = copy.deepcopy(self)
         config.decoder_vocab_size = self.target_vocab_size
@@ -121,9 +179,10 @@ class TriviumConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, but must be at least 1.")
-        for name in ("encoder_layers", "decoder_layers"):
+        for name in ("encoder_layers", "decoder_layers", "type_vocab_size"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name} is {value}, but must be at least 0.")
+        self._validate_variant()
         for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}, but must be in [0, 1).")
@@ -155,6 +214,26 @@ class TriviumConfig(PreTrainedConfig):
                 f"activation_function is {self.activation_function!r}, but must be one of {', '.join(sorted(ACT2FN))}."
             )
         self._validate_special_tokens()
+
+    def _validate_variant(self) -> None:
+        layers = f"encoder_layers={self.encoder_layers} and decoder_layers={self.decoder_layers}"
+        if not (self.encoder_layers or self.decoder_layers):
+            raise ValueError(f"A model needs layers, but there are {layers}.")
+        if self.is_encoder_decoder != (self.encoder_layers > 0 and self.decoder_layers > 0):
+            raise ValueError(
+                f"is_encoder_decoder is {self.is_encoder_decoder}, but there are {layers}: an encoder-only model has "
+                "decoder_layers=0, a decoder-only model has encoder_layers=0, an encoder-decoder has both above 0."
+            )
+        if self.decoder_vocab_size is not None and not self.is_encoder_decoder:
+            raise ValueError(
+                f"decoder_vocab_size is {self.decoder_vocab_size}, but with {layers} there is only one vocabulary: "
+                "say vocab_size."
+            )
+        if self.type_vocab_size and not self.encoder_layers:
+            raise ValueError(
+                f"type_vocab_size is {self.type_vocab_size}, but token types are for the encoder, and there are "
+                f"{layers}."
+            )
 
     def _validate_special_tokens(self) -> None:
         shared_size = min(self.vocab_size, self.target_vocab_size)

@@ -1,12 +1,27 @@
 """The model."""
 
 from trivium.modeling.modeling_trivium import TriviumForConditionalGeneration, TriviumModel
+from trivium.modeling.modeling_trivium_decoder import TriviumDecoderModel, TriviumForCausalLM
+from trivium.modeling.modeling_trivium_encoder import (
+    TriviumEncoderModel,
+    TriviumForMaskedLM,
+    TriviumForQuestionAnswering,
+    TriviumForSequenceClassification,
+    TriviumForTokenClassification,
+)
 from trivium.modeling.stacks import TriviumDecoder, TriviumEncoder, TriviumPreTrainedModel
 
 __all__ = [
     "TriviumDecoder",
+    "TriviumDecoderModel",
     "TriviumEncoder",
+    "TriviumEncoderModel",
+    "TriviumForCausalLM",
     "TriviumForConditionalGeneration",
+    "TriviumForMaskedLM",
+    "TriviumForQuestionAnswering",
+    "TriviumForSequenceClassification",
+    "TriviumForTokenClassification",
     "TriviumModel",
     "TriviumPreTrainedModel",
 ]

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from .attention import MultiHeadAttention
+from .attention import MultiHeadAttention, self_attention_cache
 from .configuration_trivium import TriviumConfig
 from .feed_forward import FeedForward
 from .normalization import NORMS
@@ -70,14 +70,16 @@ class EncoderLayer(GradientCheckpointingLayer):
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """Masked self-attention, then attention to the encoder's output, then feed-forward."""
+    """Masked self-attention, then, where there is an encoder, attention to its output, then feed-forward."""
 
     def __init__(self, config: TriviumConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = MultiHeadAttention(config, layer_idx, is_causal=True)
         self.self_attn_residual = Residual(config)
-        self.cross_attn = MultiHeadAttention(config, layer_idx)
-        self.cross_attn_residual = Residual(config)
+        self.attends_to_encoder = bool(config.is_encoder_decoder)
+        if self.attends_to_encoder:
+            self.cross_attn = MultiHeadAttention(config, layer_idx)
+            self.cross_attn_residual = Residual(config)
         self.feed_forward = FeedForward(config)
         self.feed_forward_residual = Residual(config)
 
@@ -87,26 +89,27 @@ class DecoderLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        past_key_values: Cache | None = None,
         rotation: Rotation | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """Map (batch, target_len, d_model) to the same shape, looking at (batch, source_len, d_model)."""
-        self_cache: Cache | None = None if past_key_values is None else past_key_values.self_attention_cache
+        self_cache = self_attention_cache(past_key_values)
         hidden_states = self.self_attn_residual(
             hidden_states,
             lambda x: self.self_attn(
                 x, attention_mask=attention_mask, past_key_values=self_cache, rotation=rotation, **kwargs
             )[0],
         )
-        hidden_states = self.cross_attn_residual(
-            hidden_states,
-            lambda x: self.cross_attn(
-                x,
-                key_value_states=encoder_hidden_states,
-                attention_mask=encoder_attention_mask,
-                past_key_values=past_key_values,
-                **kwargs,
-            )[0],
-        )
+        if self.attends_to_encoder:
+            hidden_states = self.cross_attn_residual(
+                hidden_states,
+                lambda x: self.cross_attn(
+                    x,
+                    key_value_states=encoder_hidden_states,
+                    attention_mask=encoder_attention_mask,
+                    past_key_values=past_key_values,
+                    **kwargs,
+                )[0],
+            )
         return self.feed_forward_residual(hidden_states, lambda x: self.feed_forward(x))

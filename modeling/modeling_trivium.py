@@ -1,4 +1,4 @@
-"""The encoder-decoder of *Attention Is All You Need* (Figure 1), and the head that predicts tokens."""
+"""First way: the encoder-decoder of *Attention Is All You Need* (Figure 1), and the head that predicts tokens."""
 
 from typing import Any
 
@@ -18,9 +18,18 @@ from .stacks import TriviumDecoder, TriviumEncoder, TriviumPreTrainedModel
 
 
 class TriviumModel(TriviumPreTrainedModel):
-    """Encoder and decoder, without an output projection."""
+    """Encoder and decoder, without an output projection.
+
+    Raises:
+        ValueError: The configuration is of an encoder-only or decoder-only model.
+    """
 
     def __init__(self, config: TriviumConfig) -> None:
+        if not config.is_encoder_decoder:
+            raise ValueError(
+                f"encoder_layers={config.encoder_layers} and decoder_layers={config.decoder_layers} make no "
+                "encoder-decoder: trivium.join makes one of an encoder-only and a decoder-only model."
+            )
         super().__init__(config)
         if config.decoder_vocab_size is None:
             self._tied_weights_keys = {"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"}

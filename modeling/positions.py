@@ -80,6 +80,9 @@ class LearnedPositions(nn.Module):
 
         Generation asks for itself, for what a cache holds cannot be seen from the position ids of one step without
         waiting for the device.
+
+        Raises:
+            ValueError: It is longer.
         """
         if length > self.embedding.num_embeddings:
             raise ValueError(
@@ -91,9 +94,11 @@ class LearnedPositions(nn.Module):
         """Add to (batch, length, d_model) the embeddings of `position_ids`, (batch or 1, length).
 
         Raises:
-            ValueError: The sequence is longer than `max_position_embeddings`.
+            ValueError: The sequence is longer than `max_position_embeddings`; one that is packed of several, with
+                positions that restart, may be.
         """
-        self.check_length(position_ids.shape[-1])
+        if position_ids.shape[-1] > self.embedding.num_embeddings:
+            self.check_length(int(position_ids.max()) + 1)
         return hidden_states + self.embedding(position_ids), None
 
 

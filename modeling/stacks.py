@@ -14,7 +14,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import MultiHeadAttention
+from .attention import MultiHeadAttention, self_attention_cache
 from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
 from .layers import DecoderLayer, EncoderLayer, final_norm
@@ -88,11 +88,15 @@ class TriviumStack(TriviumPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = TokenEmbedding(vocab_size, config)
         self.embed_positions = POSITIONS[config.position_embedding_type](config)
+        self.embedding_norm = NORMS[config.norm_type](config) if config.normalize_embedding else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(layers)
         self.norm = final_norm(config)
         self.gradient_checkpointing = False
-        self.post_init()
+
+    def post_init(self) -> None:
+        """As in transformers, and say how tensor parallelism cuts this stack."""
+        super().post_init()
         self._tp_plan = {"embed_tokens": "embedding_rowwise"} | {
             re.sub(r"\d+", "*", f"layers.{name}"): TENSOR_PARALLEL_STYLES[name.rsplit(".")[-1]]
             for name, module in self.layers.named_modules()
@@ -100,7 +104,7 @@ class TriviumStack(TriviumPreTrainedModel):
         }
 
     def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Embed (batch, length) ids, or take the (batch, length, d_model) embeddings that the caller brings.
+        """Look up (batch, length) ids, or take the (batch, length, d_model) embeddings that the caller brings.
 
         Raises:
             ValueError: Both are given, or neither.
@@ -120,6 +124,9 @@ class TriviumEncoder(TriviumStack):
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__(config, config.vocab_size, (EncoderLayer(config, i) for i in range(config.encoder_layers)))
+        if config.type_vocab_size:
+            self.embed_token_types = nn.Embedding(config.type_vocab_size, config.d_model)
+        self.post_init()
 
     @merge_with_config_defaults
     @capture_outputs
@@ -129,6 +136,7 @@ class TriviumEncoder(TriviumStack):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Encode the source.
@@ -138,10 +146,14 @@ class TriviumEncoder(TriviumStack):
             attention_mask: (batch, source_len), 1 for a real token, 0 for padding, on either side.
             position_ids: (batch, source_len); by default real tokens count from 0.
             inputs_embeds: (batch, source_len, d_model), in place of `input_ids`.
+            token_type_ids: (batch, source_len), below `type_vocab_size`; by default 0.
             **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
 
         Returns:
             `last_hidden_state`: (batch, source_len, d_model).
+
+        Raises:
+            ValueError: There are token types, but the model knows none.
         """
         inputs_embeds = self.embed(input_ids, inputs_embeds)
         if position_ids is None:
@@ -149,15 +161,24 @@ class TriviumEncoder(TriviumStack):
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
         )
+        if self.config.type_vocab_size:
+            if token_type_ids is None:
+                token_type_ids = torch.zeros_like(position_ids)
+            inputs_embeds = inputs_embeds + self.embed_token_types(token_type_ids)
+        elif token_type_ids is not None:
+            raise ValueError("token_type_ids are given, but type_vocab_size is 0: the model knows no token types.")
         hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
-        hidden_states = self.dropout(hidden_states)
+        hidden_states = self.dropout(self.embedding_norm(hidden_states))
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, rotation, **kwargs)
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
 
 
 class TriviumDecoder(TriviumStack):
-    """N layers of masked self-attention, attention to the encoder, and feed-forward over the target (section 3.1)."""
+    """N layers of masked self-attention, attention to the encoder, and feed-forward over the target (section 3.1).
+
+    Without an encoder (`config.is_encoder_decoder` is False) its layers have no attention to it: GPT's way.
+    """
 
     _can_record_outputs = {
         "hidden_states": DecoderLayer,
@@ -168,6 +189,7 @@ class TriviumDecoder(TriviumStack):
     def __init__(self, config: TriviumConfig) -> None:
         layers = (DecoderLayer(config, i) for i in range(config.decoder_layers))
         super().__init__(config, config.target_vocab_size, layers)
+        self.post_init()
 
     @merge_with_config_defaults
     @capture_outputs
@@ -189,7 +211,7 @@ class TriviumDecoder(TriviumStack):
             input_ids: (batch, target_len); with a cache, the tokens that are not in it.
             attention_mask: (batch, cached length + target_len), 1 for a real token, 0 for padding, on either side.
             position_ids: (batch, target_len); by default real tokens count from 0.
-            encoder_hidden_states: (batch, source_len, d_model).
+            encoder_hidden_states: (batch, source_len, d_model), if there is an encoder.
             encoder_attention_mask: (batch, source_len).
             past_key_values: Keys and values of earlier calls.
             inputs_embeds: (batch, target_len, d_model), in place of `input_ids`.
@@ -200,31 +222,39 @@ class TriviumDecoder(TriviumStack):
             `last_hidden_state`: (batch, target_len, d_model), and the cache.
 
         Raises:
-            ValueError: There is no encoder output to look at.
+            ValueError: There is no encoder output to look at, or no layer that could.
         """
-        if encoder_hidden_states is None:
-            raise ValueError("encoder_hidden_states is None, but every layer of this decoder attends to it.")
+        if (encoder_hidden_states is not None) != self.config.is_encoder_decoder:
+            raise ValueError(
+                "encoder_hidden_states is None, but every layer of this decoder attends to it."
+                if encoder_hidden_states is None
+                else "encoder_hidden_states are given, but this decoder-only model has no attention to them."
+            )
         inputs_embeds = self.embed(input_ids, inputs_embeds)
-        if use_cache and past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values.self_attention_cache if past_key_values is not None else None,
+            past_key_values=self_attention_cache(past_key_values),
             position_ids=position_ids,  # restarting positions are packed sentences, which do not see each other
         )
-        encoder_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=encoder_attention_mask,
-            encoder_hidden_states=encoder_hidden_states,
-        )
+        encoder_mask = None
+        if encoder_hidden_states is not None:
+            encoder_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=encoder_attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+            )
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if use_cache and past_key_values is None:  # after the mask, which with a cache would not look for packing
+            past_key_values = DynamicCache(config=self.config)
+            if self.config.is_encoder_decoder:
+                past_key_values = EncoderDecoderCache(past_key_values, DynamicCache(config=self.config))
         if position_ids is None:
             position_ids = token_positions(attention_mask, inputs_embeds.shape[1], past_length, inputs_embeds.device)
         hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
-        hidden_states = self.dropout(hidden_states)
+        hidden_states = self.dropout(self.embedding_norm(hidden_states))
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states, mask, encoder_hidden_states, encoder_mask, past_key_values, rotation, **kwargs

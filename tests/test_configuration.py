@@ -30,7 +30,16 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"norm_type": "batchnorm"}, "norm_type", "batchnorm", "rmsnorm"),
     ({"norm_position": "middle"}, "norm_position", "middle", "pre"),
     ({"activation_function": "sinc"}, "activation_function", "sinc", "gelu"),
-    *(({field: -1}, field, "-1", "at least 0") for field in ("encoder_layers", "decoder_layers")),
+    *(({field: -1}, field, "-1", "at least 0") for field in ("encoder_layers", "decoder_layers", "type_vocab_size")),
+    ({"encoder_layers": 0, "decoder_layers": 0}, "encoder_layers", "0", "A model needs layers"),
+    ({"is_encoder_decoder": False}, "is_encoder_decoder", "False", "decoder-only model has encoder_layers=0"),
+    ({"decoder_layers": 0, "is_encoder_decoder": True}, "is_encoder_decoder", "True", "both above 0"),
+    *(
+        ({field: 0, "decoder_vocab_size": 50}, "decoder_vocab_size", "50", "say vocab_size")
+        for field in ("encoder_layers", "decoder_layers")
+    ),
+    ({"encoder_layers": 0, "type_vocab_size": 2}, "type_vocab_size", "2", "are for the encoder"),
+    ({"classifier_pooling": "max"}, "classifier_pooling", "max", "mean"),
     *(
         ({field: value}, field, str(value), "at least 1")
         for value in (0, -5)
@@ -80,7 +89,8 @@ def test_what_cannot_work_is_refused(fields: dict[str, Any], blamed: str, value:
         {"vocab_size": 40, "decoder_vocab_size": 50, "eos_token_id": 45},
         {"d_model": 9, "num_attention_heads": 3, "position_embedding_type": "learned"},
         {"d_model": 24, "num_attention_heads": 8},
-        {"encoder_layers": 0, "decoder_layers": 0},
+        {"encoder_layers": 0},
+        {"decoder_layers": 0, "type_vocab_size": 2},
         {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "decoder_start_token_id": None},
         {"eos_token_id": [2, 3]},
         {"dropout": 0, "rope_theta": 500_000},

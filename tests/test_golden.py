@@ -11,7 +11,8 @@ import pytest
 import torch
 from tiny import tiny_config
 
-from trivium import TriviumConfig, TriviumForConditionalGeneration, preset_config
+from trivium import TriviumConfig, preset_config
+from trivium.auto import AnyModelForPreTraining
 from trivium.configuration import PRESETS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -36,7 +37,7 @@ CONFIGS: dict[str, TriviumConfig] = {
 
 def parameter_tree(config: TriviumConfig) -> dict[str, list[int]]:
     with torch.device("meta"):
-        model = TriviumForConditionalGeneration(config)
+        model = AnyModelForPreTraining.fitting(config)(config)
     return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
 
 
