@@ -30,7 +30,7 @@ from transformers import (
     set_seed,
 )
 
-from trivium.data import DataArguments, load_parallel
+from trivium.data import DataArguments, load_data
 from trivium.metrics import load_metric
 from trivium.tokenization import TriviumTokenizer, train_tokenizer
 
@@ -105,7 +105,7 @@ def main(
     """Train a Marian model on Multi30k, en-de, and score it on test_2016_flickr."""
     torch.set_num_threads(threads)
     set_seed(seed)
-    splits = load_parallel(
+    splits = load_data(
         DataArguments(
             train=f"{data}/train", validation=f"{data}/val", test=f"{data}/test_2016_flickr", source="en", target="de"
         )

@@ -155,7 +155,7 @@ class TriviumConfig(PreTrainedConfig):
         for name, value in changes.items():
             setattr(part, name, value)
         part.is_encoder_decoder = False
-        part.auto_map = {}  # of the whole; saving writes the part's own
+        part.architectures, part.auto_map = None, {}  # the whole's; saving writes the part's own
         return part
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:

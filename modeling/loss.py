@@ -1,5 +1,7 @@
 """The training objectives (paper section 5.4, and those of the heads that came after it)."""
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
@@ -27,7 +29,7 @@ def label_smoothed_cross_entropy(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
     labels = labels.to(logits.device).flatten()
     total = F.cross_entropy(logits, labels, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum")
-    return _mean(total, (labels != IGNORED).sum().clamp(min=1), num_items_in_batch)
+    return _mean(total, (labels != IGNORED).sum(), num_items_in_batch)
 
 
 def shift_left(labels: torch.Tensor) -> torch.Tensor:
@@ -67,22 +69,23 @@ def classification_loss(
             )
     if problem_type == "single_label_classification":
         return label_smoothed_cross_entropy(logits, labels, label_smoothing, num_items_in_batch)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    labels = labels.to(logits).reshape(logits.shape)
+    objective: Callable[..., torch.Tensor]
     if problem_type == "multi_label_classification":
-        total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        objective = F.binary_cross_entropy_with_logits
     elif problem_type == "regression":
-        total = F.mse_loss(logits, labels, reduction="sum")
+        objective = F.mse_loss
     else:
         raise ValueError(
             f"problem_type is {problem_type!r}, but must be 'single_label_classification', "
             "'multi_label_classification' or 'regression'."
         )
-    return _mean(total, labels.numel(), num_items_in_batch)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    labels = labels.to(logits).reshape(logits.shape)
+    return _mean(objective(logits, labels, reduction="sum"), labels.numel(), num_items_in_batch)
 
 
 def _mean(
     total: torch.Tensor, here: torch.Tensor | int, num_items_in_batch: torch.Tensor | int | None
 ) -> torch.Tensor:
     count = here if num_items_in_batch is None else num_items_in_batch
-    return total / (count.to(total.device) if isinstance(count, torch.Tensor) else count)
+    return total / torch.as_tensor(count, device=total.device).clamp(min=1)

@@ -4,7 +4,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import GenerationMixin
+from transformers import GenerationMixin, PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
@@ -26,7 +26,7 @@ class TriviumDecoderPreTrainedModel(TriviumPreTrainedModel):
         ValueError: The configuration has no decoder.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"(^|\.)encoder\.", r"\.cross_attn(_residual)?\."]
+    _keys_to_ignore_on_load_unexpected = [r"(^|\.)encoder\.", r"\.cross_attn(_residual)?\.", r"^lm_head\."]
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__(config.decoder_only())
@@ -34,18 +34,24 @@ class TriviumDecoderPreTrainedModel(TriviumPreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Self:
         """As in transformers; an embedding that encoder and decoder share, which is saved once, is the decoder's."""
-        config = kwargs.get("config")
-        if not isinstance(config, cls.config_class):
-            source = config or pretrained_model_name_or_path
-            config = {} if source is None else cls.config_class.get_config_dict(source, **kwargs)[0]
-            config = cls.config_class.from_dict(config)
-        if config.is_encoder_decoder and config.tie_word_embeddings and config.decoder_vocab_size is None:
+        if cls._shares_embedding(pretrained_model_name_or_path, **kwargs):
             shared = {r"encoder\.embed_tokens": "decoder.embed_tokens"}
             kwargs["key_mapping"] = {**shared, **(kwargs.get("key_mapping") or {})}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._weight_conversions = None  # saving is to keep the decoder's own names
         return loaded
+
+    @classmethod
+    def _shares_embedding(cls, folder: Any, config: Any = None, **kwargs: Any) -> bool:
+        """Whether a checkpoint has one embedding for two stacks; the `config` given may be of the decoder alone."""
+        source = config if folder is None else folder
+        if source is not None and not isinstance(source, PreTrainedConfig):
+            saved = cls.config_class.get_config_dict(source, **kwargs)[0]
+            config = cls.config_class.from_dict(saved) if saved else config
+        if not isinstance(config, PreTrainedConfig):
+            return False
+        return bool(config.is_encoder_decoder and config.tie_word_embeddings and config.decoder_vocab_size is None)
 
 
 class TriviumDecoderModel(TriviumDecoderPreTrainedModel):
@@ -184,9 +190,18 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As in transformers, but refuse to outgrow learned positions."""
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        *args: Any,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in transformers, which looks for `inputs_embeds` here, but refuse to outgrow learned positions."""
         embed_positions = self.model.decoder.embed_positions
-        if isinstance(embed_positions, LearnedPositions):
-            embed_positions.check_length(input_ids.shape[-1])
-        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if isinstance(embed_positions, LearnedPositions):  # the input ids lack a prompt of embeddings
+            embed_positions.check_length((input_ids if position_ids is None else position_ids).shape[-1])
+        return super().prepare_inputs_for_generation(
+            input_ids, *args, inputs_embeds=inputs_embeds, position_ids=position_ids, **kwargs
+        )

@@ -27,7 +27,7 @@ class TriviumEncoderPreTrainedModel(TriviumPreTrainedModel):
         ValueError: The configuration has no encoder.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"(^|\.)decoder\.", r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^lm_head\."]
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__(config.encoder_only())
@@ -324,9 +324,12 @@ class TriviumForQuestionAnswering(TriviumEncoderPreTrainedModel):
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            logits = torch.stack((start_logits, end_logits), dim=1)  # (batch, 2, length): the places are the classes
-            places = torch.stack((start_positions, end_positions), dim=1)
-            loss = label_smoothed_cross_entropy(logits, places.masked_fill(places >= logits.shape[-1], IGNORED))
+            sides = ((start_logits, start_positions), (end_logits, end_positions))  # the places are the classes
+            start_loss, end_loss = (
+                label_smoothed_cross_entropy(logits, places.masked_fill(places >= logits.shape[-1], IGNORED))
+                for logits, places in sides
+            )
+            loss = (start_loss + end_loss) / 2
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,

@@ -1,7 +1,9 @@
 """The two stacks of Figure 1, encoder and decoder (paper section 3.1), and what all Trivium models have in common."""
 
+import copy
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -79,6 +81,19 @@ class TriviumPreTrainedModel(PreTrainedModel):
         if decoder is not None and decoder.embed_tokens.weight is not embeddings.weight:
             decoder.resize_token_embeddings(embeddings.num_embeddings, mean_resizing=mean_resizing)
         return embeddings
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, and let every fitting Auto class find its class in the folder, not only this one's."""
+        from .auto_map import auto_map  # here, for it imports all models; and so all their files are copied
+
+        config = self.config
+        if self.is_remote_code():
+            self.config = copy.copy(config)
+            self.config.auto_map = auto_map(config)
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self.config = config
 
 
 class TriviumStack(TriviumPreTrainedModel):

@@ -1,4 +1,4 @@
-"""Loading of sentence pairs: every kind of file, eager and lazy, and every mistake a user can make."""
+"""Loading of pairs, texts and labels: every kind of file, eager and lazy, and every mistake a user can make."""
 
 import json
 
@@ -6,7 +6,8 @@ import datasets
 import pytest
 from omegaconf import OmegaConf
 
-from trivium.data import DataArguments, load_parallel, read_lines
+from trivium.data import DataArguments, load_data, read_lines
+from trivium.data.loading import LABELLED_TEXT, TEXT
 
 PAIRS = [{"en": "A dog.", "de": "Ein Hund."}, {"en": "NA", "de": '"Zwei" Hunde, drei Katzen.'}, {"en": "3", "de": "3"}]
 EXPECTED = [{"source": pair["en"], "target": pair["de"]} for pair in PAIRS]
@@ -27,7 +28,7 @@ def write_text(folder, english, german, name="train"):
 
 
 def load(train, **options):
-    return list(load_parallel(DataArguments(train=str(train), **options))["train"])
+    return list(load_data(DataArguments(train=str(train), **options))["train"])
 
 
 def write(folder, kind):
@@ -53,7 +54,7 @@ def write(folder, kind):
 @eager_and_lazy
 @pytest.mark.parametrize("kind", ["text", "jsonl", "json", "csv", "tsv", "parquet"])
 def test_local_files(tmp_path, kind, streaming):
-    splits = load_parallel(DataArguments(train=str(write(tmp_path, kind)), streaming=streaming))
+    splits = load_data(DataArguments(train=str(write(tmp_path, kind)), streaming=streaming))
     assert type(splits) is (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)
     assert list(splits) == ["train"]
     assert splits["train"].column_names == ["source", "target"]
@@ -70,7 +71,7 @@ def test_each_split_comes_from_its_own_file(tmp_path):
         split: write_text(tmp_path, split.encode(), b"x", name=f"{split}.v1")
         for split in ("train", "validation", "test")
     }
-    splits = load_parallel(DataArguments(**prefixes))
+    splits = load_data(DataArguments(**prefixes))
     assert {split: rows["source"][0] for split, rows in splits.items()} == {split: split for split in prefixes}
     assert all(str(rows.split) == split for split, rows in splits.items())
 
@@ -103,7 +104,7 @@ def test_named_data_sets(tmp_path, nested, streaming):
     rows = [{"translation": pair, "id": 1} for pair in PAIRS] if nested else PAIRS
     for split in ("train", "test"):
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / "corpus" / f"{split}.parquet")
-    splits = load_parallel(DataArguments(name=str(tmp_path / "corpus"), streaming=streaming))
+    splits = load_data(DataArguments(name=str(tmp_path / "corpus"), streaming=streaming))
     assert list(splits) == ["train", "test"]
     for rows in splits.values():
         assert rows.column_names == ["source", "target"]
@@ -115,20 +116,20 @@ def test_named_data_set_whose_columns_are_source_and_target(tmp_path, streaming)
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "train.jsonl").write_text('{"target": "b", "source": "a", "note": 1}\n')
     args = DataArguments(name=str(tmp_path / "corpus"), source="source", target="target", streaming=streaming)
-    assert list(load_parallel(args)["train"]) == [{"source": "a", "target": "b"}]
+    assert list(load_data(args)["train"]) == [{"source": "a", "target": "b"}]
 
 
 def test_named_data_set_with_split_expressions(tmp_path):
     datasets.Dataset.from_list(PAIRS).to_parquet(tmp_path / "corpus" / "train.parquet")
-    splits = load_parallel(DataArguments(name=str(tmp_path / "corpus"), train="train[1:]", validation="train[:1]"))
+    splits = load_data(DataArguments(name=str(tmp_path / "corpus"), train="train[1:]", validation="train[:1]"))
     assert list(splits["train"]) == EXPECTED[1:]
     assert list(splits["validation"]) == EXPECTED[:1]
 
 
 @eager_and_lazy
 def test_embedded_corpus_in_both_directions(streaming):
-    forth = next(iter(load_parallel(DataArguments(name="numbers", streaming=streaming))["test"]))
-    back = load_parallel(DataArguments(name="numbers", source="de", target="en", streaming=streaming))
+    forth = next(iter(load_data(DataArguments(name="numbers", streaming=streaming))["test"]))
+    back = load_data(DataArguments(name="numbers", source="de", target="en", streaming=streaming))
     assert next(iter(back["test"])) == {"source": forth["target"], "target": forth["source"]}
     assert set(back) == {"train", "validation", "test"}
 
@@ -137,7 +138,7 @@ def test_embedded_corpus_in_both_directions(streaming):
 def test_sample_limits(tmp_path, streaming):
     file = str(write(tmp_path, "jsonl"))
     args = DataArguments(train=file, test=file, max_train_samples=2, max_test_samples=9, streaming=streaming)
-    splits = load_parallel(args)
+    splits = load_data(args)
     assert list(splits["train"]) == EXPECTED[:2]
     assert list(splits["test"]) == EXPECTED
 
@@ -150,7 +151,136 @@ def test_a_changed_file_is_read_again(tmp_path):
 def test_arguments_as_a_recipe(tmp_path):
     schema = OmegaConf.structured(DataArguments)
     recipe = OmegaConf.create({"train": str(write(tmp_path, "csv")), "max_train_samples": 1})
-    assert list(load_parallel(OmegaConf.to_object(OmegaConf.merge(schema, recipe)))["train"]) == EXPECTED[:1]
+    assert list(load_data(OmegaConf.to_object(OmegaConf.merge(schema, recipe)))["train"]) == EXPECTED[:1]
+
+
+# --- Texts, and texts with labels ------------------------------------------------------------------------------------
+
+
+def load_as(columns, train, **options):
+    return list(load_data(DataArguments(train=str(train), **options), columns)["train"])
+
+
+def write_rows(file, rows):
+    if file.suffix == ".tsv":
+        cells = [list(rows[0]), *(list(row.values()) for row in rows)]
+        file.write_text("".join("\t".join(map(str, row)) + "\n" for row in cells))
+    else:
+        kind = {".jsonl": "to_json", ".csv": "to_csv", ".parquet": "to_parquet"}[file.suffix]
+        getattr(datasets.Dataset.from_list(rows), kind)(file)
+    return file
+
+
+@eager_and_lazy
+@pytest.mark.parametrize("options", [{}, {"text": "content"}])
+def test_a_text_a_line_without_blank_ones(tmp_path, options, streaming):
+    (tmp_path / "train.txt").write_bytes("\ufeffone\u2028two\r\n\n \t\n  three\n".encode())
+    splits = load_data(DataArguments(train=str(tmp_path / "train.txt"), streaming=streaming, **options), TEXT)
+    assert splits["train"].column_names == ["text"]
+    assert list(splits["train"]) == [{"text": "one\u2028two"}, {"text": "  three"}]
+
+
+@eager_and_lazy
+@pytest.mark.parametrize("content", ["a\n\nb\n", "a\n\nb", "a\r\nb\u2028c\x85\r\n\n\n", " a"])
+def test_a_whole_file_is_its_content_exactly(tmp_path, content, streaming):
+    (tmp_path / "train").write_bytes(content.encode())
+    assert load_as(TEXT, tmp_path / "train", whole_files=True, streaming=streaming) == [{"text": content}]
+    (tmp_path / "marked").write_bytes(("\ufeff" + content).encode())  # the mark says how it is written, not what
+    assert load_as(TEXT, tmp_path / "marked", whole_files=True, streaming=streaming) == [{"text": content}]
+
+
+@eager_and_lazy
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
+@pytest.mark.parametrize("names", [("text", "label"), ("review", "stars")])
+def test_labelled_texts_under_any_name(tmp_path, kind, names, streaming):
+    rows = [{"id": i, names[0]: f"text {i}", names[1]: label} for i, label in enumerate(("good", "bad"))]
+    file = write_rows(tmp_path / f"train.{kind}", rows)
+    options = {"text": names[0], "label": names[1], "streaming": streaming}
+    expected = [{"text": "text 0", "label": "good"}, {"text": "text 1", "label": "bad"}]
+    assert load_as(LABELLED_TEXT, file, **options) == expected
+    assert load_as(TEXT, file, **options) == [{"text": row["text"]} for row in expected]
+
+
+@eager_and_lazy
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("labels", [[3, 0], [0.5, 2.0], [["a", "b"], []], [[], [7]], [True, False]])
+def test_labels_keep_their_type(tmp_path, kind, labels, streaming):
+    rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+    loaded = load_as(LABELLED_TEXT, write_rows(tmp_path / f"train.{kind}", rows), streaming=streaming)
+    assert loaded == rows
+    assert [type(row["label"]) for row in loaded] == [type(label) for label in labels]
+
+
+@eager_and_lazy
+@pytest.mark.parametrize("columns", [TEXT, LABELLED_TEXT])
+def test_named_data_sets_of_texts(tmp_path, columns, streaming):
+    rows = [{"sentence": "a cat", "class": 1, "id": 7}, {"sentence": "a dog", "class": 0, "id": 8}]
+    for split in ("train", "validation"):
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / "corpus" / f"{split}.parquet")
+    args = DataArguments(name=str(tmp_path / "corpus"), text="sentence", label="class", streaming=streaming)
+    splits = load_data(args, columns)
+    expected = [{"text": "a cat", "label": 1}, {"text": "a dog", "label": 0}]
+    for split in ("train", "validation"):
+        assert list(splits[split]) == [{name: row[name] for name in columns} for row in expected]
+
+
+def test_named_data_set_whose_columns_have_our_names(tmp_path):
+    rows = [{"label": ["x"], "text": "a cat"}, {"label": [], "text": "a dog"}]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "corpus" / "train.parquet")
+    loaded = load_data(DataArguments(name=str(tmp_path / "corpus")), LABELLED_TEXT)["train"]
+    assert list(loaded) == rows
+
+
+@eager_and_lazy
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "a"}\n', r"line 1: there is no 'label', only \['text'\]; set `text` and `label`"),
+        ("a.jsonl", '{"text": "a", "label": null}\n', r"line 1: 'label' is None; every text needs a label"),
+        ("a.jsonl", '{"text": "a", "label": NaN}\n', r"line 1: 'label' is nan; every text needs a label"),
+        ("a.csv", "text,label\na,b\nc,\n", r"a\.csv, line 3: 'label' is ''; every text needs a label"),
+        ("a.csv", "text,label\n ,b\n", r"a\.csv, line 2: 'text' is ' '; every row needs a text"),
+        ("a.csv", "text,label\n", r"a\.csv: there are no texts in this file"),
+        ("a.txt", "a\n", r"a\.txt: plain text has no labels; give a file that ends in \.jsonl"),
+    ],
+)
+def test_faulty_labelled_texts(tmp_path, name, content, message, streaming):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_as(LABELLED_TEXT, tmp_path / name, streaming=streaming)
+
+
+@eager_and_lazy
+@pytest.mark.parametrize(
+    ("content", "whole", "message"),
+    [
+        (b"", False, r"a\.txt: the file is empty"),
+        (b"", True, r"a\.txt: the file is empty"),
+        (b"\n \n", False, r"a\.txt: there are no texts in this file"),
+        (b"\n \n", True, r"a\.txt: 'text' is '\\n \\n'; every row needs a text"),
+        (b"a\nb\xff\n", False, r"a\.txt, line 2: byte 0xff at position 2 is not UTF-8"),
+        (b"a\nb\xff\n", True, r"a\.txt, line 2: byte 0xff at position 2 is not UTF-8"),
+    ],
+)
+def test_faulty_plain_text(tmp_path, content, whole, message, streaming):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_as(TEXT, tmp_path / "a.txt", whole_files=whole, streaming=streaming)
+
+
+@pytest.mark.parametrize(
+    ("columns", "allowed"),
+    [(TEXT, r"\.parquet, or else plain text$"), (LABELLED_TEXT, r"\.parquet$")],
+)
+def test_a_missing_file_says_what_would_do(tmp_path, columns, allowed):
+    with pytest.raises(FileNotFoundError, match=rf"train: no such file; allowed are .*{allowed}"):
+        load_as(columns, tmp_path / "train")
+
+
+@pytest.mark.parametrize("columns", [TEXT, LABELLED_TEXT])
+def test_the_embedded_corpus_is_of_pairs(columns):
+    with pytest.raises(ValueError, match=rf"has sentence pairs, no {' and '.join(columns)}: it is for"):
+        load_data(DataArguments(name="numbers"), columns)
 
 
 # --- What is refused -------------------------------------------------------------------------------------------------
@@ -209,7 +339,7 @@ def test_faulty_parquet(tmp_path):
 
 def test_streaming_complains_only_when_the_line_is_reached(tmp_path):
     prefix = write_text(tmp_path, b"a\nb\n\n", b"a\nb\nc\n")
-    rows = iter(load_parallel(DataArguments(train=prefix, streaming=True))["train"])
+    rows = iter(load_data(DataArguments(train=prefix, streaming=True))["train"])
     assert [next(rows)["source"], next(rows)["source"]] == ["a", "b"]
     with pytest.raises(ValueError, match="line 3"):
         next(rows)
@@ -232,9 +362,9 @@ def test_faulty_named_data_set(tmp_path, streaming):
     (tmp_path / "corpus" / "train.jsonl").write_text('{"en": "a", "de": "b"}\n{"en": "a", "de": ""}\n')
     name = str(tmp_path / "corpus")
     with pytest.raises(ValueError, match=r"corpus \(train\), row 2: 'de' is ''"):
-        list(load_parallel(DataArguments(name=name, streaming=streaming))["train"])
+        list(load_data(DataArguments(name=name, streaming=streaming))["train"])
     with pytest.raises(ValueError, match=r"row 1: there is no 'fr', only \['en', 'de'\]"):
-        list(load_parallel(DataArguments(name=name, target="fr", streaming=streaming))["train"])
+        list(load_data(DataArguments(name=name, target="fr", streaming=streaming))["train"])
 
 
 def test_named_data_set_without_known_splits(tmp_path):
@@ -244,8 +374,8 @@ def test_named_data_set_without_known_splits(tmp_path):
     )
     (tmp_path / "corpus" / "dev.jsonl").write_text('{"en": "a", "de": "b"}\n')
     with pytest.raises(ValueError, match=r"has the splits \['dev'\], none of .*: say which is `train`"):
-        load_parallel(DataArguments(name=str(tmp_path / "corpus")))
-    splits = load_parallel(DataArguments(name=str(tmp_path / "corpus"), validation="dev"))
+        load_data(DataArguments(name=str(tmp_path / "corpus")))
+    splits = load_data(DataArguments(name=str(tmp_path / "corpus"), validation="dev"))
     assert list(splits["validation"]) == [{"source": "a", "target": "b"}]
 
 
@@ -260,7 +390,7 @@ def test_named_data_set_without_known_splits(tmp_path):
 )
 def test_contradictory_arguments(options, message):
     with pytest.raises(ValueError, match=message):
-        load_parallel(DataArguments(**options))
+        load_data(DataArguments(**options))
 
 
 def test_read_lines(tmp_path):
@@ -272,3 +402,17 @@ def test_read_lines(tmp_path):
         list(read_lines(file))
     with pytest.raises(FileNotFoundError):
         list(read_lines(tmp_path / "none.txt"))
+
+
+@eager_and_lazy
+def test_labels_of_a_hub_data_set_go_by_their_names(tmp_path, streaming):
+    features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["bad", "good"]))
+    (tmp_path / "corpus").mkdir()
+    for split, labels in {"train": [1, 0], "test": [0, -1]}.items():
+        rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": labels}, features=features)
+        rows.to_parquet(tmp_path / "corpus" / f"{split}.parquet")
+    args = DataArguments(name=str(tmp_path / "corpus"), train="train", streaming=streaming)
+    assert [row["label"] for row in load_data(args, LABELLED_TEXT)["train"]] == ["good", "bad"]
+    args.train = "test"
+    with pytest.raises(ValueError, match="row 2: 'label' is missing"):
+        list(load_data(args, LABELLED_TEXT)["train"])

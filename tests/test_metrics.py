@@ -71,6 +71,32 @@ def test_exact_match():
     assert metric.compute(predictions=["a", "b"], references=[["x", "a"], ["ab"]]) == {"score": 0.5}
 
 
+def test_scores_of_one_label_by_hand():
+    predictions, references = ["a", "a", "b", "c"], ["a", "b", "b", "b"]
+    assert load_metric("accuracy").compute(predictions=predictions, references=references) == {"score": 0.5}
+    # a: precision 1/2, recall 1; b: 1 and 1/3; c: never right
+    f1 = (2 / 3 + 1 / 2 + 0) / 3
+    assert load_metric("f1").compute(predictions=predictions, references=references)["score"] == pytest.approx(f1)
+
+
+def test_scores_of_several_labels_by_hand():
+    predictions, references = [["a", "b"], [], ["c"]], [["b", "a"], ["a"], ["c", "b"]]
+    score = load_metric("accuracy").compute(predictions=predictions, references=references)["score"]
+    assert score == pytest.approx(1 / 3)  # the whole set must be right, in whatever order
+    # a: precision 1, recall 1/2; b: 1 and 1/2; c: all right
+    score = load_metric("f1").compute(predictions=predictions, references=references)["score"]
+    assert score == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert load_metric("f1").compute(predictions=[[], []], references=[["a"], ["b"]])["score"] == 0
+
+
+def test_scores_of_numbers_by_hand():
+    predictions, references = [1.0, 2.5, 3.0], [1.0, 2.0, 4.5]
+    score = load_metric("mse").compute(predictions=predictions, references=references)["score"]
+    assert score == pytest.approx((0 + 0.25 + 2.25) / 3)
+    score = load_metric("r2").compute(predictions=predictions, references=references)["score"]
+    assert score == pytest.approx(1 - 2.5 / (1.5**2 + 0.5**2 + 2**2))
+
+
 def test_perplexity_weighs_batches_by_their_tokens():
     # A token of probability 1/2 and three of 1/8: the mean is (ln 2 + 3 ln 8) / 4 = 2.5 ln 2.
     result = load_metric("perplexity").compute(nll=[math.log(2), 3 * math.log(8)], num_tokens=[1, 3])
@@ -106,6 +132,8 @@ def test_unknown_name_lists_what_is_allowed():
         ("sacrebleu", {"predictions": [], "references": []}, "nothing to score"),
         ("exact_match", {}, "nothing to score"),
         ("chrf", {"predictions": ["a", "b"], "references": ["a"]}, "Mismatch"),
+        ("accuracy", {"predictions": ["a", "b"], "references": ["a"]}, "Mismatch"),
+        ("mse", {"predictions": [], "references": []}, "nothing to score"),
         ("ter", {"predictions": ["a", "b"], "references": [["a"], []]}, "Prediction 1 has no reference"),
         ("perplexity", {"nll": [0.0], "num_tokens": [0]}, "at least one token"),
         ("perplexity", {"nll": [1.0, 2.0], "num_tokens": [1]}, "Mismatch"),
@@ -123,10 +151,14 @@ import sys, socket
 def refuse(*args, **kwargs):
     raise AssertionError("a metric opened a connection")
 socket.socket.connect = socket.getaddrinfo = refuse
-from trivium.metrics import METRICS, load_metric
-assert not {"evaluate", "sacrebleu"} & set(sys.modules), "importing must be light"
+from trivium.metrics import METRICS, NUMBER_METRICS, load_metric
+assert not {"evaluate", "sacrebleu", "sklearn"} & set(sys.modules), "importing must be light"
 for name in METRICS:
-    inputs = dict(nll=[1.0], num_tokens=[2]) if name == "perplexity" else dict(predictions=["a"], references=["a"])
+    inputs = dict(predictions=["a", "b"], references=["a", "c"])
+    if name == "perplexity":
+        inputs = dict(nll=[1.0], num_tokens=[2])
+    elif name in NUMBER_METRICS:
+        inputs = dict(predictions=[1.0, 2.0], references=[1.0, 3.0])
     metrics = [load_metric(name) for _ in range(2)]
     for metric in metrics:  # both are open at once
         metric.add_batch(**inputs)

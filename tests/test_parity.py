@@ -9,14 +9,25 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import BOS, EOS, PAD, mask_of, random_ids, shake, tiny_config, train_to_copy
+from tiny import (
+    BOS,
+    EOS,
+    EXACT,
+    PAD,
+    Tensors,
+    assert_same_gradients,
+    copy_weights,
+    mask_of,
+    random_ids,
+    shake,
+    tiny_config,
+    train_to_copy,
+)
 from torch import nn
 from transformers import GenerationConfig, MarianConfig, MarianMTModel
 
 from trivium import TriviumForConditionalGeneration
 
-Tensors = dict[str, torch.Tensor]
-EXACT = {"rtol": 1e-9, "atol": 1e-9}
 SHAPES = [([5], [4]), ([6, 3, 1], [4, 7, 2]), ([1, 9], [1, 5])]
 
 
@@ -48,20 +59,6 @@ def assert_same(logits: torch.Tensor, expected: torch.Tensor, inputs: Tensors) -
     real = inputs["decoder_attention_mask"].bool()
     torch.testing.assert_close(logits[real], expected[real], **EXACT)
     return torch.randn_like(logits) * real[..., None]
-
-
-def copy_weights(model: nn.Module, weights: Tensors) -> None:
-    """Load `weights`, which must be all there are, tied ones once."""
-    assert set(weights) == {name for name, _ in model.named_parameters()}
-    model.load_state_dict(weights, strict=False)
-
-
-def assert_same_gradients(model: nn.Module, expected: Tensors) -> None:
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        torch.testing.assert_close(
-            parameter.grad, expected[name], **EXACT, msg=lambda text, name=name: f"{name}: {text}"
-        )
 
 
 # --- torch.nn.Transformer: every sub-layer, either place of the norm, both kinds of padding ---

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from trivium.recipe import Recipe, available_recipes, load_recipe
+from trivium.tasks import TASKS, InputArguments
 
 FILES = ["data.train=a", "data.validation=b", "data.test=c"]
 
@@ -11,7 +12,23 @@ FILES = ["data.train=a", "data.validation=b", "data.test=c"]
 def test_every_recipe_that_comes_along_is_whole(name: str) -> None:
     recipe = load_recipe(name, FILES if name != "numbers" else [])
     assert recipe.training_arguments().output_dir == f"runs/{name}"
-    assert recipe.model_config(vocab_size=600).vocab_size == 600
+    assert recipe.model_config(vocab_size=600, bos_token_id=1, eos_token_id=2).vocab_size == 600
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_a_recipe(task: str) -> None:
+    inputs = {
+        "causal-lm": {"packing": True},
+        "masked-lm": {"mlm_probability": 0.3},
+        "completion": {"prompt": "{source}:"},
+    }
+    recipe = Recipe(task=task, inputs=InputArguments(**inputs.get(task, {})), training={"output_dir": "x"})
+    assert recipe.kind is TASKS[task]
+
+
+def test_what_does_not_change_parameters_goes_with_a_model_to_go_on_from() -> None:
+    recipe = Recipe(init_from="somewhere", model={"dropout": 0.3}, training={"output_dir": "x"})
+    assert recipe.model == {"dropout": 0.3}
 
 
 def test_overrides_replace_single_fields() -> None:
@@ -41,6 +58,31 @@ def test_a_saved_recipe_comes_back(tmp_path: Path) -> None:
         (["model.dropout"], r"'model.dropout' is not an override"),
         (["training.output_dir=null"], r"training.output_dir is missing"),
         (["init_from=somewhere"], r"init_from brings its own configuration"),
+        (["task=translate"], r"task says 'translate', but can only say .*Did you mean translation\?"),
+        (["metrics=[accuracy]"], r"'accuracy' does not fit: choose from sacrebleu"),
+        (["task=causal-lm", "metrics=[chrf]"], r"'chrf' does not fit: choose from perplexity, accuracy"),
+        (["task=classification", "metrics=[perplexity]"], r"'perplexity' does not fit: choose from accuracy, f1, mse"),
+        (["inputs.packing=true"], r"inputs\.packing is True, but it is for causal-lm; the task is translation"),
+        (
+            ["task=masked-lm", "metrics=null", "inputs.packing=true"],
+            r"inputs\.packing is True, .* the task is masked-lm",
+        ),
+        (
+            ["task=causal-lm", "metrics=null", "inputs.whole_word_mask=true"],
+            r"whole_word_mask is True, but it is for masked-lm",
+        ),
+        (
+            ["task=causal-lm", "metrics=null", "inputs.mlm_probability=0.3"],
+            r"mlm_probability is 0\.3, but it is for masked-lm",
+        ),
+        (["inputs.prompt='{source}:'"], r"inputs\.prompt is {source}:, but it is for completion"),
+        (["inputs.max_length=1"], r"inputs\.max_length is 1, but must be at least 2"),
+        (["inputs.length=1"], r"'length' not in 'InputArguments'"),
+        (["task=completion", "tokenizer.shared=false"], r"tokenizer\.shared is False, but it is for translation"),
+        (
+            ["task=classification", "metrics=null"],
+            r"training\.predict_with_generate is True, but it is for translation",
+        ),
     ],
 )
 def test_mistakes_are_named(overrides: list[str], message: str) -> None:

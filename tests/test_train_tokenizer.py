@@ -1,3 +1,4 @@
+import time
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +34,50 @@ def test_byte_fallback_spells_only_what_it_has_not_seen_in_bytes() -> None:
     tokenizer = train_tokenizer(["größer 日"] * 5, vocab_size=300, byte_fallback=True)
     assert tokenizer.tokenize("größer本") == ["größer", "<0xE6>", "<0x9C>", "<0xAC>"]
     assert "日" in tokenizer.get_vocab()
+
+
+CHARACTERS = ["to be,\n\tor not to be: </s> <mask> é\n"]
+
+
+def test_characters_are_the_pieces_in_the_order_of_their_code_points() -> None:
+    tokenizer = train_tokenizer(CHARACTERS, algorithm="char")
+    characters = sorted(set(CHARACTERS[0]))
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3, 4]) == ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
+    assert tokenizer.convert_ids_to_tokens(range(5, len(tokenizer))) == characters
+    smallest = train_tokenizer(CHARACTERS, algorithm="char", vocab_size=len(tokenizer))
+    assert smallest.get_vocab() == tokenizer.get_vocab()
+    again = tokenizer.train_new_from_iterator(["zebra"], vocab_size=10)
+    assert again.convert_ids_to_tokens(range(5, len(again))) == ["a", "b", "e", "r", "z"]
+
+
+@pytest.mark.parametrize("text", [CHARACTERS[0].replace("<mask>", ""), "\n\n  to\t", "  ", "</s>", "<s>to</s>", ""])
+def test_characters_give_a_text_back(text: str) -> None:
+    tokenizer = train_tokenizer(CHARACTERS, algorithm="char", normalization=None)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert len(ids) == len(text)
+    assert not set(ids) & {0, 1, 2, 3, 4}
+    assert tokenizer.decode(ids) == text
+
+
+def test_characters_that_were_not_seen_are_lost() -> None:
+    tokenizer = train_tokenizer(CHARACTERS, algorithm="char")
+    assert tokenizer.tokenize("日to日本") == ["<unk>", "t", "o", "<unk>", "<unk>"]
+    assert tokenizer.tokenize("e\u0301") == ["é"]
+    exact = train_tokenizer(CHARACTERS, algorithm="char", normalization=None)
+    assert exact.tokenize("e\u0301") == ["e", "<unk>"]
+
+
+def test_a_mask_stands_for_one_character() -> None:
+    tokenizer = train_tokenizer(CHARACTERS, algorithm="char")
+    assert tokenizer.tokenize("t<mask> <mask>e<mas") == ["t", "<mask>", " ", "<mask>", "e", "<", "m", "a", "s"]
+
+
+def test_one_long_text_of_characters_takes_seconds() -> None:
+    text = "to be, or not to be:\n" * 10_000
+    start = time.perf_counter()
+    tokenizer = train_tokenizer([text], algorithm="char", normalization=None)
+    assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
+    assert time.perf_counter() - start < 20  # it takes half a second, and would take hours if it were quadratic
 
 
 @pytest.mark.parametrize("kind", ALGORITHMS, ids=str)
@@ -98,7 +143,7 @@ def test_shows_no_progress_bar_unless_asked(capfd: pytest.CaptureFixture[str]) -
         ({"target_texts": [], "shared": True}, "target_texts must not be empty"),
         ({"target_texts": ["x", 3], "shared": False}, "target_texts must be strings, got 3"),
         ({"shared": False}, "shared=False needs target_texts, got None"),
-        ({"algorithm": "BPE"}, "algorithm must be one of 'bpe', 'wordpiece', 'unigram', got 'BPE'"),
+        ({"algorithm": "BPE"}, "algorithm must be one of 'bpe', 'wordpiece', 'unigram', 'char', got 'BPE'"),
         ({"algorithm": "unigram", "byte_fallback": True}, "byte_fallback=True is for algorithm='bpe' only"),
         ({"normalization": "NFD"}, "normalization must be one of 'NFC', 'NFKC', None, got 'NFD'"),
         ({"vocab_size": 260}, "vocab_size must hold the special tokens and the alphabet, 261; got 260"),
@@ -108,6 +153,9 @@ def test_shows_no_progress_bar_unless_asked(capfd: pytest.CaptureFixture[str]) -
             {"vocab_size": 270, "byte_fallback": True},
             "vocab_size must hold every character of the texts, 288; got 270",
         ),
+        ({"vocab_size": 31, "algorithm": "char"}, "every character of the texts, 32; got 31"),
+        ({"vocab_size": 4, "algorithm": "char"}, "special tokens and the alphabet, 5; got 4"),
+        ({"byte_fallback": True, "algorithm": "char"}, "byte_fallback=True is for algorithm='bpe' only"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -1,5 +1,6 @@
 """Tiny models that the tests share: small enough for milliseconds, odd enough that a swapped dimension is an error."""
 
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -9,11 +10,13 @@ from torch import nn
 from trivium import TriviumConfig, TriviumForConditionalGeneration
 
 Model = TypeVar("Model", bound=nn.Module)
+Tensors = dict[str, torch.Tensor]
 
 PAD, BOS, EOS = 0, 1, 2
 POSITIONS = ("sinusoidal", "learned", "rotary")
 NORM_POSITIONS = ("post", "pre")
 NORMS = ("layernorm", "rmsnorm")
+EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}  # between two implementations, in float64
 
 # All that changes the arithmetic: position types x norms x their position x MHA (4 heads), GQA (2) and MQA (1).
 VARIANTS = [
@@ -77,6 +80,19 @@ def mask_of(lengths: list[int], side: str = "right") -> torch.Tensor:
     longest = max(lengths)
     rows = [[1] * n + [0] * (longest - n) for n in lengths]
     return torch.tensor([row if side == "right" else row[::-1] for row in rows])
+
+
+def copy_weights(model: nn.Module, weights: Tensors) -> None:
+    """Load `weights`, which must be all there are, tied ones once."""
+    assert set(weights) == {name for name, _ in model.named_parameters()}
+    model.load_state_dict(weights, strict=False)
+
+
+def assert_same_gradients(model: nn.Module, expected: Tensors) -> None:
+    """Compare the gradients of all parameters of `model`."""
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        torch.testing.assert_close(parameter.grad, expected[name], **EXACT, msg=partial("{}: {}".format, name))
 
 
 def copying_batch(sentences: int = 16, longest: int = 8, vocab_size: int = 31) -> dict[str, torch.Tensor]:

@@ -6,10 +6,10 @@ This file travels to the Hub inside every saved tokenizer, so it imports nothing
 import copy
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tokenizers import Tokenizer, models, trainers
+from tokenizers import Encoding, Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchEncoding, PreTrainedTokenizerFast
@@ -29,9 +29,12 @@ TARGET_TOKENIZER_FILE = "target_tokenizer.json"
 class TriviumTokenizer(PreTrainedTokenizerFast):
     """A fast tokenizer with one shared vocabulary, or with one for the source and one for the target language.
 
-    Both source and target are encoded as `tokens </s>`, a pair as `first </s> second </s>`; the decoder's first
-    token, `<s>`, comes from the model's configuration. For the prompt of a language model, which must stay open, pass
-    `add_special_tokens=False`.
+    **Around a text.** A text is encoded as `<s> tokens </s>`, with `<s>` only if `add_bos_token` and `</s>` only if
+    `add_eos_token`; a pair as `<s> first </s> second </s>`. Translation wants `</s>` alone, since the decoder's first
+    token comes from the model's configuration; an encoder both; and the prompt of a language model, which must stay
+    open, no `</s>`. Both can be set later, and when loading:
+    `TriviumTokenizer.from_pretrained(folder, add_bos_token=True, add_eos_token=False)`. They are saved as the
+    post-processor of `tokenizer.json`, where other classes and other languages find them.
 
     **Two vocabularies.** `tokenizer(text)` encodes with the source's, `tokenizer(text_target=...)` with the target's,
     and `tokenizer(text, text_target=...)` puts the second into `labels`. `decode` and `batch_decode` read ids of the
@@ -43,7 +46,12 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     **Special tokens in text.** `<pad>`, `<s>`, `</s>` and `<unk>` written in a text are plain text: no user can end a
     sentence early, and decoding gives the text back. Pass `split_special_tokens=False` to have them recognised. Only
     `<mask>`, which people do write (`"Paris is the <mask> of France"`), always becomes the special token. It takes in
-    the space before it, as the pieces it stands for do, and decoding with `skip_special_tokens=True` leaves it out.
+    the space before it, as the pieces it stands for do (in a vocabulary of characters it does not), and decoding with
+    `skip_special_tokens=True` leaves it out.
+
+    **Offsets.** A piece has the space before its word inside, but `offset_mapping` leaves it out, so that there is a
+    gap before every word: whole-word masking looks for it. Of the pieces that spell one character in bytes the first
+    has it, the others nothing. `char_to_token` still finds the piece of every space.
 
     Args:
         tokenizer_object: The backend; of the source language, if there are two.
@@ -51,6 +59,8 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         target_tokenizer_object: The backend of the target language. Without one the vocabulary is shared.
         target_tokenizer_file: The path of a file to read it from instead.
         shared_vocabulary: What the saved configuration says, so that a missing file is noticed.
+        add_bos_token: Whether a text, or a pair, begins with `<s>`. `None` leaves it as the backend has it.
+        add_eos_token: Whether a text, and each of a pair, ends with `</s>`. `None` leaves it as the backend has it.
         kwargs: What every `PreTrainedTokenizerFast` takes, such as `model_max_length` and `padding_side`.
 
     Raises:
@@ -67,6 +77,8 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         target_tokenizer_object: Tokenizer | None = None,
         target_tokenizer_file: str | None = None,
         shared_vocabulary: bool | None = None,
+        add_bos_token: bool | None = None,
+        add_eos_token: bool | None = None,
         **kwargs: Any,
     ) -> None:
         if shared_vocabulary:
@@ -86,6 +98,11 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
             shared_vocabulary=target_tokenizer_object is None,
             **{**defaults, **kwargs},
         )
+        around = self._tokenizer.encode("").ids
+        self._add_bos_token = self.bos_token_id in around if add_bos_token is None else add_bos_token
+        self._add_eos_token = self.eos_token_id in around if add_eos_token is None else add_eos_token
+        if (add_bos_token, add_eos_token) != (None, None):
+            self.update_post_processor()
         if target_tokenizer_object is not None:
             for name, token in self.special_tokens_map.items():
                 source_id, target_id = self._tokenizer.token_to_id(token), target_tokenizer_object.token_to_id(token)
@@ -132,6 +149,19 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
 
     # --- Text to ids --------------------------------------------------------------------------------------------
 
+    def update_post_processor(self) -> None:
+        """Makes both backends put around a text what `add_bos_token` and `add_eos_token` say."""
+        start = [self.bos_token] if self.add_bos_token else []
+        end = [self.eos_token] if self.add_eos_token else []
+        template = TemplateProcessing(
+            single=[*start, "$A", *end],
+            pair=[*start, "$A", *end, "$B:1", *(f"{token}:1" for token in end)],
+            special_tokens=[(token, self.convert_tokens_to_ids(token)) for token in start + end],
+        )
+        for backend in (self._tokenizer, self._target_tokenizer):
+            if backend is not None:
+                backend.post_processor = template
+
     def __call__(
         self,
         text: Any = None,
@@ -173,6 +203,46 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
                 if any("\ud800" <= character <= "\udfff" for character in each):
                     raise ValueError(f"A text must not have lone surrogates, got {each!r}.") from error
             raise
+
+    def _convert_encoding(self, encoding: Encoding, **kwargs: Any) -> tuple[dict[str, Any], list[Encoding]]:
+        # Not by `trim_offsets` in the backend: no token would have the spaces, and a chat template's mask of what the
+        # assistant says, which asks for the tokens of its first and last character, would be wrong around them.
+        converted, encodings = super()._convert_encoding(encoding, **kwargs)
+        if "offset_mapping" in converted:
+            converted["offset_mapping"] = [self._word_offsets(each) for each in encodings]
+        return converted, encodings
+
+    def _word_offsets(self, encoding: Encoding) -> list[tuple[int, int]]:
+        """Offsets with a gap before every word, and none between the bytes of one character."""
+        pieces = {token: self._tokenizer.decoder.decode([token]) for token in set(encoding.tokens)}
+        spaces = {token: len(piece) - len(piece.lstrip()) for token, piece in pieces.items()}
+        words = zip(encoding.sequence_ids, encoding.word_ids, strict=True)
+        offsets, last_word, last_end = list[tuple[int, int]](), None, 0
+        for token, word, (start, end) in zip(encoding.tokens, words, encoding.offsets, strict=True):
+            start += spaces[token]
+            if word == last_word:
+                start = max(start, last_end)
+            offsets.append((min(start, end), end))
+            last_word, last_end = word, end
+        return offsets
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        """Writes a conversation with the `chat_template`, and encodes it without `<s>` and `</s>` around it.
+
+        The special tokens that the template writes are recognised, `split_special_tokens` or not. So are those that
+        somebody writes into a message, unless `sanitize_control_tokens=True` (in the newer releases of transformers)
+        makes them plain text; it refuses a message with `<mask>`, which never is.
+
+        Args:
+            args: What every tokenizer takes, the conversation first.
+            kwargs: The same, by name: `add_generation_prompt`, `return_tensors`, ...
+
+        Returns:
+            What every tokenizer returns: `input_ids` and `attention_mask`; with `tokenize=False`, the text.
+        """
+        chat = copy.copy(self)
+        chat.split_special_tokens = False
+        return super(TriviumTokenizer, chat).apply_chat_template(*args, **kwargs)
 
     # --- Ids to text --------------------------------------------------------------------------------------------
 
@@ -244,13 +314,14 @@ def train_backend(
     """Trains a backend's model from scratch so that no text is lost and the special tokens have their ids.
 
     Args:
-        backend: Any byte-level BPE, WordPiece or Unigram, or a BPE with byte fallback. Do not use it afterwards.
+        backend: Any byte-level BPE, WordPiece or Unigram, or a BPE with byte fallback, or one with an unknown token,
+            which becomes a vocabulary of characters. Do not use it afterwards.
         texts: The texts, or batches of them.
         vocab_size: The size of the vocabulary, special tokens and alphabet included.
         show_progress: Whether to show a progress bar.
 
     Returns:
-        The trained backend, which ends every text with `</s>`.
+        The trained backend.
 
     Raises:
         ValueError: If `vocab_size` cannot hold the special tokens and the alphabet.
@@ -258,28 +329,28 @@ def train_backend(
     special_tokens = list(SPECIAL_TOKENS.values())
     byte_level = sorted(ByteLevel.alphabet())
     # Every piece that some text might need must be in the vocabulary, whether these texts need it or not.
-    make_trainer: type[trainers.Trainer]
-    pieces: list[str] = []
-    alphabet, options = byte_level, dict[str, Any]()
+    make_trainer: Callable[..., trainers.Trainer] = trainers.BpeTrainer
+    pieces, alphabet = list[str](), byte_level
+    options: dict[str, Any] = {"vocab_size": vocab_size, "initial_alphabet": alphabet}
     if isinstance(backend.model, models.WordPiece):
         make_trainer = trainers.WordPieceTrainer
         pieces = [backend.model.continuing_subword_prefix + character for character in byte_level]
     elif isinstance(backend.model, models.Unigram):
         make_trainer = trainers.UnigramTrainer
-        options["unk_token"] = SPECIAL_TOKENS["unk_token"]
-        alphabet = []  # the trainer would give it scores in random order: `_settle_unigram` does it instead
-    else:
-        make_trainer = trainers.BpeTrainer
-        if backend.model.byte_fallback:
-            pieces, alphabet = [f"<0x{byte:02X}>" for byte in range(256)], []
+        # The trainer would give the alphabet scores in random order: `_settle_unigram` adds it instead.
+        options |= {"unk_token": SPECIAL_TOKENS["unk_token"], "initial_alphabet": []}
+    elif backend.model.byte_fallback:
+        pieces, alphabet = [f"<0x{byte:02X}>" for byte in range(256)], []
+        options["initial_alphabet"] = []
+    elif backend.model.unk_token is not None:
+        alphabet = []
+        options |= {"vocab_size": 0, "initial_alphabet": []}  # the characters of the texts, and no room for a merge
 
-    smallest = len({*special_tokens, *pieces, *(alphabet or pieces or byte_level)})
+    smallest = len(special_tokens) + len(pieces) + len(alphabet)
     if vocab_size < smallest:
         raise ValueError(f"vocab_size must hold the special tokens and the alphabet, {smallest}; got {vocab_size}.")
     trainer = make_trainer(
-        vocab_size=vocab_size,
         special_tokens=special_tokens + pieces,  # which is how a trainer is told to keep a piece
-        initial_alphabet=alphabet,
         show_progress=show_progress,
         **options,
     )
@@ -294,12 +365,6 @@ def train_backend(
         raise ValueError(
             f"vocab_size must hold every character of the texts, {backend.get_vocab_size()}; got {vocab_size}."
         )
-    eos_token = SPECIAL_TOKENS["eos_token"]
-    backend.post_processor = TemplateProcessing(
-        single=f"$A {eos_token}",
-        pair=f"$A {eos_token} $B:1 {eos_token}:1",
-        special_tokens=[(eos_token, special_tokens.index(eos_token))],
-    )
     return backend
 
 

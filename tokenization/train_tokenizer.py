@@ -1,4 +1,4 @@
-"""Trains a tokenizer from text: BPE, WordPiece or Unigram, for one shared vocabulary or for two."""
+"""Trains a tokenizer from text: BPE, WordPiece, Unigram or characters, for one shared vocabulary or for two."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from trivium.tokenization.tokenization_trivium import TriviumTokenizer, train_backend
 
-Algorithm = Literal["bpe", "wordpiece", "unigram"]
+Algorithm = Literal["bpe", "wordpiece", "unigram", "char"]
 Normalization = Literal["NFC", "NFKC"]
 
 # How GPT-2 cuts text into words, and the mask as a word of its own, which every model then looks up. No other special
@@ -26,10 +26,14 @@ def train_tokenizer(
     byte_fallback: bool = False,
     normalization: Normalization | None = "NFC",
     lowercase: bool = False,
+    add_bos_token: bool = False,
+    add_eos_token: bool = True,
     model_max_length: int | None = None,
     show_progress: bool = False,
 ) -> TriviumTokenizer:
     """Trains a tokenizer that loses nothing: `decode(encode(text))` is the normalised text, whatever it is.
+
+    Only `algorithm="char"` loses something: a character that the texts do not have becomes `<unk>`.
 
     The same texts give the same `tokenizer.json`, byte for byte.
 
@@ -40,11 +44,14 @@ def train_tokenizer(
         vocab_size: The size of each vocabulary, with special tokens and alphabet. Few texts may fill less of it.
         algorithm: How pieces are found: by merging the most frequent pair (`"bpe"`), the same with word-initial and
             continuing (`##`) pieces that are matched longest first (`"wordpiece"`), or by likelihood (`"unigram"`).
+            With `"char"` nothing is merged: the pieces are the characters of the texts, by code point.
         byte_fallback: The alphabet is by default the 256 bytes. With byte fallback (only for `"bpe"`) it is the
             characters of the texts, and any other character is spelled in bytes: readable pieces, but every
             character takes a place in the vocabulary.
         normalization: The Unicode normalisation of all text; `None` for none.
         lowercase: Whether all text is lower-cased as well.
+        add_bos_token: Whether every text begins with `<s>`.
+        add_eos_token: Whether every text ends with `</s>`.
         model_max_length: The longest sequence, in tokens, that the model takes; `truncation=True` cuts there.
         show_progress: Whether to show a progress bar.
 
@@ -64,7 +71,7 @@ def train_tokenizer(
 
     def train(corpus: Iterable[str]) -> Tokenizer:
         backend = _build_backend(algorithm, byte_fallback)
-        backend.normalizer = _build_normalizer(normalization, lowercase)
+        backend.normalizer = _build_normalizer(normalization, lowercase, mask_takes_space=algorithm != "char")
         return train_backend(backend, corpus, vocab_size, show_progress)
 
     corpus = _checked_texts("texts", texts)
@@ -74,7 +81,11 @@ def train_tokenizer(
     else:
         backend, target_backend = train(corpus), train(target_corpus)
     return TriviumTokenizer(
-        tokenizer_object=backend, target_tokenizer_object=target_backend, model_max_length=model_max_length
+        tokenizer_object=backend,
+        target_tokenizer_object=target_backend,
+        add_bos_token=add_bos_token,
+        add_eos_token=add_eos_token,
+        model_max_length=model_max_length,
     )
 
 
@@ -82,8 +93,8 @@ def _build_backend(algorithm: Algorithm, byte_fallback: bool) -> Tokenizer:
     """Puts an untrained model between a pre-tokenizer and a decoder that undo each other."""
     words = pre_tokenizers.Split(Regex(WORDS), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    if byte_fallback:
-        backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, ignore_merges=True))
+    if byte_fallback or algorithm == "char":
+        backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=byte_fallback, ignore_merges=True))
         backend.pre_tokenizer = words
         backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     elif algorithm == "wordpiece":
@@ -100,14 +111,16 @@ def _build_backend(algorithm: Algorithm, byte_fallback: bool) -> Tokenizer:
     return backend
 
 
-def _build_normalizer(normalization: Normalization | None, lowercase: bool) -> normalizers.Normalizer:
+def _build_normalizer(
+    normalization: Normalization | None, lowercase: bool, mask_takes_space: bool
+) -> normalizers.Normalizer:
     steps = []
     if normalization is not None:
         steps.append(getattr(normalizers, normalization)())
     if lowercase:
         steps.append(normalizers.Lowercase())
-    # A piece has the space before it inside, and so has what the mask stands for.
-    steps.append(normalizers.Replace(" <mask>", "<mask>"))
+    if mask_takes_space:  # as a piece has the space before it inside, and so has what the mask stands for
+        steps.append(normalizers.Replace(Regex(" (?=<mask>)"), ""))
     return normalizers.Sequence(steps)
 
 

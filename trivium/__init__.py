@@ -13,6 +13,7 @@ from trivium.modeling import (
     TriviumForTokenClassification,
     TriviumModel,
 )
+from trivium.surgery import join, split
 from trivium.tokenization import TriviumTokenizer
 
 auto.register()
@@ -29,5 +30,7 @@ __all__ = [
     "TriviumForTokenClassification",
     "TriviumModel",
     "TriviumTokenizer",
+    "join",
     "preset_config",
+    "split",
 ]

@@ -1,4 +1,4 @@
-"""From a recipe to a trained model, by transformers' own Seq2SeqTrainer."""
+"""From a recipe to a trained model, by transformers' own Trainer."""
 
 import shutil
 from collections.abc import Callable
@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+import torch
+from datasets import Dataset, IterableDataset
 from transformers import (
-    AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    DataCollatorForSeq2Seq,
     EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
@@ -22,10 +21,11 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from trivium.data import load_parallel
+from trivium.configuration import TriviumConfig
+from trivium.data import load_data
 from trivium.metrics import load_metric
-from trivium.modeling import TriviumForConditionalGeneration
 from trivium.recipe import Recipe
+from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_targets, make_collator
 from trivium.tokenization import train_tokenizer
 
 
@@ -58,7 +58,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
             f"The run in {args.output_dir} is finished, after {done} steps: set more training.max_steps or "
             "training.num_train_epochs to go on."
         )
-    data = load_parallel(recipe.data)
+    task = recipe.kind
+    data = load_data(recipe.data, task.columns)
     data.pop("test", None)  # evaluation reads it; to encode it here would be wasted
     if "train" not in data:
         raise ValueError(f"There is nothing to train on: data has {', '.join(data)}, but no train.")
@@ -66,22 +67,27 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         raise ValueError(f"training.eval_strategy is {args.eval_strategy}, but data has no validation part.")
     set_seed(args.seed)
     model, tokenizer = load_or_build(recipe, data["train"])
-    model.generation_config.update(**recipe.generation)
+    task.check_metrics(recipe.metrics or [], model.config)
+    if model.can_generate():
+        model.generation_config.update(**recipe.generation)
+    args.remove_unused_columns = False  # the collator leaves out what the model does not take
+    encoded = encode_data(data, task, tokenizer, model.config, recipe.inputs)
     if overwrite:
         for old in Path(args.output_dir).glob("checkpoint-*"):
             shutil.rmtree(old)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     recipe.save(args.output_dir)
 
-    encoded = encode_pairs(data, tokenizer, model.config.max_position_embeddings)
     trainer = Seq2SeqTrainer(
         model=model,
         args=args,
         train_dataset=encoded["train"],
         eval_dataset=encoded.get("validation"),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        data_collator=make_collator(
+            task, tokenizer, model, recipe.inputs, epoch=lambda: int(trainer.state.epoch or 0)
+        ),
         processing_class=tokenizer,
-        compute_metrics=scores_of(tokenizer, recipe.metrics) if args.predict_with_generate else None,
+        compute_metrics=scoring(recipe, model, tokenizer),
     )
     if recipe.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
@@ -101,17 +107,27 @@ def steps_of_finished_run(checkpoint: str, args: Seq2SeqTrainingArguments) -> in
     return state.global_step if finished else None
 
 
-def load_or_build(recipe: Recipe, pairs: Dataset | IterableDataset) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model that the recipe goes on from, or a new one of its shape with a tokenizer trained on `pairs`."""
+def load_or_build(recipe: Recipe, rows: Dataset | IterableDataset) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that the recipe goes on from, or a new one of its shape with a tokenizer trained on `rows`."""
+    task = recipe.kind
+    labels: dict[str, Any] = {}
+    if "label" in task.columns:
+        labels = label_facts((row["label"] for row in rows), recipe.model.get("problem_type"))
+    usual = {"add_bos_token": task.add_bos_token, "add_eos_token": task.add_eos_token}
+    wanted = {name: given for name in usual if (given := getattr(recipe.tokenizer, name)) is not None}
     if recipe.init_from:
-        tokenizer = AutoTokenizer.from_pretrained(recipe.init_from)
-        return AutoModelForSeq2SeqLM.from_pretrained(recipe.init_from), tokenizer
-    options = dict(vars(recipe.tokenizer))
+        model = load_start(recipe, labels)
+        tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, **wanted)
+        if not wanted and tokenizer.add_eos_token and not task.add_eos_token:  # a translator's closes every text
+            tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, **usual)
+        if not model.config.is_encoder_decoder and not getattr(tokenizer, "shared_vocabulary", True):
+            tokenizer = tokenizer.target if model.config.decoder_layers else tokenizer.source
+        return model, tokenizer
+    options = {**vars(recipe.tokenizer), **usual, **wanted}
     sample = options.pop("sample")
-    texts = pairs if sample is None else pairs.take(sample)
-    tokenizer = train_tokenizer(
-        (row["source"] for row in texts), target_texts=(row["target"] for row in texts), **options
-    )
+    texts = rows if sample is None else rows.take(sample)
+    targets = (row["target"] for row in texts) if "target" in task.columns else None
+    tokenizer = train_tokenizer((row[task.columns[0]] for row in texts), target_texts=targets, **options)
     config = recipe.model_config(
         vocab_size=len(tokenizer),
         decoder_vocab_size=None if tokenizer.shared_vocabulary else tokenizer.target_vocab_size,
@@ -119,26 +135,58 @@ def load_or_build(recipe: Recipe, pairs: Dataset | IterableDataset) -> tuple[Pre
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.bos_token_id,
+        **labels,
     )
     tokenizer.model_max_length = config.max_position_embeddings
-    return TriviumForConditionalGeneration(config), tokenizer
+    return task.model_class(config), tokenizer
 
 
-def encode_pairs(
-    data: DatasetDict | IterableDatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> DatasetDict | IterableDatasetDict:
-    """Sentence pairs as `input_ids`, `attention_mask` and `labels`, cut at `max_length`, and `length` to group by."""
+def load_start(recipe: Recipe, labels: dict[str, Any]) -> PreTrainedModel:
+    """The model that the recipe goes on from: with all parameters saved, but for a head that is another task's.
 
-    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
-        encoded = tokenizer(batch["source"], text_target=batch["target"], truncation=True, max_length=max_length)
-        encoded["length"] = [max(map(len, pair)) for pair in zip(encoded["input_ids"], encoded["labels"], strict=True)]
-        return encoded
+    Raises:
+        ValueError: The recipe asks for parameters that were not saved, or leaves some out.
+    """
+    model, report = recipe.kind.model_class.from_pretrained(
+        recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **{**labels, **recipe.model}
+    )
+    names = [*report["missing_keys"], *report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])]
+    if misfits := sorted(name for name in names if name.startswith(f"{model.base_model_prefix}.")):
+        raise ValueError(
+            f"The model in {recipe.init_from} is of another shape than {recipe.model} says: {len(misfits)} parameters "
+            f"do not fit, such as {misfits[0]}. With init_from, model may only say what does not change them."
+        )
+    return model
 
-    return data.map(encode, batched=True, remove_columns=["source", "target"])
+
+def scoring(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[EvalPrediction], dict[str, float]] | None:
+    """What the Trainer calls after predicting the validation part; None: the loss will do, and no logits are kept."""
+    names = list(recipe.kind.metrics_for(model.config)[:2]) if recipe.metrics is None else recipe.metrics
+    if "label" in recipe.kind.columns:
+        return scores_of_labels(model.config, names)
+    if recipe.training.get("predict_with_generate") and model.config.is_encoder_decoder:
+        return scores_of_texts(tokenizer, names)
+    return None
 
 
-def scores_of(tokenizer: PreTrainedTokenizerBase, metrics: list[str]) -> Callable[[EvalPrediction], dict[str, float]]:
-    """What the Trainer calls after translating the validation part: the text metrics of the recipe, a number each."""
+def scores_of_labels(config: TriviumConfig, metrics: list[str]) -> Callable[[EvalPrediction], dict[str, float]]:
+    """The label metrics of the recipe, a number each."""
+    scorers = {name: load_metric(name) for name in metrics}
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        said = labels_of_logits(torch.from_numpy(prediction.predictions), config)
+        truth = labels_of_targets(torch.from_numpy(prediction.label_ids), config)
+        return {name: scorer.compute(predictions=said, references=truth)["score"] for name, scorer in scorers.items()}
+
+    return compute
+
+
+def scores_of_texts(
+    tokenizer: PreTrainedTokenizerBase, metrics: list[str]
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """The text metrics of the recipe, a number each."""
     scorers = {name: load_metric(name) for name in metrics if name != "perplexity"}  # of which the loss is the log
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:

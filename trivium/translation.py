@@ -1,4 +1,4 @@
-"""Translation of any number of texts, in sensible batches."""
+"""Generation from any number of texts, in sensible batches."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -24,17 +24,19 @@ def translate(
 ) -> Iterator[str]:
     """Translate texts, each to one text, in their order; blank ones stay blank.
 
+    An encoder-decoder translates them; a decoder-only model goes on from them, and what it adds is the answer.
+
     Texts of similar length share a batch, which saves padding. Texts are read as they are needed, so that any
     number of them may come.
 
     Args:
-        model: An encoder-decoder.
-        tokenizer: Its tokenizer.
-        texts: What to translate.
+        model: An encoder-decoder or a decoder-only model.
+        tokenizer: Its tokenizer; for a decoder-only model one that leaves texts open (`add_eos_token=False`).
+        texts: What to translate, or to answer.
         batch_size: Texts that are translated at once.
         show_progress: Whether to count translated texts in a progress bar.
         **generation: What `generate()` takes; the rest is as saved with the model, except that a translation may be
-            50 tokens longer than the longest text of its batch, as in the paper.
+            50 tokens longer than the longest text of its batch, as in the paper, if the model has the positions.
 
     Raises:
         ValueError: `generation` asks for several translations of a text, or `batch_size` is below 1.
@@ -46,7 +48,7 @@ def translate(
         )
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
-    texts = iter(texts)
+    texts, reads_on = iter(texts), not model.config.is_encoder_decoder
     with tqdm(desc="Translating", unit=" texts", disable=not show_progress) as progress:
         while chunk := list(islice(texts, batch_size * BATCHES_AT_ONCE)):
             translations = [""] * len(chunk)
@@ -54,9 +56,17 @@ def translate(
             order = sorted((i for i, text in enumerate(chunk) if text.strip()), key=lambda i: -len(input_ids[i]))
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                inputs = tokenizer.pad({"input_ids": [input_ids[i] for i in rows]}, return_tensors="pt")
-                options = {"max_length": inputs["input_ids"].shape[1] + EXTRA_LENGTH, **generation}
-                output = model.generate(**inputs.to(model.device), **options)
+                inputs = tokenizer.pad(
+                    {"input_ids": [input_ids[i] for i in rows]},
+                    padding_side="left" if reads_on else "right",
+                    return_tensors="pt",
+                )
+                length = inputs["input_ids"].shape[1]
+                longest = length * (1 + reads_on) + EXTRA_LENGTH
+                if model.config.position_embedding_type == "learned":
+                    longest = min(longest, model.config.max_position_embeddings)
+                options = {"max_length": longest, **generation}
+                output = model.generate(**inputs.to(model.device), **options)[:, length if reads_on else 0 :]
                 for i, translation in zip(rows, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True):
                     translations[i] = translation
                 progress.update(len(rows))

@@ -17,13 +17,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import StaticCache
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_MAPPING_NAMES,
-)
+from transformers import PreTrainedModel, StaticCache
+from transformers.models.auto import modeling_auto
 
-from trivium import TriviumConfig, TriviumForConditionalGeneration, TriviumModel
+from trivium import (
+    TriviumConfig,
+    TriviumDecoderModel,
+    TriviumEncoderModel,
+    TriviumForCausalLM,
+    TriviumForConditionalGeneration,
+    TriviumForMaskedLM,
+    TriviumForQuestionAnswering,
+    TriviumForSequenceClassification,
+    TriviumForTokenClassification,
+    TriviumModel,
+)
+from trivium.configuration import PRESETS
 
 pytestmark = pytest.mark.slow
 
@@ -50,9 +59,44 @@ from tests.generation.test_utils import GenerationTesterMixin  # noqa: E402
 from tests.test_configuration_common import ConfigTester  # noqa: E402
 from tests.test_modeling_common import ModelTesterMixin, ids_tensor  # noqa: E402
 
-# By these names the common tests know which classes take labels.
-MODEL_MAPPING_NAMES["trivium"] = "TriviumModel"
-MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForConditionalGeneration"
+# By these names the common tests know which classes take which labels, and which have no head.
+modeling_auto.MODEL_MAPPING_NAMES["trivium"] = ("TriviumModel", "TriviumEncoderModel", "TriviumDecoderModel")
+modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForConditionalGeneration"
+modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES["trivium"] = "TriviumForMaskedLM"
+modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["trivium"] = "TriviumForSequenceClassification"
+modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES["trivium"] = "TriviumForTokenClassification"
+modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES["trivium"] = "TriviumForQuestionAnswering"
+modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForCausalLM"
+
+LAYERS = 2
+SIZES: dict[str, Any] = {
+    "vocab_size": 99,
+    "d_model": 16,
+    "encoder_layers": LAYERS,
+    "decoder_layers": LAYERS,
+    "num_attention_heads": 4,
+    "ffn_dim": 32,
+    "max_position_embeddings": 50,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+MODERN: dict[str, Any] = {
+    "position_embedding_type": "rotary",
+    "num_key_value_heads": 2,
+    "gated_ffn": True,
+    "activation_function": "silu",
+    "ffn_bias": False,
+    "norm_type": "rmsnorm",
+    "norm_position": "pre",
+    "scale_embedding": False,
+    "tie_word_embeddings": False,
+}
+
+
+def choices_of(preset: str) -> dict[str, Any]:
+    """What a preset chooses, but for its size."""
+    return {name: value for name, value in PRESETS[preset].items() if name not in SIZES}
 
 
 class TriviumModelTester:
@@ -61,25 +105,16 @@ class TriviumModelTester:
     is_training = True
     batch_size = 13
     seq_length = 7
-    vocab_size = 99
-    hidden_size = 16
-    num_hidden_layers = 2
-    num_attention_heads = 4
+    vocab_size = SIZES["vocab_size"]
+    hidden_size = SIZES["d_model"]
+    num_hidden_layers = LAYERS
+    num_attention_heads = SIZES["num_attention_heads"]
 
     def __init__(self, choices: dict[str, Any]) -> None:
         self.choices = choices
 
     def get_config(self) -> TriviumConfig:
-        config = TriviumConfig(
-            vocab_size=self.vocab_size,
-            d_model=self.hidden_size,
-            encoder_layers=self.num_hidden_layers,
-            decoder_layers=self.num_hidden_layers,
-            num_attention_heads=self.num_attention_heads,
-            ffn_dim=32,
-            max_position_embeddings=50,
-            **self.choices,
-        )
+        config = TriviumConfig(**{**SIZES, **self.choices})
         config.base_model_tp_plan = {}  # the stacks have plans; with None here the tests would not look at them
         return config
 
@@ -87,21 +122,20 @@ class TriviumModelTester:
         config = self.get_config()
         shape = [self.batch_size, self.seq_length]
         input_ids = ids_tensor(shape, config.vocab_size).clamp(3)  # not the special tokens
-        decoder_input_ids = ids_tensor(shape, config.target_vocab_size).clamp(3)
-        return config, {
-            "input_ids": input_ids,
-            "attention_mask": torch.ones_like(input_ids),
-            "decoder_input_ids": decoder_input_ids,
-            "decoder_attention_mask": torch.ones_like(decoder_input_ids),
-        }
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).tril()}  # padded on the right
+        if config.type_vocab_size:
+            inputs["token_type_ids"] = ids_tensor(shape, config.type_vocab_size)
+        if config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = ids_tensor(shape, config.target_vocab_size).clamp(3)
+            inputs["decoder_attention_mask"] = torch.ones_like(inputs["decoder_input_ids"]).tril()
+        return config, inputs
 
 
-class CommonTests(ModelTesterMixin, GenerationTesterMixin):
+class CommonTests(ModelTesterMixin):
     """The common tests of one configuration, `choices`; unittest.TestCase comes in below."""
 
     choices: dict[str, Any] = {}
-    all_model_classes = (TriviumModel, TriviumForConditionalGeneration)
-    is_encoder_decoder = True
+    all_model_classes: tuple[type[PreTrainedModel], ...] = ()
     test_can_init_all_missing_weights_before_2023 = True  # that is: also where a file has no copyright year
 
     def setUp(self) -> None:
@@ -109,6 +143,40 @@ class CommonTests(ModelTesterMixin, GenerationTesterMixin):
 
     def test_config(self) -> None:
         ConfigTester(self, config_class=TriviumConfig, d_model=32, **self.choices).run_common_tests()
+
+    def test_resize_position_vector_embeddings(self) -> None:
+        self.skipTest("no `resize_position_embeddings`: positions are computed, or learned for one longest length")
+
+
+class CommonGenerationTests(CommonTests, GenerationTesterMixin):
+    """And those of models that generate."""
+
+    def test_left_padding_compatibility(self) -> None:
+        """As in transformers, whose own test skips configurations with fields called `encoder_...`."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        written = "decoder_input_ids" if config.is_encoder_decoder else "input_ids"
+        for model_class in self.all_model_classes:
+            model = model_class(config).eval()
+            expected = model(**inputs)[0]
+            for ids in ("input_ids", written):
+                mask = ids.replace("input_ids", "attention_mask")
+                padded = inputs | {
+                    ids: torch.nn.functional.pad(inputs[ids], (5, 0), value=config.pad_token_id),
+                    mask: torch.nn.functional.pad(inputs[mask], (5, 0)),
+                }
+                output = model(**padded)[0]
+                torch.testing.assert_close(output[:, 5:] if ids == written else output, expected)
+
+    @unittest.skipIf(HAS_GENERATION, "the generation tests are there")
+    def test_generation(self) -> None:
+        self.skipTest("the source distribution has no generation tests; give `make contract` a checkout")
+
+
+class EncoderDecoderTests(CommonGenerationTests):
+    """First way."""
+
+    all_model_classes = (TriviumModel, TriviumForConditionalGeneration)
+    is_encoder_decoder = True
 
     def test_inputs_embeds_matches_input_ids(self) -> None:
         """As in transformers, but the target is embedded by the decoder, whose embedding may be its own."""
@@ -151,35 +219,47 @@ class CommonTests(ModelTesterMixin, GenerationTesterMixin):
         assert dynamic.sequences.tolist() == static.sequences.tolist()
         torch.testing.assert_close(static.logits, dynamic.logits)
 
-    def test_left_padding_compatibility(self) -> None:
-        """As in transformers, whose own test skips encoder-decoders: padding on the left of source or target."""
+
+class EncoderOnlyTests(CommonTests):
+    """Second way."""
+
+    all_model_classes = (
+        TriviumEncoderModel,
+        TriviumForMaskedLM,
+        TriviumForSequenceClassification,
+        TriviumForTokenClassification,
+        TriviumForQuestionAnswering,
+    )
+
+
+class DecoderOnlyTests(CommonGenerationTests):
+    """Third way."""
+
+    all_model_classes = (TriviumDecoderModel, TriviumForCausalLM)
+
+    def test_sdpa_padding_matches_padding_free_with_position_ids(self) -> None:
+        """As in transformers, but in float32: the logits begin with unit variance, which bfloat16 rounds too much."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        for model_class in self.all_model_classes:
-            model = model_class(config).eval()
-            expected = model(**inputs)[0]
-            for ids, mask, length in (
-                ("input_ids", "attention_mask", 0),
-                ("decoder_input_ids", "decoder_attention_mask", 5),
-            ):
-                padded = inputs | {
-                    ids: torch.nn.functional.pad(inputs[ids], (5, 0), value=config.pad_token_id),
-                    mask: torch.nn.functional.pad(inputs[mask], (5, 0)),
-                }
-                torch.testing.assert_close(model(**padded)[0][:, length:], expected)
+        mask = inputs["attention_mask"].bool()
+        model = TriviumForCausalLM(config).eval()
+        positions = torch.cat([torch.arange(length) for length in mask.sum(dim=1).tolist()])[None]
+        for implementation in ("sdpa", "eager"):
+            model.set_attn_implementation(implementation)
+            for real in (mask, mask.flip(1)):  # padded on the right, on the left
+                padded = model(inputs["input_ids"], attention_mask=real).logits[real]
+                packed = model(inputs["input_ids"][real][None], position_ids=positions, use_cache=False)
+                torch.testing.assert_close(packed.logits[0], padded)
 
-    def test_resize_position_vector_embeddings(self) -> None:
-        self.skipTest("no `resize_position_embeddings`: positions are computed, or learned for one longest length")
-
-    @unittest.skipIf(HAS_GENERATION, "the generation tests are there")
-    def test_generation(self) -> None:
-        self.skipTest("the source distribution has no generation tests; give `make contract` a checkout")
+    test_eager_padding_matches_padding_free_with_position_ids = (
+        test_sdpa_padding_matches_padding_free_with_position_ids
+    )
 
 
-class TestPaper(CommonTests, unittest.TestCase):
+class TestPaper(EncoderDecoderTests, unittest.TestCase):
     """Sinusoids, post-norm, everything tied."""
 
 
-class TestTwoVocabularies(CommonTests, unittest.TestCase):
+class TestTwoVocabularies(EncoderDecoderTests, unittest.TestCase):
     """A target vocabulary of its own, learned positions, biases."""
 
     choices = {"decoder_vocab_size": 90, "position_embedding_type": "learned", "attention_bias": True}
@@ -195,17 +275,31 @@ class TestTwoVocabularies(CommonTests, unittest.TestCase):
     test_resize_embeddings_untied_no_reinit_on_post_init = test_resize_tokens_embeddings
 
 
-class TestModern(CommonTests, unittest.TestCase):
+class TestModern(EncoderDecoderTests, unittest.TestCase):
     """Rotary positions, grouped-query attention, gated feed-forward network, pre-RMSNorm, nothing tied."""
 
-    choices = {
-        "position_embedding_type": "rotary",
-        "num_key_value_heads": 2,
-        "gated_ffn": True,
-        "activation_function": "silu",
-        "ffn_bias": False,
-        "norm_type": "rmsnorm",
-        "norm_position": "pre",
-        "scale_embedding": False,
-        "tie_word_embeddings": False,
-    }
+    choices = MODERN
+
+
+class TestBERT(EncoderOnlyTests, unittest.TestCase):
+    """Learned positions, token types, a normalised embedding, biases, a tied head."""
+
+    choices = {**choices_of("bert-base"), "decoder_layers": 0}
+
+
+class TestModernEncoder(EncoderOnlyTests, unittest.TestCase):
+    """As TestModern, the encoder alone."""
+
+    choices = {**MODERN, "decoder_layers": 0}
+
+
+class TestGPT2(DecoderOnlyTests, unittest.TestCase):
+    """Learned positions, pre-norm, biases, a tied head."""
+
+    choices = {**choices_of("gpt2"), "encoder_layers": 0}
+
+
+class TestLLaMA(DecoderOnlyTests, unittest.TestCase):
+    """Rotary positions, grouped-query attention, gated feed-forward network, pre-RMSNorm, a tied head."""
+
+    choices = {**choices_of("llama-135m"), "encoder_layers": 0, "num_key_value_heads": 2}

@@ -1,6 +1,7 @@
-"""Sentence pairs: the embedded corpus of numbers, and loading of everybody else's."""
+"""Data to learn from: the embedded corpus of numbers, and loading of everybody else's."""
 
+from trivium.data.files import read_lines
+from trivium.data.loading import DataArguments, load_data
 from trivium.data.numbers import numbers_corpus
-from trivium.data.parallel import DataArguments, load_parallel, read_lines
 
-__all__ = ["DataArguments", "load_parallel", "numbers_corpus", "read_lines"]
+__all__ = ["DataArguments", "load_data", "numbers_corpus", "read_lines"]

@@ -1,7 +1,7 @@
-"""Scores that need no network: BLEU, chrF, TER, exact match and perplexity, as `evaluate` metrics.
+"""Scores that need no network: of texts, of labels, and perplexity, as `evaluate` metrics.
 
 `evaluate.load("sacrebleu")` downloads its script from the Hub. Here the scores come straight from the installed
-sacrebleu library, behind the same interface:
+libraries, sacrebleu and scikit-learn, behind the same interface:
 
     >>> load_metric("sacrebleu").compute(predictions=["The cat sat down."], references=["The cat sat down."])["score"]
     100.00000000000004
@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import evaluate
 
-METRICS = ("sacrebleu", "bleu_lower", "chrf", "ter", "exact_match", "perplexity")
+TEXT_METRICS = ("sacrebleu", "chrf", "bleu_lower", "ter", "exact_match")
+NAME_METRICS = ("accuracy", "f1")
+NUMBER_METRICS = ("mse", "r2")
+LABEL_METRICS = (*NAME_METRICS, *NUMBER_METRICS)
+METRICS = (*TEXT_METRICS, *LABEL_METRICS, "perplexity")
 
 
 def load_metric(name: str) -> "evaluate.Metric":
@@ -24,12 +28,16 @@ def load_metric(name: str) -> "evaluate.Metric":
     - `chrf`: the character n-gram F-score, from 0 to 100.
     - `ter`: edits for a hundred reference words; lower is better.
     - `exact_match`: the share of predictions, from 0 to 1, that equal one of their references.
-    - `perplexity`: exp of the mean negative log likelihood of a token; lower is better.
+    - `accuracy`: the share of labels, from 0 to 1, that are right; where several can hold, of sets of labels.
+    - `f1`: the mean over labels of F1, from 0 to 1, each label counting alike (macro average).
+    - `mse`, `r2`: the mean squared error of predicted numbers, and the share of the variance that they explain.
+    - `perplexity`: exp of the mean negative log likelihood of a token, which is given as `loss`; lower is better.
 
-    All but the last take `predictions`, a list of strings, and `references`, a string or a list of strings for each
+    The first five take `predictions`, a list of strings, and `references`, a string or a list of strings for each
     prediction. The first four add sacrebleu's `signature` and its other figures (`bp`, `precisions`, ...), and hand
-    further arguments of `compute` to its class: `compute(..., tokenize="zh")`. Perplexity takes `nll`, a list of
-    summed negative log likelihoods in nats (one for each batch, say), and `num_tokens`, how many tokens each is over.
+    further arguments of `compute` to its class: `compute(..., tokenize="zh")`. The next four take
+    `predictions` and `references` as labels, lists of labels, or numbers. Perplexity takes `nll`, a list of summed
+    negative log likelihoods in nats (one for each batch, say), and `num_tokens`, how many tokens each is over.
 
     Args:
         name: One of `METRICS`.
@@ -42,9 +50,13 @@ def load_metric(name: str) -> "evaluate.Metric":
     """
     if name not in METRICS:
         raise ValueError(f"There is no metric {name!r}; choose one of {', '.join(METRICS)}.")
-    from .scores import Perplexity, TextScore  # only now: `evaluate` takes seconds to import
+    if name in LABEL_METRICS:
+        from .labels import LabelScore  # only now: these libraries take seconds to import
+
+        return LabelScore(name)
+    from .scores import Perplexity, TextScore
 
     return Perplexity() if name == "perplexity" else TextScore(name)
 
 
-__all__ = ["METRICS", "load_metric"]
+__all__ = ["LABEL_METRICS", "METRICS", "NAME_METRICS", "NUMBER_METRICS", "TEXT_METRICS", "load_metric"]

@@ -97,6 +97,6 @@ class Perplexity(OfflineMetric):
             raise ValueError("Perplexity needs at least one token, but `num_tokens` sums to 0.")
         mean = sum(nll) / sum(num_tokens)
         try:
-            return {"score": math.exp(mean)}
+            return {"score": math.exp(mean), "loss": mean}
         except OverflowError:  # a model that has diverged must not stop its own evaluation
-            return {"score": math.inf}
+            return {"score": math.inf, "loss": mean}

@@ -1,0 +1,35 @@
+"""The command line, `trivium`: each module here has the commands about one thing.
+
+What only some commands need is imported by those, so that the others need not wait for it.
+"""
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from trivium.cli import parts, runs, texts
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    epilog="Start with `trivium train numbers`, which needs no data of yours.",
+)
+for module in (runs, texts, parts):
+    app.add_typer(module.commands)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("trivium"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train a Transformer of your own, measure it, put it to work, cut it apart and join it again."""

@@ -1,0 +1,5 @@
+"""`python -m trivium.cli` is `trivium`."""
+
+from trivium.cli import app
+
+app()

@@ -1,0 +1,122 @@
+"""Commands about runs: `trivium train`, `trivium evaluate`."""
+
+import json
+from itertools import islice
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trivium.cli.common import (
+    BatchSize,
+    Beams,
+    LengthPenalty,
+    Model,
+    as_lines,
+    check_saved_model,
+    given,
+    load,
+    mistakes_explained,
+    write,
+)
+
+EXAMPLES = 5  # rows that an evaluation shows
+
+commands = typer.Typer()
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Fields of the recipe to replace: `section.field=value` ...", show_default=False),
+]
+
+
+@commands.command(epilog="Example: `trivium train numbers model.d_model=256 training.max_steps=5000`")
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A YAML file, the folder of a run, or the name of a recipe that comes along.")
+    ],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run's checkpoints and start anew.")
+    ] = False,
+) -> None:
+    """Train a model as a recipe says.
+
+    The folder `training.output_dir` of the recipe will hold the model, its tokenizer, checkpoints, TensorBoard logs
+    and the recipe itself.
+    """
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other.")
+    with mistakes_explained():
+        from trivium.recipe import load_recipe
+
+        loaded = load_recipe(recipe, overrides or [])
+        from trivium import training
+
+        trainer = training.train(loaded, resume=resume, overwrite=overwrite)
+    typer.echo(f"The trained model is in {trainer.args.output_dir}.")
+
+
+@commands.command(epilog="Example: `trivium evaluate runs/numbers --beams 5`")
+def evaluate(
+    model: Model,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    beams: Beams = None,
+    length_penalty: LengthPenalty = None,
+    batch_size: BatchSize = 64,
+) -> None:
+    """Measure a model on a part of the data that its run was given.
+
+    A translator translates and is compared with the references, a classifier says its labels, a language model is
+    asked how likely it finds the texts. Other data: `data.test=PREFIX`. Other metrics: `metrics=[chrf,perplexity]`.
+    Scores and some examples are printed, all are kept in the model's folder: `evaluation_SPLIT.json`,
+    `predictions_SPLIT.txt`.
+    """
+    with mistakes_explained():
+        check_saved_model(model)
+        from trivium.recipe import RECIPE_FILE, load_recipe
+
+        if not (model / RECIPE_FILE).is_file():
+            raise FileNotFoundError(
+                f"{model} has no {RECIPE_FILE}, which says what data it was trained with: give a folder that "
+                "`trivium train` wrote."
+            )
+        recipe = load_recipe(model, overrides or [])
+        from trivium import evaluation
+        from trivium.data import load_data
+
+        data = load_data(recipe.data, recipe.kind.columns)
+        if split not in data:
+            raise ValueError(f"--split is {split}, but the data has {', '.join(data)}: add data.{split}=...")
+        rows = list(data[split])
+        loaded, tokenizer = load(model)
+        scores, predictions = evaluation.evaluate(
+            loaded,
+            tokenizer,
+            rows,
+            recipe.metrics,
+            task=recipe.task,
+            inputs=recipe.inputs,
+            batch_size=batch_size,
+            show_progress=True,
+            **given(num_beams=beams, length_penalty=length_penalty),
+        )
+    if predictions:
+        write(model / f"predictions_{split}.txt", as_lines(predictions))
+    write(model / f"evaluation_{split}.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+    table = Table("metric", "score", title=f"{split}: {len(rows)} texts")
+    table.add_column("signature", overflow="fold")
+    for name, result in scores.items():
+        table.add_row(name, f"{result['score']:.4f}", result.get("signature", ""))
+    Console().print(table)
+    if predictions:
+        examples = Table(title="The first of them", show_lines=True)
+        for column in (*recipe.kind.columns, "prediction"):
+            examples.add_column(column, overflow="fold")
+        for row, prediction in islice(zip(rows, predictions, strict=True), EXAMPLES):
+            examples.add_row(*(Text(str(row[column])) for column in recipe.kind.columns), Text(prediction))
+        Console().print(examples)

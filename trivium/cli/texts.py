@@ -1,0 +1,314 @@
+"""Commands that take texts: `trivium translate`, `generate`, `classify`, `fill-mask`."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice, tee
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+
+from trivium.cli.common import (
+    BatchSize,
+    Beams,
+    LengthPenalty,
+    Model,
+    as_line,
+    as_lines,
+    given,
+    load,
+    mistakes_explained,
+    write,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_NEW_TOKENS = 256  # of a continuation, if neither the command nor the model says how many
+
+commands = typer.Typer()
+
+Texts = Annotated[list[str] | None, typer.Argument(help="Texts; none: --input, or else standard input.")]
+Input = Annotated[
+    Path | None, typer.Option("--input", "-i", help="A file with a text a line.", exists=True, dir_okay=False)
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write here, a line for each text.")]
+Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens by their probability.")]
+Temperature = Annotated[float | None, typer.Option(min=0.01, help="With --sample: above 1 is bolder, below 1 safer.")]
+TopK = Annotated[int | None, typer.Option(min=1, help="With --sample: only from the k most likely.")]
+TopP = Annotated[float | None, typer.Option(min=0, max=1, help="With --sample: only from the top p.")]
+Seed = Annotated[int, typer.Option(help="With --sample: the same seed draws the same.")]
+
+
+@commands.command(epilog="Example: `trivium translate runs/numbers --input english.txt --output german.txt --beams 5`")
+def translate(
+    model: Model,
+    texts: Texts = None,
+    input_file: Input = None,
+    output_file: Output = None,
+    beams: Beams = None,
+    length_penalty: LengthPenalty = None,
+    sample: Sample = False,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Longest translation, in tokens; by default 50 more than the text has.")
+    ] = None,
+    batch_size: BatchSize = 64,
+) -> None:
+    """Translate texts given as arguments, in a file, or line by line on standard input."""
+    _check_sampling(sample, temperature, top_k, top_p)
+    with mistakes_explained():
+        _check_files(texts, input_file, output_file)
+        loaded, tokenizer = load(model, "translate")
+        from transformers import set_seed
+
+        from trivium.translation import translate as translations_of
+
+        set_seed(seed)
+        options = given(
+            num_beams=beams,
+            length_penalty=length_penalty,
+            do_sample=sample or None,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            max_length=max_length,
+        )
+
+        def answer(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
+            translations = translations_of(
+                loaded, tokenizer, texts, batch_size=batch_size, show_progress=show_progress, **options
+            )
+            return map(as_line, translations)
+
+        _answer_all(answer, texts, input_file, output_file)
+
+
+@commands.command(epilog='Example: `trivium generate runs/stories "Once upon a time" --sample --top-p 0.9 --num 3`')
+def generate(
+    model: Model,
+    texts: Texts = None,
+    input_file: Input = None,
+    output_file: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write here, a line of JSON for each text.")
+    ] = None,
+    number: Annotated[
+        int | None, typer.Option("--num", "-n", min=1, help="So many continuations of each text; by default one.")
+    ] = None,
+    beams: Beams = None,
+    sample: Sample = False,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help=f"Longest continuation, in tokens; by default {MAX_NEW_TOKENS}.")
+    ] = None,
+    batch_size: BatchSize = 16,
+) -> None:
+    """Continue texts given as arguments, in a file, or line by line on standard input.
+
+    Without any of these, at a terminal, the model makes up a text from its beginning, as it does for an empty one.
+    Texts are printed with their continuations, which may have line breaks. Since those would not be told apart in a
+    file, `--output` has a line `{"prompt": ..., "continuations": [...]}` for each text.
+    """
+    _check_sampling(sample, temperature, top_k, top_p)
+    with mistakes_explained():
+        _check_files(texts, input_file, output_file)
+        loaded, tokenizer = load(model, "generate")
+        from tqdm.auto import tqdm
+        from transformers import set_seed
+
+        saved = loaded.generation_config
+        if number and number > (beams or saved.num_beams or 1) and not (sample or saved.do_sample):
+            raise ValueError(f"--num is {number}: several continuations need --sample, or at least so many --beams.")
+        set_seed(seed)
+        options = given(
+            num_beams=beams,
+            do_sample=sample or None,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            num_return_sequences=number,
+        )
+
+        def answer(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
+            texts, prompts = tee(texts)
+            continued = _continue(loaded, tokenizer, texts, batch_size, **options)
+            for prompt in tqdm(prompts, desc="Generating", unit=" texts", disable=not show_progress):
+                continuations = next(continued)
+                if output_file:
+                    yield json.dumps({"prompt": prompt, "continuations": continuations}, ensure_ascii=False)
+                else:
+                    yield from (prompt + continuation for continuation in continuations)
+
+        if not texts and not input_file and _at_terminal():
+            texts = [""]
+        _answer_all(answer, texts, input_file, output_file)
+
+
+@commands.command(epilog='Example: `trivium classify runs/questions "How far is the moon?"`')
+def classify(
+    model: Model,
+    texts: Texts = None,
+    input_file: Input = None,
+    output_file: Output = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many labels, the best first; by default one, or all where several can hold."),
+    ] = None,
+    batch_size: BatchSize = 64,
+) -> None:
+    """Label texts given as arguments, in a file, or line by line on standard input.
+
+    A line for each text: a label, its score, the next label, its score, and so on, with tabs between. Scores are
+    probabilities, of a regression the numbers themselves. Blank texts stay blank.
+    """
+    with mistakes_explained():
+        _check_files(texts, input_file, output_file)
+        loaded, tokenizer = load(model, "classify")
+        kind, labels = loaded.config.problem_type, loaded.config.num_labels
+        is_regression = kind == "regression" or (kind is None and labels == 1)
+        # Cut as in training; top_k None is all labels.
+        limit = loaded.config.max_position_embeddings
+        options: dict[str, Any] = {"top_k": top_k, "truncation": True, "max_length": limit}
+        if is_regression:
+            options["function_to_apply"] = "none"
+        elif top_k is None and kind != "multi_label_classification":
+            options["top_k"] = 1
+
+        def answer(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
+            for best in _pipe("text-classification", loaded, tokenizer, texts, batch_size, show_progress, **options):
+                yield _as_row((each["label"], each["score"]) for each in best)
+
+        _answer_all(answer, texts, input_file, output_file)
+
+
+@commands.command("fill-mask", epilog='Example: `trivium fill-mask runs/words "Paris is the <mask> of France."`')
+def fill_mask(
+    model: Model,
+    texts: Texts = None,
+    input_file: Input = None,
+    output_file: Output = None,
+    top_k: Annotated[int, typer.Option(min=1, help="So many fillings, the best first.")] = 5,
+    batch_size: BatchSize = 64,
+) -> None:
+    """Guess what `<mask>` stands for in texts given as arguments, in a file, or line by line on standard input.
+
+    A line for each text: a filling, its probability, the next filling, its probability, and so on, with tabs between;
+    where a text has several masks, first all for the first of them. Blank texts stay blank.
+    """
+    with mistakes_explained():
+        _check_files(texts, input_file, output_file)
+        loaded, tokenizer = load(model, "fill-mask")
+
+        def masked(texts: Iterable[str]) -> Iterator[str]:
+            for text in texts:
+                if text.strip() and tokenizer.mask_token not in text:
+                    raise ValueError(f"A text has no {tokenizer.mask_token} to fill: {text!r}.")
+                yield text
+
+        def answer(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
+            best = min(top_k, loaded.config.vocab_size)
+            for found in _pipe("fill-mask", loaded, tokenizer, masked(texts), batch_size, show_progress, top_k=best):
+                # Of several masks, the pipeline gives a list for each.
+                fillings = chain.from_iterable(found) if found and isinstance(found[0], list) else found
+                yield _as_row((each["token_str"], each["score"]) for each in fillings)
+
+        _answer_all(answer, texts, input_file, output_file)
+
+
+def _check_sampling(sample: bool, *options: float | None) -> None:
+    if not sample and any(option is not None for option in options):
+        raise typer.BadParameter("--temperature, --top-k and --top-p go with --sample.")
+
+
+def _check_files(texts: list[str] | None, input_file: Path | None, output_file: Path | None) -> None:
+    if texts and input_file:
+        raise typer.BadParameter("Give texts or --input, not both.")
+    if output_file and not output_file.parent.is_dir():
+        raise FileNotFoundError(f"--output is {output_file}, but there is no folder {output_file.parent}.")
+
+
+class _Answer(Protocol):
+    def __call__(self, texts: Iterable[str], show_progress: bool) -> Iterator[str]: ...
+
+
+def _answer_all(answer: _Answer, texts: list[str] | None, input_file: Path | None, output_file: Path | None) -> None:
+    """Read texts from where they are, and write or print the answers to them."""
+    from trivium.data import read_lines
+
+    lines = texts or (read_lines(input_file) if input_file else (line.rstrip("\r\n") for line in sys.stdin))
+    if texts or input_file or not _at_terminal():
+        answers = answer(lines, show_progress=not texts)
+    else:  # an answer to every line, not to a batch
+        answers = (each for line in lines for each in answer([line], show_progress=False))
+    if output_file:
+        write(output_file, as_lines(answers))
+    else:
+        for each in answers:
+            print(each, flush=True)
+
+
+def _at_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _continue(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Iterable[str],
+    batch_size: int,
+    **generation: Any,
+) -> Iterator[list[str]]:
+    """Continue texts, an empty one from the beginning-of-text token.
+
+    Transformers' own pipeline samples unless told not to, loses spaces before punctuation in some of its versions,
+    and does not know where learned positions end.
+    """
+    tokenizer.padding_side = "left"  # a text must end where its continuation begins
+    texts = iter(texts)
+    while batch := list(islice(texts, batch_size)):
+        input_ids = [ids or [tokenizer.bos_token_id] for ids in tokenizer(batch)["input_ids"]]
+        inputs = tokenizer.pad({"input_ids": input_ids}, return_tensors="pt").to(model.device)
+        longest = model.generation_config.max_new_tokens or MAX_NEW_TOKENS
+        if getattr(model.config, "position_embedding_type", None) == "learned":
+            room = model.config.max_position_embeddings - inputs["input_ids"].shape[1]
+            longest = max(1, min(longest, room))  # without any room the model says so
+        output = model.generate(**inputs, **{"max_new_tokens": longest, **generation})
+        # Some tokenizers drop a space where decoding begins: decode the whole, then cut.
+        beginnings = tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True)
+        wholes = iter(tokenizer.batch_decode(output, skip_special_tokens=True))
+        for beginning in beginnings:
+            yield [whole[len(beginning) :] for whole in islice(wholes, len(output) // len(batch))]
+
+
+def _pipe(
+    task: str,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Iterable[str],
+    batch_size: int,
+    show_progress: bool,
+    **options: Any,
+) -> Iterator[list[Any]]:
+    """What transformers' pipeline for a task gives for each text, in their order; nothing for blank ones."""
+    from tqdm.auto import tqdm
+    from transformers import pipeline
+
+    pipe = pipeline(task, model=model, tokenizer=tokenizer, device=model.device)
+    texts, again = tee(texts)
+    results = iter(pipe((text for text in texts if text.strip()), batch_size=batch_size, **options))
+    for text in tqdm(again, desc=task, unit=" texts", disable=not show_progress):
+        yield next(results) if text.strip() else []
+
+
+def _as_row(scores: Iterable[tuple[str, float]]) -> str:
+    """Names and scores with tabs between; a tab or line break in a name is written as in Python."""
+    escapes = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
+    return "\t".join(f"{name.translate(escapes)}\t{score:.4f}" for name, score in scores)

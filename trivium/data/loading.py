@@ -1,0 +1,244 @@
+"""Loading of texts, sentence pairs and labelled texts: from the Hub, from local files, or the embedded corpus.
+
+Whatever the origin, the result has the same columns: `text` for a language model, `source` and `target` for a
+translator, `text` and `label` for a classifier. Every row is checked on its way in: a text that is missing, empty or
+garbled stops the loading with its place, rather than teach the model something odd.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    IterableDatasetDict,
+    NamedSplit,
+    Value,
+    load_dataset,
+)
+from datasets.exceptions import DatasetGenerationError
+
+from trivium.data.files import READERS, PlacedRow, Row, document_rows, parallel_rows
+from trivium.data.numbers import numbers_corpus
+
+SPLITS = ("train", "validation", "test")
+PAIR = ("source", "target")
+TEXT = ("text",)
+LABELLED_TEXT = ("text", "label")
+
+
+@dataclass
+class DataArguments:
+    """Where the data come from: the `data:` section of a recipe.
+
+    Either `name` is given, or local files are. A local file is known by its ending, `.jsonl`, `.json` (one object a
+    line, both), `.csv`, `.tsv` (no quoting) or `.parquet`. Anything else is plain text: for a language model a file
+    with a text a line; for sentence pairs the prefix of two files, so that `train="corpus/train"` reads
+    `corpus/train.en` and `corpus/train.de`, line by line.
+
+    Attributes:
+        name: `numbers` for the embedded corpus, or a data set of the Hub, or a folder in the Hub's layout.
+        config_name: The configuration of the Hub data set, if it has several.
+        train: A local file to train on; with `name`, the split to use as such, e.g. `train[:90%]`.
+        validation: The same for validation.
+        test: The same for testing.
+        source: The language to translate from: the column, the key under `translation`, or the ending of the file.
+        target: The language to translate into, likewise.
+        text: The column of texts, where there are no pairs.
+        label: The column of labels: a string or a whole number; a list of them, where several can hold; or a
+            fraction, to be predicted as such.
+        whole_files: Whether a plain text file is one text, instead of one a line.
+        streaming: Read lazily, for what does not fit on the disk or into memory.
+        max_train_samples: Keep only the first ones for training.
+        max_validation_samples: Keep only the first ones for validation.
+        max_test_samples: Keep only the first ones for testing.
+    """
+
+    name: str | None = None
+    config_name: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    source: str = "en"
+    target: str = "de"
+    text: str = "text"
+    label: str = "label"
+    whole_files: bool = False
+    streaming: bool = False
+    max_train_samples: int | None = None
+    max_validation_samples: int | None = None
+    max_test_samples: int | None = None
+
+
+def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict | IterableDatasetDict:
+    """Loads data of one kind.
+
+    Args:
+        args: Where they come from.
+        columns: What is wanted of every row: `source` and `target`, or `text`, or `text` and `label`.
+
+    Returns:
+        Those of the splits `train`, `validation` and `test` that exist, with these columns.
+
+    Raises:
+        FileNotFoundError: If there is no such file or data set.
+        ValueError: If the arguments contradict each other; or if a row lacks a column, is empty, or is not UTF-8: the
+            message names the file and the line. With `streaming` this is raised when the line is reached.
+    """
+    given = {split: getattr(args, split) for split in SPLITS if getattr(args, split) is not None}
+    wanted = {column: getattr(args, column) for column in columns}
+    if args.name == "numbers":
+        splits = _load_numbers(args, given, wanted)
+    elif args.name is not None:
+        splits = _load_named(args, given, wanted)
+    elif given:
+        splits = {split: _load_file(path, split, args, wanted) for split, path in given.items()}
+    else:
+        raise ValueError("no data: set `name` (`numbers`, or a data set of the Hub), or local files, at least `train`")
+
+    for split in splits:
+        limit = getattr(args, f"max_{split}_samples")
+        if limit is not None:
+            if limit < 1:
+                raise ValueError(f"max_{split}_samples must be at least 1, or null for all; got {limit}")
+            splits[split] = splits[split].take(limit)
+    return IterableDatasetDict(splits) if args.streaming else DatasetDict(splits)
+
+
+# --- The three origins -----------------------------------------------------------------------------------------------
+
+
+def _load_numbers(args: DataArguments, given: dict[str, str], wanted: dict[str, str]) -> dict[str, Any]:
+    if given:
+        raise ValueError(f"the embedded corpus `numbers` has its own splits; remove {given}")
+    if tuple(wanted) != PAIR:
+        raise ValueError(
+            f"`numbers` has sentence pairs, no {' and '.join(wanted)}: it is for translation or completion"
+        )
+    corpus = numbers_corpus()
+    if (args.source, args.target) == ("de", "en"):
+        corpus = corpus.rename_columns({"source": "target", "target": "source"})
+    elif (args.source, args.target) != ("en", "de"):
+        raise ValueError(f"`numbers` is English and German (en, de), got {args.source!r} and {args.target!r}")
+    return {split: pairs.to_iterable_dataset() if args.streaming else pairs for split, pairs in corpus.items()}
+
+
+def _load_named(args: DataArguments, given: dict[str, str], wanted: dict[str, str]) -> dict[str, Any]:
+    if given:
+        loaded = {
+            split: load_dataset(args.name, args.config_name, split=expression, streaming=args.streaming)
+            for split, expression in given.items()
+        }
+    else:
+        found = load_dataset(args.name, args.config_name, streaming=args.streaming)
+        loaded = {split: found[split] for split in SPLITS if split in found}
+        if not loaded:
+            raise ValueError(f"{args.name} has the splits {list(found)}, none of {SPLITS}: say which is `train`")
+    return {split: _as_examples(rows, args, wanted, f"{args.name} ({split})") for split, rows in loaded.items()}
+
+
+def _as_examples(
+    rows: Dataset | IterableDataset, args: DataArguments, wanted: dict[str, str], origin: str
+) -> Dataset | IterableDataset:
+    # Of a `ClassLabel` the rows have indices; its names make a better label.
+    label_names = getattr((rows.features or {}).get(args.label), "names", None) if "label" in wanted else None
+    return rows.map(
+        _numbered_example,
+        with_indices=True,
+        fn_kwargs={"wanted": wanted, "origin": origin, "label_names": label_names},
+        remove_columns=rows.column_names or list(next(iter(rows), {})),  # unknown in some streams
+        features=_features(wanted, label_names),
+    )
+
+
+def _load_file(path: str, split: str, args: DataArguments, wanted: dict[str, str]) -> Dataset | IterableDataset:
+    is_prefix = Path(path).suffix not in READERS and "source" in wanted
+    files = (f"{path}.{args.source}", f"{path}.{args.target}") if is_prefix else (path,)
+    for file in files:
+        if not Path(file).is_file():
+            hint = f" (leave off {Path(path).suffix})" if Path(path).is_file() else ""
+            plain = {
+                PAIR: f", or else the prefix of parallel text (here PREFIX.{args.source} and PREFIX.{args.target})",
+                TEXT: ", or else plain text",
+            }.get(tuple(wanted), "")
+            raise FileNotFoundError(
+                f"{file}: no such file{hint}; allowed are files that end in {', '.join(READERS)}{plain}"
+            )
+    if not is_prefix and Path(path).suffix not in READERS and tuple(wanted) != TEXT:
+        raise ValueError(f"{path}: plain text has no labels; give a file that ends in {', '.join(READERS)}")
+    content: dict[str, Any] = {"files": files, "wanted": wanted, "whole": args.whole_files}
+    kind: dict[str, Any] = {"features": _features(wanted), "split": NamedSplit(split)}
+    if args.streaming:
+        return IterableDataset.from_generator(_examples_of_files, gen_kwargs=content, **kind)
+    # The cache of `datasets` goes by these arguments alone: without the versions a changed file would go unnoticed.
+    content["versions"] = tuple((stat.st_mtime_ns, stat.st_size) for stat in map(os.stat, files))
+    try:
+        return Dataset.from_generator(_examples_of_files, gen_kwargs=content, **kind)
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
+
+
+def _features(wanted: Mapping[str, str], label_names: list[str] | None = None) -> Features | None:
+    """All columns are strings; but of labels without names the first rows tell what they are."""
+    if "label" in wanted and not label_names:
+        return None
+    return Features(dict.fromkeys(wanted, Value("string")))
+
+
+# --- From rows to examples -------------------------------------------------------------------------------------------
+
+
+def _example(row: Row, wanted: Mapping[str, str], place: str) -> dict[str, Any]:
+    translation = row.get("translation")
+    columns = translation if isinstance(translation, dict) and "source" in wanted else row
+    example = {}
+    for name, column in wanted.items():
+        if column not in columns:
+            names = " and ".join(f"`{name}`" for name in wanted)
+            raise ValueError(f"{place}: there is no {column!r}, only {list(columns)}; set {names}")
+        value = columns[column]
+        if name == "label" and (value is None or value == "" or value != value):  # the last is NaN
+            raise ValueError(f"{place}: {column!r} is {value!r}; every text needs a label")
+        if name != "label" and not (isinstance(value, str) and value.strip()):
+            needs = "every pair needs a sentence on both sides" if name in PAIR else "every row needs a text"
+            raise ValueError(f"{place}: {column!r} is {value!r}; {needs}")
+        example[name] = value
+    return example
+
+
+def _numbered_example(
+    row: Row, index: int, wanted: Mapping[str, str], origin: str, label_names: list[str] | None
+) -> dict[str, Any]:
+    example = _example(row, wanted, f"{origin}, row {index + 1}")
+    if label_names:
+        if example["label"] < 0:  # as test parts have that keep their labels to themselves
+            raise ValueError(f"{origin}, row {index + 1}: {wanted['label']!r} is missing; every text needs a label")
+        example["label"] = label_names[example["label"]]
+    return example
+
+
+def _examples_of_files(
+    files: tuple[str, ...], wanted: Mapping[str, str], whole: bool, versions: tuple[tuple[int, int], ...] = ()
+) -> Iterator[dict[str, Any]]:
+    place = None
+    for place, row in _rows(files, wanted, whole):
+        yield _example(row, wanted, place)
+    if place is None:
+        kind = "sentence pairs" if "source" in wanted else "texts"
+        raise ValueError(f"{files[0]}: there are no {kind} in this file")
+
+
+def _rows(files: tuple[str, ...], wanted: Mapping[str, str], whole: bool) -> Iterator[PlacedRow]:
+    ending = Path(files[0]).suffix
+    if ending in READERS:
+        return READERS[ending](files[0])
+    if "source" in wanted:
+        return parallel_rows(files[0], files[1], wanted["source"], wanted["target"])
+    return document_rows(files[0], wanted["text"], whole)
