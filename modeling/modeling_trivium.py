@@ -181,12 +181,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state)
         loss = None
         if labels is not None:
-            loss = label_smoothed_cross_entropy(
-                logits,
-                labels,
-                label_smoothing=self.config.label_smoothing if self.training else 0.0,
-                num_items_in_batch=kwargs.get("num_items_in_batch"),
-            )
+            loss = label_smoothed_cross_entropy(logits, labels, self.label_smoothing, kwargs.get("num_items_in_batch"))
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,

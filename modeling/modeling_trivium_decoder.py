@@ -177,10 +177,7 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
         loss = None
         if next_tokens is not None:
             loss = label_smoothed_cross_entropy(
-                logits,
-                next_tokens,
-                label_smoothing=self.config.label_smoothing if self.training else 0.0,
-                num_items_in_batch=kwargs.get("num_items_in_batch"),
+                logits, next_tokens, self.label_smoothing, kwargs.get("num_items_in_batch")
             )
         return CausalLMOutputWithPast(
             loss=loss,

@@ -146,12 +146,7 @@ class TriviumForMaskedLM(TriviumEncoderPreTrainedModel):
         logits = self.mlm_head(outputs.last_hidden_state)
         loss = None
         if labels is not None:
-            loss = label_smoothed_cross_entropy(
-                logits,
-                labels,
-                label_smoothing=self.config.label_smoothing if self.training else 0.0,
-                num_items_in_batch=kwargs.get("num_items_in_batch"),
-            )
+            loss = label_smoothed_cross_entropy(logits, labels, self.label_smoothing, kwargs.get("num_items_in_batch"))
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -223,11 +218,7 @@ class TriviumForSequenceClassification(TriviumEncoderPreTrainedModel):
         loss = None
         if labels is not None:
             loss = classification_loss(
-                logits,
-                labels,
-                problem_type=self.config.problem_type,
-                label_smoothing=self.config.label_smoothing if self.training else 0.0,
-                num_items_in_batch=kwargs.get("num_items_in_batch"),
+                logits, labels, self.config.problem_type, self.label_smoothing, kwargs.get("num_items_in_batch")
             )
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -273,12 +264,7 @@ class TriviumForTokenClassification(TriviumEncoderPreTrainedModel):
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
-            loss = label_smoothed_cross_entropy(
-                logits,
-                labels,
-                label_smoothing=self.config.label_smoothing if self.training else 0.0,
-                num_items_in_batch=kwargs.get("num_items_in_batch"),
-            )
+            loss = label_smoothed_cross_entropy(logits, labels, self.label_smoothing, kwargs.get("num_items_in_batch"))
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -63,6 +63,11 @@ class TriviumPreTrainedModel(PreTrainedModel):
             if getattr(module, "bias", None) is not None:
                 initialization.zeros_(module.bias)
 
+    @property
+    def label_smoothing(self) -> float:
+        """What the loss is smoothed by (section 5.4): nothing in evaluation, so that exp(loss) is the perplexity."""
+        return self.config.label_smoothing if self.training else 0.0
+
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
