@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.data.loading import TEXT
 from trivium.metrics import load_metric
+from trivium.modeling.loss import IGNORED
 from trivium.tasks import (
-    IGNORED,
     TASKS,
     InputArguments,
     Task,

@@ -25,8 +25,7 @@ from trivium.modeling import (
     TriviumForMaskedLM,
     TriviumForSequenceClassification,
 )
-
-IGNORED = -100  # the label of what is not to be learned
+from trivium.modeling.loss import IGNORED
 
 Batch = dict[str, list[Any]]
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
