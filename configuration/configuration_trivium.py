@@ -12,6 +12,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
 @strict
@@ -47,6 +48,8 @@ class TriviumConfig(PreTrainedConfig):
         type_vocab_size: Kinds of tokens that the encoder tells apart by `token_type_ids`, as in BERT; 0: none.
         tie_word_embeddings: Whether all embeddings of one vocabulary and the output projection are one matrix
             (section 3.4); otherwise each has its own.
+        lm_head_bias: Whether the projection that predicts the next token has a bias, as Marian's models have; in the
+            paper it has none.
         label_smoothing: Share of the target probability spread over the vocabulary, in training only (section 5.4).
         classifier_pooling: What a sequence classifier reads: the "mean" of the encoded tokens, or the first ("cls").
         is_encoder_decoder: Follows from the layers; given, it must agree with them.
@@ -85,6 +88,7 @@ class TriviumConfig(PreTrainedConfig):
     normalize_embedding: bool = False
     type_vocab_size: int = 0
     tie_word_embeddings: bool = True
+    lm_head_bias: bool = False
     label_smoothing: float | int = 0.1
     classifier_pooling: Literal["mean", "cls"] = "mean"
     use_cache: bool = True
@@ -100,6 +104,9 @@ class TriviumConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.is_encoder_decoder is None:
             self.is_encoder_decoder = self.encoder_layers > 0 and self.decoder_layers > 0
+        if not type(self).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # They are for where Trivium is not installed; here they would have transformers ask for trust.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
     @property
@@ -134,7 +141,7 @@ class TriviumConfig(PreTrainedConfig):
             raise ValueError("encoder_layers is 0: this configuration is of a decoder-only model, it has no encoder.")
         if not self.decoder_layers:
             return self
-        return self._without(decoder_layers=0, decoder_vocab_size=None)
+        return self._without(decoder_layers=0, decoder_vocab_size=None, lm_head_bias=False)
 
     def decoder_only(self) -> "TriviumConfig":
         """The configuration of the decoder alone: this one if it is that already, else a copy.
@@ -156,6 +163,7 @@ class TriviumConfig(PreTrainedConfig):
             setattr(part, name, value)
         part.is_encoder_decoder = False
         part.architectures, part.auto_map = None, {}  # the whole's; saving writes the part's own
+        part.__dict__.pop("custom_pipelines", None)
         return part
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:

@@ -1,4 +1,6 @@
-"""Which classes transformers' Auto classes give for a configuration."""
+"""Which classes transformers' Auto classes and pipelines give for a configuration."""
+
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -12,6 +14,7 @@ from .modeling_trivium_encoder import (
     TriviumForSequenceClassification,
     TriviumForTokenClassification,
 )
+from .pipeline_translation import TranslationPipeline
 
 WITH_ENCODER: dict[str, type[PreTrainedModel]] = {
     "AutoModel": TriviumEncoderModel,
@@ -44,7 +47,16 @@ def auto_classes(config: TriviumConfig) -> dict[str, type[PreTrainedModel]]:
 
 
 def auto_map(config: TriviumConfig) -> dict[str, str]:
-    """The same, as `config.json` has it: "file.class"."""
-    return {
-        name: f"{model.__module__.rsplit('.')[-1]}.{model.__name__}" for name, model in auto_classes(config).items()
-    }
+    """The same, as `config.json` has it."""
+    return {name: _in_folder(model) for name, model in auto_classes(config).items()}
+
+
+def custom_pipelines(config: TriviumConfig) -> dict[str, dict[str, Any]]:
+    """The pipelines that a model of this configuration brings along, as `config.json` has them."""
+    if not config.is_encoder_decoder:
+        return {}
+    return {"translation": {"impl": _in_folder(TranslationPipeline), "pt": ["AutoModelForSeq2SeqLM"], "type": "text"}}
+
+
+def _in_folder(travelling: type) -> str:
+    return f"{travelling.__module__.rsplit('.')[-1]}.{travelling.__name__}"

@@ -11,8 +11,9 @@ class TokenEmbedding(nn.Embedding):
 
     def __init__(self, vocab_size: int, config: TriviumConfig) -> None:
         super().__init__(vocab_size, config.d_model)
-        self.scale = config.d_model**0.5 if config.scale_embedding else 1.0
+        # By this name PEFT knows that adapters of the embedding are to be scaled, too.
+        self.embed_scale = config.d_model**0.5 if config.scale_embedding else 1.0
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Embed ids of shape (batch, length) as (batch, length, d_model)."""
-        return super().forward(input_ids) * self.scale
+        return super().forward(input_ids) * self.embed_scale

@@ -120,7 +120,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
         if config.decoder_vocab_size is None:
             self._tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
         self.model = TriviumModel(config)
-        self.lm_head = nn.Linear(config.d_model, config.target_vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.d_model, config.target_vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     @can_return_tuple

@@ -122,7 +122,7 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__(config)
         self.model = TriviumDecoderModel(self.config)
-        self.lm_head = nn.Linear(self.config.d_model, self.config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(self.config.d_model, self.config.vocab_size, bias=self.config.lm_head_bias)
         self.post_init()
 
     @can_return_tuple

@@ -88,13 +88,15 @@ class TriviumPreTrainedModel(PreTrainedModel):
         return embeddings
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, and let every fitting Auto class find its class in the folder, not only this one's."""
-        from .auto_map import auto_map  # here, for it imports all models; and so all their files are copied
+        """As in transformers, and let every fitting Auto class and pipeline find its class in the folder."""
+        from .auto_map import auto_map, custom_pipelines  # here, for it imports all; and so all their files are copied
 
         config = self.config
         if self.is_remote_code():
             self.config = copy.copy(config)
             self.config.auto_map = auto_map(config)
+            if pipelines := custom_pipelines(config):
+                self.config.custom_pipelines = pipelines
         try:
             super().save_pretrained(*args, **kwargs)
         finally:

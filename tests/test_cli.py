@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,6 +159,40 @@ def test_translate_gives_a_line_for_each_text(translator: Path, tmp_path: Path) 
 
 
 # --- generate --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["ctranslate2", "onnx"])
+def test_another_engine_translates_the_same(
+    translator: Path, language_model: Path, tmp_path: Path, engine: str
+) -> None:
+    """A model that was converted for it, and one that is converted for this once."""
+    expected = printed("translate", translator, *TEXTS)
+    converted = tmp_path / "converted"
+    assert f"--engine {engine}" in printed("convert", translator, converted, "--to", engine)
+    for folder in (converted, translator):
+        assert printed("translate", folder, *TEXTS, "--engine", engine) == expected
+    code, _, errors = trivium("translate", language_model, CAT, "--engine", engine)
+    assert (code, "holds no translator" in errors) == (1, True), errors
+
+
+def test_an_engine_that_is_not_installed_is_named(
+    translator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)  # as if it were not there
+    for arguments in (["convert", translator, tmp_path / "out", "--to"], ["translate", translator, CAT, "--engine"]):
+        code, _, errors = trivium(*arguments, "ctranslate2")
+        assert (code, "pip install ctranslate2" in errors) == (2, True), errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_ctranslate2_is_quantized(translator: Path, tmp_path: Path) -> None:
+    code, _, errors = trivium("convert", translator, tmp_path / "out", "--to", "onnx", "--quantization", "int8")
+    assert (code, "--quantization goes with --to ctranslate2" in errors) == (2, True), errors
+    sizes = []
+    for name, options in {"large": [], "small": ["--quantization", "int8"]}.items():
+        printed("convert", translator, tmp_path / name, "--to", "ctranslate2", *options)
+        sizes.append((tmp_path / name / "model.bin").stat().st_size)
+    assert sizes[1] < sizes[0]
 
 
 def test_generate_continues_texts_in_their_order(language_model: Path) -> None:
@@ -402,12 +437,15 @@ SAMPLING = {"--sample", "--temperature", "--top-k", "--top-p", "--seed", "--beam
 OPTIONS = {
     "train": {"--resume", "--overwrite"},
     "evaluate": {"--split", "--beams", "--batch-size"},
-    "translate": FILES | SAMPLING | {"--length-penalty", "--max-length"},
+    "translate": FILES | SAMPLING | {"--length-penalty", "--max-length", "--engine"},
     "generate": FILES | SAMPLING | {"--num", "--max-new-tokens"},
     "classify": FILES | {"--top-k"},
     "fill-mask": FILES | {"--top-k"},
     "split": set[str](),
     "join": {"--cross-attention", "--seed"},
+    "convert": {"--to", "--max-shard-size", "--quantization"},
+    "card": {"--repo-id", "--overwrite"},
+    "push": {"--private", "--revision", "--message", "--dry-run"},
 }
 
 

@@ -4,9 +4,6 @@ import itertools
 import json
 import os
 import pickle
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clean import put_into_cache, run_without_trivium
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_config
@@ -556,41 +554,110 @@ def test_the_stock_class_loads_it_and_agrees(tokenizer: TriviumTokenizer, tmp_pa
         assert tokenizer.batch_decode(ours["input_ids"], **options) == stock.batch_decode(ours["input_ids"], **options)
 
 
+def what_any_class_says(tokenizer: Any) -> Any:
+    """Everything that transformers' own class must have in common with ours, as JSON."""
+    texts = ["the Quick  fox </s> ##a", "日本 <0x41> é", "the <mask> fox, <mask>", "", " <s> <pad><unk>"]
+    options: list[dict[str, Any]] = [
+        {"padding": True},
+        {"padding": "max_length", "max_length": 80},
+        {"truncation": True},
+        {"truncation": True, "max_length": 4},
+        {"split_special_tokens": False},
+        {"add_special_tokens": False},
+        {"return_special_tokens_mask": True, "return_token_type_ids": True},
+    ]
+    said: list[Any] = [
+        tokenizer.model_max_length,
+        tokenizer.special_tokens_map,
+        len(tokenizer),
+        tokenizer.padding_side,
+    ]
+    for chosen in options:
+        said += [dict(tokenizer(texts, **chosen)), dict(tokenizer(texts, texts[::-1], **chosen))]
+    said += [dict(tokenizer(texts, text_target=texts[::-1])), dict(tokenizer(text_target="der Fuchs"))]
+    rows = tokenizer(texts, padding=True)["input_ids"]
+    for skip in (True, False):
+        said += [tokenizer.batch_decode(rows, skip_special_tokens=skip), tokenizer.decode(rows[1][:3])]
+    return said
+
+
+# After `what_any_class_says`.
 LOAD = """
-import importlib.util, sys
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-assert importlib.util.find_spec("trivium") is None
-from transformers import AutoTokenizer
-for name in sys.argv[1:]:
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
-    assert type(tokenizer).__module__.startswith("transformers_modules"), type(tokenizer)
-    print(tokenizer("the fox", text_target="der Fuchs")["labels"], tokenizer.target_vocab_size)
+said = {}
+for name, ours in arguments[0].items():
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=ours)
+    assert type(tokenizer).__module__.startswith("transformers_modules" if ours else "transformers.")
+    said[name] = what_any_class_says(tokenizer)
+    if ours is None:
+        assert AutoTokenizer.from_pretrained(name, trust_remote_code=True)("the fox") == tokenizer("the fox")
+        assert tokenizer("the fox")["input_ids"][-1] == 2
+        assert AutoTokenizer.from_pretrained(name, add_eos_token=False)("the fox")["input_ids"][-1] != 2
+        both = AutoTokenizer.from_pretrained(name, add_bos_token=True, add_eos_token=True)
+        assert both("the fox")["input_ids"] == [1, *tokenizer("the fox")["input_ids"]]
+    elif tokenizer.chat_template:
+        messages = [{"role": "user", "content": "the fox"}]
+        said[name].append(tokenizer.apply_chat_template(messages)["input_ids"])
+    tokenizer.save_pretrained("again-" + name.replace("/", "-"))
+json.dump(said, open("said.json", "w"))
 """
 
 
 def test_loads_without_the_package_from_a_folder_and_from_the_hub(
-    shared: TriviumTokenizer, two: TriviumTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two: TriviumTokenizer, chat: TriviumTokenizer, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(TriviumTokenizer, "_auto_class", "AutoTokenizer")
-    names, expected = [], []
-    for name, tokenizer in {"shared": shared, "two": two}.items():
-        folder = tmp_path / name
+    """As transformers' own class where that will do, and what was saved from there loads here, again."""
+    char = train_tokenizer(SOURCE, algorithm="char", vocab_size=100)
+    tokenizers = dict(zip("abcdef", TRAINED, strict=True)) | {"char": char, "two": two, "chat": chat}
+    trusted: dict[str, bool | None] = {}
+    expected: dict[str, Any] = {}
+    for key, tokenizer in tokenizers.items():
+        folder = tmp_path / key
         tokenizer.save_pretrained(folder)
-        assert json.loads((folder / "tokenizer_config.json").read_text())["auto_map"]
-        (folder / "config.json").write_text(
-            '{"model_type": "trivium"}'
-        )  # there is a model wherever there is a tokenizer
-        repository = tmp_path / "hf" / "hub" / f"models--org--{name}"
-        (repository / "refs").mkdir(parents=True)
-        (repository / "refs" / "main").write_text("a" * 40)
-        shutil.copytree(folder, repository / "snapshots" / ("a" * 40))
-        names += [str(folder), f"org/{name}"]
-        line = f"{tokenizer('the fox', text_target='der Fuchs')['labels']} {tokenizer.target_vocab_size}"
-        expected += [line, line]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-I", "-c", LOAD, *names]
-    done = subprocess.run(command, check=True, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.splitlines() == expected
+        ours = True if key in ("two", "chat") else None
+        assert ("auto_map" in json.loads((folder / "tokenizer_config.json").read_text())) == bool(ours)
+        assert (folder / "tokenization_trivium.py").exists() == bool(ours)
+        # There is a model wherever there is a tokenizer, and its code is not to be run unasked.
+        config = {"model_type": "trivium", "auto_map": {"AutoConfig": "configuration_trivium.TriviumConfig"}}
+        (folder / "config.json").write_text(json.dumps({"model_type": "trivium"} if ours else config))
+        put_into_cache(tmp_path / "home", f"org/{key}", {"a" * 40: folder}, main="a" * 40)
+        says = json.loads(json.dumps(what_any_class_says(tokenizer)))
+        if key == "chat":
+            says.append(tokenizer.apply_chat_template([USER])["input_ids"])
+        for address in (key, f"org/{key}"):
+            trusted[address], expected[address] = ours, says
+    run_without_trivium(LOAD, trusted, folder=tmp_path, functions=[what_any_class_says])
+    said = json.loads((tmp_path / "said.json").read_text())
+    for address, says in expected.items():
+        assert said[address] == says, address
+        again = AutoTokenizer.from_pretrained(tmp_path / f"again-{address.replace('/', '-')}")
+        assert isinstance(again, TriviumTokenizer) == bool(trusted[address])
+        said_again = json.loads(json.dumps(what_any_class_says(again)))
+        assert said_again == says[: len(said_again)]
+
+
+def test_code_goes_along_only_while_it_is_needed(two: TriviumTokenizer, tmp_path: Path) -> None:
+    """Also of a tokenizer that was loaded with it."""
+    two.save_pretrained(tmp_path / "two")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "two")
+    for name, tokenizer, needed in (("two", loaded, True), ("source", loaded.source, False)):
+        tokenizer.save_pretrained(tmp_path / f"{name} again")
+        config = json.loads((tmp_path / f"{name} again" / "tokenizer_config.json").read_text())
+        code = {"AutoTokenizer": ["tokenization_trivium.TriviumTokenizer", None]}
+        assert config.get("auto_map") == (code if needed else None)
+        assert config["tokenizer_class"] == "TriviumTokenizer"
+        assert isinstance(AutoTokenizer.from_pretrained(tmp_path / f"{name} again"), TriviumTokenizer)
+
+
+@pytest.mark.parametrize("tokenizer", TRAINED, ids=map(str, KINDS))
+def test_the_tokenizers_library_alone_gives_the_same_ids(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    alone = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    alone.encode_special_tokens = True
+    for text in ("the Quick  fox </s> ##a", "日本 <0x41> é", "the <mask> fox", ""):
+        assert alone.encode(text).ids == tokenizer(text)["input_ids"]
+        assert alone.decode(alone.encode(text).ids) == tokenizer.decode(
+            tokenizer.encode(text), skip_special_tokens=True
+        )
 
 
 # --- Training anew ----------------------------------------------------------------------------------------------

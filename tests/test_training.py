@@ -1,6 +1,7 @@
 """Runs from recipe to model, in seconds: what `make demo` does in minutes, and the like for every task."""
 
 import json
+import platform
 import re
 import shutil
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, Seq2SeqTrainer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, Seq2SeqTrainer
 from typer.testing import CliRunner
 
-from trivium import TriviumForConditionalGeneration
+from trivium import TriviumForConditionalGeneration, TriviumTokenizer
+from trivium.callbacks import describe_hardware
 from trivium.cli import app
 from trivium.data import DataArguments, numbers_corpus
 from trivium.evaluation import evaluate
@@ -99,6 +101,60 @@ def test_a_finished_run_is_not_resumed_but_can_be_prolonged(run: Path, tmp_path:
         train(recipe, resume=True)
     recipe.training["max_steps"] = 8
     assert train(recipe, resume=True).state.global_step == 8
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "trainer_state.json").read_text())["stateful_callbacks"]["RunFacts"]["attributes"]
+
+
+def test_a_run_keeps_what_it_took(run: Path) -> None:
+    at_3, at_6, at_the_end = (facts_of(run / name) for name in ("checkpoint-3", "checkpoint-6", "."))
+    assert 0 < at_3["seconds"] < at_6["seconds"] <= at_the_end["seconds"] < 600
+    assert set(at_the_end) == {"seconds", "hardware", "processes", "examples", "versions"}
+    assert at_the_end["hardware"]
+    assert platform.node() not in at_the_end["hardware"]
+    assert (at_the_end["processes"], at_the_end["examples"]) == (1, 400)
+    assert at_the_end["versions"] == {
+        **{name: version(name) for name in ("trivium", "torch", "transformers")},
+        "python": platform.python_version(),
+    }
+
+
+@pytest.mark.parametrize("restore", ["true", "false"])
+def test_what_it_took_is_counted_over_all_sessions(run: Path, tmp_path: Path, restore: str) -> None:
+    """Whether or not the Trainer restores the other callbacks; and a checkpoint without facts is no obstacle."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "evaluation_test.json").write_text("{}")
+
+    def change(checkpoint: str, **facts: Any) -> None:
+        path = folder / checkpoint / "trainer_state.json"
+        state = json.loads(path.read_text())
+        state["stateful_callbacks"]["RunFacts"]["attributes"].update(facts)
+        if not facts:
+            del state["stateful_callbacks"]["RunFacts"]
+        path.write_text(json.dumps(state))
+
+    def go_on(steps: int) -> dict[str, Any]:
+        options = [f"training.max_steps={steps}", f"training.restore_callback_states_from_checkpoint={restore}"]
+        train(load_recipe("numbers", small_recipe(folder, *options)), resume=True)
+        assert facts_of(folder / f"checkpoint-{steps}")["seconds"] <= facts_of(folder)["seconds"]
+        return facts_of(folder)
+
+    here = facts_of(folder)["hardware"]
+    change("checkpoint-6", seconds=1000.0, hardware="8 x A")
+    assert 1000 < go_on(7)["seconds"] < 1600
+    assert facts_of(folder)["hardware"] == f"8 x A, then {here}"
+    assert not (folder / "evaluation_test.json").exists()  # of the weights before
+    assert go_on(8)["hardware"] == f"8 x A, then {here}"
+    change("checkpoint-8")
+    assert go_on(9)["seconds"] < 600
+
+
+def test_gpus_are_named_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert describe_hardware(torch.device("cuda", 1), 4) == "4 x NVIDIA H200"
+    assert re.search(r".+, \d+ cores", describe_hardware(torch.device("cpu"), 1))
 
 
 def test_fine_tuning_goes_on_from_a_saved_model(run: Path, tmp_path: Path) -> None:
@@ -210,9 +266,12 @@ def test_evaluate_prints_and_keeps_scores(run: Path) -> None:
     code, output, _ = trivium("evaluate", run, "metrics=[exact_match,chrf]", "--beams", "2")
     assert code == 0
     assert "30 texts" in output
-    scores = json.loads((run / "evaluation_test.json").read_text())
-    assert set(scores) == {"exact_match", "chrf"}
-    assert scores["chrf"]["signature"]
+    report = json.loads((run / "evaluation_test.json").read_text())
+    assert set(report["scores"]) == {"exact_match", "chrf"}
+    assert report["scores"]["chrf"]["signature"]
+    assert (report["rows"], report["data"]) == (30, "numbers")
+    assert report["generation"] == {"do_sample": False, "num_beams": 2}
+    assert report["versions"].keys() == {"trivium", "torch", "transformers"}
     assert len((run / "predictions_test.txt").read_text().split("\n")) == 31
 
 
@@ -442,7 +501,7 @@ def test_a_run_can_be_evaluated_from_the_command_line(trained: tuple[str, Seq2Se
     result = CliRunner().invoke(app, ["evaluate", str(folder)])
     assert result.exit_code == 0, result.output
     assert "60 texts" in result.stdout
-    scores = json.loads((folder / "evaluation_test.json").read_text())
+    scores = json.loads((folder / "evaluation_test.json").read_text())["scores"]
     assert list(scores) == list(TASKS[task].metrics[:2])
     predictions = folder / "predictions_test.txt"
     if TASKS[task].columns == ("text",):
@@ -462,7 +521,7 @@ def test_a_run_from_the_command_line(corpus: Corpus, tmp_path: Path, task: str) 
     assert (tmp_path / "run" / "model.safetensors").exists()
     result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run"), "metrics=[accuracy]"])
     assert result.exit_code == 0, result.output
-    assert list(json.loads((tmp_path / "run" / "evaluation_test.json").read_text())) == ["accuracy"]
+    assert list(json.loads((tmp_path / "run" / "evaluation_test.json").read_text())["scores"]) == ["accuracy"]
 
 
 # --- How it goes on --------------------------------------------------------------------------------------------------
@@ -540,6 +599,26 @@ def test_the_trainers_loss_is_the_evaluators(corpus: Corpus, tmp_path: Path, tas
 
 
 # --- What it starts from ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [{}, {"add_bos_token": True}, {"add_eos_token": False}], ids=repr)
+def test_a_tokenizer_that_transformers_saved_is_a_start(
+    corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, given: dict[str, bool]
+) -> None:
+    """As good a one as ours, though it does not say what it puts around a text."""
+    shutil.copytree(folder_of(runs["translation"]), tmp_path / "start")
+    PreTrainedTokenizerFast.from_pretrained(tmp_path / "start").save_pretrained(tmp_path / "start")
+    found = []
+    for start in (folder_of(runs["translation"]), tmp_path / "start"):
+        options: dict[str, Any] = {"training": {"max_steps": 1}, "tokenizer": given}
+        recipe = corpus.recipe("causal-lm", tmp_path / f"from {start.name}", init_from=str(start), **options)
+        trainer = train(recipe)
+        tokenizer = trainer.processing_class
+        found.append((tokenizer(TEXTS)["input_ids"], losses(trainer)))
+    assert not isinstance(tokenizer, TriviumTokenizer)
+    assert found[0] == found[1]
+    for name, *rest in (["evaluate"], ["generate", "red", "--max-new-tokens", "2"]):
+        assert CliRunner().invoke(app, [name, str(folder_of(trainer)), *rest]).exit_code == 0
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "translation"])

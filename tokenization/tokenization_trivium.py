@@ -1,6 +1,6 @@
 """Trivium's tokenizer: one vocabulary for both languages, or one for each.
 
-This file travels to the Hub inside every saved tokenizer, so it imports nothing of the package around it.
+This file travels to the Hub inside a saved tokenizer that needs it, so it imports nothing of the package around it.
 """
 
 import copy
@@ -52,6 +52,15 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     **Offsets.** A piece has the space before its word inside, but `offset_mapping` leaves it out, so that there is a
     gap before every word: whole-word masking looks for it. Of the pieces that spell one character in bytes the first
     has it, the others nothing. `char_to_token` still finds the piece of every space.
+
+    **Without this class.** With one vocabulary and no chat template a saved tokenizer needs no code of ours: where
+    `trivium` is not installed, `AutoTokenizer` gives transformers' own class, without `trust_remote_code`, and that
+    encodes and decodes the same. So does `tokenizers.Tokenizer.from_file(folder + "/tokenizer.json")`, once its
+    `encode_special_tokens` is True. Only here are labels of -100 left out when decoding, and spaces of the offsets; is
+    a lone surrogate a `ValueError`; do `add_bos_token` and `add_eos_token` tell what is put around a text, and either
+    of them, given to `from_pretrained`, leave the other as it is (elsewhere, give both); and does
+    `train_new_from_iterator` keep the special tokens' ids. With two vocabularies or a chat template the code is saved
+    as well, and loading it takes `trust_remote_code=True`.
 
     Args:
         tokenizer_object: The backend; of the source language, if there are two.
@@ -256,6 +265,25 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         return super(TriviumTokenizer, self.target)._decode(token_ids, **kwargs)
 
     # --- Files --------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """As in transformers, but with this code only where no other class will do.
+
+        That is with two vocabularies or a chat template; every other folder loads without `trust_remote_code`.
+
+        Args:
+            args: What every tokenizer takes, the folder first.
+            kwargs: The same, by name: `filename_prefix`, `push_to_hub`, ...
+
+        Returns:
+            The paths of the files.
+        """
+        saved = copy.copy(self)
+        # What the code is called was read with the tokenizer, if it had some; saving it says so anew.
+        saved.init_kwargs = {name: given for name, given in self.init_kwargs.items() if name != "auto_map"}
+        if self.shared_vocabulary and not self.chat_template:
+            saved._auto_class = None
+        return super(TriviumTokenizer, saved).save_pretrained(*args, **kwargs)
 
     def _save_pretrained(
         self,

@@ -1,14 +1,15 @@
-"""What transformers' Auto classes do with a Trivium configuration, for where the package is installed."""
+"""What transformers' Auto classes and pipelines do with a Trivium configuration, where the package is installed."""
 
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, pipelines
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from trivium.configuration import TriviumConfig
 from trivium.modeling import TriviumForCausalLM
 from trivium.modeling.auto_map import WITH_BOTH, WITH_DECODER, WITH_ENCODER, auto_classes
+from trivium.modeling.pipeline_translation import TranslationPipeline
 from trivium.tokenization import TriviumTokenizer
 
 
@@ -39,7 +40,7 @@ class AnyModelForPreTraining(AnyModel):
 
 
 def register() -> None:
-    """Make the Auto classes know Trivium, and every saved folder carry the code for where it is not installed."""
+    """Make transformers know Trivium, and every saved folder carry the code for where it is not installed."""
     AutoConfig.register("trivium", TriviumConfig)
     AutoTokenizer.register(TriviumConfig, fast_tokenizer_class=TriviumTokenizer)
     TriviumConfig.register_for_auto_class()
@@ -52,3 +53,7 @@ def register() -> None:
             model.register_for_auto_class(name)
     # By this name the Trainer's own label smoothing knows whose labels are to be shifted.
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["trivium"] = TriviumForCausalLM.__name__
+    getattr(pipelines, "REMOVED_TASKS", {}).pop("translation", None)  # newer releases refuse the name itself
+    pipelines.PIPELINE_REGISTRY.register_pipeline(
+        "translation", TranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text"
+    )

@@ -1,7 +1,8 @@
 """A run as a file: which task, what data, which tokenizer and model, how to train, to generate and to measure."""
 
 import inspect
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from importlib import resources
@@ -15,6 +16,7 @@ from yaml import YAMLError
 
 from trivium.configuration import PRESETS, TriviumConfig, preset_config
 from trivium.data import DataArguments
+from trivium.files import write_whole
 from trivium.metrics import METRICS
 from trivium.tasks import TASKS, InputArguments, Task
 
@@ -50,6 +52,55 @@ class TokenizerArguments:
 
 
 @dataclass
+class CardArguments:
+    """What a run cannot know about its model, for the model card: the `card:` section of a recipe.
+
+    Attributes:
+        title: The heading; None: the name of the repository.
+        summary: What the model does, in a sentence or two of Markdown.
+        license: Of the model, as the Hub calls it: "apache-2.0", "cc-by-4.0", "other", ...
+        languages: ISO 639 codes, such as "en"; of sentence pairs, if `data.source` and `data.target` are such codes of
+            two letters, these need not be said.
+        datasets: Names on the Hub of the data that it was trained on, the first one that it was measured on.
+        examples: Texts to try it with, for a masked language model with `<mask>`; the first is also drawn.
+        intended_use: What it is good for, in Markdown.
+        limitations: What it is not good for, in Markdown.
+    """
+
+    title: str | None = None
+    summary: str | None = None
+    license: str | None = None
+    languages: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
+    intended_use: str | None = None
+    limitations: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what the Hub would refuse.
+
+        Raises:
+            ValueError: The message names the field, its value and what is allowed.
+        """
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
+            raise ValueError(
+                f"card.license is {self.license!r}, but must be a name of the Hub's, such as apache-2.0: "
+                "https://huggingface.co/docs/hub/repositories-licenses lists them."
+            )
+        for code in self.languages:
+            if not re.fullmatch(r"[a-z]{2,3}|multilingual", code):
+                raise ValueError(
+                    f"card.languages has {code!r}, but must have ISO 639 codes of two or three small letters, such as "
+                    "en, or multilingual."
+                )
+        for name in self.datasets:
+            if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", name):
+                raise ValueError(f"card.datasets has {name!r}, but must have names on the Hub, such as owner/name.")
+        if not all(text.strip() for text in self.examples):
+            raise ValueError(f"card.examples is {self.examples}, but an example must not be blank.")
+
+
+@dataclass
 class Recipe:
     """All that it takes to repeat a run. Unknown fields are refused, wherever they are.
 
@@ -66,6 +117,7 @@ class Recipe:
         early_stopping_patience: Stop after so many evaluations without a better one; None: never.
         init_from: A saved model to go on from, with its own tokenizer, instead of a new one. Of an encoder-decoder a
             task takes the half that it needs. `model` may then say what does not change its parameters, as dropout.
+        card: What the model card says beside what the run itself can tell.
     """
 
     task: str = "translation"
@@ -78,6 +130,7 @@ class Recipe:
     metrics: list[str] | None = None
     early_stopping_patience: int | None = None
     init_from: str | None = None
+    card: CardArguments = field(default_factory=CardArguments)
 
     def __post_init__(self) -> None:
         """Refuse what no later step would understand.
@@ -129,10 +182,7 @@ class Recipe:
 
     def save(self, folder: str | Path) -> None:
         """Write the recipe to `folder`, as `recipe.yaml`."""
-        path = Path(folder) / RECIPE_FILE
-        partial = path.with_suffix(".partial")
-        OmegaConf.save(OmegaConf.structured(self), partial)
-        partial.replace(path)
+        write_whole(Path(folder) / RECIPE_FILE, OmegaConf.to_yaml(OmegaConf.structured(self)))
 
 
 def available_recipes() -> list[str]:
@@ -180,6 +230,53 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"{path}: {error}") from error
     assert isinstance(recipe, Recipe)  # what the schema is made of
     return recipe
+
+
+def load_card_arguments(overrides: Sequence[str]) -> CardArguments:
+    """The `card:` section for a model that has no recipe, made of nothing but `card.field=value`.
+
+    Raises:
+        ValueError: There is no such field, or it cannot have this value.
+    """
+    try:
+        given = OmegaConf.from_dotlist(list(overrides)).get("card", {})
+        card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CardArguments), given))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(str(error)) from error
+    assert isinstance(card, CardArguments)  # what the schema is made of
+    return card
+
+
+def data_name(data: DataArguments, split: str) -> str:
+    """What to call a part of the data: by the data set, or by its file, but not by where that lies on this machine."""
+    expression = getattr(data, split)
+    if data.name is None:
+        return without_home(expression)
+    return " ".join(name for name in (without_home(data.name), data.config_name, expression) if name)
+
+
+def public_recipe(recipe: Recipe) -> str:
+    """As YAML what is not as it is by default, without the folders of this machine."""
+    default, given = (OmegaConf.to_container(OmegaConf.structured(each)) for each in (Recipe, recipe))
+    assert isinstance(default, dict)
+    assert isinstance(given, dict)
+    return OmegaConf.to_yaml(OmegaConf.create({"task": recipe.task, **_difference(given, default)}))
+
+
+def _difference(given: Mapping[Any, Any], default: Mapping[Any, Any]) -> dict[Any, Any]:
+    difference: dict[Any, Any] = {}
+    for name, value in given.items():
+        if isinstance(value, dict):
+            if inside := _difference(value, default.get(name) or {}):
+                difference[name] = inside
+        elif name not in default or value != default[name]:
+            difference[name] = without_home(value) if isinstance(value, str) else value
+    return difference
+
+
+def without_home(path: str) -> str:
+    """Of an absolute path the last two parts, which tell data apart: the others are nobody's business."""
+    return Path(*Path(path).parts[1:][-2:]).as_posix() if Path(path).is_absolute() else path
 
 
 def _refuse_unknown(section: str, given: Sequence[str] | dict[str, Any], allowed: list[str]) -> None:

@@ -7,10 +7,8 @@ again they give the model that was cut; without the third, cross-attention start
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from trivium import modeling
+from trivium.files import check_free, whole_folder
 from trivium.modeling import (
     TriviumDecoderModel,
     TriviumEncoderModel,
@@ -177,7 +176,8 @@ def _assemble(
     copies = {name: weights[name].detach().clone() for name in names}
     model.base_model.load_state_dict(copies, strict=False, assign=True)
     if head is not None:
-        model.lm_head.weight = nn.Parameter(head.weight.detach().clone())
+        copies = {name: weight.detach().clone() for name, weight in head.state_dict().items()}
+        model.lm_head.load_state_dict(copies, assign=True)
     model.tie_weights()
     new_parameters = sorted(name for name, parameter in model.named_parameters() if parameter.is_meta)
     known = next(iter(weights.values()))
@@ -253,10 +253,10 @@ def split_folder(folder: str | Path, output: str | Path) -> list[Path]:
             and not empty.
     """
     folder, output = Path(folder), Path(output)
-    _check_free(output)
+    check_free(output)
     model, tokenizer = _load(folder)
     parts = split(model)
-    with _whole_folder(output) as partial:
+    with whole_folder(output) as partial:
         _save(partial / "encoder", parts.encoder, tokenizer.source)
         prompts = tokenizer.target
         prompts.add_bos_token, prompts.add_eos_token = True, False
@@ -286,21 +286,16 @@ def join_folders(
             and not empty.
     """
     output = Path(output)
-    _check_free(output)
+    check_free(output)
     weights = None if cross_attention is None else _load_weights(Path(cross_attention))
     (encoder_model, encoder_tokenizer), (decoder_model, decoder_tokenizer) = _load(Path(encoder)), _load(Path(decoder))
     model, new_parameters = join(encoder_model, decoder_model, weights)
     tokenizer = _joined_tokenizer(encoder_tokenizer, decoder_tokenizer)
     if not tokenizer.shared_vocabulary and not model.config.tie_word_embeddings:
         model.config.decoder_vocab_size = model.config.target_vocab_size  # two vocabularies may have one size
-    with _whole_folder(output) as partial:
+    with whole_folder(output) as partial:
         _save(partial, model, tokenizer)
     return new_parameters
-
-
-def _check_free(output: Path) -> None:
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ValueError(f"output is {output}, but that is there already: name a new or an empty folder.")
 
 
 def _load(folder: Path) -> tuple[Any, TriviumTokenizer]:
@@ -351,16 +346,3 @@ def _joined_tokenizer(encoder: TriviumTokenizer, decoder: TriviumTokenizer) -> T
 def _reading(backend: Tokenizer) -> dict[str, Any]:
     """How a tokenizer reads a text, but for what it puts around it and where it cuts it off."""
     return {**json.loads(backend.to_str()), "post_processor": None, "padding": None, "truncation": None}
-
-
-@contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
-    """Give a folder beside `output` that takes its place when all is written, or else leaves nothing behind."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
-        partial = Path(temporary) / output.name
-        partial.mkdir()
-        yield partial
-        if output.exists():  # empty, but not every system replaces it
-            output.rmdir()
-        partial.rename(output)

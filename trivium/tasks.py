@@ -217,7 +217,7 @@ def prompts_of(sources: Iterable[str], inputs: InputArguments) -> list[str]:
 
 def documents_of(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Whole texts for a causal language model: from `<s>`, if the tokenizer begins with it, to `</s>`."""
-    start = [tokenizer.bos_token_id] if tokenizer.add_bos_token else []
+    start = [each for each in tokenizer("")["input_ids"] if each == tokenizer.bos_token_id]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [[*start, *text, tokenizer.eos_token_id] for text in ids]
 

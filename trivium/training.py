@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from huggingface_hub import create_branch
 from transformers import (
     AutoTokenizer,
     EarlyStoppingCallback,
@@ -21,8 +22,10 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from trivium.callbacks import CompletePush, RunFacts
 from trivium.configuration import TriviumConfig
 from trivium.data import load_data
+from trivium.files import write_whole
 from trivium.metrics import load_metric
 from trivium.recipe import Recipe
 from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_targets, make_collator
@@ -42,9 +45,11 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
 
     Raises:
         ValueError: The output folder holds a run already and neither `resume` nor `overwrite` is set; there is no
-            checkpoint to resume; or the recipe asks for what its data cannot give.
+            checkpoint to resume; the recipe has a secret; or it asks for what its data cannot give.
     """
     args = recipe.training_arguments()
+    if args.hub_token:  # the recipe is kept, and pushed
+        raise ValueError("training.hub_token is set, but a recipe is no place for a secret: use `hf auth login`.")
     checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
     if checkpoint and not (resume or overwrite):
         raise ValueError(
@@ -75,10 +80,13 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     if overwrite:
         for old in Path(args.output_dir).glob("checkpoint-*"):
             shutil.rmtree(old)
+    for pattern in ("evaluation_*.json", "predictions_*.txt"):  # of weights that are no more
+        for old in Path(args.output_dir).glob(pattern):
+            old.unlink(missing_ok=True)  # several processes do it
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     recipe.save(args.output_dir)
 
-    trainer = Seq2SeqTrainer(
+    trainer = RunTrainer(
         model=model,
         args=args,
         train_dataset=encoded["train"],
@@ -88,13 +96,33 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         ),
         processing_class=tokenizer,
         compute_metrics=scoring(recipe, model, tokenizer),
+        callbacks=[RunFacts(), CompletePush()],
     )
     if recipe.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
     trainer.train(resume_from_checkpoint=checkpoint if resume else None)
-    trainer.save_model()
     trainer.save_state()
+    trainer.save_model()  # last: it pushes the folder, if the recipe says so
     return trainer
+
+
+class RunTrainer(Seq2SeqTrainer):
+    """A Trainer that pushes the card of `trivium.hub.card`, and to a branch that need not be there yet."""
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Create the repository and the branch before training, not to fail after it."""
+        super().init_hf_repo(*args, **kwargs)
+        if self.args.hub_revision and self.is_world_process_zero():
+            create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card, and its picture, into the output folder, unless somebody wrote another there."""
+        from trivium.hub.card import has_own_card, render_card  # here: it draws, and needs the libraries for it
+
+        folder = Path(self.args.output_dir)
+        if self.is_world_process_zero() and not has_own_card(folder):
+            for name, content in render_card(folder, self.hub_model_id).items():
+                write_whole(folder / name, content)
 
 
 def steps_of_finished_run(checkpoint: str, args: Seq2SeqTrainingArguments) -> int | None:
@@ -117,9 +145,15 @@ def load_or_build(recipe: Recipe, rows: Dataset | IterableDataset) -> tuple[PreT
     wanted = {name: given for name in usual if (given := getattr(recipe.tokenizer, name)) is not None}
     if recipe.init_from:
         model = load_start(recipe, labels)
-        tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, **wanted)
-        if not wanted and tokenizer.add_eos_token and not task.add_eos_token:  # a translator's closes every text
-            tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, **usual)
+        tokenizer = AutoTokenizer.from_pretrained(recipe.init_from)
+        # Not by its own account: transformers' class, which may have saved it, does not know what it puts around.
+        around = tokenizer("")["input_ids"]
+        closed = tokenizer.eos_token_id in around
+        if not wanted and closed and not task.add_eos_token:  # a translator's closes every text
+            wanted = usual
+        if wanted:
+            kept = {"add_bos_token": tokenizer.bos_token_id in around, "add_eos_token": closed}
+            tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, **{**kept, **wanted})
         if not model.config.is_encoder_decoder and not getattr(tokenizer, "shared_vocabulary", True):
             tokenizer = tokenizer.target if model.config.decoder_layers else tokenizer.source
         return model, tokenizer

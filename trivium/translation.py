@@ -8,8 +8,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trivium.modeling.pipeline_translation import EXTRA_LENGTH, within_positions
+
 BATCHES_AT_ONCE = 32  # so many batches are sorted by length together
-EXTRA_LENGTH = 50  # the paper's longest output: the input's length + 50 (section 6.1)
 
 
 @torch.inference_mode()
@@ -62,9 +63,7 @@ def translate(
                     return_tensors="pt",
                 )
                 length = inputs["input_ids"].shape[1]
-                longest = length * (1 + reads_on) + EXTRA_LENGTH
-                if model.config.position_embedding_type == "learned":
-                    longest = min(longest, model.config.max_position_embeddings)
+                longest = within_positions(model.config, length * (1 + reads_on) + EXTRA_LENGTH)
                 options = {"max_length": longest, **generation}
                 output = model.generate(**inputs.to(model.device), **options)[:, length if reads_on else 0 :]
                 for i, translation in zip(rows, tokenizer.batch_decode(output, skip_special_tokens=True), strict=True):

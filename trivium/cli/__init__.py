@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli import parts, runs, texts
+from trivium.cli import hub, parts, runs, texts
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     epilog="Start with `trivium train numbers`, which needs no data of yours.",
 )
-for module in (runs, texts, parts):
+for module in (runs, texts, parts, hub):
     app.add_typer(module.commands)
 
 
@@ -32,4 +32,4 @@ def main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Train a Transformer of your own, measure it, put it to work, cut it apart and join it again."""
+    """Train a Transformer of your own, measure it, put it to work, cut it apart, join it again and publish it."""

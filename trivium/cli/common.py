@@ -83,13 +83,6 @@ def as_lines(texts: Iterable[str]) -> str:
     return "".join(as_line(text) + "\n" for text in texts)
 
 
-def write(path: Path, content: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(path)
-
-
 @contextmanager
 def mistakes_explained() -> Iterator[None]:
     """End with one line and exit code 1 on what the user can mend; everything else keeps its traceback."""
@@ -97,12 +90,12 @@ def mistakes_explained() -> Iterator[None]:
 
     try:
         yield
-    except (ValueError, FileNotFoundError, StrictDataclassError) as error:
+    except (ValueError, FileNotFoundError, PermissionError, ConnectionError, StrictDataclassError) as error:
         # A strict dataclass wraps the sentence that matters into its own name for the check.
         complain(str(error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error))
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        complain("interrupted; a training that has saved a checkpoint goes on with --resume.")
+        complain("interrupted. A training that has saved a checkpoint goes on with --resume.")
         raise typer.Exit(130) from None
 
 

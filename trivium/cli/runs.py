@@ -1,8 +1,11 @@
 """Commands about runs: `trivium train`, `trivium evaluate`."""
 
 import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
 from itertools import islice
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,10 +22,24 @@ from trivium.cli.common import (
     given,
     load,
     mistakes_explained,
-    write,
 )
+from trivium.files import write_whole
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 EXAMPLES = 5  # rows that an evaluation shows
+GREEDY = {  # what generation does if nobody says otherwise
+    "do_sample": False,
+    "num_beams": 1,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+}
 
 commands = typer.Typer()
 
@@ -73,12 +90,12 @@ def evaluate(
 
     A translator translates and is compared with the references, a classifier says its labels, a language model is
     asked how likely it finds the texts. Other data: `data.test=PREFIX`. Other metrics: `metrics=[chrf,perplexity]`.
-    Scores and some examples are printed, all are kept in the model's folder: `evaluation_SPLIT.json`,
-    `predictions_SPLIT.txt`.
+    Scores and some examples are printed, all are kept in the model's folder: `evaluation_SPLIT.json`, which says how
+    they were measured, and `predictions_SPLIT.txt`.
     """
     with mistakes_explained():
         check_saved_model(model)
-        from trivium.recipe import RECIPE_FILE, load_recipe
+        from trivium.recipe import RECIPE_FILE, data_name, load_recipe
 
         if not (model / RECIPE_FILE).is_file():
             raise FileNotFoundError(
@@ -94,6 +111,10 @@ def evaluate(
             raise ValueError(f"--split is {split}, but the data has {', '.join(data)}: add data.{split}=...")
         rows = list(data[split])
         loaded, tokenizer = load(model)
+        options = given(num_beams=beams, length_penalty=length_penalty)
+        decoding = {}
+        if "target" in recipe.kind.columns:
+            decoding = _decoding(loaded.generation_config, recipe.generation, options)
         scores, predictions = evaluation.evaluate(
             loaded,
             tokenizer,
@@ -103,11 +124,19 @@ def evaluate(
             inputs=recipe.inputs,
             batch_size=batch_size,
             show_progress=True,
-            **given(num_beams=beams, length_penalty=length_penalty),
+            **options,
         )
+    report = {
+        "scores": scores,
+        "data": data_name(recipe.data, split),
+        "rows": len(rows),
+        "generation": decoding,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "versions": {name: version(name) for name in ("trivium", "torch", "transformers")},
+    }
     if predictions:
-        write(model / f"predictions_{split}.txt", as_lines(predictions))
-    write(model / f"evaluation_{split}.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+        write_whole(model / f"predictions_{split}.txt", as_lines(predictions))
+    write_whole(model / f"evaluation_{split}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     table = Table("metric", "score", title=f"{split}: {len(rows)} texts")
     table.add_column("signature", overflow="fold")
     for name, result in scores.items():
@@ -120,3 +149,17 @@ def evaluate(
         for row, prediction in islice(zip(rows, predictions, strict=True), EXAMPLES):
             examples.add_row(*(Text(str(row[column])) for column in recipe.kind.columns), Text(prediction))
         Console().print(examples)
+
+
+def _decoding(saved: "GenerationConfig", chosen: Iterable[str], options: dict[str, Any]) -> dict[str, Any]:
+    """How texts are generated: as the command says, else as saved with the model.
+
+    Args:
+        saved: What was saved; once it has generated, a model has transformers' own defaults in there, too.
+        chosen: What the recipe of the model has chosen, to be said even if rare.
+        options: What the command says.
+    """
+    values = {name: value for name in (*GREEDY, *chosen) if (value := getattr(saved, name, None)) is not None}
+    values = {**GREEDY, **values, **options}
+    values.pop("max_length", None)  # every evaluation sets its own
+    return {n: value for n, value in values.items() if n in ("do_sample", "num_beams") or value != GREEDY.get(n)}

@@ -1,0 +1,87 @@
+"""What the tests of clients share: packages that no one here wrote, on folders that `save_pretrained` made."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+
+from trivium import TriviumTokenizer
+from trivium.tokenization import train_tokenizer
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_EVALUATE_OFFLINE="1")
+
+TEXTS = [
+    "a cat sat on the mat",
+    "two dogs ran across the road",
+    "birds sing in the morning",
+    "the children sleep until the evening",
+    "it rains and the road is wet",
+    "she reads a book about the sea",
+]
+
+PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
+WITHOUT_TRIVIUM = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+from importlib.util import find_spec
+assert find_spec("trivium") is None
+import torch
+"""
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where huggingface_hub was imported before the environment was set."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return TEXTS
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> TriviumTokenizer:
+    """For encoders: `<s> text </s>`."""
+    return train_tokenizer(TEXTS * 3, vocab_size=300, add_bos_token=True, add_eos_token=True, model_max_length=64)
+
+
+@pytest.fixture(scope="session")
+def open_tokenizer() -> TriviumTokenizer:
+    """For decoders: `<s> text`, which goes on."""
+    return train_tokenizer(TEXTS * 3, vocab_size=300, add_bos_token=True, add_eos_token=False, model_max_length=64)
+
+
+@pytest.fixture
+def run_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], dict[str, Any]]:
+    """Run, in a folder of its own, the Python code that docs/clients.md has under a heading; return its variables."""
+
+    def run(heading: str) -> dict[str, Any]:
+        monkeypatch.chdir(tmp_path)
+        section = PAGE.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+        variables: dict[str, Any] = {}
+        exec("\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL)), variables)
+        return variables
+
+    return run
+
+
+@pytest.fixture
+def without_trivium(tmp_path: Path) -> Callable[[str], torch.Tensor]:
+    """Run a program in a process where the package is absent, and return the tensor that it saves as result.pt."""
+
+    def run(program: str) -> torch.Tensor:
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+        subprocess.run(
+            [sys.executable, "-I", "-c", WITHOUT_TRIVIUM + program], cwd=tmp_path, env=environment, check=True
+        )
+        return torch.load(tmp_path / "result.pt", weights_only=True)
+
+    return run

@@ -1,0 +1,196 @@
+"""torch.export, and transformers' exporters to it and to ONNX: the same outputs for other batches and lengths."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import mask_of, random_ids, tiny_model
+from torch.export import Dim
+from transformers import PreTrainedModel, exporters
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from trivium import (
+    TriviumDecoderModel,
+    TriviumEncoderModel,
+    TriviumForCausalLM,
+    TriviumForConditionalGeneration,
+    TriviumForMaskedLM,
+    TriviumForQuestionAnswering,
+    TriviumForSequenceClassification,
+    TriviumForTokenClassification,
+    TriviumModel,
+    TriviumTokenizer,
+)
+
+ENCODER_ONLY, DECODER_ONLY = {"decoder_layers": 0}, {"encoder_layers": 0}
+MODELS: dict[type[PreTrainedModel], dict[str, int]] = {
+    TriviumModel: {},
+    TriviumForConditionalGeneration: {},
+    TriviumEncoderModel: ENCODER_ONLY,
+    TriviumForMaskedLM: ENCODER_ONLY,
+    TriviumForSequenceClassification: ENCODER_ONLY,
+    TriviumForTokenClassification: ENCODER_ONLY,
+    TriviumForQuestionAnswering: ENCODER_ONLY,
+    TriviumDecoderModel: DECODER_ONLY,
+    TriviumForCausalLM: DECODER_ONLY,
+}
+EVERY_POSITION = [
+    (model_class, position)
+    for model_class in (TriviumForConditionalGeneration, TriviumForSequenceClassification, TriviumForCausalLM)
+    for position in ("learned", "rotary")
+]
+CASES = [(model_class, "sinusoidal") for model_class in MODELS] + EVERY_POSITION
+EXPORTED_MODELS = pytest.mark.skipif(
+    not hasattr(exporters, "ExportedModel"),
+    reason="in this release of transformers the exporters return bare programs, each run in another way",
+)
+LONG = "each of its graphs takes about 10 seconds to be made"
+
+
+def make_model(model_class: type[PreTrainedModel], **options: Any) -> PreTrainedModel:
+    """A model of one layer a stack, in float32, that returns no cache."""
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "num_key_value_heads": 2, **MODELS[model_class]}
+    model = tiny_model(model_class, **{"attn_implementation": "sdpa", **layers, **options}).float()
+    model.config.use_cache = False
+    return model
+
+
+def make_inputs(model: PreTrainedModel, lengths: list[int], target_length: int) -> dict[str, torch.Tensor]:
+    mask = mask_of(lengths)
+    inputs = {"input_ids": random_ids(*mask.shape).masked_fill(mask == 0, 0), "attention_mask": mask}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = random_ids(len(lengths), target_length)
+    return inputs
+
+
+def assert_same_outputs(model: PreTrainedModel, exported: Any, **tolerance: float) -> None:
+    """Compare on batches of other sizes than the example's: larger, and a single sentence."""
+    for lengths, target_length in (([9, 4, 2], 7), ([3], 2)):
+        inputs = make_inputs(model, lengths, target_length)
+        with torch.no_grad():
+            expected, found = model(**inputs), exported(**inputs)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, **tolerance)
+
+
+@pytest.mark.parametrize(("model_class", "position"), CASES)
+def test_torch_export(model_class: type[PreTrainedModel], position: str) -> None:
+    model = make_model(model_class, position_embedding_type=position)
+    example = make_inputs(model, [6, 4], 5)
+    batch, length, target_length = Dim("batch"), Dim("length", max=64), Dim("target_length", max=64)
+    shapes = {name: {0: batch, 1: target_length if "decoder" in name else length} for name in example}
+    program = torch.export.export(model, (), example, dynamic_shapes=shapes)
+    assert_same_outputs(model, program.module())
+
+
+@EXPORTED_MODELS
+@pytest.mark.parametrize("model_class", [TriviumModel, TriviumForMaskedLM, TriviumForCausalLM])
+def test_the_dynamo_exporter(model_class: type[PreTrainedModel]) -> None:
+    model = make_model(model_class)
+    config = exporters.DynamoConfig(dynamic=True)
+    assert_same_outputs(model, exporters.DynamoExporter().export(model, make_inputs(model, [6, 4], 5), config))
+
+
+def check_onnx(model: PreTrainedModel, folder: Path) -> None:
+    config = exporters.OnnxConfig(dynamic=True)
+    exporters.OnnxExporter().export(model, make_inputs(model, [6, 4], 5), config).save_pretrained(folder)
+    assert list(folder.glob("*.onnx"))
+    assert_same_outputs(model, exporters.ExportedModel.from_pretrained(folder), rtol=1e-4, atol=1e-5)
+
+
+@EXPORTED_MODELS
+def test_onnx_and_the_page(
+    tmp_path: Path, tokenizer: TriviumTokenizer, run_page: Callable[[str], dict[str, Any]]
+) -> None:
+    folder = tmp_path / "runs" / "trec-finetuned"
+    make_model(TriviumForSequenceClassification, vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    exported = run_page("torch.export and ONNX")["model"]
+    model = TriviumForSequenceClassification.from_pretrained(folder).eval()
+    assert_same_outputs(model, exported, rtol=1e-4, atol=1e-5)
+
+
+@EXPORTED_MODELS
+@pytest.mark.slow(reason=LONG)
+@pytest.mark.parametrize(("model_class", "position"), CASES)
+def test_onnx_of_every_model(tmp_path: Path, model_class: type[PreTrainedModel], position: str) -> None:
+    check_onnx(make_model(model_class, position_embedding_type=position), tmp_path)
+
+
+# --- Generation with a cache -----------------------------------------------------------------------------------------
+
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 5, "eos_token_id": -1, "use_cache": True}
+
+
+def export_for_generation(backend: str, model: PreTrainedModel, example: dict[str, torch.Tensor]) -> Any:
+    model.config.use_cache = model.generation_config.use_cache = True
+    config = getattr(exporters, f"{backend}Config")(dynamic=True)
+    return getattr(exporters, f"{backend}Exporter")().export_for_generation(model, example, config)
+
+
+def likeliest(outputs: Any) -> torch.Tensor:
+    """(batch, 1), the token that follows."""
+    return outputs.logits[:, -1:].argmax(dim=-1)
+
+
+@EXPORTED_MODELS
+@pytest.mark.slow(reason=LONG)
+@pytest.mark.parametrize("backend", ["Dynamo", "Onnx"])
+def test_a_decoder_generates_with_its_cache(backend: str) -> None:
+    model = make_model(TriviumForCausalLM, position_embedding_type="rotary")
+    example = {"input_ids": random_ids(2, 5), "attention_mask": mask_of([5, 3], "left")}
+    exported = export_for_generation(backend, model, example)
+    prefill, decode = exported.runners["prefill"], exported.runners["decode"]
+
+    mask = mask_of([7, 4, 2], "left")
+    prompt = random_ids(3, 7).masked_fill(mask == 0, 0)
+    expected = model.generate(prompt, attention_mask=mask, **GREEDY)
+
+    def positions() -> torch.Tensor:
+        return (mask.cumsum(dim=-1) - 1).clamp(min=0)
+
+    empty = DynamicCache(config=model.config)
+    outputs = prefill(input_ids=prompt, attention_mask=mask, position_ids=positions(), past_key_values=empty)
+    written = [prompt, likeliest(outputs)]
+    while len(written) < 6:
+        mask = torch.cat((mask, mask.new_ones(3, 1)), dim=1)
+        outputs = decode(
+            input_ids=written[-1],
+            attention_mask=mask,
+            position_ids=positions()[:, -1:],
+            past_key_values=outputs.past_key_values,
+        )
+        written.append(likeliest(outputs))
+    assert torch.equal(torch.cat(written, dim=1), expected)
+
+
+@EXPORTED_MODELS
+@pytest.mark.slow(reason=LONG)
+@pytest.mark.parametrize("backend", ["Dynamo", "Onnx"])
+def test_an_encoder_decoder_generates_with_its_cache(backend: str) -> None:
+    """The encoder is exported by itself; the decoder from an example of several tokens, which one would fix to one."""
+    model = make_model(TriviumForConditionalGeneration)
+    example = {"input_ids": random_ids(2, 5), "attention_mask": mask_of([5, 3])}
+    exported = export_for_generation(backend, model, {**example, "decoder_input_ids": random_ids(2, 3)})
+    prefill, decode = exported.runners["prefill"], exported.runners["decode"]
+
+    mask = mask_of([7, 4, 2])
+    source = random_ids(3, 7).masked_fill(mask == 0, 0)
+    expected = model.generate(source, attention_mask=mask, decoder_input_ids=random_ids(3, 2), **GREEDY)
+
+    with torch.no_grad():
+        common = {
+            "encoder_outputs": model.get_encoder()(input_ids=source, attention_mask=mask),
+            "attention_mask": mask,
+        }
+    empty = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
+    written = [expected[:, :3]]  # the start and the two that were given
+    outputs = prefill(decoder_input_ids=written[0], past_key_values=empty, **common)
+    written.append(likeliest(outputs))
+    while len(written) < 6:
+        outputs = decode(decoder_input_ids=written[-1], past_key_values=outputs.past_key_values, **common)
+        written.append(likeliest(outputs))
+    assert torch.equal(torch.cat(written, dim=1), expected)

@@ -1,0 +1,140 @@
+"""TRL: fine-tuning of the decoder on texts, prompts and conversations, and on preferences."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import AutoPeftModelForCausalLM, LoraConfig
+from tiny import tiny_model
+from transformers import AutoTokenizer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from trivium import TriviumForCausalLM, TriviumTokenizer
+
+# It says with `generation` what the assistant said, which `assistant_only_loss` looks for.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<s>' if loop.first }}{{ m.role }}:{% if m.role == 'assistant' %}"
+    "{% generation %} {{ m.content }}</s>{% endgeneration %}{% else %} {{ m.content }} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+OPTIONS: dict[str, Any] = {
+    "max_steps": 12, "learning_rate": 1e-2, "max_length": 64, "logging_steps": 1, "save_strategy": "no",
+    "report_to": "none", "disable_tqdm": True, "use_cpu": True, "bf16": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, open_tokenizer: TriviumTokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("decoder")
+    tiny_model(TriviumForCausalLM, encoder_layers=0, vocab_size=len(open_tokenizer)).float().save_pretrained(folder)
+    open_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def load_tokenizer(folder: Path) -> TriviumTokenizer:
+    """TRL writes `</s>` at the end of every text, as text, which is to be recognised."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, split_special_tokens=False)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def data_of(kind: str, texts: list[str]) -> Dataset:
+    halves = [(text[: text.index(" ", 5)], text[text.index(" ", 5) :]) for text in texts]
+    asked = [{"role": "user", "content": "say it"}]
+    rows = {
+        "text": [{"text": text} for text in texts],
+        "completion": [{"prompt": first, "completion": second} for first, second in halves],
+        "conversation": [{"messages": [*asked, {"role": "assistant", "content": text}]} for text in texts],
+    }
+    return Dataset.from_list(rows[kind])
+
+
+def fine_tune(folder: Path, output: Path, data: Dataset, **options: Any) -> tuple[SFTTrainer, list[float]]:
+    adapter = options.pop("peft_config", None)
+    arguments = SFTConfig(str(output), **{**OPTIONS, **options})
+    trainer = SFTTrainer(
+        str(folder), args=arguments, train_dataset=data, processing_class=load_tokenizer(folder), peft_config=adapter
+    )
+    trainer.train()
+    return trainer, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def learned_texts(trainer: SFTTrainer) -> list[str]:
+    """What the labels of each row say, specials included."""
+    return [trainer.processing_class.decode(row) for row in trainer.train_dataset["labels"]]
+
+
+@pytest.mark.parametrize("kind", ["text", "completion", "conversation"])
+def test_fine_tuning_learns_what_it_should(tmp_path: Path, folder: Path, texts: list[str], kind: str) -> None:
+    options = {"assistant_only_loss": True} if kind == "conversation" else {}
+    trainer, losses = fine_tune(folder, tmp_path / "runs", data_of(kind, texts), **options)
+    assert losses[-1] < 0.7 * losses[0]
+    expected = {
+        "text": [f"<s>{text}</s>" for text in texts],
+        "completion": [f"{text[text.index(' ', 5) :]}</s>" for text in texts],
+        "conversation": [f" {text}</s>" for text in texts],
+    }
+    assert learned_texts(trainer) == expected[kind]
+    assert all(row[-1] == trainer.processing_class.eos_token_id for row in trainer.train_dataset["input_ids"])
+
+    packed, packed_losses = fine_tune(folder, tmp_path / "runs", data_of(kind, texts), packing=True, **options)
+    assert len(packed.train_dataset) < len(texts)
+    torch.testing.assert_close(
+        torch.tensor(packed_losses), torch.tensor(losses), rtol=1e-3, atol=1e-3
+    )  # none sees another
+
+    trainer.save_model(str(tmp_path / "trained"))
+    again = TriviumForCausalLM.from_pretrained(tmp_path / "trained").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "trained")
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    inputs = tokenizer(texts[0], return_tensors="pt")
+    torch.testing.assert_close(again(**inputs).logits, trainer.model.eval()(**inputs).logits)
+
+
+def test_a_tokenizer_that_keeps_special_tokens_in_texts_plain_learns_no_end(
+    tmp_path: Path, folder: Path, texts: list[str]
+) -> None:
+    """Why `load_tokenizer` says `split_special_tokens=False`."""
+    arguments = SFTConfig(str(tmp_path), **OPTIONS)
+    trainer = SFTTrainer(str(folder), args=arguments, train_dataset=data_of("text", texts))
+    assert learned_texts(trainer) == [f"<s>{text}</s>" for text in texts]  # it looks right
+    assert all(trainer.processing_class.eos_token_id not in row for row in trainer.train_dataset["input_ids"])
+
+
+def test_fine_tuning_an_adapter(tmp_path: Path, folder: Path, texts: list[str]) -> None:
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    trainer, losses = fine_tune(folder, tmp_path / "runs", data_of("text", texts), peft_config=adapter)
+    assert losses[-1] < 0.95 * losses[0]
+    trainer.save_model(str(tmp_path / "adapter"))
+    again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    inputs = trainer.processing_class(texts[0], return_tensors="pt")
+    torch.testing.assert_close(again(**inputs).logits, trainer.model.eval()(**inputs).logits)
+
+
+def test_preferences_are_learned(tmp_path: Path, folder: Path, texts: list[str]) -> None:
+    rows = [
+        {"prompt": "the", "chosen": f" {chosen}", "rejected": f" {rejected}"}
+        for chosen, rejected in zip(texts[:3], texts[3:], strict=True)
+    ]
+    trainer = DPOTrainer(
+        str(folder),
+        args=DPOConfig(str(tmp_path), **OPTIONS),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=load_tokenizer(folder),
+    )
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # ln 2: nothing is preferred yet
+    assert log[-1]["loss"] < 0.5
+    assert log[-1]["rewards/accuracies"] == 1
+
+
+def test_the_page(tmp_path: Path, folder: Path, run_page: Callable[[str], dict[str, Any]]) -> None:
+    shutil.copytree(folder, tmp_path / "runs" / "shakespeare")
+    trainer = run_page("TRL")["trainer"]
+    assert all(row[-1] == trainer.processing_class.eos_token_id for row in trainer.train_dataset["input_ids"])
+    TriviumForCausalLM.from_pretrained(tmp_path / "runs" / "tuned")

@@ -1,0 +1,255 @@
+"""Sending a saved model to the Hub: what goes into the one commit, and what it means when that fails."""
+
+import fnmatch
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from trivium.hub.card import CARD_FILE, has_own_card, render_card
+from trivium.hub.checking import WEIGHTS, WEIGHTS_INDEX, check_folder, code_of, weights_of
+from trivium.recipe import RECIPE_FILE, load_recipe, public_recipe
+
+PUBLISHED = (  # and the weights; never checkpoints, optimizer states, logs or texts
+    *("config.json", "generation_config.json", "*.py"),
+    *("*tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.spm"),
+    *("*.jinja", "additional_chat_templates/*.jinja"),
+    *("README.md", "LICENSE*", "*.png", "*.svg", RECIPE_FILE, "evaluation_*.json", "trainer_state.json"),
+)
+# What `from_pretrained` would find of an earlier model, if it stayed where the new one has none.
+REPLACED = (
+    *("model.safetensors", "model-*-of-*.safetensors", WEIGHTS_INDEX),
+    *("generation_config.json", "target_tokenizer.json", "chat_template.jinja"),
+)
+
+
+@dataclass(frozen=True)
+class Push:
+    """One commit on the Hub, planned or made.
+
+    Attributes:
+        repo_id: The repository.
+        revision: The branch.
+        files: What the commit brings, by the names in the repository; unchanged files are not sent.
+        deletions: What an earlier model left there and this one has not.
+        head: The commit that it follows; None where the repository is new.
+        creates: What has to be made first: "repository", "branch" or None.
+        private: Whether a new repository is to be private; None leaves it to the namespace's settings.
+        commit: Its id, once it is made; `head` if there was nothing to change.
+    """
+
+    repo_id: str
+    revision: str
+    files: dict[str, Path | bytes]
+    deletions: list[str]
+    head: str | None
+    creates: str | None
+    private: bool | None
+    commit: str | None = None
+
+    def size_of(self, name: str) -> int:
+        """How many bytes a file has."""
+        content = self.files[name]
+        return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+    @property
+    def url(self) -> str:
+        """Where people look at it."""
+        return f"{constants.ENDPOINT}/{self.repo_id}" + ("" if self.revision == "main" else f"/tree/{self.revision}")
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is a new commit."""
+        return self.commit not in (None, self.head)
+
+
+def plan(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Push:
+    """Look at a folder and at the repository, and say what `push` would do; write nothing.
+
+    Raises:
+        ValueError: The name is not one that a repository can have, or the repository is not as private as wanted.
+        PermissionError: The Hub does not know the user.
+        ConnectionError: The Hub cannot be reached.
+    """
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(
+            f"repo_id is {repo_id!r}: it takes a user or an organisation, too, as in 'someone/{repo_id}'."
+        )
+    revision = revision or "main"
+    api = HfApi(token=token, library_name="trivium")
+    files = _files_of(folder)
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        with _mistakes_explained(api, repo_id):
+            found = _look(api, repo_id, revision, copy)
+        if found.private is not None and private not in (None, found.private):
+            raise ValueError(
+                f"{repo_id} is there already and {'private' if found.private else 'public'}: change that in its "
+                "settings on the Hub."
+            )
+        if not has_own_card(folder):
+            if has_own_card(copy):  # somebody wrote it on the Hub: it stays
+                files.pop(CARD_FILE, None)
+            else:
+                files |= render_card(folder, repo_id)
+        stale: set[str] = set()
+        with suppress(ValueError):  # what is broken there can be replaced, too
+            stale |= found.files & code_of(copy)
+    stale |= {name for name in found.files if any(fnmatch.fnmatch(name, pattern) for pattern in REPLACED)}
+    return Push(repo_id, revision, files, sorted(stale - set(files)), found.head, found.creates, private)
+
+
+def _files_of(folder: Path) -> dict[str, Path | bytes]:
+    weights = weights_of(folder)
+    names = [*weights, *([] if WEIGHTS in weights else [WEIGHTS_INDEX])]
+    found = [path for pattern in PUBLISHED for path in folder.glob(pattern) if path.is_file()]
+    files: dict[str, Path | bytes]
+    files = {name: folder / name for name in (*names, *(path.relative_to(folder).as_posix() for path in found))}
+    if RECIPE_FILE in files:
+        files[RECIPE_FILE] = public_recipe(load_recipe(folder)).encode()
+    return files
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """What there is already."""
+
+    head: str | None
+    creates: str | None
+    private: bool | None = None
+    files: frozenset[str] = frozenset()  # of the top level
+
+
+def _look(api: HfApi, repo_id: str, revision: str, copy: Path) -> _Repository:
+    """See what a repository has, and fetch its card and its code into the folder `copy`."""
+    try:
+        branches = {branch.name: branch.target_commit for branch in api.list_repo_refs(repo_id).branches}
+    except RepositoryNotFoundError as error:
+        if error.response.status_code == 401:  # it may exist, but not for who is not logged in
+            raise
+        return _Repository(head=None, creates="repository")
+    head = branches.get(revision) or branches["main"]
+    info = api.model_info(repo_id, revision=head)
+    wanted = [CARD_FILE, "config.json", "tokenizer_config.json", "*.py"]
+    api.snapshot_download(repo_id, revision=head, allow_patterns=wanted, local_dir=copy)
+    files = frozenset(sibling.rfilename for sibling in info.siblings or [] if "/" not in sibling.rfilename)
+    return _Repository(head, None if revision in branches else "branch", info.private, files)
+
+
+# --- Sending it ------------------------------------------------------------------------------------------------------
+
+
+def send(planned: Push, *, message: str | None = None, token: str | None = None) -> Push:
+    """Make what was planned: the repository or the branch if need be, then one commit, whole or not at all.
+
+    Raises:
+        PermissionError: The Hub does not know the user, or does not let them write there.
+        ConnectionError: Somebody else pushed meanwhile, or the Hub could not be reached, or refused.
+    """
+    api = HfApi(token=token, library_name="trivium")
+    repo_id, revision, head = planned.repo_id, planned.revision, planned.head
+    with _mistakes_explained(api, repo_id):
+        if planned.creates == "repository":
+            api.create_repo(repo_id, private=planned.private)
+            head = api.model_info(repo_id).sha
+        if planned.creates and revision != "main":
+            api.create_branch(repo_id, branch=revision, revision=head)
+        # Not `upload_folder`: it makes several commits of a large folder.
+        commit = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(name, content) for name, content in sorted(planned.files.items())),
+                *(CommitOperationDelete(name) for name in planned.deletions),
+            ],
+            commit_message=message or "Upload model with trivium",
+            revision=revision,
+            parent_commit=head,
+        )
+    return replace(planned, head=head, commit=commit.oid)
+
+
+def push(
+    folder: Path | str,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str | None = None,
+    token: str | None = None,
+    dry_run: bool = False,
+) -> Push:
+    """Check a saved model and publish it on the Hub, in one commit.
+
+    What of an earlier model is left in the repository goes, everything else in it stays. After an interruption the
+    same call sends what is missing; a folder that is there already makes no commit. The folder itself is not changed:
+    a model card is made for the commit, unless a person wrote one.
+
+    Args:
+        folder: What `model.save_pretrained` and `tokenizer.save_pretrained` wrote, or a run's.
+        repo_id: "name/of-the-model", with the name of a user or an organisation.
+        private: Whether others may see a repository that is new; None leaves it to the namespace's settings.
+        revision: The branch; "main" by default. A new one starts where "main" is.
+        message: The first line of the commit.
+        token: By default who is logged in with `hf auth login`, or HF_TOKEN.
+        dry_run: Check and plan, but write nothing.
+
+    Returns:
+        What was done; with `dry_run`, what would be.
+
+    Raises:
+        ValueError: The folder or a name will not do.
+        PermissionError: The Hub does not know the user, or does not let them write there.
+        ConnectionError: Somebody else pushed meanwhile, or the Hub could not be reached, or refused.
+    """
+    check_folder(Path(folder))
+    planned = plan(Path(folder), repo_id, private=private, revision=revision, token=token)
+    return planned if dry_run else send(planned, message=message, token=token)
+
+
+@contextmanager
+def _mistakes_explained(api: HfApi, repo_id: str) -> Iterator[None]:
+    """Say what to do about what the client raises."""
+    try:
+        yield
+    except OfflineModeIsEnabled:
+        raise
+    except (HTTPError, RuntimeError, OSError) as error:  # RuntimeError: around what happened to an upload
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, HfHubHTTPError):
+            cause = cause.__cause__
+        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+        said = (isinstance(cause, HfHubHTTPError) and cause.server_message) or str(error.__cause__ or error)
+        said = " ".join(said.split())
+        if status == 401:
+            raise PermissionError(
+                f"{api.endpoint} does not know you: log in with `hf auth login`, or set HF_TOKEN to a token that may "
+                "write."
+            ) from error
+        if status == 403 or isinstance(error, PermissionError):
+            raise PermissionError(
+                f"You may not write to {repo_id}: it is not yours, or your token may only read ({said})."
+            ) from error
+        if status in (409, 412):
+            raise ConnectionError(
+                f"Somebody else has changed {repo_id} meanwhile ({said}); nothing was committed. Look at what they "
+                "did, and run the same again to put yours on top."
+            ) from error
+        if status is not None and status < 500 and status != 429:
+            raise ConnectionError(f"{api.endpoint} refuses: {said}") from error
+        raise ConnectionError(
+            f"{api.endpoint} cannot be reached or does not answer as it should ({said}). Run the same again: what has "
+            "arrived already is not sent twice, and the repository stays as it was until all has."
+        ) from error

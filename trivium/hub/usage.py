@@ -1,0 +1,169 @@
+"""How a saved model is put to use: the code that its card shows, for each class of model."""
+
+import json
+import shlex
+from dataclasses import dataclass
+
+from trivium.configuration import TriviumConfig
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one class of models is for.
+
+    Attributes:
+        task: What the Hub calls it, its `pipeline_tag`.
+        auto_class: The Auto class that loads it.
+        example: A text to try it with, if there is none of its own.
+        code: What is done with `tokenizer`, `model` and TEXT.
+        has_pipeline: Whether transformers, or the model's own code, has a pipeline of the task's name.
+        command: Of `trivium`, the command that takes texts.
+    """
+
+    task: str
+    auto_class: str
+    example: str
+    code: str
+    has_pipeline: bool = True
+    command: str | None = None
+
+
+FEATURES = """
+inputs = tokenizer(TEXT, return_tensors="pt")
+print(model(**inputs).last_hidden_state.shape)  # (texts, tokens, d_model)
+"""
+LABELS = """
+logits = model(**tokenizer(TEXT, return_tensors="pt")).logits[0]
+"""
+ONE_LABEL = "print(model.config.id2label[logits.argmax().item()])\n"
+SEVERAL_LABELS = "print([label for i, label in model.config.id2label.items() if logits[i] > 0])\n"
+NUMBER = "print(logits.item())\n"
+
+# What the name of a class ends with, after "Trivium".
+USAGES = {
+    "ForConditionalGeneration": Usage(
+        "translation",
+        "AutoModelForSeq2SeqLM",
+        "Good morning.",
+        """
+inputs = tokenizer([TEXT], padding=True, return_tensors="pt")
+output = model.generate(**inputsLENGTH)
+print(tokenizer.batch_decode(output, skip_special_tokens=True))
+""",
+        command="translate",
+    ),
+    "ForCausalLM": Usage(
+        "text-generation",
+        "AutoModelForCausalLM",
+        "Once upon a time",
+        """
+inputs = tokenizer(TEXT, return_tensors="pt")
+output = model.generate(**inputsLENGTH)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+""",
+        command="generate",
+    ),
+    "ForMaskedLM": Usage(
+        "fill-mask",
+        "AutoModelForMaskedLM",
+        "Good <mask>.",
+        """
+inputs = tokenizer(TEXT, return_tensors="pt")
+place = inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)
+best = model(**inputs).logits[0, place].topk(5).indices
+print([tokenizer.decode(token) for token in best])
+""",
+        command="fill-mask",
+    ),
+    "ForSequenceClassification": Usage(
+        "text-classification", "AutoModelForSequenceClassification", "Good morning.", LABELS, command="classify"
+    ),
+    "ForTokenClassification": Usage(
+        "token-classification",
+        "AutoModelForTokenClassification",
+        "Good morning.",
+        """
+inputs = tokenizer(TEXT, return_tensors="pt")
+labels = model(**inputs).logits[0].argmax(-1)
+for token, label in zip(inputs["input_ids"][0], labels):
+    print(tokenizer.decode(token), model.config.id2label[label.item()])
+""",
+    ),
+    "ForQuestionAnswering": Usage(
+        "question-answering",
+        "AutoModelForQuestionAnswering",
+        "Who said it?",
+        """
+inputs = tokenizer(TEXT, "The text that has the answer.", return_tensors="pt")
+output = model(**inputs)
+start, end = output.start_logits[0].argmax(), output.end_logits[0].argmax()
+print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
+""",
+        has_pipeline=False,  # transformers 5 has none
+    ),
+    "EncoderModel": Usage("feature-extraction", "AutoModel", "Good morning.", FEATURES),
+    "DecoderModel": Usage("feature-extraction", "AutoModel", "Good morning.", FEATURES),
+    # The encoder alone: features of texts need nothing of the decoder.
+    "Model": Usage("feature-extraction", "AutoModelForTextEncoding", "Good morning.", FEATURES, has_pipeline=False),
+}
+
+
+def usage_of(config: TriviumConfig) -> Usage:
+    """What a saved model is for.
+
+    Raises:
+        ValueError: It is of no class of Trivium's.
+    """
+    name = (config.architectures or ["model of no known class"])[0]
+    if name.removeprefix("Trivium") not in USAGES:
+        raise ValueError(f"architectures in config.json says {name!r}, but must be a class of Trivium's.")
+    return USAGES[name.removeprefix("Trivium")]
+
+
+def pipeline_code(usage: Usage, config: TriviumConfig, name: str, text: str, max_new_tokens: int | None) -> str:
+    """Python that loads the model called `name` as a pipeline and hands it `text`."""
+    options = ""
+    if max_new_tokens and usage.task in ("translation", "text-generation"):
+        options = f", max_new_tokens={max_new_tokens}"
+    if usage.task == "text-classification":
+        options = {"regression": ', function_to_apply="none"', "multi_label_classification": ", top_k=None"}.get(
+            config.problem_type or "", ""
+        )
+    return (
+        "from transformers import pipeline\n\n"
+        f"pipe = pipeline({_quoted(usage.task)}, model={_quoted(name)}, trust_remote_code=True)\n"
+        f"print(pipe({_quoted(text)}{options}))"
+    )
+
+
+def auto_code(usage: Usage, config: TriviumConfig, name: str, text: str, max_new_tokens: int | None) -> str:
+    """Python that loads the model called `name` with its Auto class and hands it `text`."""
+    code = usage.code
+    if code is LABELS:
+        code += {"regression": NUMBER, "multi_label_classification": SEVERAL_LABELS}.get(
+            config.problem_type or "", ONE_LABEL
+        )
+    length = f", max_new_tokens={max_new_tokens}" if max_new_tokens else ""
+    return (
+        f"from transformers import {usage.auto_class}, AutoTokenizer\n\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({_quoted(name)}, trust_remote_code=True)\n"
+        f"model = {usage.auto_class}.from_pretrained({_quoted(name)}, trust_remote_code=True)"
+        + code.replace("LENGTH", length).replace("TEXT", _quoted(text)).rstrip()
+    )
+
+
+def command_code(usage: Usage, name: str, text: str) -> str:
+    """What to type in a shell; nothing, if no command takes texts for such a model."""
+    if usage.command is None:
+        return ""
+    folder = name.rsplit("/", 1)[-1]
+    words = (
+        ["hf", "download", name, "--local-dir", folder],
+        ["trivium", usage.command, folder, " ".join(text.split())],
+    )
+    return "\n".join(shlex.join(line) for line in words)
+
+
+def _quoted(text: str) -> str:
+    """A string as Python code, in one line."""
+    return json.dumps(text, ensure_ascii=False)
