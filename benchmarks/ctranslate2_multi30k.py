@@ -1,0 +1,88 @@
+"""The same model twice: transformers' `generate()` against CTranslate2, on the 1,000 test sentences of Multi30k.
+
+Both translate with the same code around them (`trivium.translation.translate`): the same batches, the same longest
+output, the same tokenizer. FOLDER holds `test_2016_flickr.en` and `test_2016_flickr.de`; the model is one that
+`trivium train recipes/multi30k.yaml` saved:
+
+    OMP_NUM_THREADS=1 python benchmarks/ctranslate2_multi30k.py --data FOLDER --model runs/multi30k
+
+All run in one process, so that ratios mean something wherever it runs; of several rounds, each takes its fastest,
+since other programs disturb. What it prints is also in `--output`, as JSON.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import torch
+import typer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from trivium.cli.common import write
+from trivium.data import read_lines
+from trivium.interop.ctranslate2 import CTranslate2Model, to_ctranslate2
+from trivium.metrics import load_metric
+from trivium.translation import translate
+
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {"num_beams": 1},
+    "beam 5": {"num_beams": 5, "early_stopping": False},
+    "beam 5, early stopping": {"num_beams": 5, "early_stopping": True},
+}
+COLUMNS = ("search", "engine", "same lines", "sacreBLEU", "seconds", "target tokens/s", "times as fast")
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder with the sentences of Multi30k, one a line.")],
+    model: Annotated[Path, typer.Option(help="Folder of a saved encoder-decoder.")],
+    output: Annotated[Path, typer.Option(help="File for the results.")] = Path("ctranslate2.json"),
+    rounds: Annotated[int, typer.Option(help="How often each engine translates everything.")] = 3,
+    sentences: Annotated[int, typer.Option(help="Only the first so many.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Sentences that are translated at once.")] = 64,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+) -> None:
+    """Translate test_2016_flickr from English to German with both engines, and compare."""
+    torch.set_num_threads(threads)
+    sources, references = (list(read_lines(data / f"test_2016_flickr.{side}"))[:sentences] for side in ("en", "de"))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    engines: dict[str, Any] = {"transformers": AutoModelForSeq2SeqLM.from_pretrained(model).eval()}
+    with TemporaryDirectory() as temporary:
+        for quantization in ("float32", "int8"):
+            folder = Path(temporary) / quantization
+            to_ctranslate2(model, folder, quantization)
+            engines[f"CTranslate2 {quantization}"] = CTranslate2Model(folder, inter_threads=1, intra_threads=threads)
+
+    results = []
+    for search, options in SEARCHES.items():
+        seconds: dict[str, list[float]] = {name: [] for name in engines}
+        texts: dict[str, list[str]] = {}
+        for _ in range(rounds):
+            for name, engine in engines.items():
+                start = time.perf_counter()
+                texts[name] = list(translate(engine, tokenizer, sources, batch_size=batch_size, **options))
+                seconds[name].append(time.perf_counter() - start)
+        for name in engines:
+            same = sum(ours == theirs for ours, theirs in zip(texts[name], texts["transformers"], strict=True))
+            tokens = sum(map(len, tokenizer(text_target=texts[name])["input_ids"]))
+            bleu = load_metric("sacrebleu").compute(predictions=texts[name], references=references)["score"]
+            fastest, others = min(seconds[name]), min(seconds["transformers"])
+            row = (search, name, same / len(sources), bleu, fastest, tokens / fastest, others / fastest)
+            results.append(dict(zip(COLUMNS, row, strict=True)))
+    print(as_table(results))
+    setting = {"sentences": len(sources), "batch_size": batch_size, "threads": threads, "rounds": rounds}
+    write(output, json.dumps({**setting, "load": os.getloadavg(), "results": results}, indent=2) + "\n")
+
+
+def as_table(results: list[dict[str, Any]]) -> str:
+    """In Markdown."""
+    formats = ("", "", ".1%", ".2f", ".1f", ",.0f", ".1f")
+    rows = [[format(row[name], how) for name, how in zip(COLUMNS, formats, strict=True)] for row in results]
+    rule = ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [COLUMNS, rule, *rows])
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,110 @@
+"""Weights in files of safetensors: read and written tensor by tensor, never all at once."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from trivium.interop.exchange import Steps
+from trivium.interop.mapping import Shape
+
+
+class Checkpoint(Mapping[str, torch.Tensor]):
+    """The tensors of a saved model, each read when it is asked for; a context manager, which closes the files.
+
+    Args:
+        folder: Where the model is.
+
+    Raises:
+        FileNotFoundError: There are no weights, or one of their files is missing.
+        ValueError: A file is broken.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files = dict[str, Any]()
+        self.shapes = dict[str, Shape]()
+        with ExitStack() as stack:
+            for path in _weight_files(folder):
+                try:
+                    file = stack.enter_context(safe_open(path, framework="pt"))
+                except SafetensorError as error:
+                    raise ValueError(f"{path} is no whole file of safetensors: {error}.") from error
+                for name in file.keys():  # noqa: SIM118, it is no dictionary
+                    self._files[name] = file
+                    self.shapes[name] = tuple(file.get_slice(name).get_shape())
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._files[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return [folder / SAFE_WEIGHTS_NAME]
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {SAFE_WEIGHTS_NAME}. Pickled weights (pytorch_model.bin) are not read, for unpickling "
+            "runs what code they bring; https://huggingface.co/spaces/safetensors/convert makes safetensors of them."
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        paths = [folder / Path(name).name for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of files of safetensors: {error!r}.") from error
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{index} names {path.name}, but there is no such file.")
+    return paths
+
+
+def write_weights(
+    folder: Path, steps: Steps, model: PreTrainedModel, max_shard_size: int | str, show_progress: bool = False
+) -> None:
+    """Take `steps` one by one, and write what they make into files of at most `max_shard_size`.
+
+    Args:
+        folder: Where to.
+        steps: For each tensor the function that makes it.
+        model: Has tensors of these names, shapes and types, on the meta device.
+        max_shard_size: In bytes, or "5GB".
+        show_progress: Whether to show a progress bar.
+    """
+    sizes = {name: tensor.nbytes for name, tensor in model.state_dict().items() if name in steps}
+    plan = split_state_dict_into_shards_factory(
+        sizes,
+        get_storage_size=lambda size: size,
+        filename_pattern=SAFE_WEIGHTS_NAME.replace(".", "{suffix}."),
+        max_shard_size=max_shard_size,
+    )
+    with tqdm(total=len(steps), desc="Converting", unit=" tensors", disable=not show_progress) as progress:
+        for file, names in plan.filename_to_tensors.items():
+            shard = dict[str, torch.Tensor]()
+            for name in names:
+                shard[name] = steps[name]().contiguous()
+                progress.update()
+            save_file(shard, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

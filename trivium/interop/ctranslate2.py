@@ -1,0 +1,463 @@
+"""Trivium in CTranslate2, a fast engine for Transformers on CPU and GPU: conversion, and generation with it.
+
+    to_ctranslate2("runs/numbers", "numbers-int8", quantization="int8")
+    model = CTranslate2Model("numbers-int8")
+    translations = translate(model, model.tokenizer, ["twenty-one"], num_beams=5)
+
+A converted folder is all that one needs: it has what CTranslate2 reads (`model.bin`, `config.json` and the
+vocabularies), the tokenizer, and Trivium's own configuration and settings for generation. The tokenizer puts `<s>`
+and `</s>` around a text, so CTranslate2 is told to add nothing: it takes
+`tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])`.
+
+CTranslate2 knows nothing of heads that classify, of token types in front of a decoder, and of activations other than
+`ACTIVATIONS`; everything else that a `TriviumConfig` can say, it can.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from trivium import modeling
+from trivium.configuration import TriviumConfig
+from trivium.files import check_free, whole_folder
+from trivium.modeling import TriviumEncoderModel, TriviumForCausalLM, TriviumForConditionalGeneration
+from trivium.modeling.attention import MultiHeadAttention
+from trivium.modeling.feed_forward import FeedForward
+from trivium.modeling.layers import Residual
+from trivium.modeling.positions import sinusoidal_encoding
+from trivium.modeling.stacks import TriviumDecoder, TriviumEncoder, TriviumStack
+
+CONFIG_FILE = "trivium_config.json"  # CTranslate2 has a config.json of its own
+CONVERTIBLE = (TriviumForConditionalGeneration, TriviumForCausalLM, TriviumEncoderModel)
+SINUSOIDS = 1024  # CTranslate2 wants sinusoidal positions in a table: at least so long
+
+# Names of transformers' ACT2FN, and of ctranslate2.specs.Activation for the same function.
+ACTIVATIONS = {
+    "relu": "RELU",
+    "gelu": "GELU",
+    "gelu_python": "GELU",
+    **dict.fromkeys(("gelu_accurate", "gelu_fast", "gelu_new", "gelu_python_tanh", "gelu_pytorch_tanh"), "GELUTanh"),
+    "quick_gelu": "GELUSigmoid",
+    "silu": "SWISH",
+    "swish": "SWISH",
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+}
+# By the `early_stopping` of transformers, CTranslate2's `patience`: beam search ends when so many times the beams have
+# ended. For True and "never" that is the same in both. False ends by a rule that CTranslate2 lacks; this comes close.
+# But where `length_penalty` is 0, CTranslate2 goes on until nothing can get better, as transformers for False.
+PATIENCE: dict[bool | str, float] = {True: 1.0, False: 2.0, "never": 1e6}
+
+# What may be said of generation, and what holds where neither the call nor the saved model says anything.
+SETTINGS: dict[str, Any] = {
+    "do_sample": False,
+    "early_stopping": False,
+    "eos_token_id": None,
+    "length_penalty": 1.0,
+    "max_length": None,
+    "max_new_tokens": None,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+}
+# What else of transformers changes the output, and is not to be saved with the model, unless as here.
+NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p", "guidance_scale"), 1),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
+    **dict.fromkeys(("min_p", "epsilon_cutoff", "eta_cutoff"), 0),
+    **dict.fromkeys(("bad_words_ids", "forced_bos_token_id", "forced_eos_token_id", "sequence_bias"), None),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "stop_strings"), None),
+}
+
+
+def _ctranslate2() -> ModuleType:
+    try:
+        import ctranslate2
+    except ImportError as error:
+        raise ImportError("This needs CTranslate2: `pip install ctranslate2`.") from error
+    return ctranslate2
+
+
+def to_ctranslate2(
+    source: PreTrainedModel | str | Path,
+    output: str | Path,
+    quantization: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Write a model as a folder for CTranslate2, with its tokenizer.
+
+    Args:
+        source: An encoder-decoder or decoder-only model with its head, or an encoder-only model without one; or the
+            folder where it was saved.
+        output: A new or an empty folder.
+        quantization: How weights are stored: "float32", which is also None, "float16", "bfloat16", "int8", "int16",
+            "int8_float32", "int8_float16" or "int8_bfloat16".
+        tokenizer: The tokenizer; in a saved folder, there is one.
+
+    Raises:
+        FileNotFoundError: There is no saved model.
+        ImportError: CTranslate2 is not installed.
+        ValueError: CTranslate2 has nothing like this model; the message names the field. Or `output` is there already.
+    """
+    ctranslate2, output = _ctranslate2(), Path(output)
+    model, tokenizer = _load(source, tokenizer)
+    allowed = ctranslate2.specs.model_spec.ACCEPTED_MODEL_TYPES
+    if quantization not in (None, *allowed):
+        raise ValueError(f"quantization is {quantization!r}, but must be None or one of {', '.join(allowed)}.")
+    check_free(output)
+    spec = _Specs(ctranslate2, model, tokenizer).build()
+    spec.validate()
+    spec.optimize(quantization or "float32")
+    with whole_folder(output) as partial:
+        tokenizer.save_pretrained(partial)
+        model.config.to_json_file(partial / CONFIG_FILE)
+        if model.can_generate():
+            model.generation_config.save_pretrained(partial)
+        spec.save(str(partial))
+
+
+def _load(
+    source: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not isinstance(source, (str, Path)):
+        if tokenizer is None:
+            raise ValueError("tokenizer is None, but a model that is no folder needs the one that belongs to it.")
+        model = source
+    else:
+        if not (Path(source) / "config.json").is_file():
+            raise FileNotFoundError(f"{source} is not a saved model: it has no config.json.")
+        config = AutoConfig.from_pretrained(source)
+        model_class = getattr(modeling, (config.architectures or [""])[0], None)
+        if config.model_type != "trivium" or model_class is None:
+            raise ValueError(
+                f"{source} holds a model of model_type {config.model_type!r} and architectures "
+                f"{config.architectures}, but must hold a Trivium model."
+            )
+        model = model_class.from_pretrained(source, config=config)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(source)
+    if type(model).__name__ not in {each.__name__ for each in CONVERTIBLE}:
+        raise ValueError(
+            f"The model is a {type(model).__name__}, but CTranslate2 takes only "
+            f"{', '.join(each.__name__ for each in CONVERTIBLE)}. Of a model with another head it can take the "
+            "encoder: give TriviumEncoderModel.from_pretrained(folder) and the tokenizer."
+        )
+    return model, tokenizer
+
+
+class _Specs:
+    """Says in the words of `ctranslate2.specs` what a model is."""
+
+    def __init__(self, ctranslate2: ModuleType, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.specs = ctranslate2.specs
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config: TriviumConfig = model.config
+
+    def build(self) -> Any:
+        """The whole model, or a ValueError."""
+        config, specs = self.config, self.specs
+        self._check()
+        if config.is_encoder_decoder:
+            model = self.model.model
+            spec = specs.TransformerSpec(self.encoder(model.encoder), self.decoder(model.decoder, self.model.lm_head))
+            spec.register_source_vocabulary(_vocabulary(self.tokenizer, "source", config.vocab_size))
+            target = _vocabulary(self.tokenizer, "target", config.target_vocab_size)
+            spec.register_target_vocabulary(target)
+            spec.config.decoder_start_token = target[_start_id(self.model.generation_config)]
+        elif config.decoder_layers:
+            decoder = self.decoder(self.model.model.decoder, self.model.lm_head)
+            spec = specs.transformer_spec.TransformerDecoderModelSpec(decoder)
+            spec.register_vocabulary(_vocabulary(self.tokenizer, "source", config.vocab_size))
+        else:
+            spec = specs.transformer_spec.TransformerEncoderModelSpec(self.encoder(self.model.encoder))
+            spec.register_vocabulary(_vocabulary(self.tokenizer, "source", config.vocab_size))
+        spec.config.layer_norm_epsilon = config.norm_eps
+        for name in ("bos_token", "eos_token", "unk_token"):
+            setattr(spec.config, name, getattr(self.tokenizer, name) or "")
+        return spec
+
+    def _check(self) -> None:
+        config = self.config
+        if config.activation_function not in ACTIVATIONS:
+            raise ValueError(
+                f"activation_function is {config.activation_function!r}, but CTranslate2 knows only "
+                f"{', '.join(ACTIVATIONS)}."
+            )
+        if config.type_vocab_size and config.is_encoder_decoder:
+            raise ValueError(
+                f"type_vocab_size is {config.type_vocab_size}, but in CTranslate2 it must be 0 where there is a "
+                "decoder: only encoder-only models have token types."
+            )
+
+    def encoder(self, encoder: TriviumEncoder) -> Any:
+        """A stack of encoder layers below whatever comes."""
+        config, specs = self.config, self.specs
+        spec = specs.transformer_spec.TransformerEncoderSpec(
+            config.encoder_layers,
+            num_source_embeddings=2 if config.type_vocab_size else 1,
+            embeddings_merge=specs.EmbeddingsMerge.ADD,
+            **self._shape(),
+        )
+        self._stack(spec, spec.embeddings[0], encoder)
+        if config.type_vocab_size:  # which CTranslate2 scales as well
+            spec.embeddings[1].weight = _floats(encoder.embed_token_types.weight / encoder.embed_tokens.embed_scale)
+        return spec
+
+    def decoder(self, decoder: TriviumDecoder, head: nn.Linear) -> Any:
+        """A stack of decoder layers, with attention to an encoder or without, and the projection to tokens."""
+        spec = self.specs.transformer_spec.TransformerDecoderSpec(
+            self.config.decoder_layers, with_encoder_attention=self.config.is_encoder_decoder, **self._shape()
+        )
+        self._stack(spec, spec.embeddings, decoder)
+        if self.config.is_encoder_decoder:
+            layers: Iterable[Any] = decoder.layers
+            for layer_spec, layer in zip(spec.layer, layers, strict=True):
+                self._attention(layer_spec.attention, layer.cross_attn, layer.cross_attn_residual)
+        self._linear(spec.projection, head)
+        return spec
+
+    def _shape(self) -> dict[str, Any]:
+        config = self.config
+        shape: dict[str, Any] = {
+            "num_heads": config.num_attention_heads,
+            "pre_norm": config.norm_position == "pre",
+            "activation": self.specs.Activation[ACTIVATIONS[config.activation_function]],
+            "layernorm_embedding": config.normalize_embedding,
+            "ffn_glu": config.gated_ffn,
+            "rms_norm": config.norm_type == "rmsnorm",
+        }
+        if config.num_key_value_heads != config.num_attention_heads:
+            shape["num_heads_kv"] = config.num_key_value_heads
+        if config.position_embedding_type == "rotary":
+            # 0: all dimensions; not interleaved: i and i + head_dim/2 form a pair.
+            shape |= {"rotary_dim": 0, "rotary_interleave": False, "rotary_base": config.rope_theta}
+        return shape
+
+    def _stack(self, spec: Any, embeddings: Any, stack: TriviumStack) -> None:
+        """What encoder and decoder share."""
+        embeddings.weight = _floats(stack.embed_tokens.weight)
+        spec.scale_embeddings = float(stack.embed_tokens.embed_scale)
+        if self.config.position_embedding_type == "learned":
+            positions: Any = stack.embed_positions
+            spec.position_encodings.encodings = _floats(positions.embedding.weight)
+        elif (length := _positions(self.config)) is not None:  # sinusoidal: CTranslate2's own are not the paper's
+            spec.position_encodings.encodings = sinusoidal_encoding(torch.arange(length), self.config.d_model)
+        if self.config.normalize_embedding:
+            self._norm(spec.layernorm_embedding, stack.embedding_norm)
+        layers: Iterable[Any] = stack.layers
+        for layer_spec, layer in zip(spec.layer, layers, strict=True):
+            self._attention(layer_spec.self_attention, layer.self_attn, layer.self_attn_residual)
+            self._feed_forward(layer_spec.ffn, layer.feed_forward, layer.feed_forward_residual)
+        if self.config.norm_position == "pre":
+            self._norm(spec.layer_norm, stack.norm)
+
+    def _attention(self, spec: Any, attention: MultiHeadAttention, residual: Residual) -> None:
+        query, memory = [attention.q_proj], [attention.k_proj, attention.v_proj]
+        fused = [query + memory] if len(spec.linear) == 2 else [query, memory]  # what has one input
+        for linear_spec, layers in zip(spec.linear, [*fused, [attention.o_proj]], strict=True):
+            self._linear(linear_spec, *layers)
+        self._norm(spec.layer_norm, residual.norm)
+
+    def _feed_forward(self, spec: Any, feed_forward: FeedForward, residual: Residual) -> None:
+        if feed_forward.gate_proj is None:
+            self._linear(spec.linear_0, feed_forward.up_proj)
+        else:
+            self._linear(spec.linear_0, feed_forward.gate_proj)
+            self._linear(spec.linear_0_noact, feed_forward.up_proj)
+        self._linear(spec.linear_1, feed_forward.down_proj)
+        self._norm(spec.layer_norm, residual.norm)
+
+    def _linear(self, spec: Any, *layers: nn.Linear) -> None:
+        """One projection, or several of the same input, one below the other."""
+        spec.weight = torch.cat([_floats(layer.weight) for layer in layers])
+        if layers[0].bias is not None:
+            spec.bias = torch.cat([_floats(layer.bias) for layer in layers])
+
+    def _norm(self, spec: Any, norm: Any) -> None:
+        spec.gamma = _floats(norm.weight)
+        if hasattr(spec, "beta"):
+            spec.beta = _floats(norm.bias)
+
+
+def _floats(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().to("cpu", torch.float32, copy=True)  # for CTranslate2 quantizes in place
+
+
+def _positions(config: TriviumConfig) -> int | None:
+    """So many positions a converted model can tell apart; None: without end."""
+    if config.position_embedding_type == "rotary":
+        return None
+    learned = config.position_embedding_type == "learned"
+    return config.max_position_embeddings if learned else max(config.max_position_embeddings, SINUSOIDS)
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase, side: str, size: int) -> list[str]:
+    """The tokens of the source's or the target's vocabulary by their ids, and names for ids that no token has."""
+    tokens = {token_id: token for token, token_id in getattr(tokenizer, side, tokenizer).get_vocab().items()}
+    if max(tokens) >= size:
+        raise ValueError(f"The {side}'s vocabulary has a token of id {max(tokens)}, but the model only {size} tokens.")
+    return [tokens.get(token_id, f"<unused_{token_id}>") for token_id in range(size)]
+
+
+class CTranslate2Model:
+    """A converted encoder-decoder or decoder-only model, which generates as transformers' `generate()` does.
+
+    `trivium.translation.translate` and the commands take it in place of a model.
+
+    Args:
+        folder: What `to_ctranslate2` wrote.
+        device: "cpu", "cuda" or "auto".
+        **options: What `ctranslate2.Translator` takes: `compute_type`, `intra_threads`, ...
+
+    Raises:
+        FileNotFoundError: `folder` is no converted model.
+        ImportError: CTranslate2 is not installed.
+        ValueError: The model does not generate.
+    """
+
+    def __init__(self, folder: str | Path, device: str = "cpu", **options: Any) -> None:
+        ctranslate2, folder = _ctranslate2(), Path(folder)
+        if not (folder / CONFIG_FILE).is_file():
+            raise FileNotFoundError(f"{folder} is not a converted model: it has no {CONFIG_FILE}.")
+        self.config = TriviumConfig.from_json_file(folder / CONFIG_FILE)
+        if not self.config.decoder_layers:
+            raise ValueError(f"{folder} holds an encoder, which does not generate: open it with ctranslate2.Encoder.")
+        self.generation_config = GenerationConfig.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config)
+        engine = ctranslate2.Translator if self.config.is_encoder_decoder else ctranslate2.Generator
+        self.engine = engine(str(folder), device=device, **options)
+        self.device = torch.device("cpu")  # of the tensors that come and go, wherever the engine computes
+        self.source_tokens = _vocabulary(self.tokenizer, "source", self.config.vocab_size)
+        self.target_tokens = _vocabulary(self.tokenizer, "target", self.config.target_vocab_size)
+        self.target_ids = {token: token_id for token_id, token in enumerate(self.target_tokens)}
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:
+        """Open a converted model, or a saved one of Trivium, which is converted for this once.
+
+        Args:
+            folder: Either of them.
+            **options: As of the class; `compute_type="int8"` quantizes either.
+        """
+        if (Path(folder) / CONFIG_FILE).is_file():
+            return cls(folder, **options)
+        with TemporaryDirectory() as temporary:  # once opened, nothing is read from it
+            to_ctranslate2(folder, Path(temporary) / "converted")
+            return cls(Path(temporary) / "converted", **options)
+
+    def generate(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **generation: Any
+    ) -> torch.Tensor:
+        """Translate, or go on from, a batch of token ids; the same tokens as from `generate()` of the model.
+
+        The same but for rounding: greedily, and with beams where `early_stopping` is True or "never". Where it is
+        False, nearly all texts get the same, see `PATIENCE`.
+
+        Args:
+            input_ids: (batch, length).
+            attention_mask: (batch, length), 1 for a real token, 0 for padding, on either side.
+            **generation: Any of `SETTINGS`; the rest is as saved with the model. What is sampled depends on torch's
+                seed when the model first samples; later ones have no effect.
+
+        Returns:
+            (batch * `num_return_sequences`, longest), padded on the right, each beginning as in transformers: with
+            the decoder's start token, or with the row of `input_ids`, padding included.
+
+        Raises:
+            ValueError: A setting is not among `SETTINGS`, a text has more tokens than the model has positions, or
+                nothing says how long the output may be.
+        """
+        settings, is_seq2seq = self._settings(generation), self.config.is_encoder_decoder
+        beginnings = input_ids
+        if is_seq2seq:
+            beginnings = input_ids.new_full((len(input_ids), 1), _start_id(self.generation_config))
+        room = self._room(settings, beginnings.shape[1])
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        texts = [ids[real].tolist() for ids, real in zip(input_ids, mask.bool(), strict=True)]
+        self._check_lengths(texts)
+        options: dict[str, Any] = {
+            "beam_size": settings["num_beams"],
+            "patience": PATIENCE[settings["early_stopping"]],
+            "num_hypotheses": settings["num_return_sequences"],
+            "length_penalty": settings["length_penalty"],
+            "end_token": _listed(settings["eos_token_id"]),
+            "return_end_token": True,
+        }
+        if settings["do_sample"]:
+            options |= {f"sampling_{name.replace('_', '')}": settings[name] for name in ("top_k", "top_p")}
+            options["sampling_temperature"] = settings["temperature"]
+            _ctranslate2().set_random_seed(int(torch.randint(2**31, ())))
+        written = (self._translate if is_seq2seq else self._continue)(texts, room, options)
+        beginnings = beginnings.repeat_interleave(settings["num_return_sequences"], dim=0)
+        rows = [torch.cat((begun, begun.new_tensor(ids))) for begun, ids in zip(beginnings, written, strict=True)]
+        return pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id or 0)
+
+    def _translate(self, texts: list[list[int]], room: int, options: dict[str, Any]) -> list[list[int]]:
+        sources = [[self.source_tokens[token_id] for token_id in ids] for ids in texts]
+        results = self.engine.translate_batch(
+            sources, max_input_length=0, min_decoding_length=0, max_decoding_length=room, **options
+        )
+        return [[self.target_ids[token] for token in said] for result in results for said in result.hypotheses]
+
+    def _continue(self, texts: list[list[int]], room: int, options: dict[str, Any]) -> list[list[int]]:
+        """Texts of one length at a time: of several lengths CTranslate2 makes something else than of each alone."""
+        written: list[list[list[int]]] = [[]] * len(texts)
+        for length in {len(ids) for ids in texts}:
+            places = [place for place, ids in enumerate(texts) if len(ids) == length]
+            prompts = [[self.target_tokens[token_id] for token_id in texts[place]] for place in places]
+            results = self.engine.generate_batch(prompts, include_prompt_in_result=False, max_length=room, **options)
+            for place, result in zip(places, results, strict=True):
+                written[place] = result.sequences_ids
+        return [said for hypotheses in written for said in hypotheses]
+
+    def _settings(self, generation: dict[str, Any]) -> dict[str, Any]:
+        """What was saved with the model, and above it what the call says."""
+        for name in generation:
+            if name not in SETTINGS:
+                raise ValueError(
+                    f"{name} is {generation[name]!r}, but CTranslate2 is told only {', '.join(SETTINGS)}."
+                )
+        saved = vars(self.generation_config)
+        for name, neutral in NEUTRAL.items():
+            if saved.get(name) not in (None, neutral):
+                raise ValueError(f"{name} is {saved[name]!r} in the saved settings, but here must be {neutral!r}.")
+        said = {**saved, **generation}
+        settings = {name: default if said.get(name) is None else said[name] for name, default in SETTINGS.items()}
+        if settings["early_stopping"] not in PATIENCE:
+            raise ValueError(f"early_stopping is {settings['early_stopping']!r}, but must be True, False or 'never'.")
+        return settings
+
+    def _room(self, settings: dict[str, Any], begun: int) -> int:
+        """How many tokens may be written; where the positions end, the output does."""
+        if settings["max_new_tokens"] is settings["max_length"] is None:
+            raise ValueError("Neither max_length nor max_new_tokens says how long the output may be.")
+        room = settings["max_new_tokens"] or settings["max_length"] - begun
+        positions = _positions(self.config)
+        return room if positions is None else min(room, positions + 1 - begun)  # the last token is not read again
+
+    def _check_lengths(self, texts: list[list[int]]) -> None:
+        longest, positions = max(map(len, texts)), _positions(self.config)
+        if positions is not None and longest > positions:
+            raise ValueError(f"A text has {longest} tokens, but the converted model has only {positions} positions.")
+
+
+def _start_id(settings: GenerationConfig) -> int:
+    start = settings.bos_token_id if settings.decoder_start_token_id is None else settings.decoder_start_token_id
+    if start is None:
+        raise ValueError("decoder_start_token_id is None, but must be the token that translations begin with.")
+    return start
+
+
+def _listed(token_ids: int | list[int] | None) -> list[int]:
+    if token_ids is None:
+        return []
+    return token_ids if isinstance(token_ids, list) else [token_ids]

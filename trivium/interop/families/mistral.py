@@ -1,0 +1,28 @@
+"""Mistral (Jiang et al. 2023): LLaMA without biases; its sliding window is not ours."""
+
+from dataclasses import replace
+
+from transformers import PreTrainedConfig
+
+from trivium.interop.families.llama import LLAMA
+from trivium.interop.mapping import Fields
+
+
+def read(config: PreTrainedConfig) -> Fields:
+    """A window as wide as the longest text is none, nor is one that no layer looks through."""
+    window, layers = config.sliding_window, getattr(config, "layer_types", None)
+    unused = window is not None and (
+        window >= config.max_position_embeddings or (layers and "sliding_attention" not in layers)
+    )
+    return {"sliding_window": None} if unused else {}
+
+
+MISTRAL = replace(
+    LLAMA,
+    model_type="mistral",
+    classes={"MistralForCausalLM": "TriviumForCausalLM", "MistralModel": "TriviumDecoderModel"},
+    fields=tuple(pair for pair in LLAMA.fields if pair[0] not in ("attention_bias", "mlp_bias")),
+    ours={**LLAMA.ours, "attention_bias": False, "ffn_bias": False},
+    theirs={**LLAMA.theirs, "sliding_window": None},
+    read=read,
+)
