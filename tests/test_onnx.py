@@ -160,7 +160,7 @@ def test_an_encoder_decoder_is_the_same(tokenizer: TriviumTokenizer, tmp_path: P
     }
     texts = ["abc", "", "hgfedcb", "zy", " "]
     both = [list(translate(each, tokenizer, texts, batch_size=2, num_beams=4)) for each in (model, engine)]
-    assert both[0] == both[1] == list(translate(engine, engine.tokenizer, texts, num_beams=4))
+    assert both[0] == both[1] == list(translate(engine, engine.tokenizer, texts, batch_size=2, num_beams=4))
     assert both[0][0] != ""
     ids = random_ids(2, 3)
     expected = model.generate(ids, max_new_tokens=4)

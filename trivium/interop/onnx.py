@@ -16,7 +16,7 @@ Beside them lie configuration, settings for generation and tokenizer.
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -102,7 +102,7 @@ def to_onnx(source: str | Path, output: str | Path) -> None:
         else:
             _export_model(model, partial / MODEL)
         tokenizer.save_pretrained(partial)
-        for name in ("auto_map", "custom_pipelines"):  # a model's code, which is not needed, and does not go along
+        for name in ("auto_map", "custom_pipelines"):  # they name the model's code, which does not go along
             vars(model.config).pop(name, None)
         model.config.to_json_file(partial / "config.json")
 
@@ -178,11 +178,10 @@ BATCH, SOURCE, PAST, LENGTH, KEPT = 2, 7, 5, 3, 2
 
 def _export_model(model: PreTrainedModel, path: Path) -> None:
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if model.config.type_vocab_size else [])]
-    example = tuple(torch.ones(BATCH, LENGTH, dtype=torch.long) for _ in names)
+    example = {name: torch.ones(BATCH, LENGTH, dtype=torch.long) for name in names}
     with torch.no_grad():
-        outputs = list(model(**dict(zip(names, example, strict=True))))
-    shapes = {name: {0: "batch", 1: "length"} for name in names}
-    _export(model, path, dict(zip(names, example, strict=True)), names, outputs, shapes)
+        outputs = list(model(**example))
+    _export(model, path, example, names, outputs, {name: {0: "batch", 1: "length"} for name in names})
 
 
 def _export_encoder(model: PreTrainedModel, path: Path) -> None:
@@ -326,7 +325,7 @@ class OnnxModel(PreTrainedModel):
         attention_mask: torch.Tensor | None,
         cache: Cache | None,
         logits_to_keep: int | torch.Tensor,
-        **source: torch.Tensor,
+        source: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
         """The logits of new tokens, whose keys and values go into the cache."""
         own: Any = self_attention_cache(cache)
@@ -335,16 +334,11 @@ class OnnxModel(PreTrainedModel):
         self._check_length(past_length + length)
         pairs = [(layer.keys, layer.values) for layer in own.layers] if past_length else _pairs(self.config, batch, 0)
         past = zip(_names("past_key_values", self.config), chain.from_iterable(pairs), strict=True)
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": _or_ones(attention_mask, (batch, past_length + length)),
-            "logits_to_keep": torch.arange(length)[-logits_to_keep:]
-            if isinstance(logits_to_keep, int)
-            else logits_to_keep,
-            **dict(past),
-            **source,
-        }
-        outputs = self._run(DECODER, inputs)
+        if isinstance(logits_to_keep, int):
+            logits_to_keep = torch.arange(length)[-logits_to_keep:]
+        mask = _or_ones(attention_mask, (batch, past_length + length))
+        inputs = {"input_ids": input_ids, "attention_mask": mask, "logits_to_keep": logits_to_keep}
+        outputs = self._run(DECODER, {**inputs, **dict(past), **source})
         for index in range(0 if own is None else self.config.decoder_layers):
             key, value = (outputs[f"present.{index}.{kind}"] for kind in ("key", "value"))
             if past_length:  # what came out is the whole of it
@@ -408,7 +402,7 @@ class OnnxForCausalLM(OnnxModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Predict every next token of (batch, length) ids; see `TriviumForCausalLM.forward`."""
         cache = self._new_cache(past_key_values, use_cache)
-        logits = self._step(input_ids, attention_mask, cache, logits_to_keep)
+        logits = self._step(input_ids, attention_mask, cache, logits_to_keep, {})
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
 
@@ -440,7 +434,7 @@ class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
         cache = self._new_cache(past_key_values, use_cache)
         source = next(iter(encoder_outputs.values()))  # (batch, heads, source_len, head_dim)
         seen = {"encoder_attention_mask": _or_ones(attention_mask, source.shape[::2]), **encoder_outputs}
-        logits = self._step(decoder_input_ids, decoder_attention_mask, cache, logits_to_keep, **seen)
+        logits = self._step(decoder_input_ids, decoder_attention_mask, cache, logits_to_keep, seen)
         return Seq2SeqLMOutput(logits=logits, past_key_values=cache)
 
 

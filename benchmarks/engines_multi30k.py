@@ -1,45 +1,51 @@
-"""The same model twice, computed by torch and by onnxruntime, on the 1,000 test sentences of Multi30k.
+"""The same model in several engines: torch, onnxruntime, CTranslate2, on the 1,000 test sentences of Multi30k.
 
-Both are driven by the same `generate()`, with the same code around it (`trivium.translation.translate`): the same
-batches, the same longest output, the same tokenizer. What differs is who computes a step. FOLDER holds
-`test_2016_flickr.en` and `test_2016_flickr.de`; the model is one that `trivium train recipes/multi30k.yaml` saved:
+All translate with the same code around them (`trivium.translation.translate`): the same batches, the same longest
+output, the same tokenizer. FOLDER holds `test_2016_flickr.en` and `test_2016_flickr.de`; the model is one that
+`trivium train recipes/multi30k.yaml` saved:
 
-    OMP_NUM_THREADS=1 python benchmarks/onnx_multi30k.py --data FOLDER --model runs/multi30k
+    OMP_NUM_THREADS=1 python benchmarks/engines_multi30k.py --data FOLDER --model runs/multi30k
 
-Both run in one process, by turns, so that ratios mean something wherever it runs; of several rounds, each takes its
-fastest, since other programs disturb. What it prints is also in `--output`, as JSON.
+All run in one process, so that ratios mean something wherever it runs; of several rounds, each takes its fastest,
+since other programs disturb. What it prints is also in `--output`, as JSON.
 """
 
 import json
 import os
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
 import typer
-from ctranslate2_multi30k import COLUMNS, as_table
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from trivium.cli.common import write
 from trivium.data import read_lines
+from trivium.files import write_whole
+from trivium.interop.ctranslate2 import CTranslate2Model, to_ctranslate2
 from trivium.interop.onnx import OnnxModel
 from trivium.metrics import load_metric
 from trivium.translation import translate
 
-SEARCHES = {"greedy": 1, "beam 5": 5}
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {"num_beams": 1},
+    "beam 5": {"num_beams": 5, "early_stopping": False},
+    "beam 5, early stopping": {"num_beams": 5, "early_stopping": True},
+}
+COLUMNS = ("search", "engine", "same lines", "sacreBLEU", "seconds", "target tokens/s", "times as fast")
 
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with the sentences of Multi30k, one a line.")],
     model: Annotated[Path, typer.Option(help="Folder of a saved encoder-decoder.")],
-    output: Annotated[Path, typer.Option(help="File for the results.")] = Path("onnx.json"),
+    output: Annotated[Path, typer.Option(help="File for the results.")] = Path("engines.json"),
     rounds: Annotated[int, typer.Option(help="How often each engine translates everything.")] = 3,
     sentences: Annotated[int, typer.Option(help="Only the first so many.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Sentences that are translated at once.")] = 64,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
-    """Translate test_2016_flickr from English to German with both, and compare."""
+    """Translate test_2016_flickr from English to German with every engine, and compare."""
     torch.set_num_threads(threads)
     sources, references = (list(read_lines(data / f"test_2016_flickr.{side}"))[:sentences] for side in ("en", "de"))
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -47,14 +53,20 @@ def main(
         "transformers": AutoModelForSeq2SeqLM.from_pretrained(model).eval(),
         "ONNX": OnnxModel.from_pretrained(model),
     }
+    with TemporaryDirectory() as temporary:
+        for quantization in ("float32", "int8"):
+            folder = Path(temporary) / quantization
+            to_ctranslate2(model, folder, quantization)
+            engines[f"CTranslate2 {quantization}"] = CTranslate2Model(folder, inter_threads=1, intra_threads=threads)
+
     results = []
-    for search, beams in SEARCHES.items():
+    for search, options in SEARCHES.items():
         seconds: dict[str, list[float]] = {name: [] for name in engines}
         texts: dict[str, list[str]] = {}
         for _ in range(rounds):
             for name, engine in engines.items():
                 start = time.perf_counter()
-                texts[name] = list(translate(engine, tokenizer, sources, batch_size=batch_size, num_beams=beams))
+                texts[name] = list(translate(engine, tokenizer, sources, batch_size=batch_size, **options))
                 seconds[name].append(time.perf_counter() - start)
         for name in engines:
             same = sum(ours == theirs for ours, theirs in zip(texts[name], texts["transformers"], strict=True))
@@ -65,7 +77,15 @@ def main(
             results.append(dict(zip(COLUMNS, row, strict=True)))
     print(as_table(results))
     setting = {"sentences": len(sources), "batch_size": batch_size, "threads": threads, "rounds": rounds}
-    write(output, json.dumps({**setting, "load": os.getloadavg(), "results": results}, indent=2) + "\n")
+    write_whole(output, json.dumps({**setting, "load": os.getloadavg(), "results": results}, indent=2) + "\n")
+
+
+def as_table(results: list[dict[str, Any]]) -> str:
+    """In Markdown."""
+    formats = ("", "", ".1%", ".2f", ".1f", ",.0f", ".1f")
+    rows = [[format(row[name], how) for name, how in zip(COLUMNS, formats, strict=True)] for row in results]
+    rule = ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [COLUMNS, rule, *rows])
 
 
 if __name__ == "__main__":
