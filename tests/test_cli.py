@@ -436,6 +436,7 @@ FILES = {"--input", "--output", "--batch-size"}
 SAMPLING = {"--sample", "--temperature", "--top-k", "--top-p", "--seed", "--beams"}
 OPTIONS = {
     "train": {"--resume", "--overwrite"},
+    "average": {"--last"},
     "evaluate": {"--split", "--beams", "--batch-size"},
     "translate": FILES | SAMPLING | {"--length-penalty", "--max-length", "--engine"},
     "generate": FILES | SAMPLING | {"--num", "--max-new-tokens"},

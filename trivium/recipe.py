@@ -1,6 +1,7 @@
 """A run as a file: which task, what data, which tokenizer and model, how to train, to generate and to measure."""
 
 import inspect
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -22,6 +23,13 @@ from trivium.tasks import TASKS, InputArguments, Task
 
 RECIPE_FILE = "recipe.yaml"
 CLASSIFIER_FIELDS = ("problem_type", "label2id", "id2label", "num_labels")
+# Of the Trainer, and what they may be where batches are not of rows but of tokens.
+OF_BATCHES_OF_ROWS: tuple[tuple[str, list[Any]], ...] = (
+    ("per_device_train_batch_size", [None]),
+    ("train_sampling_strategy", [None, "random"]),
+    ("auto_find_batch_size", [None, False]),
+    ("dataloader_drop_last", [None, False]),
+)
 
 
 @dataclass
@@ -111,10 +119,12 @@ class Recipe:
         inputs: How text becomes the inputs of the model.
         model: `preset`, the name of a preset, and fields of `TriviumConfig` that replace its own. A task takes of a
             preset the layers that it needs: only the encoder's for `masked-lm`.
-        training: Fields of `Seq2SeqTrainingArguments`.
+        training: Fields of `Seq2SeqTrainingArguments`; null leaves one at its default.
         generation: Fields of `GenerationConfig`; they are saved with the model, as its defaults.
         metrics: What is measured, by the names of `trivium.metrics.load_metric`; None: what is usual for the task.
         early_stopping_patience: Stop after so many evaluations without a better one; None: never.
+        ema_decay: Give the exponential average of the weights after every step instead of those after the last one:
+            of about 1 / (1 - ema_decay) steps, such as 0.999; None: do not.
         init_from: A saved model to go on from, with its own tokenizer, instead of a new one. Of an encoder-decoder a
             task takes the half that it needs. `model` may then say what does not change its parameters, as dropout.
         card: What the model card says beside what the run itself can tell.
@@ -129,6 +139,7 @@ class Recipe:
     generation: dict[str, Any] = field(default_factory=dict)
     metrics: list[str] | None = None
     early_stopping_patience: int | None = None
+    ema_decay: float | None = None
     init_from: str | None = None
     card: CardArguments = field(default_factory=CardArguments)
 
@@ -159,6 +170,19 @@ class Recipe:
             ):
                 if given != allowed:
                     raise ValueError(f"{name} is {given}, but it is for translation; the task is {self.task}.")
+        if self.inputs.max_tokens is not None:
+            for name, given, allowed in (
+                ("data.streaming", self.data.streaming, [False]),  # the lengths of all rows are to be known
+                ("inputs.packing", self.inputs.packing, [False]),
+                *((f"training.{name}", self.training.get(name), allowed) for name, allowed in OF_BATCHES_OF_ROWS),
+            ):
+                if given not in allowed:
+                    raise ValueError(
+                        f"inputs.max_tokens is {self.inputs.max_tokens}, but {name} is {given}, which does not go with "
+                        f"batches by tokens: set {name}={json.dumps(allowed[0])}, or inputs.max_tokens=null."
+                    )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}, but must be greater than 0 and less than 1, or null.")
         if not self.training.get("output_dir"):
             raise ValueError("training.output_dir is missing: it says where the run is kept.")
         if self.init_from and "preset" in self.model:
@@ -173,7 +197,7 @@ class Recipe:
 
     def training_arguments(self) -> Seq2SeqTrainingArguments:
         """The `training:` section, as the Trainer takes it."""
-        return Seq2SeqTrainingArguments(**self.training)
+        return Seq2SeqTrainingArguments(**{name: given for name, given in self.training.items() if given is not None})
 
     def model_config(self, **facts: Any) -> TriviumConfig:
         """The `model:` section as a configuration, completed by `facts` that the tokenizer knows."""

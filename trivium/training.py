@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from huggingface_hub import create_branch
+from torch.utils.data import DataLoader
 from transformers import (
     AutoTokenizer,
     EarlyStoppingCallback,
@@ -22,7 +23,8 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from trivium.callbacks import CompletePush, RunFacts
+from trivium.batching import BatchReport, TokenBatchSampler, lengths_of
+from trivium.callbacks import CompletePush, ExponentialAverage, RunFacts
 from trivium.configuration import TriviumConfig
 from trivium.data import load_data
 from trivium.files import write_whole
@@ -97,7 +99,10 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         processing_class=tokenizer,
         compute_metrics=scoring(recipe, model, tokenizer),
         callbacks=[RunFacts(), CompletePush()],
+        max_tokens=recipe.inputs.max_tokens,
     )
+    if recipe.ema_decay is not None:
+        trainer.add_callback(ExponentialAverage(recipe.ema_decay))
     if recipe.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
     trainer.train(resume_from_checkpoint=checkpoint if resume else None)
@@ -107,7 +112,46 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
 
 
 class RunTrainer(Seq2SeqTrainer):
-    """A Trainer that pushes the card of `trivium.hub.card`, and to a branch that need not be there yet."""
+    """A Trainer with batches by tokens, which pushes the card of `trivium.hub.card`, and to a branch as yet unmade.
+
+    Args:
+        max_tokens: What a batch of each device may have, as `TokenBatchSampler` counts it; None: batches are of
+            `per_device_train_batch_size` rows.
+    """
+
+    def __init__(self, *args: Any, max_tokens: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.batches: TokenBatchSampler | None = None
+        if max_tokens is not None:
+            columns = ["input_ids", "labels"] if self.model.config.is_encoder_decoder else ["input_ids"]
+            self.batches = TokenBatchSampler(
+                [lengths_of(self.train_dataset, column) for column in columns],
+                max_tokens * max(1, self.args.n_gpu),  # those of this process, among which a batch is split
+                seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+                epoch=lambda: int(self.state.epoch or 0),
+            )
+            self.add_callback(BatchReport(self.batches, self.log))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's, but for the batches."""
+        if self.batches is None:
+            return super().get_train_dataloader()
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_total_train_batch_size(self, args: Seq2SeqTrainingArguments) -> int:
+        """Rows of a step, by which the Trainer reckons how many it learns from in a second."""
+        rows = super().get_total_train_batch_size(args)
+        return rows if self.batches is None else round(rows / self._train_batch_size * self.batches.mean_rows)
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Create the repository and the branch before training, not to fail after it."""

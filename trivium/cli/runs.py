@@ -1,10 +1,11 @@
-"""Commands about runs: `trivium train`, `trivium evaluate`."""
+"""Commands about runs: `trivium train`, `trivium average`, `trivium evaluate`."""
 
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -75,6 +76,36 @@ def train(
 
         trainer = training.train(loaded, resume=resume, overwrite=overwrite)
     typer.echo(f"The trained model is in {trainer.args.output_dir}.")
+
+
+@commands.command(epilog="Example: `trivium average runs/numbers runs/averaged --last 5`")
+def average(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN_OR_FOLDERS...",
+            help="The folder of a run, for its checkpoints; or several folders of saved models.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
+    last: Annotated[
+        int | None, typer.Option(min=1, help="Of a run: only so many of its checkpoints, the last ones.")
+    ] = None,
+) -> None:
+    """Average the weights of a run's checkpoints, or of other models, into a new model.
+
+    The mean of the last few checkpoints often is better than the last one. The folder OUTPUT will hold a whole model,
+    as `trivium evaluate` and all other commands take it.
+    """
+    if last and len(folders) > 1:
+        raise typer.BadParameter("--last goes with one run, not with several folders.")
+    with mistakes_explained():
+        from trivium import averaging
+
+        paths = folders if len(folders) > 1 else averaging.last_checkpoints(folders[0], last)
+        averaging.average(paths, output, show_progress=True)
+    typer.echo(f"The mean of {', '.join(map(str, paths))} is in {output}.")
 
 
 @commands.command(epilog="Example: `trivium evaluate runs/numbers --beams 5`")

@@ -342,7 +342,7 @@ def _training(facts: _Facts) -> list[tuple[str, str]]:
     if recipe:
         setting: dict[str, Any] = {
             each.name: each.default for each in fields(Seq2SeqTrainingArguments)
-        } | recipe.training
+        } | {name: given for name, given in recipe.training.items() if given is not None}
         data = _code(data_name(recipe.data, "train"))
         if recipe.kind.columns == PAIR:
             data += f", from {_code(recipe.data.source)} to {_code(recipe.data.target)}"
@@ -353,7 +353,9 @@ def _training(facts: _Facts) -> list[tuple[str, str]]:
             model = _hub_model(recipe)
             link = f"[{model}](https://huggingface.co/{model})" if model else _code(without_home(recipe.init_from))
             rows.append(("began from", link))
-        batch = [f"{_count(setting['per_device_train_batch_size'], 'row')} on each device"]
+        limit = recipe.inputs.max_tokens
+        rows_or_tokens = _count(setting["per_device_train_batch_size"], "row") if limit is None else f"{limit:,} tokens"
+        batch = [f"{rows_or_tokens} on each device"]
         if setting["gradient_accumulation_steps"] != 1:
             batch.append(f"summed up over {setting['gradient_accumulation_steps']}")
         if processes := facts.run.get("processes"):

@@ -33,7 +33,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self._files = dict[str, Any]()
         self.shapes = dict[str, Shape]()
         with ExitStack() as stack:
-            for path in _weight_files(folder):
+            for path in weight_files(folder):
                 try:
                     file = stack.enter_context(safe_open(path, framework="pt"))
                 except SafetensorError as error:
@@ -59,7 +59,13 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return len(self._files)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files that the weights in `folder` are in, in the order of their names.
+
+    Raises:
+        FileNotFoundError: There are none, or one of them is missing.
+        ValueError: The index is broken.
+    """
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         return [folder / SAFE_WEIGHTS_NAME]
     index = folder / SAFE_WEIGHTS_INDEX_NAME
