@@ -112,7 +112,9 @@ def _mean(name: str, checkpoints: dict[Path, Checkpoint]) -> torch.Tensor:
         if tensor.is_floating_point():
             total = total + summand.double()
         elif not torch.equal(tensor, summand):
-            raise ValueError(f"{name} is {tensor.dtype}, of which there is no mean, and differs in {first} and {path}.")
+            raise ValueError(
+                f"{name} is {tensor.dtype}, of which there is no mean, and differs in {first} and {path}."
+            )
     return (total / len(checkpoints)).to(tensor.dtype) if tensor.is_floating_point() else tensor
 
 

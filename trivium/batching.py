@@ -56,9 +56,7 @@ class TokenBatchSampler(Sampler[list[int]]):
 
         order = np.lexsort((self._difference, self._longest))
         rows = np.diff([*self._starts, len(order)])
-        tokens, *sides = (
-            rows @ np.maximum.reduceat(each[order], self._starts) for each in (self._longest, *lengths)
-        )
+        tokens, *sides = (rows @ np.maximum.reduceat(each[order], self._starts) for each in (self._longest, *lengths))
         self.mean_rows = float(rows.mean())
         self.mean_tokens = float(tokens / len(rows))
         self.padding = float(1 - np.sum(lengths) / sum(sides))

@@ -171,15 +171,15 @@ class Recipe:
                 if given != allowed:
                     raise ValueError(f"{name} is {given}, but it is for translation; the task is {self.task}.")
         if self.inputs.max_tokens is not None:
-            for name, given, allowed in (
+            for name, given, possible in (
                 ("data.streaming", self.data.streaming, [False]),  # the lengths of all rows are to be known
                 ("inputs.packing", self.inputs.packing, [False]),
-                *((f"training.{name}", self.training.get(name), allowed) for name, allowed in OF_BATCHES_OF_ROWS),
+                *((f"training.{name}", self.training.get(name), possible) for name, possible in OF_BATCHES_OF_ROWS),
             ):
-                if given not in allowed:
+                if given not in possible:
                     raise ValueError(
-                        f"inputs.max_tokens is {self.inputs.max_tokens}, but {name} is {given}, which does not go with "
-                        f"batches by tokens: set {name}={json.dumps(allowed[0])}, or inputs.max_tokens=null."
+                        f"inputs.max_tokens is {self.inputs.max_tokens}, but {name} is {given}, which does not go "
+                        f"with batches by tokens: set {name}={json.dumps(possible[0])}, or inputs.max_tokens=null."
                     )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}, but must be greater than 0 and less than 1, or null.")

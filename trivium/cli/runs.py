@@ -83,7 +83,7 @@ def average(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN_OR_FOLDERS...",
+            metavar="RUN_OR_FOLDERS",
             help="The folder of a run, for its checkpoints; or several folders of saved models.",
             show_default=False,
         ),

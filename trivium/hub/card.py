@@ -340,9 +340,8 @@ def _training(facts: _Facts) -> list[tuple[str, str]]:
     rows = []
     recipe, state, config = facts.recipe, facts.state, facts.config
     if recipe:
-        setting: dict[str, Any] = {
-            each.name: each.default for each in fields(Seq2SeqTrainingArguments)
-        } | {name: given for name, given in recipe.training.items() if given is not None}
+        setting: dict[str, Any] = {each.name: each.default for each in fields(Seq2SeqTrainingArguments)}
+        setting |= {name: given for name, given in recipe.training.items() if given is not None}
         data = _code(data_name(recipe.data, "train"))
         if recipe.kind.columns == PAIR:
             data += f", from {_code(recipe.data.source)} to {_code(recipe.data.target)}"
@@ -353,9 +352,10 @@ def _training(facts: _Facts) -> list[tuple[str, str]]:
             model = _hub_model(recipe)
             link = f"[{model}](https://huggingface.co/{model})" if model else _code(without_home(recipe.init_from))
             rows.append(("began from", link))
-        limit = recipe.inputs.max_tokens
-        rows_or_tokens = _count(setting["per_device_train_batch_size"], "row") if limit is None else f"{limit:,} tokens"
-        batch = [f"{rows_or_tokens} on each device"]
+        share = _count(setting["per_device_train_batch_size"], "row")
+        if recipe.inputs.max_tokens is not None:
+            share = f"rows of like length, up to {_count(recipe.inputs.max_tokens, 'token')},"
+        batch = [f"{share} on each device"]
         if setting["gradient_accumulation_steps"] != 1:
             batch.append(f"summed up over {setting['gradient_accumulation_steps']}")
         if processes := facts.run.get("processes"):
