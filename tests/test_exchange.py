@@ -25,8 +25,7 @@ from typer.testing import CliRunner
 import trivium
 from trivium import preset_config
 from trivium.cli import app
-from trivium.interop import convert as convert_module
-from trivium.interop.convert import convert
+from trivium.interop import conversion, convert
 from trivium.interop.exchange import Exchange
 from trivium.interop.families import FAMILIES
 from trivium.interop.families.marian import alternating
@@ -846,8 +845,8 @@ def test_takes_a_model_of_the_hub_from_its_cache(tmp_path: Path, monkeypatch: py
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    download = partial(convert_module.snapshot_download, cache_dir=tmp_path / "cache")
-    monkeypatch.setattr(convert_module, "snapshot_download", download)
+    download = partial(conversion.snapshot_download, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(conversion, "snapshot_download", download)
     convert("someone/llama", tmp_path / "ours")
     assert files_of(tmp_path / "ours")["model.safetensors"]
 
@@ -859,7 +858,7 @@ def test_asks_the_hub_for_nothing_pickled(tmp_path: Path, monkeypatch: pytest.Mo
         asked.update(options)
         return str(saved_native(tmp_path))
 
-    monkeypatch.setattr(convert_module, "snapshot_download", download)
+    monkeypatch.setattr(conversion, "snapshot_download", download)
     convert("someone/llama", tmp_path / "ours")
     files = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json", "vocab.txt", "source.spm"]
     unwanted = ["pytorch_model.bin", "model.py", "consolidated.safetensors", "onnx/config.json", "model.h5"]

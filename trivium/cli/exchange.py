@@ -42,7 +42,7 @@ def convert(
         if to in ENGINES:
             _convert_for_engine(Path(model), output, to, quantization)
             return
-        from trivium.interop.convert import convert as convert_model
+        from trivium.interop import convert as convert_model
 
         made = convert_model(model, output, to, max_shard_size=max_shard_size, show_progress=True)
     for note in made.notes:

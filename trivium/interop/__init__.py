@@ -1,1 +1,5 @@
-"""Exchange of models with others: families of transformers' own classes, and engines that run them."""
+"""Weights in and out of transformers' own classes, and out to other engines: no model is locked in."""
+
+from trivium.interop.conversion import Converted, convert
+
+__all__ = ["Converted", "convert"]
