@@ -42,6 +42,10 @@ def card(
         for name, content in reversed(render_card(model, repo_id, overrides or []).items()):  # first what it shows
             write_whole(model / name, content)
     typer.echo(f"The model card is {model / CARD_FILE}. To go on from it yourself, remove this line of it:\n{MARK}")
+    if repo_id is None:
+        typer.echo(
+            "Its code calls the model as its folder; with --repo-id NAME/MODEL, as on the Hub."
+        )
     typer.echo(f"To publish it with its model: trivium push {model} {repo_id or 'NAME/MODEL'}")
 
 

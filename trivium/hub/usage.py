@@ -157,10 +157,9 @@ def command_code(usage: Usage, name: str, text: str) -> str:
     if usage.command is None:
         return ""
     folder = name.rsplit("/", 1)[-1]
-    words = (
-        ["hf", "download", name, "--local-dir", folder],
-        ["trivium", usage.command, folder, " ".join(text.split())],
-    )
+    words = [["trivium", usage.command, folder, " ".join(text.split())]]
+    if "/" in name:  # else it is no name on the Hub
+        words.insert(0, ["hf", "download", name, "--local-dir", folder])
     return "\n".join(shlex.join(line) for line in words)
 
 
