@@ -43,9 +43,7 @@ def card(
             write_whole(model / name, content)
     typer.echo(f"The model card is {model / CARD_FILE}. To go on from it yourself, remove this line of it:\n{MARK}")
     if repo_id is None:
-        typer.echo(
-            "Its code calls the model as its folder; with --repo-id NAME/MODEL, as on the Hub."
-        )
+        typer.echo("Its code calls the model as its folder; with --repo-id NAME/MODEL, as on the Hub.")
     typer.echo(f"To publish it with its model: trivium push {model} {repo_id or 'NAME/MODEL'}")
 
 
