@@ -22,7 +22,8 @@ from transformers import set_seed
 from trivium.data import load_data
 from trivium.recipe import load_recipe
 from trivium.tasks import encode_data, make_collator
-from trivium.training import RunTrainer, load_or_build
+from trivium.trainer import RunTrainer
+from trivium.training import load_or_build
 
 WAYS = {
     "64 random sentences": ["training.train_sampling_strategy=random"],

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from trivium import TriviumForConditionalGeneration, TriviumForMaskedLM
 from trivium.averaging import average, last_checkpoints
-from trivium.callbacks import TRAINED_WEIGHTS_FILE, ExponentialAverage
+from trivium.callbacks import ExponentialAverage
+from trivium.callbacks.averaging import TRAINED_WEIGHTS_FILE
 from trivium.cli import app
 from trivium.interop.checkpoint import Checkpoint
 from trivium.recipe import load_recipe

@@ -17,7 +17,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, 
 from typer.testing import CliRunner
 
 from trivium import TriviumForConditionalGeneration, TriviumTokenizer
-from trivium.callbacks import describe_hardware
+from trivium.callbacks.facts import describe_hardware
 from trivium.cli import app
 from trivium.data import DataArguments, numbers_corpus
 from trivium.evaluation import evaluate

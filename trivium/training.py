@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from huggingface_hub import create_branch
-from torch.utils.data import DataLoader
 from transformers import (
     AutoTokenizer,
     EarlyStoppingCallback,
@@ -23,15 +21,14 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from trivium.batching import BatchReport, TokenBatchSampler, lengths_of
 from trivium.callbacks import CompletePush, ExponentialAverage, RunFacts
 from trivium.configuration import TriviumConfig
 from trivium.data import load_data
-from trivium.files import write_whole
 from trivium.metrics import load_metric
 from trivium.recipe import Recipe
 from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_targets, make_collator
 from trivium.tokenization import train_tokenizer
+from trivium.trainer import RunTrainer
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Seq2SeqTrainer:
@@ -109,64 +106,6 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     trainer.save_state()
     trainer.save_model()  # last: it pushes the folder, if the recipe says so
     return trainer
-
-
-class RunTrainer(Seq2SeqTrainer):
-    """A Trainer with batches by tokens, which pushes the card of `trivium.hub.card`, and to a branch as yet unmade.
-
-    Args:
-        max_tokens: What a batch of each device may have, as `TokenBatchSampler` counts it; None: batches are of
-            `per_device_train_batch_size` rows.
-    """
-
-    def __init__(self, *args: Any, max_tokens: int | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.batches: TokenBatchSampler | None = None
-        if max_tokens is not None:
-            columns = ["input_ids", "labels"] if self.model.config.is_encoder_decoder else ["input_ids"]
-            self.batches = TokenBatchSampler(
-                [lengths_of(self.train_dataset, column) for column in columns],
-                max_tokens * max(1, self.args.n_gpu),  # those of this process, among which a batch is split
-                seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-                epoch=lambda: int(self.state.epoch or 0),
-            )
-            self.add_callback(BatchReport(self.batches, self.log))
-
-    def get_train_dataloader(self) -> DataLoader:
-        """The Trainer's, but for the batches."""
-        if self.batches is None:
-            return super().get_train_dataloader()
-        loader = DataLoader(
-            self.train_dataset,
-            batch_sampler=self.batches,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-        )
-        return self.accelerator.prepare(loader)
-
-    def get_total_train_batch_size(self, args: Seq2SeqTrainingArguments) -> int:
-        """Rows of a step, by which the Trainer reckons how many it learns from in a second."""
-        rows = super().get_total_train_batch_size(args)
-        return rows if self.batches is None else round(rows / self._train_batch_size * self.batches.mean_rows)
-
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Create the repository and the branch before training, not to fail after it."""
-        super().init_hf_repo(*args, **kwargs)
-        if self.args.hub_revision and self.is_world_process_zero():
-            create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card, and its picture, into the output folder, unless somebody wrote another there."""
-        from trivium.hub.card import has_own_card, render_card  # here: it draws, and needs the libraries for it
-
-        folder = Path(self.args.output_dir)
-        if self.is_world_process_zero() and not has_own_card(folder):
-            for name, content in render_card(folder, self.hub_model_id).items():
-                write_whole(folder / name, content)
 
 
 def steps_of_finished_run(checkpoint: str, args: Seq2SeqTrainingArguments) -> int | None:

@@ -1,11 +1,5 @@
-"""What goes along with a training: facts for the model's card, averaged weights, and whole folders on the Hub."""
+"""An exponential average of the weights along the training."""
 
-import os
-import platform
-import shutil
-import time
-from collections.abc import Sized
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,80 +8,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from trivium.callbacks.checkpoints import checkpoint_of
 
 TRAINED_WEIGHTS_FILE = "trained_weights.safetensors"  # beside the averaged ones, in a checkpoint
-TRAINING_ARGUMENTS_FILE = "training_args.bin"  # the Trainer's, a pickle
-THEN = ", then "
-
-
-class RunFacts(TrainerCallback, ExportableState):
-    """How long a training took, and on what; kept in every `trainer_state.json`, under `stateful_callbacks`.
-
-    Attributes:
-        seconds: By the clock, evaluations and saving included; of a resumed run, of all its sessions.
-        hardware: GPUs, or CPU and cores, in words; of a resumed run all that it ran on.
-        processes: How many trained together.
-        examples: How many there were to learn from, packed ones as they were packed; None: nobody knows, of a stream.
-        versions: Of trivium, torch, transformers and Python.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.hardware = ""
-        self.processes = 1
-        self.examples: int | None = None
-        self.versions: dict[str, str] = {}
-        self._started: float | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Go on from the checkpoint's facts, if there is one."""
-        # Read here: `restore_callback_states_from_checkpoint` would restore every other callback as well.
-        earlier = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
-        self._started = time.perf_counter() - earlier.get("seconds", 0.0)
-        here = describe_hardware(args.device, args.world_size * max(args.n_gpu, 1))
-        before = (earlier.get("hardware") or here).split(THEN)
-        self.hardware = THEN.join(before if here in before else [*before, here])
-        self.processes = args.world_size
-        dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
-        self.examples = len(dataset) if isinstance(dataset, Sized) else None
-        self.versions = {name: version(name) for name in ("trivium", "torch", "transformers")}
-        self.versions["python"] = platform.python_version()
-        self._tell(state)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Stop the clock; `Trainer.save_state` writes what it is told here, for it asks only at checkpoints."""
-        self._tell(state)
-        self._started = None
-
-    def _tell(self, state: TrainerState) -> None:
-        state.stateful_callbacks[type(self).__name__] = self.state()
-
-    def state(self) -> dict[str, Any]:
-        """The facts until now, as the Trainer keeps them."""
-        if self._started is not None:
-            self.seconds = time.perf_counter() - self._started
-        facts = {name: fact for name, fact in vars(self).items() if not name.startswith("_")}
-        return {"args": {}, "attributes": facts}
-
-
-def describe_hardware(device: torch.device, count: int) -> str:
-    """One line for people: `2 x NVIDIA H200`, or `AMD EPYC 7B13, 2 cores`; nothing that names the machine."""
-    if device.type == "cuda":
-        return f"{count} x {torch.cuda.get_device_name(device)}"
-    if device.type != "cpu":
-        return f"{count} x {device.type}"
-    info = Path("/proc/cpuinfo")  # of Linux; there, `platform` knows no more than x86_64
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = next(iter(names), platform.processor() or platform.machine())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
 
 
 class ExponentialAverage(TrainerCallback):
@@ -138,7 +62,7 @@ class ExponentialAverage(TrainerCallback):
         if state.global_step == 0:
             self._put_by = {name: weight.detach().clone() for name, weight in trained.items()}
         else:
-            self._put_by = self._load(_checkpoint(args, state), state)
+            self._put_by = self._load(checkpoint_of(args, state), state)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -171,7 +95,7 @@ class ExponentialAverage(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep the trained weights beside the averaged ones, which the Trainer saved."""
-        folder = _checkpoint(args, state)
+        folder = checkpoint_of(args, state)
         if not args.should_save or not folder.is_dir() or not self._put_by:
             return
         partial = folder / f"{TRAINED_WEIGHTS_FILE}.partial"
@@ -204,33 +128,3 @@ class ExponentialAverage(TrainerCallback):
         if str(told) != str(state.log_history) or shapes != {name: weight.shape for name, weight in saved.items()}:
             raise ValueError(f"{path} is not of the run that is resumed, but of another one in the output folder.")
         return {name: saved[name].to(weight.device, weight.dtype) for name, weight in self._parameters.items()}
-
-
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    assert args.output_dir is not None  # the Trainer has set it
-    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-
-
-class CompletePush(TrainerCallback):
-    """Makes every push of a Trainer to the Hub a folder that loads, without anything to unpickle.
-
-    A push while training goes on has weights and configuration of the last checkpoint, but not the model's code,
-    which `auto_map` in the configuration refers to; and it has the Trainer's own arguments, as a pickle, with the
-    token of `hub_token` if that was given. With this callback it has the code, and a `.gitignore` that keeps the
-    pickle on this machine. `trivium.training.train` uses it; in a Trainer of your own:
-    `Trainer(..., callbacks=[CompletePush()])`.
-    """
-
-    def on_push_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Copy the code from the checkpoint that is about to be pushed."""
-        folder = Path(args.output_dir)
-        if not state.is_world_process_zero or not folder.is_dir():
-            return
-        for file in _checkpoint(args, state).glob("*.py"):
-            shutil.copy(file, folder)
-        ignored = folder / ".gitignore"  # the Hub leaves out what it says
-        lines = ignored.read_text().splitlines() if ignored.exists() else []
-        if TRAINING_ARGUMENTS_FILE not in lines:
-            ignored.write_text("\n".join([*lines, TRAINING_ARGUMENTS_FILE, ""]))

@@ -1,0 +1,7 @@
+"""What goes along with a training, in any Trainer."""
+
+from trivium.callbacks.averaging import ExponentialAverage
+from trivium.callbacks.facts import RunFacts
+from trivium.callbacks.pushing import CompletePush
+
+__all__ = ["CompletePush", "ExponentialAverage", "RunFacts"]
