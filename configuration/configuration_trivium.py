@@ -60,7 +60,7 @@ class TriviumConfig(PreTrainedConfig):
     """
 
     model_type = "trivium"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # as transformers calls it, and did before 5.24
     attribute_map = {"hidden_size": "d_model"}
 
     vocab_size: int = 37000

@@ -55,13 +55,6 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-def self_attention_cache(past_key_values: Cache | None) -> Cache | None:
-    """The part of a cache that holds the decoder's own keys and values: all of it, where there is no encoder."""
-    if isinstance(past_key_values, EncoderDecoderCache):
-        return past_key_values.self_attention_cache
-    return past_key_values
-
-
 class MultiHeadAttention(nn.Module):
     """MultiHead(Q, K, V) = Concat(head_1, ..., head_h) W^O with head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V).
 
@@ -89,7 +82,7 @@ class MultiHeadAttention(nn.Module):
         hidden_states: torch.Tensor,
         key_value_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         rotation: Rotation | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -99,7 +92,7 @@ class MultiHeadAttention(nn.Module):
             hidden_states: (B, L, d_model), what asks.
             key_value_states: (B, S, d_model), what is looked at in cross-attention.
             attention_mask: In the form that the attention function in use wants.
-            past_key_values: Keys and values of earlier calls; this call's are added.
+            cache: Keys and values of earlier calls; this call's are added.
             rotation: (cos, sin) of the positions, with rotary positions, in self-attention.
             **kwargs: Handed on to the attention function.
 
@@ -111,10 +104,10 @@ class MultiHeadAttention(nn.Module):
             key, value = self._project_keys_and_values(hidden_states)
             if rotation is not None:
                 query, key = rotate(query, rotation), rotate(key, rotation)
-            if past_key_values is not None:
-                key, value = past_key_values.update(key, value, self.layer_idx)
+            if cache is not None:
+                key, value = cache.update(key, value, self.layer_idx)
         else:
-            key, value = self._project_memory(key_value_states, past_key_values)
+            key, value = self._project_memory(key_value_states, cache)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -138,14 +131,14 @@ class MultiHeadAttention(nn.Module):
         return self._split_heads(self.k_proj(states)), self._split_heads(self.v_proj(states))
 
     def _project_memory(
-        self, memory: torch.Tensor, past_key_values: EncoderDecoderCache | None
+        self, memory: torch.Tensor, cache: EncoderDecoderCache | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the encoder's output, which generation computes once and reads at every step."""
-        if past_key_values is None:
+        if cache is None:
             return self._project_keys_and_values(memory)
-        if past_key_values.is_updated.get(self.layer_idx):
-            layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+        if cache.is_updated.get(self.layer_idx):
+            layer = cache.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
         key, value = self._project_keys_and_values(memory)
-        past_key_values.is_updated[self.layer_idx] = True
-        return past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+        cache.is_updated[self.layer_idx] = True
+        return cache.cross_attention_cache.update(key, value, self.layer_idx)

@@ -9,7 +9,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from .attention import MultiHeadAttention, self_attention_cache
+from .attention import MultiHeadAttention
+from .cache import self_attention_cache
 from .configuration_trivium import TriviumConfig
 from .feed_forward import FeedForward
 from .normalization import NORMS
@@ -89,17 +90,17 @@ class DecoderLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         rotation: Rotation | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """Map (batch, target_len, d_model) to the same shape, looking at (batch, source_len, d_model)."""
-        self_cache = self_attention_cache(past_key_values)
+        self_cache = self_attention_cache(cache)
         hidden_states = self.self_attn_residual(
             hidden_states,
-            lambda x: self.self_attn(
-                x, attention_mask=attention_mask, past_key_values=self_cache, rotation=rotation, **kwargs
-            )[0],
+            lambda x: self.self_attn(x, attention_mask=attention_mask, cache=self_cache, rotation=rotation, **kwargs)[
+                0
+            ],
         )
         if self.attends_to_encoder:
             hidden_states = self.cross_attn_residual(
@@ -108,7 +109,7 @@ class DecoderLayer(GradientCheckpointingLayer):
                     x,
                     key_value_states=encoder_hidden_states,
                     attention_mask=encoder_attention_mask,
-                    past_key_values=past_key_values,
+                    cache=cache,
                     **kwargs,
                 )[0],
             )

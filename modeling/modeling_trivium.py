@@ -10,6 +10,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .cache import CACHE, takes_cache
 from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
 from .loss import IGNORED, label_smoothed_cross_entropy
@@ -47,6 +48,7 @@ class TriviumModel(TriviumPreTrainedModel):
         if self.config.tie_word_embeddings and self.config.decoder_vocab_size is None:
             self.decoder.embed_tokens = value
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -55,7 +57,7 @@ class TriviumModel(TriviumPreTrainedModel):
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         decoder_position_ids: torch.Tensor | None = None,
@@ -70,7 +72,7 @@ class TriviumModel(TriviumPreTrainedModel):
             decoder_input_ids: (batch, target_len), starting with `decoder_start_token_id`.
             decoder_attention_mask: (batch, cached length + target_len).
             encoder_outputs: What the encoder returned before.
-            past_key_values: Keys and values of earlier calls.
+            cache: Keys and values of earlier calls.
             inputs_embeds: (batch, source_len, d_model), in place of `input_ids`.
             decoder_inputs_embeds: (batch, target_len, d_model), in place of `decoder_input_ids`.
             decoder_position_ids: (batch, target_len); by default real tokens count from 0.
@@ -92,14 +94,14 @@ class TriviumModel(TriviumPreTrainedModel):
             position_ids=decoder_position_ids,
             encoder_hidden_states=encoder_outputs.last_hidden_state,
             encoder_attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             **kwargs,
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
-            past_key_values=decoder_outputs.past_key_values,
+            **{CACHE: decoder_outputs.get(CACHE)},
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
@@ -123,6 +125,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.d_model, config.target_vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -131,7 +134,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         decoder_position_ids: torch.Tensor | None = None,
@@ -147,7 +150,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
             decoder_input_ids: (batch, target_len).
             decoder_attention_mask: (batch, cached length + target_len).
             encoder_outputs: What the encoder returned before.
-            past_key_values: Keys and values of earlier calls.
+            cache: Keys and values of earlier calls.
             inputs_embeds: (batch, source_len, d_model).
             decoder_inputs_embeds: (batch, target_len, d_model).
             decoder_position_ids: (batch, target_len).
@@ -171,7 +174,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             decoder_position_ids=decoder_position_ids,
@@ -185,7 +188,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions,

@@ -10,6 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .cache import CACHE, takes_cache
 from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
 from .loss import label_smoothed_cross_entropy, shift_left
@@ -70,13 +71,14 @@ class TriviumDecoderModel(TriviumDecoderPreTrainedModel):
         """Replace the token embedding."""
         self.decoder.embed_tokens = value
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -88,7 +90,7 @@ class TriviumDecoderModel(TriviumDecoderPreTrainedModel):
             attention_mask: (batch, cached length + length), 1 for a real token, 0 for padding, on either side.
             position_ids: (batch, length); by default real tokens count from 0. Where they restart, in a row without
                 padding and without cache, another text begins, which does not see those before it.
-            past_key_values: Keys and values of earlier calls.
+            cache: Keys and values of earlier calls.
             inputs_embeds: (batch, length, d_model), in place of `input_ids`.
             use_cache: Whether to return keys and values for the next call.
             **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
@@ -100,14 +102,14 @@ class TriviumDecoderModel(TriviumDecoderPreTrainedModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
         )
         return BaseModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -125,13 +127,14 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(self.config.d_model, self.config.vocab_size, bias=self.config.lm_head_bias)
         self.post_init()
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -144,7 +147,7 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
             input_ids: (batch, length).
             attention_mask: (batch, cached length + length).
             position_ids: (batch, length).
-            past_key_values: Keys and values of earlier calls.
+            cache: Keys and values of earlier calls.
             inputs_embeds: (batch, length, d_model).
             labels: (batch, length), the input ids themselves, with -100 for what is not to be learned; they are
                 shifted here. The loss wants logits at all positions, so `logits_to_keep` must then be 0.
@@ -167,7 +170,7 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -182,7 +185,7 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -16,7 +16,8 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import MultiHeadAttention, self_attention_cache
+from .attention import MultiHeadAttention
+from .cache import CACHE, self_attention_cache, takes_cache
 from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
 from .layers import DecoderLayer, EncoderLayer, final_norm
@@ -38,7 +39,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -213,6 +214,7 @@ class TriviumDecoder(TriviumStack):
         super().__init__(config, config.target_vocab_size, layers)
         self.post_init()
 
+    @takes_cache
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -222,7 +224,7 @@ class TriviumDecoder(TriviumStack):
         position_ids: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -235,7 +237,7 @@ class TriviumDecoder(TriviumStack):
             position_ids: (batch, target_len); by default real tokens count from 0.
             encoder_hidden_states: (batch, source_len, d_model), if there is an encoder.
             encoder_attention_mask: (batch, source_len).
-            past_key_values: Keys and values of earlier calls.
+            cache: Keys and values of earlier calls.
             inputs_embeds: (batch, target_len, d_model), in place of `input_ids`.
             use_cache: Whether to make a cache if there is none.
             **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
@@ -257,7 +259,7 @@ class TriviumDecoder(TriviumStack):
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=self_attention_cache(past_key_values),
+            **{CACHE: self_attention_cache(cache)},
             position_ids=position_ids,  # restarting positions are packed sentences, which do not see each other
         )
         encoder_mask = None
@@ -268,19 +270,15 @@ class TriviumDecoder(TriviumStack):
                 attention_mask=encoder_attention_mask,
                 encoder_hidden_states=encoder_hidden_states,
             )
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if use_cache and past_key_values is None:  # after the mask, which with a cache would not look for packing
-            past_key_values = DynamicCache(config=self.config)
+        past_length = cache.get_seq_length() if cache is not None else 0
+        if use_cache and cache is None:  # after the mask, which with a cache would not look for packing
+            cache = DynamicCache(config=self.config)
             if self.config.is_encoder_decoder:
-                past_key_values = EncoderDecoderCache(past_key_values, DynamicCache(config=self.config))
+                cache = EncoderDecoderCache(cache, DynamicCache(config=self.config))
         if position_ids is None:
             position_ids = token_positions(attention_mask, inputs_embeds.shape[1], past_length, inputs_embeds.device)
         hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
         hidden_states = self.dropout(self.embedding_norm(hidden_states))
         for layer in self.layers:
-            hidden_states = layer(
-                hidden_states, mask, encoder_hidden_states, encoder_mask, past_key_values, rotation, **kwargs
-            )
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
-        )
+            hidden_states = layer(hidden_states, mask, encoder_hidden_states, encoder_mask, cache, rotation, **kwargs)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.norm(hidden_states), **{CACHE: cache})

@@ -1,6 +1,8 @@
 """generate(): its strategies are transformers', what they need is the model's."""
 
+import inspect
 import itertools
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from tiny import (
     BOS,
     EOS,
+    EXACT,
     NORM_POSITIONS,
     PAD,
     POSITIONS,
@@ -20,9 +23,10 @@ from tiny import (
     tiny_model,
     train_to_copy,
 )
-from transformers import TextIteratorStreamer
+from transformers import GenerationMixin, TextIteratorStreamer
 
-from trivium import TriviumForConditionalGeneration
+from trivium import TriviumDecoderModel, TriviumForCausalLM, TriviumForConditionalGeneration, TriviumModel
+from trivium.modeling.cache import CACHE
 
 Tensors = dict[str, torch.Tensor]
 VOCABULARY, LONGEST = 16, 5
@@ -359,3 +363,29 @@ def test_compiled_equals_eager(half_trained: TriviumForConditionalGeneration) ->
     data = copying_batch(8, LONGEST, VOCABULARY)
     compiled = torch.compile(half_trained, fullgraph=True)
     torch.testing.assert_close(compiled(**data).logits, half_trained(**data).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+@torch.no_grad()
+def test_a_cache_goes_by_both_names(name: str) -> None:
+    """By the present one of transformers, and by that of versions before 5.24; the whole is not read again."""
+    model, ids, target = tiny_model(), random_ids(2, 5), random_ids(2, 4)
+    first = model(ids, decoder_input_ids=target[:, :3])
+    second = model(ids, decoder_input_ids=target[:, 3:], **{name: first[CACHE]})
+    assert first[CACHE].get_seq_length() == 4
+    torch.testing.assert_close(second.logits, model(ids, decoder_input_ids=target).logits[:, 3:], **EXACT)
+
+
+def test_the_signature_has_the_librarys_name_for_the_cache() -> None:
+    for model_class in (TriviumForConditionalGeneration, TriviumForCausalLM, TriviumModel, TriviumDecoderModel):
+        names = set(inspect.signature(model_class.forward).parameters)
+        assert {"cache", "past_key_values"} & names == {CACHE}
+        assert CACHE in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+
+
+def test_generation_speaks_the_librarys_own_language() -> None:
+    """No deprecated name is used, which a later version would refuse."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        tiny_model().generate(random_ids(2, 5), max_new_tokens=3)
+        tiny_model(TriviumForCausalLM, encoder_layers=0).generate(random_ids(2, 5), max_new_tokens=3, num_beams=2)

@@ -49,7 +49,7 @@ from transformers.modeling_outputs import (
 from trivium import modeling
 from trivium.configuration import TriviumConfig
 from trivium.files import check_free, whole_folder
-from trivium.modeling.attention import self_attention_cache
+from trivium.modeling.cache import CACHE, self_attention_cache, takes_cache
 
 # Every class that can be exported, and what it answers.
 OUTPUTS: dict[str, type[ModelOutput]] = {
@@ -155,10 +155,10 @@ class _Decoder(nn.Module):
         memory: Pairs,
     ) -> tuple[torch.Tensor, Pairs]:
         cache = self._cache(past)
-        options: dict[str, Any] = {"past_key_values": cache}
+        options: dict[str, Any] = {"cache": cache}
         if encoder_attention_mask is not None:
             options = {
-                "past_key_values": EncoderDecoderCache(cache, self._cache(memory)),
+                "cache": EncoderDecoderCache(cache, self._cache(memory)),
                 "encoder_attention_mask": encoder_attention_mask,
                 "encoder_hidden_states": encoder_attention_mask[..., None].float(),  # only their length matters here
             }
@@ -347,16 +347,16 @@ class OnnxModel(PreTrainedModel):
                 own.update(key, value, index)
         return outputs["logits"]
 
-    def _new_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
-        if past_key_values is None:
+    def _new_cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
+        if cache is None:
             return DynamicCache(config=self.config) if use_cache in (None, True) else None
-        own: Any = self_attention_cache(past_key_values)
+        own: Any = self_attention_cache(cache)
         for kind in {type(layer) for layer in own.layers} - {DynamicLayer}:
             raise ValueError(
-                f"past_key_values has layers of the class {kind.__name__}, but here must be a DynamicCache: leave out "
+                f"cache has layers of the class {kind.__name__}, but here must be a DynamicCache: leave out "
                 "cache_implementation."
             )
-        return past_key_values
+        return cache
 
     def _check_length(self, length: int) -> None:
         limit = self.config.max_position_embeddings
@@ -391,19 +391,20 @@ class OnnxForCausalLM(OnnxModel, GenerationMixin):
 
     graphs = (DECODER,)
 
+    @takes_cache
     def forward(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool = True,
     ) -> CausalLMOutputWithPast:
         """Predict every next token of (batch, length) ids; see `TriviumForCausalLM.forward`."""
-        cache = self._new_cache(past_key_values, use_cache)
+        cache = self._new_cache(cache, use_cache)
         logits = self._step(input_ids, attention_mask, cache, logits_to_keep, {})
-        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+        return CausalLMOutputWithPast(logits=logits, **{CACHE: cache})
 
 
 class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
@@ -415,6 +416,7 @@ class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
         """What `generate()` calls, once for all steps."""
         return _EncoderSession(self)
 
+    @takes_cache
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -423,7 +425,7 @@ class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
         decoder_input_ids: torch.Tensor,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: ModelOutput | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool = True,
@@ -431,11 +433,11 @@ class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
         """Predict every next token of (batch, target_len) ids; see `TriviumForConditionalGeneration.forward`."""
         if encoder_outputs is None:
             encoder_outputs = self.get_encoder()(input_ids, attention_mask)
-        cache = self._new_cache(past_key_values, use_cache)
+        cache = self._new_cache(cache, use_cache)
         source = next(iter(encoder_outputs.values()))  # (batch, heads, source_len, head_dim)
         seen = {"encoder_attention_mask": _or_ones(attention_mask, source.shape[::2]), **encoder_outputs}
         logits = self._step(decoder_input_ids, decoder_attention_mask, cache, logits_to_keep, seen)
-        return Seq2SeqLMOutput(logits=logits, past_key_values=cache)
+        return Seq2SeqLMOutput(logits=logits, **{CACHE: cache})
 
 
 class _EncoderSession(nn.Module):
