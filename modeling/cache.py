@@ -17,7 +17,7 @@ CACHE = "cache" if "cache" in (field.name for field in fields(BaseModelOutputWit
 
 
 def takes_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a `forward` with an argument `cache` take it as `past_key_values`, too.
+    """Let a `forward` that knows `cache` take it as `past_key_values`, too.
 
     Its signature, which transformers reads, has the name that the installed version uses.
     """

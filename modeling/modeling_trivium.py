@@ -13,7 +13,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .cache import CACHE, takes_cache
 from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
-from .loss import IGNORED, label_smoothed_cross_entropy
+from .loss import IGNORED
 from .positions import LearnedPositions, token_positions
 from .stacks import TriviumDecoder, TriviumEncoder, TriviumPreTrainedModel
 
@@ -140,6 +140,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
         decoder_position_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """Predict every next target token; with `labels`, say how badly. More on each in `TriviumModel.forward`.
@@ -157,12 +158,13 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
             labels: (batch, target_len), the target that ends with EOS and is not shifted, with -100 for padding.
                 Without `decoder_input_ids` the decoder reads the labels shifted right.
             use_cache: Whether to return keys and values for the next call; not with `labels`.
+            skip_logits: Give the loss alone, which then takes far less memory. None: in training mode, with labels.
             **kwargs: As in `TriviumModel.forward`; `num_items_in_batch` is what the loss is divided by.
 
         Returns:
-            `logits`: (batch, target_len, target vocabulary), `loss`: a scalar, smoothed (`config.label_smoothing`)
-            in training mode only, so that exp(loss) of an evaluation is the perplexity; and the rest of
-            `Seq2SeqLMOutput`.
+            `logits`: (batch, target_len, target vocabulary), or None if skipped, `loss`: a scalar, smoothed
+            (`config.label_smoothing`) in training mode only, so that exp(loss) of an evaluation is the perplexity;
+            and the rest of `Seq2SeqLMOutput`.
         """
         if labels is not None:
             use_cache = False
@@ -181,10 +183,14 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(outputs.last_hidden_state)
-        loss = None
-        if labels is not None:
-            loss = label_smoothed_cross_entropy(logits, labels, self.label_smoothing, kwargs.get("num_items_in_batch"))
+        loss, logits = self._predict_tokens(
+            self.lm_head,
+            outputs.last_hidden_state,
+            labels,
+            self.config.target_vocab_size,
+            skip_logits,
+            kwargs.get("num_items_in_batch"),
+        )
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,

@@ -13,7 +13,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .cache import CACHE, takes_cache
 from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
-from .loss import label_smoothed_cross_entropy, shift_left
+from .loss import shift_left
 from .positions import LearnedPositions
 from .stacks import TriviumDecoder, TriviumPreTrainedModel
 
@@ -139,6 +139,7 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Predict every next token; with `labels`, say how badly. More on the others in `TriviumDecoderModel.forward`.
@@ -153,11 +154,12 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
                 shifted here. The loss wants logits at all positions, so `logits_to_keep` must then be 0.
             use_cache: Whether to return keys and values for the next call; not with `labels`.
             logits_to_keep: Only the last so many positions get logits, 0 for all; or a tensor with their indices.
+            skip_logits: Give the loss alone, which then takes far less memory. None: in training mode, with labels.
             **kwargs: As in `TriviumDecoderModel.forward`; `num_items_in_batch` is what the loss is divided by, and
                 `shift_labels` (batch, length) are labels that are shifted already, in place of `labels`.
 
         Returns:
-            `logits`: (batch, length or `logits_to_keep`, vocabulary), `loss`: a scalar, smoothed
+            `logits`: (batch, length or `logits_to_keep`, vocabulary), or None if skipped, `loss`: a scalar, smoothed
             (`config.label_smoothing`) in training mode only, so that exp(loss) of an evaluation is the perplexity;
             and the rest of `CausalLMOutputWithPast`.
         """
@@ -176,12 +178,14 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if next_tokens is not None:
-            loss = label_smoothed_cross_entropy(
-                logits, next_tokens, self.label_smoothing, kwargs.get("num_items_in_batch")
-            )
+        loss, logits = self._predict_tokens(
+            self.lm_head,
+            outputs.last_hidden_state[:, kept],
+            next_tokens,
+            self.config.vocab_size,
+            skip_logits,
+            kwargs.get("num_items_in_batch"),
+        )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

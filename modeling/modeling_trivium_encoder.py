@@ -126,6 +126,7 @@ class TriviumForMaskedLM(TriviumEncoderPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """Predict the token at every position. More on the inputs in `TriviumEncoderModel.forward`.
@@ -137,16 +138,22 @@ class TriviumForMaskedLM(TriviumEncoderPreTrainedModel):
             position_ids: (batch, length).
             inputs_embeds: (batch, length, d_model).
             labels: (batch, length), the original tokens, with -100 where nothing was masked.
+            skip_logits: Give the loss alone, which then takes far less memory. None: in training mode, with labels.
             **kwargs: As in `TriviumEncoderModel.forward`; `num_items_in_batch` is what the loss is divided by.
 
         Returns:
-            `logits`: (batch, length, vocabulary), `loss`: a scalar, smoothed in training mode only.
+            `logits`: (batch, length, vocabulary), or None if skipped, `loss`: a scalar, smoothed in training mode
+            only.
         """
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
-        logits = self.mlm_head(outputs.last_hidden_state)
-        loss = None
-        if labels is not None:
-            loss = label_smoothed_cross_entropy(logits, labels, self.label_smoothing, kwargs.get("num_items_in_batch"))
+        loss, logits = self._predict_tokens(
+            self.mlm_head,
+            outputs.last_hidden_state,
+            labels,
+            self.config.vocab_size,
+            skip_logits,
+            kwargs.get("num_items_in_batch"),
+        )
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

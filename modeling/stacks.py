@@ -21,6 +21,7 @@ from .cache import CACHE, self_attention_cache, takes_cache
 from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
 from .layers import DecoderLayer, EncoderLayer, final_norm
+from .loss import label_smoothed_cross_entropy, projected_cross_entropy
 from .normalization import NORMS
 from .positions import POSITIONS, token_positions
 
@@ -68,6 +69,25 @@ class TriviumPreTrainedModel(PreTrainedModel):
     def label_smoothing(self) -> float:
         """What the loss is smoothed by (section 5.4): nothing in evaluation, so that exp(loss) is the perplexity."""
         return self.config.label_smoothing if self.training else 0.0
+
+    def _predict_tokens(
+        self,
+        head: nn.Module,
+        hidden_states: torch.Tensor,
+        labels: torch.Tensor | None,
+        vocab_size: int,
+        skip_logits: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The loss, if there are labels, and the logits, unless they are not wanted; None: not in training."""
+        if labels is None:
+            return None, head(hidden_states)
+        if self.training if skip_logits is None else skip_logits:
+            return projected_cross_entropy(
+                *(hidden_states, head, labels, vocab_size, self.label_smoothing, num_items_in_batch)
+            ), None
+        logits = head(hidden_states)
+        return label_smoothed_cross_entropy(logits, labels, self.label_smoothing, num_items_in_batch), logits
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -151,6 +171,7 @@ class TriviumEncoder(TriviumStack):
             self.embed_token_types = nn.Embedding(config.type_vocab_size, config.d_model)
         self.post_init()
 
+    @takes_cache  # a prefix of PEFT's, which goes to the attention
     @merge_with_config_defaults
     @capture_outputs
     def forward(
