@@ -135,6 +135,49 @@ def test_embedded_corpus_in_both_directions(streaming):
 
 
 @eager_and_lazy
+@pytest.mark.parametrize(
+    "split", ["train", "train[:]", "train[1:]", "train[:2]", "train[1:2]", "train[3:]", "train[2:1]"]
+)
+def test_parts_of_a_named_data_set(tmp_path, split, streaming):
+    datasets.Dataset.from_list(PAIRS).to_parquet(tmp_path / "corpus" / "train.parquet")
+    places = [int(place) if place else None for place in split[6:-1].split(":")] if "[" in split else [None]
+    expected = EXPECTED[slice(*places)]
+    assert (
+        list(load_data(DataArguments(str(tmp_path / "corpus"), train=split, streaming=streaming))["train"]) == expected
+    )
+
+
+UNLIKE = [("a b", "c"), ("a.", "b c d."), ("a", "b c d"), ("a", ""), (" ", "b"), ("", ""), ("a b c d", "e f")]
+
+
+@eager_and_lazy
+@pytest.mark.parametrize("origin", ["text", "named"])
+def test_pairs_of_very_unlike_length_are_not_trained_on(tmp_path, origin, streaming):
+    files = {"train": UNLIKE, "validation": [("a", "b c d")]}
+    if origin == "text":
+        for name, pairs in files.items():
+            english, german = ("".join(side + "\n" for side in sides).encode() for sides in zip(*pairs, strict=True))
+            files[name] = write_text(tmp_path, english, german, name=name)
+        args = DataArguments(**files, max_ratio=2, streaming=streaming)
+    else:
+        for name, pairs in files.items():
+            rows = [{"translation": dict(zip(("en", "de"), pair, strict=True))} for pair in pairs]
+            datasets.Dataset.from_list(rows).to_parquet(tmp_path / "corpus" / f"{name}.parquet")
+        args = DataArguments(str(tmp_path / "corpus"), max_ratio=2, streaming=streaming)
+    splits = load_data(args)
+    assert [(row["source"], row["target"]) for row in splits["train"]] == [UNLIKE[i] for i in (0, 1, 6)]
+    assert list(splits["validation"]) == [{"source": "a", "target": "b c d"}]  # what is measured stays whole
+
+
+@pytest.mark.parametrize(("ratio", "columns"), [(0.9, ("source", "target")), (2, TEXT)])
+def test_a_ratio_that_says_nothing_is_refused(tmp_path, ratio, columns):
+    with pytest.raises(
+        ValueError, match=rf"max_ratio is {ratio}, but must be at least 1, and for sentence pairs only"
+    ):
+        load_data(DataArguments(train=str(tmp_path / "train.jsonl"), max_ratio=ratio), columns)
+
+
+@eager_and_lazy
 def test_sample_limits(tmp_path, streaming):
     file = str(write(tmp_path, "jsonl"))
     args = DataArguments(train=file, test=file, max_train_samples=2, max_test_samples=9, streaming=streaming)

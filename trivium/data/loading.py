@@ -6,6 +6,7 @@ garbled stops the loading with its place, rather than teach the model something 
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ SPLITS = ("train", "validation", "test")
 PAIR = ("source", "target")
 TEXT = ("text",)
 LABELLED_TEXT = ("text", "label")
+WORDS = re.compile(r"\w+|[^\w\s]")  # and marks, which count as words
+SLICE = re.compile(r"([^\[\]+]+)\[(\d*):(\d*)\]")  # such as `train[1000:]`
 
 
 @dataclass
@@ -44,7 +47,8 @@ class DataArguments:
     Attributes:
         name: `numbers` for the embedded corpus, or a data set of the Hub, or a folder in the Hub's layout.
         config_name: The configuration of the Hub data set, if it has several.
-        train: A local file to train on; with `name`, the split to use as such, e.g. `train[:90%]`.
+        train: A local file to train on; with `name`, the split to use as such, e.g. `train[:90%]`; of a stream rows are
+            counted, e.g. `train[1000:]`.
         validation: The same for validation.
         test: The same for testing.
         source: The language to translate from: the column, the key under `translation`, or the ending of the file.
@@ -54,6 +58,8 @@ class DataArguments:
             fraction, to be predicted as such.
         whole_files: Whether a plain text file is one text, instead of one a line.
         streaming: Read lazily, for what does not fit on the disk or into memory.
+        max_ratio: Do not train on pairs of which one side has more than so many times the words of the other, or has
+            none; a mark is a word. None: train on all, and refuse those with an empty side.
         max_train_samples: Keep only the first ones for training.
         max_validation_samples: Keep only the first ones for validation.
         max_test_samples: Keep only the first ones for testing.
@@ -70,6 +76,7 @@ class DataArguments:
     label: str = "label"
     whole_files: bool = False
     streaming: bool = False
+    max_ratio: float | None = None
     max_train_samples: int | None = None
     max_validation_samples: int | None = None
     max_test_samples: int | None = None
@@ -92,6 +99,10 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
     """
     given = {split: getattr(args, split) for split in SPLITS if getattr(args, split) is not None}
     wanted = {column: getattr(args, column) for column in columns}
+    if args.max_ratio is not None and (args.max_ratio < 1 or tuple(columns) != PAIR):
+        raise ValueError(
+            f"max_ratio is {args.max_ratio}, but must be at least 1, and for sentence pairs only, or null"
+        )
     if args.name == "numbers":
         splits = _load_numbers(args, given, wanted)
     elif args.name is not None:
@@ -101,6 +112,8 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
     else:
         raise ValueError("no data: set `name` (`numbers`, or a data set of the Hub), or local files, at least `train`")
 
+    if args.max_ratio is not None and "train" in splits:
+        splits["train"] = splits["train"].filter(_is_within, fn_kwargs={"max_ratio": args.max_ratio})
     for split in splits:
         limit = getattr(args, f"max_{split}_samples")
         if limit is not None:
@@ -130,27 +143,40 @@ def _load_numbers(args: DataArguments, given: dict[str, str], wanted: dict[str, 
 
 def _load_named(args: DataArguments, given: dict[str, str], wanted: dict[str, str]) -> dict[str, Any]:
     if given:
-        loaded = {
-            split: load_dataset(args.name, args.config_name, split=expression, streaming=args.streaming)
-            for split, expression in given.items()
-        }
+        loaded = {split: _load_split(args, expression) for split, expression in given.items()}
     else:
         found = load_dataset(args.name, args.config_name, streaming=args.streaming)
         loaded = {split: found[split] for split in SPLITS if split in found}
         if not loaded:
             raise ValueError(f"{args.name} has the splits {list(found)}, none of {SPLITS}: say which is `train`")
-    return {split: _as_examples(rows, args, wanted, f"{args.name} ({split})") for split, rows in loaded.items()}
+    return {split: _as_examples(rows, args, wanted, split) for split, rows in loaded.items()}
+
+
+def _load_split(args: DataArguments, expression: str) -> Dataset | IterableDataset:
+    """A split of a named data set, or a part of it, which `load_dataset` does not cut out of a stream."""
+    cut = SLICE.fullmatch(expression) if args.streaming else None
+    rows = load_dataset(args.name, args.config_name, split=cut[1] if cut else expression, streaming=args.streaming)
+    if cut is None:
+        return rows
+    start, end = int(cut[2] or 0), cut[3]
+    rows = rows.skip(start)
+    return rows.take(max(0, int(end) - start)) if end else rows
 
 
 def _as_examples(
-    rows: Dataset | IterableDataset, args: DataArguments, wanted: dict[str, str], origin: str
+    rows: Dataset | IterableDataset, args: DataArguments, wanted: dict[str, str], split: str
 ) -> Dataset | IterableDataset:
     # Of a `ClassLabel` the rows have indices; its names make a better label.
     label_names = getattr((rows.features or {}).get(args.label), "names", None) if "label" in wanted else None
     return rows.map(
         _numbered_example,
         with_indices=True,
-        fn_kwargs={"wanted": wanted, "origin": origin, "label_names": label_names},
+        fn_kwargs={
+            "wanted": wanted,
+            "origin": f"{args.name} ({split})",
+            "label_names": label_names,
+            "may_be_blank": _may_be_blank(args, split),
+        },
         remove_columns=rows.column_names or list(next(iter(rows), {})),  # unknown in some streams
         features=_features(wanted, label_names),
     )
@@ -172,6 +198,7 @@ def _load_file(path: str, split: str, args: DataArguments, wanted: dict[str, str
     if not is_prefix and Path(path).suffix not in READERS and tuple(wanted) != TEXT:
         raise ValueError(f"{path}: plain text has no labels; give a file that ends in {', '.join(READERS)}")
     content: dict[str, Any] = {"files": files, "wanted": wanted, "whole": args.whole_files}
+    content["may_be_blank"] = _may_be_blank(args, split)
     kind: dict[str, Any] = {"features": _features(wanted), "split": NamedSplit(split)}
     if args.streaming:
         return IterableDataset.from_generator(_examples_of_files, gen_kwargs=content, **kind)
@@ -195,7 +222,17 @@ def _features(wanted: Mapping[str, str], label_names: list[str] | None = None) -
 # --- From rows to examples -------------------------------------------------------------------------------------------
 
 
-def _example(row: Row, wanted: Mapping[str, str], place: str) -> dict[str, Any]:
+def _may_be_blank(args: DataArguments, split: str) -> bool:
+    """Whether what is blank is left out later, by its length."""
+    return split == "train" and args.max_ratio is not None
+
+
+def _is_within(pair: Row, max_ratio: float) -> bool:
+    shorter, longer = sorted(len(WORDS.findall(pair[side] or "")) for side in PAIR)
+    return 0 < longer <= max_ratio * shorter
+
+
+def _example(row: Row, wanted: Mapping[str, str], place: str, may_be_blank: bool) -> dict[str, Any]:
     translation = row.get("translation")
     columns = translation if isinstance(translation, dict) and "source" in wanted else row
     example = {}
@@ -206,7 +243,8 @@ def _example(row: Row, wanted: Mapping[str, str], place: str) -> dict[str, Any]:
         value = columns[column]
         if name == "label" and (value is None or value == "" or value != value):  # the last is NaN
             raise ValueError(f"{place}: {column!r} is {value!r}; every text needs a label")
-        if name != "label" and not (isinstance(value, str) and value.strip()):
+        is_blank = value is None or (isinstance(value, str) and not value.strip())
+        if name != "label" and (not isinstance(value, str | None) or (is_blank and not may_be_blank)):
             needs = "every pair needs a sentence on both sides" if name in PAIR else "every row needs a text"
             raise ValueError(f"{place}: {column!r} is {value!r}; {needs}")
         example[name] = value
@@ -214,9 +252,9 @@ def _example(row: Row, wanted: Mapping[str, str], place: str) -> dict[str, Any]:
 
 
 def _numbered_example(
-    row: Row, index: int, wanted: Mapping[str, str], origin: str, label_names: list[str] | None
+    row: Row, index: int, wanted: Mapping[str, str], origin: str, label_names: list[str] | None, may_be_blank: bool
 ) -> dict[str, Any]:
-    example = _example(row, wanted, f"{origin}, row {index + 1}")
+    example = _example(row, wanted, f"{origin}, row {index + 1}", may_be_blank)
     if label_names:
         if example["label"] < 0:  # as test parts have that keep their labels to themselves
             raise ValueError(f"{origin}, row {index + 1}: {wanted['label']!r} is missing; every text needs a label")
@@ -225,11 +263,15 @@ def _numbered_example(
 
 
 def _examples_of_files(
-    files: tuple[str, ...], wanted: Mapping[str, str], whole: bool, versions: tuple[tuple[int, int], ...] = ()
+    files: tuple[str, ...],
+    wanted: Mapping[str, str],
+    whole: bool,
+    may_be_blank: bool,
+    versions: tuple[tuple[int, int], ...] = (),
 ) -> Iterator[dict[str, Any]]:
     place = None
     for place, row in _rows(files, wanted, whole):
-        yield _example(row, wanted, place)
+        yield _example(row, wanted, place, may_be_blank)
     if place is None:
         kind = "sentence pairs" if "source" in wanted else "texts"
         raise ValueError(f"{files[0]}: there are no {kind} in this file")
