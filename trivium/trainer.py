@@ -1,17 +1,21 @@
 """transformers' Trainer, with what a run of ours needs beside it: batches by tokens, and the model's card."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import create_branch
+from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments
 
 from trivium.batching import BatchReport, TokenBatchSampler, lengths_of
+from trivium.checkpoints import ResumableTrainer
 from trivium.files import write_whole
 
 
-class RunTrainer(Seq2SeqTrainer):
+class RunTrainer(ResumableTrainer):
     """A Trainer with batches by tokens, which pushes the card of `trivium.hub.card`, and to a branch as yet unmade.
 
     Args:
@@ -52,6 +56,14 @@ class RunTrainer(Seq2SeqTrainer):
         """Rows of a step, by which the Trainer reckons how many it learns from in a second."""
         rows = super().get_total_train_batch_size(args)
         return rows if self.batches is None else round(rows / self._train_batch_size * self.batches.mean_rows)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """The Trainer's, but where only the loss is wanted, logits of a vocabulary are not made."""
+        if prediction_loss_only and "skip_logits" in inspect.signature(self.model.forward).parameters:
+            inputs = {**inputs, "skip_logits": True}
+        return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Create the repository and the branch before training, not to fail after it."""

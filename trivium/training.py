@@ -15,17 +15,17 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    TrainerState,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from trivium.callbacks import CompletePush, ExponentialAverage, RunFacts
+from trivium.checkpoints import checkpoints_of, failure_explained, set_aside
 from trivium.configuration import TriviumConfig
 from trivium.data import load_data
+from trivium.files import remove_partial
 from trivium.metrics import load_metric
 from trivium.recipe import Recipe
+from trivium.resuming import checkpoint_to_resume
 from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_targets, make_collator
 from trivium.tokenization import train_tokenizer
 from trivium.trainer import RunTrainer
@@ -36,32 +36,29 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
 
     Args:
         recipe: What to do.
-        resume: Go on from the last checkpoint in the output folder.
+        resume: Go on from the last whole checkpoint in the output folder, as if nothing had been.
         overwrite: Start anew in a folder that holds a run, whose checkpoints are deleted.
 
     Returns:
         The trainer, with the trained model as `.model` and the tokenizer as `.processing_class`.
 
     Raises:
+        OSError: The disk is full, or a checkpoint cannot be read.
         ValueError: The output folder holds a run already and neither `resume` nor `overwrite` is set; there is no
-            checkpoint to resume; the recipe has a secret; or it asks for what its data cannot give.
+            whole checkpoint to resume, or it is of another run than the recipe's; the recipe has a secret; or it asks
+            for what its data cannot give. Nothing is changed in the output folder then.
     """
     args = recipe.training_arguments()
     if args.hub_token:  # the recipe is kept, and pushed
         raise ValueError("training.hub_token is set, but a recipe is no place for a secret: use `hf auth login`.")
-    checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    if checkpoint and not (resume or overwrite):
+    run = Path(args.output_dir)
+    found = checkpoints_of(run)
+    if found and not (resume or overwrite):
         raise ValueError(
-            f"{args.output_dir} holds a run already ({checkpoint}): resume it (--resume, resume=True), overwrite it "
+            f"{run} holds a run already ({found[-1]}): resume it (--resume, resume=True), overwrite it "
             "(--overwrite, overwrite=True), or set another training.output_dir."
         )
-    if resume and not checkpoint:
-        raise ValueError(f"There is no checkpoint in {args.output_dir} to resume: leave resume out to start a run.")
-    if resume and checkpoint and (done := steps_of_finished_run(checkpoint, args)):
-        raise ValueError(
-            f"The run in {args.output_dir} is finished, after {done} steps: set more training.max_steps or "
-            "training.num_train_epochs to go on."
-        )
+    checkpoint, broken = checkpoint_to_resume(recipe, args) if resume else (None, [])
     task = recipe.kind
     data = load_data(recipe.data, task.columns)
     data.pop("test", None)  # evaluation reads it; to encode it here would be wasted
@@ -70,20 +67,21 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     if args.eval_strategy != "no" and "validation" not in data:
         raise ValueError(f"training.eval_strategy is {args.eval_strategy}, but data has no validation part.")
     set_seed(args.seed)
-    model, tokenizer = load_or_build(recipe, data["train"])
+    model, tokenizer = load_or_build(recipe, data["train"], checkpoint)
     task.check_metrics(recipe.metrics or [], model.config)
     if model.can_generate():
         model.generation_config.update(**recipe.generation)
     args.remove_unused_columns = False  # the collator leaves out what the model does not take
     encoded = encode_data(data, task, tokenizer, model.config, recipe.inputs)
-    if overwrite:
-        for old in Path(args.output_dir).glob("checkpoint-*"):
+    run.mkdir(parents=True, exist_ok=True)
+    if args.should_save:  # of several processes one
+        for old in found if overwrite else []:
             shutil.rmtree(old)
-    for pattern in ("evaluation_*.json", "predictions_*.txt"):  # of weights that are no more
-        for old in Path(args.output_dir).glob(pattern):
-            old.unlink(missing_ok=True)  # several processes do it
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    recipe.save(args.output_dir)
+        set_aside(broken)
+        remove_partial(run)
+        for old in (*run.glob("evaluation_*.json"), *run.glob("predictions_*.txt")):  # of weights that are no more
+            old.unlink()
+        recipe.save(run)
 
     trainer = RunTrainer(
         model=model,
@@ -102,24 +100,22 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         trainer.add_callback(ExponentialAverage(recipe.ema_decay))
     if recipe.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
-    trainer.train(resume_from_checkpoint=checkpoint if resume else None)
-    trainer.save_state()
-    trainer.save_model()  # last: it pushes the folder, if the recipe says so
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with failure_explained("The model", run):
+        trainer.save_model(_internal_call=True)  # which pushes nothing
+        trainer.save_state()  # after the model: by this a run is known to be finished
+    if args.push_to_hub:
+        trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
     return trainer
 
 
-def steps_of_finished_run(checkpoint: str, args: Seq2SeqTrainingArguments) -> int | None:
-    """The steps of a checkpoint that has all that `args` ask for (the Trainer would add one), or None."""
-    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    if args.max_steps > 0:
-        finished = state.global_step >= args.max_steps
-    else:
-        finished = state.global_step >= state.max_steps and args.num_train_epochs <= state.num_train_epochs
-    return state.global_step if finished else None
+def load_or_build(
+    recipe: Recipe, rows: Dataset | IterableDataset, checkpoint: Path | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that the recipe goes on from, or a new one of its shape with a tokenizer trained on `rows`.
 
-
-def load_or_build(recipe: Recipe, rows: Dataset | IterableDataset) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model that the recipe goes on from, or a new one of its shape with a tokenizer trained on `rows`."""
+    A run that is resumed from a `checkpoint` has the tokenizer that it had, which is not trained again.
+    """
     task = recipe.kind
     labels: dict[str, Any] = {}
     if "label" in task.columns:
@@ -144,7 +140,10 @@ def load_or_build(recipe: Recipe, rows: Dataset | IterableDataset) -> tuple[PreT
     sample = options.pop("sample")
     texts = rows if sample is None else rows.take(sample)
     targets = (row["target"] for row in texts) if "target" in task.columns else None
-    tokenizer = train_tokenizer((row[task.columns[0]] for row in texts), target_texts=targets, **options)
+    if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # of FSDP's shards it is not
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    else:
+        tokenizer = train_tokenizer((row[task.columns[0]] for row in texts), target_texts=targets, **options)
     config = recipe.model_config(
         vocab_size=len(tokenizer),
         decoder_vocab_size=None if tokenizer.shared_vocabulary else tokenizer.target_vocab_size,

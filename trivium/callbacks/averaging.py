@@ -44,6 +44,7 @@ class ExponentialAverage(TrainerCallback):
         self._parameters: dict[str, nn.Parameter] = {}
         self._put_by: dict[str, torch.Tensor] = {}  # the weights that the model does not have now
         self._in_step = False
+        self._kept_at: int | None = None  # the step whose checkpoint has the trained weights
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -58,7 +59,7 @@ class ExponentialAverage(TrainerCallback):
                     f"{name} is {weight.dtype}, too coarse for an exponential average: load the model with "
                     "dtype=torch.float32; bf16=True in the training arguments computes in bfloat16 all the same."
                 )
-        self._parameters, self._in_step = trained, False
+        self._parameters, self._in_step, self._kept_at = trained, False, None
         if state.global_step == 0:
             self._put_by = {name: weight.detach().clone() for name, weight in trained.items()}
         else:
@@ -94,14 +95,18 @@ class ExponentialAverage(TrainerCallback):
         self.on_save(args, state, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the trained weights beside the averaged ones, which the Trainer saved."""
+        """Keep the trained weights beside the averaged ones, which the Trainer saved, unless they are there."""
         folder = checkpoint_of(args, state)
-        if not args.should_save or not folder.is_dir() or not self._put_by:
-            return
+        if args.should_save and folder.is_dir() and self._put_by and self._kept_at != state.global_step:
+            self.keep_trained(folder, state)
+
+    def keep_trained(self, folder: Path, state: TrainerState) -> None:
+        """Write the trained weights into the folder of a checkpoint."""
         partial = folder / f"{TRAINED_WEIGHTS_FILE}.partial"
         weights = {name: weight.contiguous() for name, weight in self._put_by.items()}
         save_file(weights, partial, metadata={"format": "pt"})
         partial.replace(folder / TRAINED_WEIGHTS_FILE)
+        self._kept_at = state.global_step
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -90,7 +90,7 @@ def mistakes_explained() -> Iterator[None]:
 
     try:
         yield
-    except (ValueError, FileNotFoundError, PermissionError, ConnectionError, StrictDataclassError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:  # OSError: no file, no permission, no space ...
         # A strict dataclass wraps the sentence that matters into its own name for the check.
         complain(str(error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error))
         raise typer.Exit(1) from error

@@ -1,0 +1,282 @@
+"""Checkpoints of a run: which of them are whole, and how one is written whole or not at all."""
+
+import json
+import math
+import re
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
+
+from trivium.callbacks.averaging import ExponentialAverage
+from trivium.files import PARTIAL, sync, whole_files
+
+STATE_FILE = "trainer_state.json"
+BROKEN = "_broken"  # the folder in a run's for checkpoints that cannot be used
+# What training goes on from, and the files or folders that have it: of one process, FSDP or DeepSpeed.
+PARTS = {
+    "weights": ("model.safetensors", "*.index.json", "**/adapter_model.safetensors", "pytorch_model*", "global_step*"),
+    "optimizer": ("optimizer*", "global_step*"),
+    "schedule": ("scheduler.pt", "global_step*"),
+    "random states": ("rng_state*.pth",),
+}
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, whole or not, in the order of their steps."""
+    numbered = {
+        int(found[1]): path
+        for path in run.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (found := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)) and path.is_dir()
+    }
+    return [numbered[step] for step in sorted(numbered)]
+
+
+def flaw_of(checkpoint: Path, others: Iterable[str] = ()) -> str | None:
+    """Why training cannot go on from a checkpoint; None: it is whole.
+
+    Files are not read, only their ends are looked for: that is what a killed process or a full disk leave out. That
+    every file has the very bytes that were written is not checked.
+
+    Args:
+        checkpoint: Its folder.
+        others: Names of files that there must be beside those of the Trainer.
+
+    Raises:
+        OSError: A file is there, but cannot be read.
+    """
+    if not (checkpoint / STATE_FILE).exists():  # which a Trainer writes last
+        return f"it has no {STATE_FILE}"
+    try:
+        if not isinstance(json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["global_step"], int):
+            return f"{STATE_FILE} has no global_step"
+    except (ValueError, TypeError, KeyError):
+        return f"{STATE_FILE} is no whole JSON"
+    missing = [part for part, names in PARTS.items() if not any(any(checkpoint.glob(name)) for name in names)]
+    if missing == list(PARTS)[1:]:
+        return "it has a model, but not what training goes on from, as training.save_only_model asks for"
+    if missing:
+        return f"it has no {missing[0]}"
+    for name in [*others, *_shards_of(checkpoint)]:
+        if not (checkpoint / name).exists():
+            return f"it has no {name}"
+    for path in sorted(checkpoint.rglob("*")):
+        if not has_end(path):
+            return f"{path.relative_to(checkpoint)} has no end"
+    return None
+
+
+def _shards_of(folder: Path) -> set[str]:
+    """The files that a model's index names; an index that is cut off names one that cannot be there."""
+    try:
+        indices = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.index.json")]
+        return {name for index in indices for name in index["weight_map"].values()}
+    except (ValueError, KeyError):
+        return {"whole index of its weights"}
+
+
+def has_end(path: Path) -> bool:
+    """Whether a file of safetensors or torch was written to its end; others, and folders, are taken to have one.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
+        return True
+    path.open("rb").close()  # safetensors and zipfile do not tell what cannot be read from what has no end
+    if path.suffix != ".safetensors":
+        return zipfile.is_zipfile(path)  # torch saves archives, whose directory comes last
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except SafetensorError:
+        return False
+
+
+def last_whole_checkpoint(run: Path, others: Iterable[str] = ()) -> tuple[Path | None, dict[Path, str]]:
+    """The checkpoint to go on from, or None, and of each one after it why it is not that.
+
+    Args:
+        run: The folder of the run.
+        others: Names of files that each must have beside those of the Trainer.
+
+    Raises:
+        OSError: A file of a checkpoint is there, but cannot be read.
+        ValueError: There are checkpoints, but none is whole.
+    """
+    flaws: dict[Path, str] = {}
+    for checkpoint in reversed(checkpoints_of(run)):
+        flaw = flaw_of(checkpoint, others)
+        if flaw is None:
+            return checkpoint, flaws
+        flaws[checkpoint] = flaw
+    if flaws:
+        told = "; ".join(f"{path.name}: {flaw}" for path, flaw in flaws.items())
+        raise ValueError(
+            f"No checkpoint in {run} is whole ({told}), and nothing was changed: start the run again (--overwrite, "
+            "overwrite=True), or set another training.output_dir."
+        )
+    return None, flaws
+
+
+def set_aside(checkpoints: Iterable[Path]) -> None:
+    """Move checkpoints that cannot be used out of the way: no one is to take them for others' predecessors."""
+    for checkpoint in checkpoints:
+        place = checkpoint.parent / BROKEN / checkpoint.name
+        place.parent.mkdir(exist_ok=True)
+        if place.exists():
+            shutil.rmtree(place)
+        checkpoint.rename(place)
+
+
+def partial_of(checkpoint: Path) -> Path:
+    """Where a checkpoint is written until it is whole."""
+    return checkpoint.parent / PARTIAL / checkpoint.name
+
+
+def put_in_place(checkpoint: Path) -> None:
+    """Give a checkpoint its name, now that all of it is written, on the disk and not only on its way there."""
+    partial = partial_of(checkpoint)
+    for path in (*partial.rglob("*"), partial):
+        sync(path)
+    if checkpoint.exists():  # not a whole one, or the run would have gone on from it
+        checkpoint.rename(partial.with_name("old"))
+    partial.rename(checkpoint)
+    sync(checkpoint.parent)
+    shutil.rmtree(partial.parent)
+
+
+@contextmanager
+def failure_explained(what: str, run: Path) -> Iterator[None]:
+    """Say of an error in writing what was written, how much space there is, and how the run goes on.
+
+    Raises:
+        OSError: Instead of those that a full disk makes: of the system, of safetensors, and torch's RuntimeError.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(run).free / 1e6
+        way = "there is no checkpoint yet: start again"
+        if found := checkpoints_of(run):
+            way = f"{found[-1].name} is whole: go on from it with --resume (resume=True)"
+        raise OSError(
+            f"{what} could not be written to {run}: {error}. {free:,.1f} MB are free on its disk. Nothing "
+            f"half-written is left. When there is room, {way}."
+        ) from error
+
+
+class ResumableTrainer(Seq2SeqTrainer):
+    """A Trainer that writes whole checkpoints, and goes on from them as if nothing had been.
+
+    A checkpoint is written as `_partial/checkpoint-N` and gets its name when all of it is there and on the disk:
+    what every process writes, and the weights beside an `ExponentialAverage`. Only then is it pushed, and are older
+    ones deleted. What the Trainer does not take from a checkpoint is added: the place in a stream that was read more
+    than once and the patience of early stopping; and taken from the arguments what it would take from there: how
+    often to log, to evaluate and to save. From a checkpoint that has all steps it goes to the end without one more.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._written_to: str | None = None  # while a checkpoint is written: the folder that it lies in
+        super().__init__(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._written_to is None else self._written_to
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run = Path(self._get_output_dir(trial))
+        checkpoint = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        partial = partial_of(checkpoint)
+        with failure_explained(checkpoint.name, run):
+            self._written_to = str(partial.parent)
+            try:
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.state.best_model_checkpoint == str(partial):
+                    self.state.best_model_checkpoint = str(checkpoint)
+                if self.args.should_save:
+                    for callback in self.callback_handler.callbacks:
+                        if isinstance(callback, ExponentialAverage):
+                            callback.keep_trained(partial, self.state)
+                    self.state.save_to_json(str(partial / STATE_FILE))  # again: it names the best checkpoint
+                    put_in_place(checkpoint)
+            except BaseException:
+                shutil.rmtree(partial.parent, ignore_errors=True)
+                raise
+            finally:
+                self._written_to = None
+        self.accelerator.wait_for_everyone()  # whatever they do next, it is there
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+        if self.args.should_save:
+            rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._written_to is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self._written_to is not None or not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        with whole_files(Path(output_dir or self.args.output_dir)) as partial:
+            super()._save(str(partial), state_dict)
+
+    def save_state(self) -> None:
+        """The Trainer's, but the file is whole or the one before."""
+        if self.args.should_save:
+            with whole_files(Path(self.args.output_dir)) as partial:
+                self.state.save_to_json(str(partial / STATE_FILE))
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        epochs, batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None:
+            return epochs, batches
+        saved = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / STATE_FILE))
+        self.state.compute_steps(self.args, max_steps)
+        if saved.best_model_checkpoint is not None:  # where it lay then; the run may have been moved
+            best = Path(self.args.output_dir) / Path(saved.best_model_checkpoint).name
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience_counter = patience_spent(saved)
+        if not has_length(self.train_dataset) and not self.args.ignore_data_skip:
+            # The Trainer's epochs of a stream are the times it is read; it counts `max_steps` to each, and on resuming
+            # takes all for the first one. A whole number is an epoch's end, for no checkpoint is of a beginning.
+            epochs = math.ceil(saved.epoch) - 1
+            steps = round((saved.epoch - epochs) * saved.max_steps)
+            self.state.epoch = epochs + steps / max_steps
+            batches = steps * self.args.gradient_accumulation_steps
+        return epochs, batches
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step < self.state.max_steps and not any(
+            isinstance(callback, EarlyStoppingCallback)
+            and callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+        ):
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
+
+def patience_spent(state: TrainerState) -> int:
+    """How many evaluations without a better one early stopping had counted."""
+    kept = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
+    return kept.get("attributes", {}).get("early_stopping_patience_counter", 0)
