@@ -237,7 +237,6 @@ def test_every_task_can_be_trained_so(task: str, tmp_path: Path) -> None:
         ("training.train_sampling_strategy=group_by_length", "is group_by_length, which does not go with batches by"),
         ("training.auto_find_batch_size=true", "training.auto_find_batch_size is True"),
         ("training.dataloader_drop_last=true", "training.dataloader_drop_last is True"),
-        ("data.streaming=true", "set data.streaming=false"),
         ("inputs.max_tokens=0", "inputs.max_tokens is 0, but must be at least 1, or null"),
     ],
 )

@@ -95,6 +95,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         compute_metrics=scoring(recipe, model, tokenizer),
         callbacks=[RunFacts(), CompletePush()],
         max_tokens=recipe.inputs.max_tokens,
+        buffer_size=recipe.inputs.buffer_size,
     )
     if recipe.ema_decay is not None:
         trainer.add_callback(ExponentialAverage(recipe.ema_decay))

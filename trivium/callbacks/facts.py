@@ -3,7 +3,6 @@
 import os
 import platform
 import time
-from collections.abc import Sized
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import has_length
 
 THEN = ", then "
 
@@ -46,7 +46,7 @@ class RunFacts(TrainerCallback, ExportableState):
         self.hardware = THEN.join(before if here in before else [*before, here])
         self.processes = args.world_size
         dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
-        self.examples = len(dataset) if isinstance(dataset, Sized) else None
+        self.examples = len(dataset) if has_length(dataset) else None
         self.versions = {name: version(name) for name in ("trivium", "torch", "transformers")}
         self.versions["python"] = platform.python_version()
         self._tell(state)

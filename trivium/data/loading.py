@@ -47,8 +47,8 @@ class DataArguments:
     Attributes:
         name: `numbers` for the embedded corpus, or a data set of the Hub, or a folder in the Hub's layout.
         config_name: The configuration of the Hub data set, if it has several.
-        train: A local file to train on; with `name`, the split to use as such, e.g. `train[:90%]`; of a stream rows are
-            counted, e.g. `train[1000:]`.
+        train: A local file to train on; with `name`, the split to use as such, e.g. `train[:90%]`; of a stream rows
+            are counted, e.g. `train[1000:]`.
         validation: The same for validation.
         test: The same for testing.
         source: The language to translate from: the column, the key under `translation`, or the ending of the file.
