@@ -1,6 +1,8 @@
-"""transformers' Trainer, with what a run of ours needs beside it: batches by tokens, and the model's card."""
+"""transformers' Trainer, with what a run of ours needs beside it: batches by tokens, their speed, the model's card."""
 
 import inspect
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import has_length
 
 from trivium.batching import BatchReport, TokenBatchSampler, TokenBatchStream, lengths_of
+from trivium.callbacks import Throughput
 from trivium.checkpoints import ResumableTrainer
 from trivium.files import write_whole
 
 
 class RunTrainer(ResumableTrainer):
-    """A Trainer with batches by tokens, which pushes the card of `trivium.hub.card`, and to a branch as yet unmade.
+    """A Trainer with batches by tokens, which logs how fast it learns, and pushes the card of `trivium.hub.card`.
 
     Args:
         max_tokens: What a batch of each device may have, as `TokenBatchSampler` counts it; None: batches are of
@@ -32,6 +35,8 @@ class RunTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         self.batches: TokenBatchSampler | None = None
         self.batch_stream: TokenBatchStream | None = None
+        self.throughput = Throughput(self.model)
+        self.add_callback(self.throughput)
         if max_tokens is None:
             return
         columns = ["input_ids", "labels"] if self.model.config.is_encoder_decoder else ["input_ids"]
@@ -78,6 +83,23 @@ class RunTrainer(ResumableTrainer):
         """Rows of a step, by which the Trainer reckons how many it learns from in a second."""
         rows = super().get_total_train_batch_size(args)
         return rows if self.batches is None else round(rows / self._train_batch_size * self.batches.mean_rows)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The Trainer's: the batches of a step, which are counted."""
+        since = time.perf_counter()
+        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.throughput.begin_step(batches, since)
+        return batches, num_items_in_batch
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's, and with a loss the speed; but not rows a second where nobody knows how many a step has."""
+        if "loss" in logs:
+            logs.update(self.throughput.since_last_log())
+        if self.batch_stream is not None:
+            logs.pop("train_samples_per_second", None)
+        super().log(logs, start_time)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any

@@ -45,7 +45,7 @@ class RunFacts(TrainerCallback, ExportableState):
         before = (earlier.get("hardware") or here).split(THEN)
         self.hardware = THEN.join(before if here in before else [*before, here])
         self.processes = args.world_size
-        dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        dataset: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
         self.examples = len(dataset) if has_length(dataset) else None
         self.versions = {name: version(name) for name in ("trivium", "torch", "transformers")}
         self.versions["python"] = platform.python_version()
