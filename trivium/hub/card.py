@@ -164,9 +164,17 @@ class _Facts:
 
     @property
     def run(self) -> dict[str, Any]:
-        """What the training says of itself: `seconds`, `hardware`, `versions`, `processes`."""
+        """What the training says of itself: `seconds`, `hardware`, `versions`, `processes`, `data`, `seed`."""
+        return self._told_by("RunFacts")
+
+    @property
+    def work(self) -> dict[str, Any]:
+        """How much was computed: `tokens`, `padded`, `flops`, `seconds`."""
+        return self._told_by("Throughput").get("work", {})
+
+    def _told_by(self, callback: str) -> dict[str, Any]:
         callbacks = self.state.stateful_callbacks if self.state else None
-        return (callbacks or {}).get("RunFacts", {}).get("attributes", {})
+        return (callbacks or {}).get(callback, {}).get("attributes", {})
 
 
 def _read_facts(folder: Path, overrides: Sequence[str]) -> _Facts:
@@ -273,7 +281,7 @@ def _words(facts: _Facts, name: str) -> dict[str, Any]:
         "training": _table(_training(facts)),
         "learning_curve": _learning_curve(facts.state),
         "recipe": _recipe_block(facts.recipe) if facts.recipe else None,
-        "resources": _table(_resources(facts.run)),
+        "resources": _table(_resources(facts.run, facts.work)),
         "intended_use": card.intended_use,
         "limitations": card.limitations,
         "general_limits": LIMITS["text" if config.decoder_layers or usage.task == "fill-mask" else "labels"],
@@ -347,6 +355,8 @@ def _training(facts: _Facts) -> list[tuple[str, str]]:
             data += f", from {_code(recipe.data.source)} to {_code(recipe.data.target)}"
         if examples := facts.run.get("examples"):
             data += f"; {examples:,} examples"
+        if fingerprint := facts.run.get("data"):
+            data += f"; fingerprint {_code(fingerprint[:17])}"
         rows += [("task", recipe.task), ("data", data)]
         if recipe.init_from:
             model = _hub_model(recipe)
@@ -376,6 +386,11 @@ def _training(facts: _Facts) -> list[tuple[str, str]]:
         ]
     if state:
         rows.append(("steps", f"{state.global_step:,}, {state.epoch or 0:.1f} passes over the data"))
+    if (work := facts.work) and work["padded"]:
+        padding = 1 - work["tokens"] / work["padded"]
+        rows.append(("tokens", f"{work['tokens']:,}, and {padding:.1%} of padding in the batches"))
+    if (seed := facts.run.get("seed")) is not None:
+        rows.append(("seed", str(seed)))
     return rows
 
 
@@ -397,12 +412,15 @@ def _recipe_block(recipe: Recipe) -> str:
     return f"{fence}yaml\n{text.rstrip()}\n{fence}"
 
 
-def _resources(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _resources(run: Mapping[str, Any], work: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     if seconds := run.get("seconds"):
         rows.append(("training time, in hours, minutes and seconds", str(timedelta(seconds=round(seconds)))))
     if hardware := run.get("hardware"):
         rows.append(("hardware", _line(hardware)))
+    if work and work["seconds"]:
+        speed, flops = work["tokens"] / work["seconds"], work["flops"] / work["seconds"]
+        rows.append(("speed of the steps", f"{speed:,.0f} tokens and {flops / 1e12:.3g} TFLOP a second"))
     if versions := run.get("versions"):
         rows.append(("versions", _versions(versions)))
     return rows
