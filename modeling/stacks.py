@@ -112,7 +112,13 @@ class TriviumPreTrainedModel(PreTrainedModel):
         """As in transformers, and let every fitting Auto class and pipeline find its class in the folder."""
         from .auto_map import auto_map, custom_pipelines  # here, for it imports all; and so all their files are copied
 
-        config = self.config
+        config, own_class = self.config, type(self)
+        # Not FSDP's class, which it makes of each that it shards: that is in torch, and no Auto class finds it.
+        self.__class__ = next(
+            each
+            for each in own_class.__mro__
+            if issubclass(each, TriviumPreTrainedModel) and not each.__name__.startswith("FSDP")
+        )
         if self.is_remote_code():
             self.config = copy.copy(config)
             self.config.auto_map = auto_map(config)
@@ -121,7 +127,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
         try:
             super().save_pretrained(*args, **kwargs)
         finally:
-            self.config = config
+            self.config, self.__class__ = config, own_class
 
 
 class TriviumStack(TriviumPreTrainedModel):

@@ -75,7 +75,8 @@ def train(
         from trivium import training
 
         trainer = training.train(loaded, resume=resume, overwrite=overwrite)
-    typer.echo(f"The trained model is in {trainer.args.output_dir}.")
+    if trainer.is_world_process_zero():
+        typer.echo(f"The trained model is in {trainer.args.output_dir}.")
 
 
 @commands.command(epilog="Example: `trivium average runs/numbers runs/averaged --last 5`")
