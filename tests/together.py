@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 
@@ -90,7 +90,7 @@ def _run(job: Job, args: tuple[Any, ...], folder: Path, environment: dict[str, s
     os.dup2(said, 1)
     os.dup2(said, 2)
     if environment.get("ACCELERATE_USE_FSDP"):
-        AcceleratorState.__init__ = with_fsdp_on_cpu(AcceleratorState.__init__)
+        PartialState.__init__ = with_fsdp_on_cpu(PartialState.__init__)
     try:
         torch.save(job(*args), folder / f"returned-{rank}.pt")
     except BaseException:
@@ -101,11 +101,11 @@ def _run(job: Job, args: tuple[Any, ...], folder: Path, environment: dict[str, s
 
 
 def with_fsdp_on_cpu(init: Callable[..., None]) -> Callable[..., None]:
-    """Accelerate gives FSDP to GPUs and the like only; torch's own runs on CPUs just as well."""
+    """Accelerate gives FSDP to GPUs only; torch's own runs on CPUs just as well."""
 
-    def initialize(state: AcceleratorState, *args: Any, **kwargs: Any) -> None:
-        if PartialState._shared_state.get("distributed_type") == DistributedType.MULTI_CPU:
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    def initialize(state: PartialState, *args: Any, **kwargs: Any) -> None:
         init(state, *args, **kwargs)
+        if state.distributed_type == DistributedType.MULTI_CPU:
+            state.distributed_type = DistributedType.MULTI_GPU
 
     return initialize

@@ -1,5 +1,6 @@
 """Several devices, a process each: how they are launched, and what they must have in common."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,9 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 T = TypeVar("T")
 
@@ -19,6 +20,20 @@ def launch_configs() -> dict[str, Path]:
     """The files for `accelerate launch --config_file` that come with the package, by their names."""
     folder = Path(str(resources.files("trivium.recipes"))) / "accelerate"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def check_devices(args: TrainingArguments) -> None:
+    """Refuse what Accelerate would silently do in another way.
+
+    Raises:
+        ValueError: FSDP is asked for on CPUs.
+    """
+    asked = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+    if asked and args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+        raise ValueError(
+            "FSDP is asked for, but Accelerate has it for several processes with a GPU (or the like) each: launch with "
+            "another configuration, such as `trivium launch-config cpu`."
+        )
 
 
 def from_first_process(make: Callable[[], T]) -> T:

@@ -22,7 +22,7 @@ from trivium.callbacks import CompletePush, ExponentialAverage, RunFacts
 from trivium.checkpoints import checkpoints_of, failure_explained, set_aside
 from trivium.configuration import TriviumConfig
 from trivium.data import load_data
-from trivium.devices import from_first_process
+from trivium.devices import check_devices, from_first_process
 from trivium.files import remove_partial
 from trivium.metrics import load_metric
 from trivium.recipe import Recipe
@@ -52,6 +52,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     args = recipe.training_arguments()
     if args.hub_token:  # the recipe is kept, and pushed
         raise ValueError("training.hub_token is set, but a recipe is no place for a secret: use `hf auth login`.")
+    check_devices(args)
     run = Path(args.output_dir)
     found = checkpoints_of(run)
     if found and not (resume or overwrite):
