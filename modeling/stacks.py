@@ -169,6 +169,7 @@ class TriviumStack(TriviumPreTrainedModel):
 class TriviumEncoder(TriviumStack):
     """N layers of self-attention and feed-forward over the source (section 3.1)."""
 
+    _no_split_modules = ["EncoderLayer"]  # FSDP refuses names of what is not there
     _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": MultiHeadAttention}
 
     def __init__(self, config: TriviumConfig) -> None:
@@ -230,6 +231,7 @@ class TriviumDecoder(TriviumStack):
     Without an encoder (`config.is_encoder_decoder` is False) its layers have no attention to it: GPT's way.
     """
 
+    _no_split_modules = ["DecoderLayer"]
     _can_record_outputs = {
         "hidden_states": DecoderLayer,
         "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="self_attn"),
