@@ -1,4 +1,4 @@
-"""Processes that train together on CPU, as `accelerate launch` would start them: forked, so that they start at once."""
+"""Processes that train together on CPU, as `accelerate launch` starts them, but forked: so they start at once."""
 
 import multiprocessing
 import os

@@ -31,8 +31,8 @@ def check_devices(args: TrainingArguments) -> None:
     asked = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
     if asked and args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         raise ValueError(
-            "FSDP is asked for, but Accelerate has it for several processes with a GPU (or the like) each: launch with "
-            "another configuration, such as `trivium launch-config cpu`."
+            "FSDP is asked for, but Accelerate has it only for several processes with a GPU, or the like, each: launch "
+            "with another configuration, such as `trivium launch-config cpu`."
         )
 
 
