@@ -103,8 +103,7 @@ def plot_heads(
             axes.tick_params(labelsize=max(SMALLEST_LABEL, cell) * 72 * 0.8, pad=2)
             axes.spines[:].set(visible=True, color="0.8", linewidth=0.5)
             axes.set_title(f"layer {level + 1}, head {head + 1}", fontsize="x-small", pad=3)
-        figure.supylabel(attention.row_name, style="italic", fontsize="medium")
-        figure.supxlabel("looks at", style="italic", fontsize="medium")
-        figure.suptitle(f"{attention.name}: {layers} layers of {heads} heads", fontsize="medium")
+        title = f"{attention.name}, {layers} layers of {heads} heads: where each {attention.row_name} (row) looks"
+        figure.suptitle(title, fontsize="medium", wrap=True)
         figure.colorbar(image, ax=grid, label="weight", shrink=0.5).outline.set_visible(False)
     return figure
