@@ -151,9 +151,7 @@ class _Listener(StoppingCriteria):
         return torch.full((len(input_ids),), self.must_stop.is_set(), device=input_ids.device)
 
 
-def _watch(
-    model: PreTrainedModel, inputs: Inputs, **options: Any
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+def _watch(model: PreTrainedModel, inputs: Inputs, **options: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """Let `generate()` run in a thread, and give each token with the logits and the attention that led to it."""
     listener = _Listener()
 
@@ -209,7 +207,9 @@ def _search(
     names = {**inputs.tensors(model), "decoder_input_ids": read} if has_encoder else {"input_ids": read}
     again = model(**names, output_attentions=True, use_cache=False)
     logits, attention = again.logits[0], _attention_of(model, again)
-    steps = [pen.step(ids[i], logits[i - 1], attention[i - 1, : None if has_encoder else i]) for i in range(start, end)]
+    steps = [
+        pen.step(ids[i], logits[i - 1], attention[i - 1, : None if has_encoder else i]) for i in range(start, end)
+    ]
     beams = list(zip(texts, output.sequences_scores.tolist(), strict=True))
     return Writing(inputs.pieces, steps, beams, is_complete=True)
 

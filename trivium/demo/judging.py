@@ -39,8 +39,7 @@ def classify(model: PreTrainedModel, inputs: Inputs) -> list[Named]:
         scores = logits.sigmoid() if kind == "multi_label_classification" else logits.softmax(dim=-1)
     best = scores.topk(min(LABELS, len(scores)))
     return [
-        (model.config.id2label[i], score)
-        for i, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        (model.config.id2label[i], score) for i, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
 
 

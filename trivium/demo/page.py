@@ -151,19 +151,34 @@ def _settings(model: PreTrainedModel, words: _Words) -> list[gr.components.Compo
     method = "Sampling" if saved.do_sample else "Beam search" if beams > 1 else "Greedy"
     length = min(saved.max_new_tokens or NEW_TOKENS, longest(model.config))
     with gr.Accordion("How it writes", open=False):
-        choice = gr.Radio(
-            [(f"{name}: {what}", name) for name, what in METHODS.items()], value=method, label="Method"
-        )
+        choice = gr.Radio([(f"{name}: {what}", name) for name, what in METHODS.items()], value=method, label="Method")
         with gr.Column(visible=method == "Beam search") as for_beams:
             width = gr.Slider(2, 8, value=max(beams, 2) if beams > 1 else 4, step=1, label="Beams")
         with gr.Column(visible=method == "Sampling") as for_sampling:
             temperature = gr.Slider(
-                0.1, 2, value=saved.temperature or 1, step=0.05, label="Temperature", info="Above 1 is bolder, below 1 safer."
+                0.1,
+                2,
+                value=saved.temperature or 1,
+                step=0.05,
+                label="Temperature",
+                info="Above 1 is bolder, below 1 safer.",
             )
-            top_p = gr.Slider(0.05, 1, value=saved.top_p or 1, step=0.05, label="Top p", info="Only from the likeliest tokens that make up so much.")
+            top_p = gr.Slider(
+                0.05,
+                1,
+                value=saved.top_p or 1,
+                step=0.05,
+                label="Top p",
+                info="Only from the likeliest tokens that make up so much.",
+            )
             seed = gr.Number(0, label="Seed", info="The same seed draws the same.", precision=0, minimum=0)
         new_tokens = gr.Slider(
-            1, longest(model.config), value=length, step=1, label="Longest continuation, in tokens", visible=words is CONTINUE
+            1,
+            longest(model.config),
+            value=length,
+            step=1,
+            label="Longest continuation, in tokens",
+            visible=words is CONTINUE,
         )
     choice.change(
         lambda name: [gr.update(visible=name == "Beam search"), gr.update(visible=name == "Sampling")],
@@ -216,10 +231,7 @@ def _options(
 ) -> dict[str, Any]:
     """What `generate()` takes."""
     room, read = longest(model.config), len(inputs.input_ids)
-    if model.config.is_encoder_decoder:
-        length = min(read + EXTRA_LENGTH, room)
-    else:
-        length = min(new_tokens, room - read)
+    length = min(read + EXTRA_LENGTH, room) if model.config.is_encoder_decoder else min(new_tokens, room - read)
     options: dict[str, Any] = {"max_new_tokens": length, "num_beams": 1, "do_sample": False}
     if method == "Beam search":
         options["num_beams"] = beams
