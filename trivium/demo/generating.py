@@ -107,7 +107,8 @@ class _Pen:
         """The next step, from the token, (vocabulary,) logits and (positions,) attention weights."""
         self.ids.append(token_id)
         text = self._decode(self.ids)
-        new = "" if text.endswith("\ufffd") else text[len(self.done) :]  # a character may take several tokens
+        # A character may take several tokens: until the last it is none yet, after the end never.
+        new = (text if token_id in self.special else text.rstrip("\ufffd"))[len(self.done) :]
         self.done += new
         probabilities = logits.float().softmax(dim=-1)
         best = probabilities.topk(min(ALTERNATIVES, len(probabilities))).indices.tolist()

@@ -58,7 +58,7 @@ def launch(
         model: It translates, continues, fills masks or classifies; its attention becomes the eager one, which is seen.
         tokenizer: Its tokenizer.
         title: What it is called.
-        summary: A sentence on what it does.
+        summary: A sentence on what it does, in Markdown.
         examples: Texts to try it with.
         **options: Of gradio's `launch`: `server_name`, `server_port`, `inbrowser`, `prevent_thread_lock`.
 
@@ -97,7 +97,9 @@ def build(
     writes = words in (TRANSLATE, CONTINUE)
     model.set_attn_implementation("eager")
     with gr.Blocks(title=title, analytics_enabled=False) as page:
-        gr.HTML(f"<h1>{escape(title)}</h1><p>{escape(summary)}</p>", elem_id="heading")
+        gr.HTML(f"<h1>{escape(title)}</h1>", elem_id="heading")
+        if summary:
+            gr.Markdown(summary, elem_id="summary")
         text = gr.Textbox(
             label=words.label,
             # A translation is sent with Enter; a continuation may begin with several lines.
@@ -109,9 +111,9 @@ def build(
         if examples:
             gr.Examples([[example] for example in examples], inputs=[text], label="Examples")
         with gr.Row(elem_id="buttons"):
-            send = gr.Button(words.button, variant="primary")
-            stop = gr.Button("Stop", visible=writes)
-            mask = gr.Button(f"Insert {tokenizer.mask_token}", visible=words is FILL)
+            send = gr.Button(words.button, variant="primary", scale=3, min_width=120)
+            stop = gr.Button("Stop", visible=writes, min_width=80)
+            mask = gr.Button(f"Insert {tokenizer.mask_token}", visible=words is FILL, min_width=120)
         settings = _settings(model, words) if writes else []
         drawing = gr.HTML(
             html_template="",
