@@ -1,11 +1,14 @@
 """The pages of the documentation, taken apart for tests: their blocks of code, headings and links."""
 
+import io
 import re
 import shlex
 import textwrap
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -19,7 +22,7 @@ MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code: what it is in (`python`, `text`, `sh`, ...; indented ones are `sh`), and what stands before it."""
+    """A block of code: its language (`sh`, if it is indented and says none), and what stands before it."""
 
     page: Path
     line: int
@@ -101,3 +104,19 @@ def commands(block: Block) -> Iterator[list[str]]:
             else:
                 calls[-1].append(word)
         yield from (call[1:] for call in calls if call[:1] == ["trivium"])
+
+
+def outputs(page: Path) -> Iterator[tuple[Block, str, str, bool]]:
+    """What each block prints and should print, and whether that depends on what a model has learned."""
+    variables: dict[str, Any] = {}
+    found = blocks(page)
+    for i, block in enumerate(found):
+        if block.language == "python" and not block.source:
+            printed = io.StringIO()
+            with redirect_stdout(printed):
+                exec(compile(block.code, str(block), "exec"), variables)
+            following = found[i + 1] if i + 1 < len(found) else None
+            shown = following is not None and following.language.startswith("text") and not following.before
+            assert shown == bool(printed.getvalue()), f"{block} prints something, but the page does not show it"
+            if following and shown:
+                yield block, printed.getvalue(), following.code, "trained" in following.language
