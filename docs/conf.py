@@ -18,6 +18,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 html_theme = "furo"
 html_title = "Trivium"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
 default_role = "code"  # docstrings write `name`, as Markdown does
 
 myst_heading_anchors = 3  # so that links to headings work as they do on GitHub

@@ -19,6 +19,7 @@ from trivium.inspection import (
     plot_masks,
     plot_position_products,
     plot_positions,
+    save_figure,
 )
 
 SOURCE = "three hundred and forty-two"
@@ -32,7 +33,7 @@ def figures(folder: str) -> dict[str, Figure]:
         "positions": plot_positions(model, length=64),
         "position-products": plot_position_products(model, length=64),
         "self-attention": plot_heads(model, tokenizer, SOURCE, kind="encoder"),
-        "masks": plot_masks(model, lengths=(7,), target_lengths=(4,)),
+        "masks": plot_masks(model, lengths=(7, 5), target_lengths=(4, 3)),
         "cross-attention": plot_attention(model, tokenizer, SOURCE),
         "logit-lens": plot_logit_lens(model, tokenizer, SOURCE),
     }
@@ -43,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="of the trained model")
     for name, figure in figures(parser.parse_args().folder).items():
-        figure.savefig(PICTURES / f"walk-{name}.png", dpi=110, bbox_inches="tight")
+        save_figure(figure, PICTURES / f"walk-{name}.png")
 
 
 if __name__ == "__main__":
