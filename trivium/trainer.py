@@ -35,8 +35,7 @@ class RunTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         self.batches: TokenBatchSampler | None = None
         self.batch_stream: TokenBatchStream | None = None
-        self.throughput = Throughput(self.model)
-        self.add_callback(self.throughput)
+        self.add_callback(Throughput())
         if max_tokens is None:
             return
         columns = ["input_ids", "labels"] if self.model.config.is_encoder_decoder else ["input_ids"]
@@ -83,6 +82,11 @@ class RunTrainer(ResumableTrainer):
         """Rows of a step, by which the Trainer reckons how many it learns from in a second."""
         rows = super().get_total_train_batch_size(args)
         return rows if self.batches is None else round(rows / self._train_batch_size * self.batches.mean_rows)
+
+    @property
+    def throughput(self) -> Throughput:
+        """What counts; resuming may have put another one in the place of the first."""
+        return next(each for each in self.callback_handler.callbacks if isinstance(each, Throughput))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
