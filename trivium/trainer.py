@@ -37,8 +37,7 @@ class RunTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         self.batches: TokenBatchSampler | None = None
         self.batch_stream: TokenBatchStream | None = None
-        self.throughput = Throughput(self.model)
-        self.add_callback(self.throughput)
+        self.add_callback(Throughput())
         if max_tokens is None:
             return
         columns = ["input_ids", "labels"] if self.model.config.is_encoder_decoder else ["input_ids"]
@@ -113,6 +112,11 @@ class RunTrainer(ResumableTrainer):
         if not return_outputs:
             inputs = self._for_the_loss_alone(inputs)
         return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
+    @property
+    def throughput(self) -> Throughput:
+        """What counts; resuming may have put another one in the place of the first."""
+        return next(each for each in self.callback_handler.callbacks if isinstance(each, Throughput))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -49,9 +49,9 @@ class Throughput(TrainerCallback, ExportableState):
         work: Of a resumed run that of all its sessions.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self) -> None:
         self.work = Work()
-        self._model = model
+        self._model: PreTrainedModel | None = None
         self._counts: torch.Tensor | None = None  # of this process, since they came together
         self._seconds = 0.0
         self._since_last_log = Work()
@@ -63,6 +63,7 @@ class Throughput(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Go on from the checkpoint's counts, if there is one."""
+        self._model = kwargs["model"]
         kept = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
         self.work = Work(**kept.get("work", {}))
         self._counts, self._seconds, self._is_first = None, 0.0, True
@@ -75,6 +76,7 @@ class Throughput(TrainerCallback, ExportableState):
         """Count a step's batches, accumulated ones together; `since` is the time at which they were asked for."""
         # Before the first ones a resumed run has looked for its place.
         self._began, self._is_first = (time.perf_counter() if self._is_first else since), False
+        assert self._model is not None  # the Trainer has told that training begins
         for batch in batches:
             if "input_ids" in batch and "labels" in batch:
                 counts = count_tokens(batch, self._model)
@@ -126,7 +128,7 @@ class Throughput(TrainerCallback, ExportableState):
 
     def _come_together(self, args: TrainingArguments) -> None:
         """Add up the counts of all processes, in each."""
-        if self._counts is None:
+        if self._counts is None or self._model is None:
             return
         if args.world_size > 1:
             torch.distributed.all_reduce(self._counts)
