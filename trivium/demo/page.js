@@ -49,8 +49,10 @@ class Tokens {
   }
 
   add(text, isSpecial, number) {
-    const chip = make("span", isSpecial ? "token special" : "token", "", make("bdi", "", visible(text)));
-    chip.append(make("span", "number", number ?? ""));
+    // No bdi: the list takes its direction from these texts, but not from that of a special token.
+    const word = make("span", "text", visible(text));
+    if (isSpecial) word.dir = "ltr";
+    const chip = make("span", isSpecial ? "token special" : "token", "", word, make("span", "number", number ?? ""));
     chip.setAttribute("role", "option");
     chip.setAttribute("aria-selected", "false");
     chip.setAttribute("aria-describedby", "details");

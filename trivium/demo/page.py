@@ -239,7 +239,8 @@ def _options(
         options["num_beams"] = beams
     elif method == "Sampling":
         torch.manual_seed(seed or 0)
-        options |= {"do_sample": True, "top_k": 0, "temperature": temperature, "top_p": top_p}
+        # A whole number comes as an int, which generate() refuses.
+        options |= {"do_sample": True, "top_k": 0, "temperature": float(temperature), "top_p": float(top_p)}
     return options
 
 
