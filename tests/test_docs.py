@@ -69,12 +69,12 @@ def test_python_is_python(block: Block) -> None:
     compile(block.code, str(block), "exec")
 
 
-@pytest.mark.parametrize("block", [b for b in ALL if b.language == "sh" and [*commands(b)]], ids=str)
+@pytest.mark.parametrize("block", [b for b in ALL if b.language == "sh" and any(commands(b.code))], ids=str)
 def test_commands_are_understood(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every option exists, and every field of a recipe that is replaced."""
     monkeypatch.chdir(tmp_path)
     command: Any = typer.main.get_command(app)
-    for call in commands(block):
+    for call in commands(block.code):
         for option, path in pairwise(call):
             if option == "--input":
                 Path(path).parent.mkdir(exist_ok=True)
