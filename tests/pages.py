@@ -15,7 +15,9 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+MADE_BY_THE_BUILD = DOCS / "reference" / "command-line.md"
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(DOCS.rglob("*.md"))]
+PAGES = [page for page in PAGES if page != MADE_BY_THE_BUILD]
 WALK, KOREAN_WALK, CLIENTS = DOCS / "walk.md", DOCS / "ko" / "walk.md", DOCS / "clients.md"
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
