@@ -15,8 +15,10 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
-WALK, KOREAN_WALK = DOCS / "walk.md", DOCS / "ko" / "walk.md"
+MADE_BY_THE_BUILD = DOCS / "reference" / "command-line.md"
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(DOCS.rglob("*.md"))]
+PAGES = [page for page in PAGES if page != MADE_BY_THE_BUILD]
+WALK, KOREAN_WALK, CLIENTS = DOCS / "walk.md", DOCS / "ko" / "walk.md", DOCS / "clients.md"
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 
@@ -92,9 +94,9 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def commands(block: Block) -> Iterator[list[str]]:
-    """The arguments of every call of `trivium` in a block of shell commands."""
-    for line in re.findall(r"^.*\btrivium [a-z].*$", block.code.replace("\\\n", " "), flags=re.MULTILINE):
+def commands(code: str) -> Iterator[list[str]]:
+    """The arguments of every call of `trivium` among shell commands."""
+    for line in re.findall(r"^.*\btrivium [a-z].*$", code.replace("\\\n", " "), flags=re.MULTILINE):
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
         calls: list[list[str]] = [[]]

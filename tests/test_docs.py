@@ -2,6 +2,7 @@
 understood, and what it prints is what is printed. (`test_docs_run.py` runs it all.)
 """
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from trivium.data.loading import SPLITS
 from trivium.recipe import available_recipes, load_recipe
 from trivium.training import load_or_build
 
+OTHER_CALLS = re.compile(r"^(?:\S+=\S+ )*(?:make ([a-z-]+)|python (\S+\.py)(.*))", re.MULTILINE)
 ALL = [block for page in PAGES if page != KOREAN_WALK for block in blocks(page)]
 
 
@@ -44,8 +46,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert "." in address.netloc, link
             continue
         target = (page.parent / unquote(address.path)).resolve() if address.path else page
-        made_by_the_build = target.with_suffix(".md").name == "command-line.md"
-        assert target.exists() or made_by_the_build, f"{link} leads nowhere"
+        assert target.exists(), f"{link} leads nowhere"
         if address.fragment:
             assert unquote(address.fragment) in anchors(target), link
 
@@ -69,12 +70,12 @@ def test_python_is_python(block: Block) -> None:
     compile(block.code, str(block), "exec")
 
 
-@pytest.mark.parametrize("block", [b for b in ALL if b.language == "sh" and [*commands(b)]], ids=str)
+@pytest.mark.parametrize("block", [b for b in ALL if b.language == "sh" and any(commands(b.code))], ids=str)
 def test_commands_are_understood(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every option exists, and every field of a recipe that is replaced."""
     monkeypatch.chdir(tmp_path)
     command: Any = typer.main.get_command(app)
-    for call in commands(block):
+    for call in commands(block.code):
         for option, path in pairwise(call):
             if option == "--input":
                 Path(path).parent.mkdir(exist_ok=True)
@@ -86,6 +87,18 @@ def test_commands_are_understood(block: Block, tmp_path: Path, monkeypatch: pyte
             recipe = recipe if recipe in available_recipes() else "multi30k"
             needed = [] if recipe == "numbers" else [f"data.{split}=some/file" for split in SPLITS]
             load_recipe(recipe, [*needed, *(given["overrides"] or [])])
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.language == "sh" and OTHER_CALLS.search(b.code)], ids=str)
+def test_other_calls_are_of_what_exists(block: Block) -> None:
+    for target, script, options in OTHER_CALLS.findall(block.code.replace("\\\n", " ")):
+        if target:
+            assert f"\n{target}:" in (ROOT / "Makefile").read_text(), target
+        else:
+            text = (ROOT / script).read_text()
+            for option in re.findall(r"--[\w-]+", options):
+                argument = option.removeprefix("--").replace("-", "_")
+                assert f'"{option}"' in text or f" {argument}: " in text, f"{script} has no {option}"
 
 
 # --- The walk --------------------------------------------------------------------------------------------------------
