@@ -84,7 +84,7 @@ def words_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Word]:
     for token, ((first, last), is_special) in enumerate(places):
         # A token of no characters is one of the bytes of a character, or the space before a word.
         goes_on = goes_on_at(text, first) if first < last else not text[:first][-1:].isspace()
-        if may_go_on and not is_special and (goes_on or start == end):
+        if may_go_on and not is_special and (goes_on or not text[start:end].strip()):
             end = max(end, last)
             words[-1] = Word(label_of(text[start:end]), [*words[-1].tokens, token])
         else:

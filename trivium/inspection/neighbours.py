@@ -136,13 +136,16 @@ def _draw_map(axes: Axes, found: list[Neighbours], labels: list[list[str]], embe
     plane = PCA(n_components=2).fit(vectors.numpy())
     places = plane.transform(vectors.numpy()).reshape(len(found), -1, 2)
     names: dict[tuple[float, float], str] = {}  # of tokens that are neighbours of several words, once
-    for number, (each, its_labels, points) in enumerate(zip(found, labels, places, strict=True)):
+    for number, (its_labels, points) in enumerate(zip(labels, places, strict=True)):
         style = {"color": SERIES[number % len(SERIES)], "marker": MARKERS[number % len(MARKERS)], "linestyle": ""}
         axes.plot(*points[1:].T, **style, markersize=4)
         axes.plot(*points[:1].T, **style, markersize=9)
-        names |= dict(zip(map(tuple, points.tolist()), [each.word, *its_labels], strict=True))
+        names |= dict(zip(map(tuple, points[1:].tolist()), its_labels, strict=True))
+    names |= {tuple(points[0].tolist()): each.word for each, points in zip(found, places, strict=True)}
     kept = plane.explained_variance_ratio_.sum()
-    axes.set_title(f"on a plane, which keeps {kept:.0%} of what they differ in", fontsize="medium")
+    axes.set_title(
+        f"on the plane of their first two principal components: {kept:.0%} of the variance", fontsize="medium"
+    )
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color("0.8")
     axes.margins(0.1)
