@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -212,7 +212,7 @@ def _load_config(model: str) -> "PreTrainedConfig":
     return AutoConfig.from_pretrained(model)
 
 
-def _indices(model: "PreTrainedModel", kind: str | None, layer: int | None, head: int | None) -> dict[str, int | None]:
+def _indices(model: "PreTrainedModel", kind: str | None, layer: int | None, head: int | None) -> dict[str, Any]:
     """Layer and head as Python counts them.
 
     Raises:

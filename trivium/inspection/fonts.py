@@ -33,8 +33,8 @@ def legible(texts: Iterable[str]) -> Iterator[None]:
     families, missing = families_for(set("".join(texts)))
     if missing:
         warnings.warn(_what_to_install(missing), MissingFontWarning, stacklevel=4)
-    fonts = {"font.family": [*rcParams["font.family"], *families], "text.parse_math": False}
-    with rc_context(fonts), warnings.catch_warnings():
+    names = [*rcParams["font.family"], *families]
+    with rc_context({"font.family": names, "text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # which would say it of each character, again and again
         yield
 
