@@ -5,6 +5,7 @@
 The argument is the folder of the model of `make demo`.
 """
 
+import os
 import re
 import shlex
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from trivium.cli import app
 
+PAGE = Path(__file__).resolve().parent / "pictures.md"
 LARGEST = 150_000  # bytes: pictures stay in the repository's history for good
 
 
@@ -22,8 +24,10 @@ def commands_of(text: str) -> list[list[str]]:
 
 
 def main(model: str) -> None:
-    """Run them all, with this model, in the root of the repository."""
-    for arguments in commands_of(Path("docs/pictures.md").read_text(encoding="utf-8")):
+    """Run them all, with this model."""
+    model = str(Path(model).resolve())
+    os.chdir(PAGE.with_suffix(""))
+    for arguments in commands_of(PAGE.read_text(encoding="utf-8")):
         app([model if each == "runs/numbers" else each for each in arguments], standalone_mode=False)
         picture = Path(arguments[-1])
         if (size := picture.stat().st_size) > LARGEST:

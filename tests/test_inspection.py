@@ -235,6 +235,15 @@ def test_words_are_aligned_by_the_attention_of_their_tokens() -> None:
     assert 0 < len(found) < 9, "or the test proves nothing"
 
 
+def test_faint_attention_has_no_lines(tokenizer: TriviumTokenizer) -> None:
+    model = model_of(TriviumForConditionalGeneration, tokenizer, num_attention_heads=2)
+    for layer in model.model.decoder.layers:
+        torch.nn.init.zeros_(layer.cross_attn.q_proj.weight)  # everything is looked at alike
+    figure = plot_alignment(model, tokenizer, "cat " * 30, "Hund")
+    assert len(figure.axes[0].collections[0].get_segments()) == 0
+    figure.savefig(io.BytesIO(), format="png", dpi=30)
+
+
 def test_words_without_spaces_between_are_tokens_and_bytes_belong_to_their_character() -> None:
     tokenizer = train_tokenizer(["das das"], vocab_size=270)
     text = "das  漢字, 🙂! हिन्दी\nx"

@@ -504,8 +504,8 @@ def test_the_gallery_shows_what_its_commands_make() -> None:
     text = (root / "docs" / "pictures.md").read_text(encoding="utf-8")
     commands = runpy.run_path(str(root / "docs" / "make_gallery.py"))["commands_of"](text)
     made = [arguments[-1] for arguments in commands]
-    assert made == ["docs/" + shown for shown in re.findall(r"!\[[^]]+\]\((.+)\)", text)]
-    assert {str(path.relative_to(root)) for path in (root / "docs" / "pictures").glob("*.png")} >= set(made)
+    assert made == re.findall(r"!\[[^]]+\]\(pictures/(.+)\)", text)
+    assert {path.name for path in (root / "docs" / "pictures").iterdir()} >= set(made)
     assert {arguments[1] for arguments in commands} == set(COMMANDS), "there is one of every kind"
     for line in re.findall(r"`(plot_\w+)\((.*?)\)`", text):  # as the table has them
         parameters = str(inspect.signature(getattr(inspection, line[0])))

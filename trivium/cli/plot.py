@@ -178,7 +178,7 @@ def lens(model: Model, source: Source, output: Output, target: Target = None) ->
 def _save(draw: Callable[[], "Figure"], output: Path) -> None:
     """Draw a picture and write it; a warning, of a script without a font for example, is a line."""
     with mistakes_explained(), warnings.catch_warnings(record=True) as noticed:
-        from trivium.inspection import check_picture, save_figure
+        from trivium.inspection.drawing import check_picture, save_figure
 
         check_picture(output)  # before all the work
         save_figure(draw(), output)

@@ -111,7 +111,7 @@ def between_words(weights: torch.Tensor, rows: list[list[int]], columns: list[li
 
 def _draw(weights: torch.Tensor, target: list[str], source: list[str], title: str) -> Figure:
     places = [_spread(len(words), max(weights.shape)) for words in (source, target)]
-    pairs = [pair for pair in weights.nonzero().tolist() if weights[*pair] >= FAINTEST]
+    pairs = (weights >= FAINTEST).nonzero().tolist()
     pairs.sort(key=lambda pair: weights[*pair].item())  # the strongest above the others
     shown = np.array([weights[*pair].item() for pair in pairs])
     lines = LineCollection(

@@ -48,8 +48,8 @@ def plot_attention(
     weights, title = choose(attention, layer, head)
     rows, columns = weights.shape
     with legible([*attention.row_tokens, *attention.column_tokens]):
-        # Room for the labels, the longest of which may have 24 letters.
-        figure = Figure(figsize=(2.5 + columns * TOKEN_INCHES, 2.0 + rows * TOKEN_INCHES), layout="compressed")
+        size = (2.5 + columns * TOKEN_INCHES, 2.0 + rows * TOKEN_INCHES)  # with room for the labels
+        figure = Figure(figsize=size, layout="compressed")
         axes = figure.add_subplot()
         image = draw_map(axes, weights.numpy(), attention.row_tokens, attention.column_tokens, WEIGHTS)
         separate_cells(axes)
