@@ -200,7 +200,7 @@ def test_the_encoder_needs_no_head_and_no_target(tokenizer: TriviumTokenizer) ->
 
 def test_tokens_of_a_grid_are_counted_where_they_cannot_be_read(tokenizer: TriviumTokenizer) -> None:
     model = model_of(TriviumForConditionalGeneration, tokenizer)
-    for words, is_written in ((5, True), (100, False)):
+    for words, is_written in ((5, True), (70, False)):
         figure = plot_heads(model, tokenizer, "cat " * words, kind="encoder")
         assert (labels_of(figure)[1][-1] == "</s>") == is_written
         assert max(figure.get_size_inches()) < 30
