@@ -1,8 +1,10 @@
 """Pictures of positions, masks, runs and embeddings, the files that they are written to, and `trivium plot`."""
 
+import inspect
 import json
 import math
 import re
+import runpy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from trivium import (
     TriviumForTokenClassification,
     TriviumModel,
     TriviumTokenizer,
+    inspection,
     preset_config,
 )
 from trivium.cli import app
@@ -494,3 +497,17 @@ def test_a_missing_font_is_a_line(folder: Path, tmp_path: Path, monkeypatch: pyt
     code, _, errors = trivium("attention", folder, "漢", "-t", "x", "-o", tmp_path / "x.png")
     assert code == 0
     assert errors.splitlines()[-1].startswith("Warning: No font that matplotlib can draw has 漢, ")
+
+
+def test_the_gallery_shows_what_its_commands_make() -> None:
+    root = Path(__file__).parent.parent
+    text = (root / "docs" / "pictures.md").read_text(encoding="utf-8")
+    commands = runpy.run_path(str(root / "docs" / "make_gallery.py"))["commands_of"](text)
+    made = [arguments[-1] for arguments in commands]
+    assert made == re.findall(r"!\[[^]]+\]\(pictures/(.+)\)", text)
+    assert {path.name for path in (root / "docs" / "pictures").iterdir()} >= set(made)
+    assert {arguments[1] for arguments in commands} == set(COMMANDS), "there is one of every kind"
+    for line in re.findall(r"`(plot_\w+)\((.*?)\)`", text):  # as the table has them
+        parameters = str(inspect.signature(getattr(inspection, line[0])))
+        names = [each.split("=")[0].strip("* ") for each in re.sub(r"\(.*?\)", "", line[1]).split(",")]
+        assert [name for name in names if name] == re.findall(r"(\w+):", parameters), line

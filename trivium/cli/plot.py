@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -178,7 +178,7 @@ def lens(model: Model, source: Source, output: Output, target: Target = None) ->
 def _save(draw: Callable[[], "Figure"], output: Path) -> None:
     """Draw a picture and write it; a warning, of a script without a font for example, is a line."""
     with mistakes_explained(), warnings.catch_warnings(record=True) as noticed:
-        from trivium.inspection import check_picture, save_figure
+        from trivium.inspection.drawing import check_picture, save_figure
 
         check_picture(output)  # before all the work
         save_figure(draw(), output)
@@ -212,7 +212,7 @@ def _load_config(model: str) -> "PreTrainedConfig":
     return AutoConfig.from_pretrained(model)
 
 
-def _indices(model: "PreTrainedModel", kind: str | None, layer: int | None, head: int | None) -> dict[str, int | None]:
+def _indices(model: "PreTrainedModel", kind: str | None, layer: int | None, head: int | None) -> dict[str, Any]:
     """Layer and head as Python counts them.
 
     Raises:

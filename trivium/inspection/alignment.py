@@ -84,7 +84,7 @@ def words_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Word]:
     for token, ((first, last), is_special) in enumerate(places):
         # A token of no characters is one of the bytes of a character, or the space before a word.
         goes_on = goes_on_at(text, first) if first < last else not text[:first][-1:].isspace()
-        if may_go_on and not is_special and (goes_on or start == end):
+        if may_go_on and not is_special and (goes_on or not text[start:end].strip()):
             end = max(end, last)
             words[-1] = Word(label_of(text[start:end]), [*words[-1].tokens, token])
         else:
@@ -111,7 +111,7 @@ def between_words(weights: torch.Tensor, rows: list[list[int]], columns: list[li
 
 def _draw(weights: torch.Tensor, target: list[str], source: list[str], title: str) -> Figure:
     places = [_spread(len(words), max(weights.shape)) for words in (source, target)]
-    pairs = [pair for pair in weights.nonzero().tolist() if weights[*pair] >= FAINTEST]
+    pairs = (weights >= FAINTEST).nonzero().tolist()
     pairs.sort(key=lambda pair: weights[*pair].item())  # the strongest above the others
     shown = np.array([weights[*pair].item() for pair in pairs])
     lines = LineCollection(

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .drawing import TOKEN_INCHES, WEIGHTS, add_scale, count_by_tens, draw_map, separate_cells
+from .drawing import TOKEN_INCHES, WEIGHTS, count_by_tens, draw_map, separate_cells
 from .fonts import legible
 from .reading import attend, choose
 
@@ -48,15 +48,16 @@ def plot_attention(
     weights, title = choose(attention, layer, head)
     rows, columns = weights.shape
     with legible([*attention.row_tokens, *attention.column_tokens]):
-        # Room for the labels, the longest of which may have 24 letters.
-        figure = Figure(figsize=(2.5 + columns * TOKEN_INCHES, 2.0 + rows * TOKEN_INCHES), layout="compressed")
+        size = (2.5 + columns * TOKEN_INCHES, 2.0 + rows * TOKEN_INCHES)  # with room for the labels
+        figure = Figure(figsize=size, layout="compressed")
         axes = figure.add_subplot()
-        image = draw_map(axes, weights.numpy(), attention.row_tokens, attention.column_tokens, WEIGHTS, vmin=0)
+        image = draw_map(axes, weights.numpy(), attention.row_tokens, attention.column_tokens, WEIGHTS)
         separate_cells(axes)
         axes.set_xlabel("looks at", style="italic", labelpad=8)
         axes.set_ylabel(attention.row_name, style="italic", labelpad=8)
         axes.set_title(title, fontsize="medium", pad=10)
-        add_scale(axes, image, "weight")
+        scale = axes.inset_axes((1 + 0.5 / columns, 0, 0.5 / columns, 1))  # half a column wide, as high as the rows
+        figure.colorbar(image, cax=scale, label="weight").outline.set_visible(False)
     return figure
 
 
@@ -94,7 +95,7 @@ def plot_heads(
         figure = Figure(figsize=(2.5 + grid.shape[1] * cell, 2 + grid.shape[0] * cell), layout="compressed")
         axes = figure.add_subplot(facecolor="0.88")  # the gaps
         labels = ([*row_labels, ""] * layers)[:-1], ([*column_labels, ""] * heads)[:-1]
-        image = draw_map(axes, grid, *labels, WEIGHTS, vmin=0)
+        image = draw_map(axes, grid, *labels, WEIGHTS)
         axes.tick_params(labelsize=max(SMALLEST_LABEL, cell) * 72 * 0.8, pad=2)
         below, right = axes.secondary_xaxis("bottom"), axes.secondary_yaxis("right")
         middles = [head * (columns + 1) + (columns - 1) / 2 for head in range(heads)]

@@ -44,7 +44,10 @@ def plot_learning_curves(*runs: str | Path) -> Figure:
     panels = {"loss": [TRAINING, *losses], **{name.removeprefix(VALIDATION): [name] for name in metrics}}
     if any(RATE in entry for log in logs for entry in log):
         panels["learning rate"] = [RATE]
-    with legible(map(str, runs)):
+    labels = [Path(run).resolve().name for run in runs]
+    if len(set(labels)) < len(runs):
+        labels = list(map(str, runs))
+    with legible(labels):
         columns = len(panels) if len(panels) <= 3 else math.ceil(len(panels) / 2)
         rows = math.ceil(len(panels) / columns)
         figure = Figure(figsize=(0.5 + 3.4 * columns, 2.8 * rows + 0.4 + 0.2 * len(runs)), layout="constrained")
@@ -57,12 +60,12 @@ def plot_learning_curves(*runs: str | Path) -> Figure:
                     axes.plot(*_curve(log, name), **_style(number, name))
             _finish(axes, title)
         if losses:
-            label = {TRAINING: "training", losses[0]: "validation"}
+            kinds = {TRAINING: "training", losses[0]: "validation"}
             handles = [
-                Line2D([], [], label=said, **{**_style(0, name), "color": "black"}) for name, said in label.items()
+                Line2D([], [], label=said, **{**_style(0, name), "color": "black"}) for name, said in kinds.items()
             ]
             grid[0].legend(handles=handles, frameon=False)
-        handles = [Line2D([], [], label=str(run), **_style(number, RATE)) for number, run in enumerate(runs)]
+        handles = [Line2D([], [], label=label, **_style(number, RATE)) for number, label in enumerate(labels)]
         figure.legend(handles=handles, loc="outside lower center", frameon=False)
     return figure
 

@@ -76,7 +76,7 @@ def draw_map(
     row_labels: Sequence[str],
     column_labels: Sequence[str],
     cmap: str | Colormap,
-    **scale: float,
+    vmax: float | None = None,
 ) -> AxesImage:
     """Draw (rows, columns) numbers as squares, with a label for each row on the left and for each column above.
 
@@ -86,9 +86,9 @@ def draw_map(
         row_labels: As many as rows, such as tokens.
         column_labels: As many as columns.
         cmap: The colours, or their name.
-        **scale: `vmin` and `vmax`, the numbers of the first and the last colour.
+        vmax: What the last colour stands for, the first being 0; None: the largest number.
     """
-    image = axes.imshow(numbers, cmap=cmap, **scale)
+    image = axes.imshow(numbers, cmap=cmap, vmin=0, vmax=vmax)
     axes.set_xticks(range(len(column_labels)), column_labels, rotation=90)
     axes.set_yticks(range(len(row_labels)), row_labels)
     axes.xaxis.tick_top()
@@ -109,10 +109,3 @@ def separate_cells(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(MultipleLocator(1, offset=-0.5))
     axes.grid(which="minor", color="white", linewidth=1)
     axes.tick_params(which="minor", length=0)
-
-
-def add_scale(axes: Axes, image: AxesImage, label: str) -> None:
-    """Beside a map say which colour is which number: half a cell wide, as high as the rows."""
-    columns = np.shape(image.get_array())[1]
-    scale = axes.inset_axes((1 + 0.5 / columns, 0, 0.5 / columns, 1))
-    axes.get_figure().colorbar(image, cax=scale, label=label).outline.set_visible(False)

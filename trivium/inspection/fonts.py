@@ -8,13 +8,9 @@ from contextlib import contextmanager, suppress
 from matplotlib import rc_context, rcParams
 from matplotlib.font_manager import FontProperties, findfont, findSystemFonts, fontManager, get_font
 
-# What begins the Unicode names of characters, and a package of Debian with a font that has them.
-PACKAGES = {
-    ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH"): "fonts-noto-cjk",
-    ("ARABIC", "HEBREW"): "fonts-dejavu-core",
-}
-SYMBOLS = "fonts-symbola"  # emoji among them: in one colour, for matplotlib cannot draw those of several
-ALL_OTHERS = "fonts-noto-core"
+# Packages of Debian; that of symbols has emoji in one colour, for matplotlib cannot draw those of several.
+EAST_ASIA, SYMBOLS, ALL_OTHERS = "fonts-noto-cjk", "fonts-symbola", "fonts-noto-core"
+EAST_ASIAN = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH")  # begin their names
 REGULAR = ("normal", 400, "normal")  # style, weight and stretch
 HAN_STYLES = {"HIRAGANA": "JP", "KATAKANA": "JP", "HANGUL": "KR"}  # beside others Chinese characters look Chinese
 
@@ -33,8 +29,8 @@ def legible(texts: Iterable[str]) -> Iterator[None]:
     families, missing = families_for(set("".join(texts)))
     if missing:
         warnings.warn(_what_to_install(missing), MissingFontWarning, stacklevel=4)
-    fonts = {"font.family": [*rcParams["font.family"], *families], "text.parse_math": False}
-    with rc_context(fonts), warnings.catch_warnings():
+    names = [*rcParams["font.family"], *families]
+    with rc_context({"font.family": names, "text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # which would say it of each character, again and again
         yield
 
@@ -100,7 +96,6 @@ def _what_to_install(missing: set[str]) -> str:
 
 
 def _package_for(character: str) -> str:
-    name = unicodedata.name(character, "")
-    found = next((package for starts, package in PACKAGES.items() if name.startswith(starts)), None)
-    is_symbol = unicodedata.category(character).startswith("S")
-    return found or (SYMBOLS if is_symbol else ALL_OTHERS)
+    if unicodedata.name(character, "").startswith(EAST_ASIAN):
+        return EAST_ASIA
+    return SYMBOLS if unicodedata.category(character).startswith("S") else ALL_OTHERS

@@ -81,7 +81,7 @@ def _draw(probabilities: torch.Tensor, tokens: list[list[str]], rows: list[str],
     with legible([*rows, *truth, *(token for column in tokens for token in column)]):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        image = draw_map(axes, probabilities.numpy(), rows, columns, WEIGHTS, vmin=0, vmax=1)
+        image = draw_map(axes, probabilities.numpy(), rows, columns, WEIGHTS, vmax=1)
         axes.set_aspect("auto")
         axes.tick_params("x", labelrotation=0)
         separate_cells(axes)

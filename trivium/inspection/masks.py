@@ -134,11 +134,11 @@ def _draw(whys: dict[str, torch.Tensor], tokens: dict[str, tuple[torch.Tensor, t
     grid = figure.subplots(texts, len(whys), squeeze=False, width_ratios=columns)
     for column, (kind, why) in enumerate(whys.items()):
         for text, axes in enumerate(grid[:, column]):
-            labels = [
+            row_labels, column_labels = (
                 _count(real[text]) if cell == CELL_INCHES else count_by_tens(real.shape[1]) for real in tokens[kind]
-            ]
+            )
             colours = ListedColormap(COLOURS)
-            draw_map(axes, why[text].numpy(), *labels, colours, vmin=0, vmax=len(COLOURS) - 1)
+            draw_map(axes, why[text].numpy(), row_labels, column_labels, colours, vmax=len(COLOURS) - 1)
             axes.tick_params(labelsize="x-small", labelrotation=0)
             if cell == CELL_INCHES:
                 separate_cells(axes)

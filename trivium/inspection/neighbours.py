@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ from .fonts import legible
 from .reading import REPLACEMENT, token_labels
 
 SIDES = ("source", "target")
+Place = tuple[float, float]
 # Where a name may stand: to the right (1) or left (-1) of its point, above (1) or below (-1), and so many points away.
 SIDES_OF_POINT = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 PLACES = [(*side, far) for far in (6, 18) for side in SIDES_OF_POINT]
@@ -114,7 +116,7 @@ def _draw(found: list[Neighbours], labels: list[list[str]], embeddings: torch.Te
     rows = math.ceil(len(found) / columns)
     bars, map_height = 0.6 + count * TOKEN_INCHES, 5.0
     figure = Figure(figsize=(max(7, 2.2 * columns), rows * bars + map_height), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(rows * bars, map_height))
+    (above,), (below,) = figure.subfigures(2, 1, squeeze=False, height_ratios=(rows * bars, map_height))
     grid = above.subplots(rows, columns, squeeze=False, sharex=True).flat
     for number, axes in enumerate(grid):
         if number >= len(found):
@@ -127,31 +129,40 @@ def _draw(found: list[Neighbours], labels: list[list[str]], embeddings: torch.Te
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.set_title(found[number].word, fontsize="medium")
     above.supxlabel("cosine", fontsize="medium")
-    _draw_map(below.subplots(), found, labels, embeddings)
+    axes = below.subplots()
+    _write_apart(figure, axes, _draw_map(axes, found, labels, embeddings))
     return figure
 
 
-def _draw_map(axes: Axes, found: list[Neighbours], labels: list[list[str]], embeddings: torch.Tensor) -> None:
+def _draw_map(
+    axes: Axes, found: list[Neighbours], labels: list[list[str]], embeddings: torch.Tensor
+) -> dict[Place, str]:
+    """Draw the words and their neighbours as points, and say what is to be written at which of them."""
     vectors = torch.cat([torch.cat((each.vector[None], embeddings[each.tokens])) for each in found])
     plane = PCA(n_components=2).fit(vectors.numpy())
-    places = plane.transform(vectors.numpy()).reshape(len(found), -1, 2)
-    names: dict[tuple[float, float], str] = {}  # of tokens that are neighbours of several words, once
-    for number, (each, its_labels, points) in enumerate(zip(found, labels, places, strict=True)):
-        style = {"color": SERIES[number % len(SERIES)], "marker": MARKERS[number % len(MARKERS)], "linestyle": ""}
+    places = plane.transform(vectors.numpy()).round(5).reshape(len(found), -1, 2)
+    names: dict[Place, str] = {}  # of tokens that are neighbours of several words, once
+    for number, (its_labels, points) in enumerate(zip(labels, places, strict=True)):
+        style: dict[str, Any] = {
+            "color": SERIES[number % len(SERIES)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": "",
+        }
         axes.plot(*points[1:].T, **style, markersize=4)
         axes.plot(*points[:1].T, **style, markersize=9)
-        names |= dict(zip(map(tuple, points.tolist()), [each.word, *its_labels], strict=True))
+        names |= dict(zip(map(tuple, points[1:].tolist()), its_labels, strict=True))
+    names |= {tuple(points[0].tolist()): each.word for each, points in zip(found, places, strict=True)}
     kept = plane.explained_variance_ratio_.sum()
-    axes.set_title(f"on a plane, which keeps {kept:.0%} of what they differ in", fontsize="medium")
+    title = f"on the plane of their first two principal components: {kept:.0%} of the variance"
+    axes.set_title(title, fontsize="medium")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color("0.8")
     axes.margins(0.1)
-    _write_apart(axes, names)
+    return names
 
 
-def _write_apart(axes: Axes, names: dict[tuple[float, float], str]) -> None:
+def _write_apart(figure: Figure, axes: Axes, names: dict[Place, str]) -> None:
     """Write each name beside its point, on that side where it covers the least of the points and of other names."""
-    figure = axes.get_figure(root=True)
     figure.draw_without_rendering()  # only now is it known where the points are
     dots = figure.dpi / 72
     points = axes.transData.transform(list(names))

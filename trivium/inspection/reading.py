@@ -23,17 +23,12 @@ class Reading:
 
     Attributes:
         output: Of the model, with `attentions` and `hidden_states` of all its layers.
-        source_ids: Of the tokens that were read.
-        target_ids: Of those that an encoder-decoder writes, the decoder having read the ones before; else None.
-        source_tokens: `source_ids` as text.
-        target_tokens: `target_ids` as text.
-        decoder_tokens: What the decoder of an encoder-decoder has read, as text: the start token, and all of
-            `target_tokens` but the last.
+        source_tokens: What was read, as text.
+        target_tokens: What an encoder-decoder writes.
+        decoder_tokens: What its decoder has read by then: the start token, and all of `target_tokens` but the last.
     """
 
     output: ModelOutput
-    source_ids: list[int]
-    target_ids: list[int] | None
     source_tokens: list[str]
     target_tokens: list[str]
     decoder_tokens: list[str]
@@ -45,7 +40,6 @@ class Attention:
 
     Attributes:
         weights: (layers, heads, rows, columns), float32; a row for each token that looks.
-        kind: "encoder", "decoder" or "cross".
         name: What it is called, such as "Cross-attention".
         stack: What its layers are called, such as "decoder layer".
         row_tokens: As text.
@@ -54,7 +48,6 @@ class Attention:
     """
 
     weights: torch.Tensor
-    kind: str
     name: str
     stack: str
     row_tokens: list[str]
@@ -82,14 +75,13 @@ def read(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str
         ValueError: `source` or `target` has no tokens; `target` is given to a model that writes none; or the model is
             an encoder-decoder without its head.
     """
-    inputs, source_ids = _encode(model, tokenizer, source)
-    source_tokens = token_labels(getattr(tokenizer, "source", tokenizer), source_ids)
+    inputs, source_tokens = _encode(model, tokenizer, source)
     everything = {"output_attentions": True, "output_hidden_states": True}
     if not model.config.is_encoder_decoder:
         if target is not None:
             raise ValueError(f"target is {target!r}, but only an encoder-decoder writes one; leave it out.")
         with watched(model), torch.no_grad():
-            return Reading(model(**inputs, **everything), source_ids, None, source_tokens, [], [])
+            return Reading(model(**inputs, **everything), source_tokens, [], [])
 
     if target is None:
         target = own_translation(model, tokenizer, source)
@@ -103,7 +95,7 @@ def read(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str
         output = model(**inputs, decoder_input_ids=decoder_input_ids, **everything)
     writer = getattr(tokenizer, "target", tokenizer)
     written, read_before = (token_labels(writer, ids[0].tolist()) for ids in (labels, decoder_input_ids))
-    return Reading(output, source_ids, labels[0].tolist(), source_tokens, written, read_before)
+    return Reading(output, source_tokens, written, read_before)
 
 
 def own_translation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> str:
@@ -126,9 +118,8 @@ def attend(
         ValueError: The model has no attention of this kind; or what `read` raises.
     """
     config = model.config
-    kinds = [name for name, layers in zip(("encoder", "decoder"), _depths(model), strict=True) if layers]
-    if config.is_encoder_decoder:
-        kinds.append("cross")
+    has = {"encoder": config.encoder_layers, "decoder": config.decoder_layers, "cross": config.is_encoder_decoder}
+    kinds = [name for name in has if has[name]]
     kind = kinds[-1] if kind is None else kind
     if kind not in kinds:
         allowed = " or ".join(map(repr, kinds))
@@ -136,23 +127,20 @@ def attend(
     if kind == "encoder" and config.is_encoder_decoder:  # which works without a decoder, so nothing need be written
         if target is not None:
             raise ValueError(f"target is {target!r}, but the encoder does not look at it; leave it out.")
-        inputs, source_ids = _encode(model, tokenizer, source)
+        inputs, tokens = _encode(model, tokenizer, source)
         with watched(model), torch.no_grad():
             layers = model.get_encoder()(**inputs, output_attentions=True).attentions
-        tokens = token_labels(getattr(tokenizer, "source", tokenizer), source_ids)
-        return Attention(_stacked(layers), kind, "Self-attention", "encoder layer", tokens, tokens, "token")
+        return Attention(_stacked(layers), "Self-attention", "encoder layer", tokens, tokens, "token")
 
     reading = read(model, tokenizer, source, target)
     if not config.is_encoder_decoder:
         tokens = reading.source_tokens
-        return Attention(_stacked(reading.output.attentions), kind, "Self-attention", "layer", tokens, tokens, "token")
+        return Attention(_stacked(reading.output.attentions), "Self-attention", "layer", tokens, tokens, "token")
     if kind == "decoder":
         weights, tokens = _stacked(reading.output.decoder_attentions), reading.decoder_tokens
-        return Attention(weights, kind, "Masked self-attention", "decoder layer", tokens, tokens, "token")
+        return Attention(weights, "Masked self-attention", "decoder layer", tokens, tokens, "token")
     weights, columns = _stacked(reading.output.cross_attentions), reading.source_tokens
-    return Attention(
-        weights, kind, "Cross-attention", "decoder layer", reading.target_tokens, columns, "written token"
-    )
+    return Attention(weights, "Cross-attention", "decoder layer", reading.target_tokens, columns, "written token")
 
 
 def choose(attention: Attention, layer: int, head: int | None) -> tuple[torch.Tensor, str]:
@@ -204,21 +192,18 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
 
 def _encode(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str
-) -> tuple[dict[str, torch.Tensor], list[int]]:
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """What the model takes, and the tokens as text."""
     inputs = tokenizer(source, return_tensors="pt").to(model.device)
     ids = inputs["input_ids"][0].tolist()
     if not ids:
         raise ValueError(f"source is {source!r}, but must have tokens to look at.")
-    return dict(inputs), ids
+    return dict(inputs), token_labels(getattr(tokenizer, "source", tokenizer), ids)
 
 
 def _check_head(model: PreTrainedModel) -> None:
     if not model.can_generate():
         raise ValueError(f"model is a {type(model).__name__}, which writes nothing; load it with its head.")
-
-
-def _depths(model: PreTrainedModel) -> tuple[int, int]:
-    return model.config.encoder_layers, model.config.decoder_layers
 
 
 def _stacked(layers: tuple[torch.Tensor, ...]) -> torch.Tensor:
