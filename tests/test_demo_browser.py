@@ -190,7 +190,9 @@ def test_beams_and_sampling(page: Page, translator: PreTrainedModel, tokenizer: 
     page.get_by_label("Beam search").check()
     drawing = send(page, "the cat")
     inputs = tokenizer("the cat", return_tensors="pt")
-    ids = translator.generate(**inputs, max_new_tokens=inputs["input_ids"].shape[1] + EXTRA, max_length=None, num_beams=4)
+    ids = translator.generate(
+        **inputs, max_new_tokens=inputs["input_ids"].shape[1] + EXTRA, max_length=None, num_beams=4
+    )
     assert drawing.locator(".beams li").count() == 4
     best = tokenizer.decode(ids[0], skip_special_tokens=True)
     assert drawing.locator(".beams bdi").first.text_content() == best
