@@ -252,6 +252,30 @@ app(["demo", sys.argv[1]])
     assert ended.stderr == "Error: `trivium demo` needs gradio, which is not installed: `pip install gradio`.\n"
 
 
+def test_the_command_serves_here_and_nowhere_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = {}
+
+    class Page:
+        local_url = "http://127.0.0.1:7865/"
+
+        def block_thread(self) -> None:
+            served["blocks"] = True
+
+    def launch(model: PreTrainedModel, tokenizer: TriviumTokenizer, **options: object) -> Page:
+        served.update(options, model=type(model))
+        return Page()
+
+    monkeypatch.setattr("trivium.demo.launch", launch)
+    result = CliRunner().invoke(app, ["demo", str(folder), "--port", "7865"])
+    assert result.exit_code == 0, result.stderr
+    assert Page.local_url in result.stdout
+    assert served["blocks"]
+    assert (served["server_name"], served["server_port"], served["inbrowser"]) == ("127.0.0.1", 7865, False)
+    assert (served["model"], served["title"]) == (TriviumForConditionalGeneration, "run")
+    nowhere = CliRunner().invoke(app, ["demo", "nowhere"])
+    assert (nowhere.exit_code, "nowhere is not a saved model" in nowhere.stderr) == (1, True)
+
+
 # --- The Space -------------------------------------------------------------------------------------------------------
 
 

@@ -133,7 +133,7 @@ def build(
             concurrency_id="model",  # one text at a time
         )
         stop.click(None, drawing, drawing, js='told => told + \'{"kind": "stopped"}\\n\'', cancels=[event])
-        mask.click(None, text, text, js=f"text => `${{text}} {tokenizer.mask_token}`.trim()")
+        mask.click(None, text, text, js=f"text => (text + ' ' + {json.dumps(tokenizer.mask_token)}).trim()")
     return page.queue()
 
 
@@ -156,11 +156,11 @@ def _settings(model: PreTrainedModel, words: _Words) -> list[gr.components.Compo
     with gr.Accordion("How it writes", open=False):
         choice = gr.Radio([(f"{name}: {what}", name) for name, what in METHODS.items()], value=method, label="Method")
         with gr.Column(visible=method == "Beam search") as for_beams:
-            width = gr.Slider(2, 8, value=max(beams, 2) if beams > 1 else 4, step=1, label="Beams")
+            width = gr.Slider(2, max(8, beams), value=beams if beams > 1 else 4, step=1, label="Beams")
         with gr.Column(visible=method == "Sampling") as for_sampling:
             temperature = gr.Slider(
                 0.1,
-                2,
+                max(2, saved.temperature or 1),
                 value=saved.temperature or 1,
                 step=0.05,
                 label="Temperature",
@@ -174,7 +174,9 @@ def _settings(model: PreTrainedModel, words: _Words) -> list[gr.components.Compo
                 label="Top p",
                 info="Only from the likeliest tokens that make up so much.",
             )
-            seed = gr.Number(0, label="Seed", info="The same seed draws the same.", precision=0, minimum=0)
+            seed = gr.Number(
+                0, label="Seed", info="The same seed draws the same.", precision=0, minimum=0, maximum=2**32 - 1
+            )
         new_tokens = gr.Slider(
             1,
             longest(model.config),
