@@ -2,7 +2,8 @@
 // what the server tells. Texts become text nodes, never markup: what people type stays what they typed.
 
 const LOOKED_AT = 5; // named in words, at most
-let told = ""; // what has been drawn: events as lines of JSON
+let told = ""; // what has been drawn: events as lines of JSON, the first of which tells one answer from another
+let stopped = ""; // the first line of an answer that was stopped: what was under way of it comes too late
 let pieces, steps; // what was read, and what was written
 let read, written, details; // the lists of the two on the page, and what is told of one of their tokens
 
@@ -202,6 +203,7 @@ const draw = {
   },
 
   stopped() {
+    stopped = firstLine(told);
     if (element.querySelector(".status")?.textContent === "Writing …") end("Stopped", []);
   },
 
@@ -217,8 +219,11 @@ const draw = {
   },
 };
 
+const firstLine = (value) => value.slice(0, value.indexOf("\n"));
+
 watch("value", () => {
   const value = props.value ?? "";
+  if (stopped && firstLine(value) === stopped) return;
   const fresh = value.startsWith(told) ? value.slice(told.length) : value; // else it is another answer
   told = value;
   for (const line of fresh.split("\n").filter(Boolean)) {
