@@ -31,7 +31,7 @@ from trivium.demo.generating import Writing, write
 from trivium.demo.judging import classify, fill_masks
 from trivium.demo.page import build
 from trivium.demo.reading import MAX_CHARACTERS, MAX_TOKENS, UnfitText, read
-from trivium.hub.space import PAGE, SOURCE
+from trivium.hub.space import PAGE, SOURCE, write_space
 from trivium.tokenization import train_tokenizer
 
 TEXTS = [
@@ -141,9 +141,8 @@ def test_steps_of_a_continuation_are_what_the_model_computes(
     probabilities, weights = whole.logits[0].softmax(-1), whole.attentions[-1][0].mean(0)
     for i, step in enumerate(writing.steps, start=start):
         assert step.probability == pytest.approx(probabilities[i - 1, ids[i]].item(), abs=1e-6)
-        assert sum(step.attention) == pytest.approx(1, abs=1e-6)
-        assert len(step.attention) == len(writing.read) + i - start
-        assert step.attention[-1] == pytest.approx(weights[i - 1, i - 1].item(), abs=1e-6)
+        parts = weights[i - 1, :i].split([*(piece.tokens for piece in writing.read), *[1] * (i - start)])
+        assert step.attention == pytest.approx([part.sum().item() for part in parts], abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["translator", "writer"])
@@ -155,7 +154,7 @@ def test_beams_are_those_that_generate_finds(
     scores = [score for _, score in writing.beams]
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
-    assert writing.text.strip() == writing.beams[0][0].strip()
+    assert writing.text.strip() == writing.beams[0][0].rstrip("\ufffd").strip()
     # With a length penalty of 1: the mean log probability of the tokens.
     log_probabilities = torch.tensor([step.probability for step in writing.steps]).log()
     assert scores[0] == pytest.approx(log_probabilities.mean().item(), abs=1e-4)
@@ -253,6 +252,30 @@ app(["demo", sys.argv[1]])
     assert ended.stderr == "Error: `trivium demo` needs gradio, which is not installed: `pip install gradio`.\n"
 
 
+def test_the_command_serves_here_and_nowhere_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = {}
+
+    class Page:
+        local_url = "http://127.0.0.1:7865/"
+
+        def block_thread(self) -> None:
+            served["blocks"] = True
+
+    def launch(model: PreTrainedModel, tokenizer: TriviumTokenizer, **options: object) -> Page:
+        served.update(options, model=type(model))
+        return Page()
+
+    monkeypatch.setattr("trivium.demo.launch", launch)
+    result = CliRunner().invoke(app, ["demo", str(folder), "--port", "7865"])
+    assert result.exit_code == 0, result.stderr
+    assert Page.local_url in result.stdout
+    assert served["blocks"]
+    assert (served["server_name"], served["server_port"], served["inbrowser"]) == ("127.0.0.1", 7865, False)
+    assert (served["model"], served["title"]) == (TriviumForConditionalGeneration, "run")
+    nowhere = CliRunner().invoke(app, ["demo", "nowhere"])
+    assert (nowhere.exit_code, "nowhere is not a saved model" in nowhere.stderr) == (1, True)
+
+
 # --- The Space -------------------------------------------------------------------------------------------------------
 
 
@@ -279,7 +302,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_space_follows_its_model(folder: Path, hub: HubServer) -> None:
     code, output, _ = push(folder, REPO, "--space", "--dry-run")
     assert code == 0
-    assert f"as the Space {REPO}, which would be new" in output
+    assert "The page, as a Space that would be new:" in output
     assert (f"{PAGE}/page.js" in output, hub.repositories, (folder / "space").exists()) == (True, {}, False)
 
     code, output, errors = push(folder, REPO, "--space", "--private")
@@ -300,7 +323,9 @@ def test_a_space_follows_its_model(folder: Path, hub: HubServer) -> None:
     assert [each.name for each in requirements] == ["torch", "transformers"]
     assert not any(name.startswith("space") for name in hub.files(REPO))
 
-    assert "there is no new commit" in push(folder, REPO, "--space")[1].split("The page, as the Space")[1]
+    (folder / "space" / PAGE / "__pycache__").mkdir()
+    (folder / "space" / PAGE / "__pycache__" / "page.pyc").touch()  # it was started here
+    assert "All of the page was there already: there is no new commit." in push(folder, REPO, "--space")[1]
     assert len(hub.commits(space)) == 2
     # What an earlier version of the page left goes; the words of a person stay, and whatever else is there.
     hub.commit(space, {f"{PAGE}/old.py": b"", "README.md": b"Mine.", "notes.txt": b"mine"})
@@ -310,11 +335,20 @@ def test_a_space_follows_its_model(folder: Path, hub: HubServer) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_space_that_is_not_ones_own(folder: Path, hub: HubServer) -> None:
+def test_a_space_that_is_there_already_and_private(folder: Path, hub: HubServer) -> None:
     hub.create(f"spaces/{REPO}", private=True)
     code, _, errors = push(folder, REPO, "--space", "--public")
     assert code == 1
     assert "there already and private" in errors
+    assert REPO not in hub.repositories, "nothing was sent before all was clear"
+
+
+def test_there_is_no_space_for_what_has_no_page(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["TriviumEncoderModel"]}))
+    with pytest.raises(ValueError, match="holds no model that a page is for"):
+        write_space(folder, tmp_path / "space", REPO)
+    assert not (tmp_path / "space").exists()
 
 
 ANSWER = """
@@ -330,9 +364,9 @@ for attempt in range(100):
         break
     except Exception:
         time.sleep(0.2)
-drawings = list(client.submit("the cat ran", api_name="/translate"))
+told = list(client.submit("the cat ran", api_name="/translate"))
 assert "trivium" not in sys.modules
-Path("answer.json").write_text(json.dumps(drawings[-1]))
+Path("answer.jsonl").write_text(told[-1])
 import os
 os._exit(0)
 """
@@ -341,8 +375,6 @@ os._exit(0)
 def test_a_space_serves_where_trivium_is_absent(
     folder: Path, tmp_path: Path, translator: PreTrainedModel, tokenizer: TriviumTokenizer, free_port: int
 ) -> None:
-    from trivium.hub import write_space
-
     space = tmp_path / "space"
     write_space(folder, space, REPO)
     run_without_trivium(
@@ -352,12 +384,12 @@ def test_a_space_serves_where_trivium_is_absent(
         present=["typer", "rich"],  # gradio itself needs them
         GRADIO_SERVER_PORT=str(free_port),
     )
-    answer = json.loads((tmp_path / "answer.json").read_text())
-    assert answer["is_complete"]
+    events = [json.loads(line) for line in (tmp_path / "answer.jsonl").read_text().splitlines()]
+    assert events[-1]["kind"] == "end"
     inputs = tokenizer("the cat ran", return_tensors="pt")
     ids = translator.float().generate(**inputs, max_new_tokens=inputs["input_ids"].shape[1] + 50, max_length=None)
     translator.double()
-    assert "".join(step["text"] for step in answer["steps"]) == tokenizer.decode(
+    assert "".join(step["text"] for step in events if step["kind"] == "step") == tokenizer.decode(
         ids[0], skip_special_tokens=True
     ).rstrip("\ufffd")
 

@@ -24,6 +24,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
+expect.set_options(timeout=60_000)  # a busy machine is slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: on Debian, apt-get install chromium")
 
@@ -112,7 +114,7 @@ def send(page: Page, text: str, until: str = "Finished", button: str = "Translat
     page.get_by_role("textbox").first.fill(text)
     page.get_by_role("button", name=button, exact=True).click()
     drawing = page.locator("#drawing")
-    expect(drawing).to_contain_text(until, timeout=60_000)
+    expect(drawing).to_contain_text(until)
     return drawing
 
 
@@ -242,7 +244,7 @@ def test_the_other_ways(browser: Browser, kind: type[PreTrainedModel], tokenizer
         expect(page.get_by_role("textbox").first).to_have_value("the cat <mask>")
     page.get_by_role("button", name=WORDS[kind], exact=True).click()
     if kind is TriviumForCausalLM:
-        expect(page.locator(".status")).to_contain_text("Finished", timeout=60_000)
+        expect(page.locator(".status")).to_contain_text("Finished")
         assert page.get_by_role("listbox", name="What it wrote").get_by_role("option").count() > 0
     else:
         table = page.get_by_role("table")
@@ -258,7 +260,7 @@ def test_the_other_ways(browser: Browser, kind: type[PreTrainedModel], tokenizer
 def test_stop(browser: Browser, tokenizer: TriviumTokenizer) -> None:
     """What takes long ends where it is told to, on the page and in the model."""
     model = model_of(TriviumForCausalLM, tokenizer)
-    model.generation_config.eos_token_id = None  # it would go on
+    model.generation_config.update(eos_token_id=None, max_new_tokens=500)  # it would go on
     calls = []
 
     def slowly(*_: object) -> None:
@@ -278,6 +280,6 @@ def test_stop(browser: Browser, tokenizer: TriviumTokenizer) -> None:
     page.wait_for_timeout(500)
     seen = len(calls)
     page.wait_for_timeout(500)
-    assert seen == len(calls) < 100
+    assert seen == len(calls) < 500
     page.close()
     served.close()

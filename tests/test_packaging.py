@@ -39,6 +39,7 @@ for module in pkgutil.walk_packages(trivium.__path__, "trivium."):
 from trivium.recipe import available_recipes
 print(trivium.__file__, available_recipes())
 print(importlib.resources.files("trivium.hub").joinpath("hub_card.md").read_text())
+assert all(importlib.resources.files("trivium.demo").joinpath(name).is_file() for name in ("page.css", "page.js"))
 """
     environment = {**os.environ, "PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"}
     printed = subprocess.run(

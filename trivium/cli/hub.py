@@ -88,12 +88,15 @@ def push(
         console.print("Others can load it: it computes the same there.")
         planned = hub.plan(model, repo_id, private=private, revision=revision)
         _show(console, planned)
+        if space:  # what will not do is refused before anything is sent
+            with TemporaryDirectory() as temporary:
+                hub.write_space(model, Path(temporary), repo_id)
+                page = hub.plan_space(Path(temporary), repo_id, private=private)
+                console.print(f"The page, as a Space{' that would be new' if page.creates else ''}:")
+                _show(console, page)
         if dry_run:
             created = f", in a {planned.creates} that would be new" if planned.creates else ""
             console.print(f"Nothing was sent. These files would be {repo_id}, branch {revision}{created}.")
-            if space:
-                with TemporaryDirectory() as temporary:
-                    _plan_space(console, model, Path(temporary), repo_id, revision, private)
             return
         pushed = hub.send(planned, message=message)
         auto_class = hub.auto_class_of(model)
@@ -104,22 +107,10 @@ def push(
         typer.echo(f'{variable} = transformers.{loader}.from_pretrained("{repo_id}", trust_remote_code=True{pin})')
     if space:
         with mistakes_explained():
-            sent = hub.send(_plan_space(console, model, model / "space", repo_id, str(pushed.commit), private))
-        console.print("" if sent.changed else "All of the page was there already: there is no new commit.")
-        console.print(f"The page to try it on is at {sent.url}.")
-
-
-def _plan_space(
-    console: Console, model: Path, output: Path, repo_id: str, revision: str, private: bool | None
-) -> "Push":
-    """Write the Space's folder, and show what would be sent of it."""
-    from trivium import hub
-
-    hub.write_space(model, output, repo_id, revision)
-    planned = hub.plan_space(output, repo_id, private=private)
-    console.print(f"The page, as the Space {repo_id}{', which would be new' if planned.creates else ''}:")
-    _show(console, planned)
-    return planned
+            hub.write_space(model, model / "space", repo_id, str(pushed.commit))
+            page = hub.send(hub.plan_space(model / "space", repo_id, private=private))
+        console.print("" if page.changed else "All of the page was there already: there is no new commit.")
+        console.print(f"The page to try it on is at {page.url}.")
 
 
 def _show(console: Console, planned: "Push") -> None:

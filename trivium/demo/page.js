@@ -1,9 +1,11 @@
 // Draws what the model did. Gradio calls this once, with the `element` to draw in, and `watch` and `props` to hear of
-// every new drawing. Texts become text nodes and attributes, never markup: what people type stays what they typed.
+// what the server tells. Texts become text nodes, never markup: what people type stays what they typed.
 
 const LOOKED_AT = 5; // named in words, at most
-let drawing = {}; // what is on the page
-let read, written, details; // its two lists of tokens, and what is told of one of them
+let told = ""; // what has been drawn: events as lines of JSON, the first of which tells one answer from another
+let stopped = ""; // the first line of an answer that was stopped: what was under way of it comes too late
+let pieces, steps; // what was read, and what was written
+let read, written, details; // the lists of the two on the page, and what is told of one of their tokens
 
 function make(tag, name, text, ...children) {
   const made = document.createElement(tag);
@@ -107,7 +109,7 @@ function rows(title, named, chosen) {
     const bar = make("td", "bar");
     bar.style.setProperty("--share", Math.min(Math.max(share, 0), 1));
     const isChosen = name === chosen;
-    const head = make("th", "", "", make("bdi", "", visible(name)), isChosen ? " ✓" : "");
+    const head = make("th", "", "", make("bdi", "", visible(name)), isChosen ? "\u00a0✓" : "");
     head.scope = "row";
     if (isChosen) head.title = "chosen";
     table.append(make("tr", isChosen ? "chosen" : "", "", head, make("td", "share", words ?? percent(share)), bar));
@@ -124,7 +126,7 @@ function heaviest(chips, weights) {
 }
 
 function tellOfWritten(place) {
-  const step = drawing.steps[place];
+  const step = steps[place];
   const chips = [...read.chips, ...written.chips].slice(0, step.attention.length);
   shade(chips, step.attention);
   details.replaceChildren(
@@ -134,10 +136,10 @@ function tellOfWritten(place) {
 }
 
 function tellOfRead(place) {
-  const weights = drawing.steps.map((step) => step.attention[place] ?? 0);
+  const weights = steps.map((step) => step.attention[place] ?? 0);
   shade(written.chips, weights);
   details.replaceChildren(
-    make("h3", "", "Read: ", make("bdi", "", visible(drawing.read[place].text))),
+    make("h3", "", "Read: ", make("bdi", "", visible(pieces[place].text))),
     make("div", "columns", "", rows("Which tokens looked at it, and how much of their attention it had", heaviest(written.chips, weights))),
   );
 }
@@ -150,63 +152,82 @@ function begin(...parts) {
   element.replaceChildren(make("div", "drawing", "", line, ...parts));
 }
 
+function end(word, beams) {
+  if (written.chips.length && !element.querySelector("[aria-selected=true]")) written.choose(0);
+  if (beams.length) {
+    const list = make("ol");
+    for (const [text, score] of beams) {
+      list.append(make("li", "", "", make("bdi", "", text || "∅"), make("span", "score", ` ${score.toFixed(3)}`)));
+    }
+    const title = make("h2", "", "Beams, best first, and their scores");
+    element.querySelector(".beams").replaceChildren(title, list);
+  }
+  status(`${word} after ${steps.length} ${steps.length === 1 ? "token" : "tokens"}.`);
+}
+
 const draw = {
-  problem() {
-    const message = make("p", "problem", drawing.message);
+  begin() {},
+
+  problem(event) {
+    const message = make("p", "problem", event.message);
     message.setAttribute("role", "alert");
     begin(message);
   },
 
-  writing(isNew) {
-    if (isNew) {
-      read = new Tokens("What it read", tellOfRead);
-      written = new Tokens("What it wrote, token by token", tellOfWritten);
-      details = make("section", "details");
-      details.id = "details";
-      const result = make("p", "result");
-      result.dir = "auto";
-      begin(result, make("div", "beams"), written.part, details, read.part);
-      for (const piece of drawing.read) read.add(piece.text, piece.is_special);
-    }
-    for (const step of drawing.steps.slice(written.chips.length)) {
-      const chip = written.add(step.is_special ? step.name : step.text || step.name, step.is_special, percent(step.probability));
-      chip.style.setProperty("--probability", step.probability);
-    }
-    written.part.hidden = details.hidden = !drawing.steps.length;
-    element.querySelector(".result").textContent = drawing.steps.map((step) => step.text).join("");
-    const isDone = drawing.is_complete || drawing.stopped;
-    if (isDone && written.chips.length && !element.querySelector("[aria-selected=true]")) written.choose(0);
-    if (isDone) drawBeams(drawing.beams);
-    status(isDone ? `${drawing.stopped ? "Stopped" : "Finished"} after ${drawing.steps.length} tokens.` : "Writing …");
+  read(event) {
+    pieces = event.pieces;
+    steps = [];
+    read = new Tokens("What it read", tellOfRead);
+    written = new Tokens("What it wrote, token by token", tellOfWritten);
+    details = make("section", "details");
+    details.id = "details";
+    const result = make("p", "result");
+    result.dir = "auto";
+    begin(result, make("div", "beams"), written.part, details, read.part);
+    for (const piece of pieces) read.add(piece.text, piece.is_special);
+    written.part.hidden = details.hidden = true;
+    status("Writing …");
   },
 
-  fillings() {
-    begin(
-      ...drawing.fillings.map((named, i) => rows(drawing.fillings.length > 1 ? `Mask ${i + 1}` : "The mask", named)),
-    );
-    status(`Filled ${drawing.fillings.length === 1 ? "the mask" : `${drawing.fillings.length} masks`}.`);
+  step(event) {
+    steps.push(event);
+    const text = event.is_special ? event.name : event.text || event.name;
+    const chip = written.add(text, event.is_special, percent(event.probability));
+    chip.style.setProperty("--probability", event.probability);
+    written.part.hidden = details.hidden = false;
+    element.querySelector(".result").append(event.text);
   },
 
-  labels() {
-    const named = drawing.labels.map(([name, score]) => (drawing.is_number ? [name, 0, score.toPrecision(4)] : [name, score]));
-    begin(rows(drawing.is_number ? "Its number" : "Labels and their probabilities", named));
+  end(event) {
+    end("Finished", event.beams);
+  },
+
+  stopped() {
+    stopped = firstLine(told);
+    if (element.querySelector(".status")?.textContent === "Writing …") end("Stopped", []);
+  },
+
+  fillings({ fillings }) {
+    begin(...fillings.map((named, i) => rows(fillings.length > 1 ? `Mask ${i + 1}` : "The mask", named)));
+    status(`Filled ${fillings.length === 1 ? "the mask" : `${fillings.length} masks`}.`);
+  },
+
+  labels({ labels, is_number: isNumber }) {
+    const named = labels.map(([name, score]) => (isNumber ? [name, 0, score.toPrecision(4)] : [name, score]));
+    begin(rows(isNumber ? "Its number" : "Labels and their probabilities", named));
     status(`${named[0][0]}: ${named[0][2] ?? percent(named[0][1])}`);
   },
 };
 
-function drawBeams(beams) {
-  if (!beams.length) return;
-  const list = make("ol", "", "");
-  for (const [text, score] of beams) {
-    const beam = make("bdi", "", text || "∅");
-    list.append(make("li", "", "", beam, make("span", "score", ` ${score.toFixed(3)}`)));
-  }
-  const title = make("h2", "", "Beams, and the mean log probability of their tokens");
-  element.querySelector(".beams").replaceChildren(title, list);
-}
+const firstLine = (value) => value.slice(0, value.indexOf("\n"));
 
 watch("value", () => {
-  const isNew = drawing.run !== props.value?.run;
-  drawing = props.value ?? {};
-  draw[drawing.kind]?.(isNew);
+  const value = props.value ?? "";
+  if (stopped && firstLine(value) === stopped) return;
+  const fresh = value.startsWith(told) ? value.slice(told.length) : value; // else it is another answer
+  told = value;
+  for (const line of fresh.split("\n").filter(Boolean)) {
+    const event = JSON.parse(line);
+    draw[event.kind](event);
+  }
 });

@@ -1,8 +1,9 @@
 """The page: what is typed, how the model shall write, and what came of it."""
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ METHODS = {
     "Sampling": "tokens drawn by their probability",
 }
 
-Drawing = dict[str, Any]  # what page.js draws
+Event = dict[str, Any]  # something that page.js draws: its `kind`, and what there is to tell
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def build(
             api_name=words.task,
             concurrency_id="model",  # one text at a time
         )
-        stop.click(None, drawing, drawing, js="drawing => ({...drawing, stopped: true})", cancels=[event])
-        mask.click(None, text, text, js=f"text => `${{text}} {tokenizer.mask_token}`.trim()")
+        stop.click(None, drawing, drawing, js='told => told + \'{"kind": "stopped"}\\n\'', cancels=[event])
+        mask.click(None, text, text, js=f"text => (text + ' ' + {json.dumps(tokenizer.mask_token)}).trim()")
     return page.queue()
 
 
@@ -155,11 +156,11 @@ def _settings(model: PreTrainedModel, words: _Words) -> list[gr.components.Compo
     with gr.Accordion("How it writes", open=False):
         choice = gr.Radio([(f"{name}: {what}", name) for name, what in METHODS.items()], value=method, label="Method")
         with gr.Column(visible=method == "Beam search") as for_beams:
-            width = gr.Slider(2, 8, value=max(beams, 2) if beams > 1 else 4, step=1, label="Beams")
+            width = gr.Slider(2, max(8, beams), value=beams if beams > 1 else 4, step=1, label="Beams")
         with gr.Column(visible=method == "Sampling") as for_sampling:
             temperature = gr.Slider(
                 0.1,
-                2,
+                max(2, saved.temperature or 1),
                 value=saved.temperature or 1,
                 step=0.05,
                 label="Temperature",
@@ -173,7 +174,9 @@ def _settings(model: PreTrainedModel, words: _Words) -> list[gr.components.Compo
                 label="Top p",
                 info="Only from the likeliest tokens that make up so much.",
             )
-            seed = gr.Number(0, label="Seed", info="The same seed draws the same.", precision=0, minimum=0)
+            seed = gr.Number(
+                0, label="Seed", info="The same seed draws the same.", precision=0, minimum=0, maximum=2**32 - 1
+            )
         new_tokens = gr.Slider(
             1,
             longest(model.config),
@@ -194,31 +197,53 @@ def _settings(model: PreTrainedModel, words: _Words) -> list[gr.components.Compo
 
 
 def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, words: _Words) -> Callable[..., Any]:
-    """What happens to a text: drawings, one after the other, of which each takes the place of the one before."""
-    runs = itertools.count(1)
+    """What happens to a text: events, as lines of JSON, each time all that there were so far.
 
-    def answer(text: str, *settings: Any) -> Iterator[Drawing]:
-        run = next(runs)
+    A text that grows goes to the browser piece by piece, and costs it little; a list of lists would be compared as a
+    whole at every token.
+    """
+    runs = itertools.count(1)  # no two answers begin alike
+
+    def answer(text: str, *settings: Any) -> Iterator[str]:
+        told = _line({"kind": "begin", "run": next(runs)})
+        for event in events(text, *settings):
+            told += _line(event)
+            yield told
+
+    def events(text: str, *settings: Any) -> Iterator[Event]:
         try:
             inputs = read(model, tokenizer, text)
-            for drawing in draw(inputs, *settings):
-                yield {"run": run, **drawing}
+            if words is FILL:
+                yield {"kind": "fillings", "fillings": fill_masks(model, tokenizer, inputs)}
+            elif words is CLASSIFY:
+                yield {"kind": "labels", "labels": classify(model, inputs), "is_number": is_regression(model)}
+            else:
+                yield {"kind": "read", "pieces": [asdict(piece) for piece in inputs.pieces]}
+                writings = write(model, tokenizer, inputs, **_options(model, inputs, *settings))
+                yield from _events(writings)
         except UnfitText as problem:
-            yield {"run": run, "kind": "problem", "message": str(problem)}
+            yield {"kind": "problem", "message": str(problem)}
         except Exception:
-            yield {"run": run, "kind": "problem", "message": "Something went wrong; the server's log says what."}
+            yield {"kind": "problem", "message": "Something went wrong; the server's log says what."}
             raise
 
-    def draw(inputs: Inputs, *settings: Any) -> Iterator[Drawing]:
-        if words is FILL:
-            yield {"kind": "fillings", "fillings": fill_masks(model, tokenizer, inputs)}
-        elif words is CLASSIFY:
-            yield {"kind": "labels", "labels": classify(model, inputs), "is_number": is_regression(model)}
-        else:
-            yield _draw_writing(Writing(inputs.pieces))
-            yield from map(_draw_writing, write(model, tokenizer, inputs, **_options(model, inputs, *settings)))
-
     return answer
+
+
+def _line(event: Event) -> str:
+    # Gradio warns of what might be a script.
+    return json.dumps(event, ensure_ascii=False).replace("<", "\\u003c") + "\n"
+
+
+def _events(writings: Iterator[Writing]) -> Iterator[Event]:
+    """A `step` for each token, and the `end`."""
+    done = 0
+    for writing in writings:
+        for step in writing.steps[done:]:
+            yield {"kind": "step", **asdict(step), "attention": [round(weight, 4) for weight in step.attention]}
+        done = len(writing.steps)
+        if writing.is_complete:
+            yield {"kind": "end", "beams": writing.beams}
 
 
 def _options(
@@ -242,26 +267,6 @@ def _options(
         # A whole number comes as an int, which generate() refuses.
         options |= {"do_sample": True, "top_k": 0, "temperature": float(temperature), "top_p": float(top_p)}
     return options
-
-
-def _draw_writing(writing: Writing) -> Drawing:
-    return {
-        "kind": "writing",
-        "read": [{"text": piece.text, "is_special": piece.is_special} for piece in writing.read],
-        "steps": [
-            {
-                "text": step.text,
-                "name": step.name,
-                "probability": step.probability,
-                "alternatives": step.alternatives,
-                "attention": [round(weight, 4) for weight in step.attention],
-                "is_special": step.is_special,
-            }
-            for step in writing.steps
-        ],
-        "beams": writing.beams,
-        "is_complete": writing.is_complete,
-    }
 
 
 def _theme() -> gr.themes.Base:

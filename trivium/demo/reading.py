@@ -88,7 +88,7 @@ def _pieces(
     for token_id, (start, end) in zip(ids, spans, strict=True):
         if token_id in special:
             pieces.append(Piece(str(tokenizer.convert_ids_to_tokens(token_id)), is_special=True))
-        elif start < done and pieces:  # one more token of the same character
+        elif pieces and (start < done or end <= done):  # one more token of the same character
             pieces[-1] = Piece(pieces[-1].text + text[done:end], pieces[-1].tokens + 1)
         else:
             pieces.append(Piece(text[done:end]))  # with the space before it, if the token has none of its own

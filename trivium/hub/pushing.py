@@ -115,13 +115,16 @@ def plan_space(folder: Path, repo_id: str, *, private: bool | None = None, token
         PermissionError: As `plan`.
         ConnectionError: As `plan`.
     """
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in paths}
-    with tempfile.TemporaryDirectory() as name:
-        found = _look(repo_id, "space", "main", private, token, Path(name))
-        if has_own_card(Path(name)):
-            del files[CARD_FILE]
-    stale = {name for name in found.files if name.startswith(f"{PAGE}/")} - set(files)
+    files: dict[str, Path | bytes] = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in name.parts):
+            files[name.as_posix()] = path  # caches are there when somebody has started the page
+    with tempfile.TemporaryDirectory() as copy:
+        found = _look(repo_id, "space", "main", private, token, Path(copy))
+        if has_own_card(Path(copy)):
+            files.pop(CARD_FILE, None)
+    stale = {known for known in found.files if known.startswith(f"{PAGE}/")} - set(files)
     return Push(repo_id, "main", files, sorted(stale), found.head, found.creates, private, "space")
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from huggingface_hub import SpaceCardData, constants
 from packaging.requirements import Requirement
 
+from trivium.configuration import TriviumConfig
 from trivium.files import whole_files
 from trivium.hub.card import CARD_FILE, MARK, has_own_card, introduce
 from trivium.hub.checking import auto_class_of
+from trivium.hub.usage import usage_of
 
 PAGE = "trivium_demo"  # what the package with the page is called there, where `trivium` itself is absent
 SOURCE = Path(__file__).parent.parent / "demo"
@@ -63,12 +65,16 @@ def write_space(folder: Path, output: Path, repo_id: str, revision: str = "main"
         revision: Its commit, so that the page runs the code that was checked, whatever comes later.
 
     Raises:
-        ValueError: gradio is not installed, or the model is none of Trivium's.
+        ValueError: gradio is not installed, or there is no page for the model.
     """
     try:
         gradio = version("gradio")
     except PackageNotFoundError as error:
         raise ValueError("A Space needs gradio, whose version it names: `pip install gradio`.") from error
+    if usage_of(TriviumConfig.from_pretrained(folder)).command is None:
+        raise ValueError(
+            f"{folder} holds no model that a page is for: one with texts to translate, continue or judge."
+        )
     introduction = introduce(folder, repo_id)
     metadata = SpaceCardData(
         title=introduction.title,
