@@ -3,7 +3,7 @@
 from .alignment import plot_alignment
 from .attention import plot_attention, plot_heads
 from .curves import plot_learning_curves
-from .drawing import save_figure
+from .drawing import check_picture, save_figure
 from .fonts import MissingFontWarning
 from .lens import plot_logit_lens
 from .masks import plot_masks
@@ -12,6 +12,7 @@ from .positions import plot_position_products, plot_positions
 
 __all__ = [
     "MissingFontWarning",
+    "check_picture",
     "plot_alignment",
     "plot_attention",
     "plot_heads",

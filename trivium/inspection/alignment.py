@@ -1,6 +1,7 @@
 """Which words a translation comes from: cross-attention, from word to word."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ THICKEST = 4  # points, of the weight 1
 LINES = ListedColormap(colormaps[WEIGHTS](np.linspace(0.3, 1, 256)))  # without what is too pale for a line
 # Thai, Lao, Burmese, Khmer, Japanese and Chinese have no spaces between words: there every token is taken for one.
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+MARKS = ("Mn", "Mc", "Me", "Cf")  # accents, vowel signs, joiners
 
 
 def plot_alignment(
@@ -72,21 +74,33 @@ class Word:
 
 
 def words_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Word]:
-    """The words that the tokens of a text make up; signs and special tokens are words, too."""
-    encoding = tokenizer(text, return_offsets_mapping=True)
+    """The words that the tokens of a text make up; punctuation and special tokens are words, too."""
+    encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     labels = token_labels(tokenizer, encoding["input_ids"])
-    words: list[tuple[int, int, list[int]]] = []  # where each begins and ends, and its tokens
-    last = None
-    for token, (word, (start, end)) in enumerate(zip(encoding.word_ids(), encoding["offset_mapping"], strict=True)):
-        begins = start < end and UNSPACED.match(text, start)  # the other bytes of a character are nowhere
-        if word is None or word != last or begins:
-            words.append((start, end, [token]))
+    words: list[Word] = []
+    start = end = 0  # of the last word
+    may_go_on = False
+    places = zip(encoding["offset_mapping"], encoding["special_tokens_mask"], strict=True)
+    for token, ((first, last), is_special) in enumerate(places):
+        # A token of no characters is one of the bytes of a character, or the space before a word.
+        goes_on = goes_on_at(text, first) if first < last else not text[:first][-1:].isspace()
+        if may_go_on and not is_special and (goes_on or start == end):
+            end = max(end, last)
+            words[-1] = Word(label_of(text[start:end]), [*words[-1].tokens, token])
         else:
-            words[-1] = (words[-1][0], max(end, words[-1][1]), [*words[-1][2], token])
-        last = word
-    return [
-        Word(label_of(text[start:end]) if start < end else labels[tokens[0]], tokens) for start, end, tokens in words
-    ]
+            start, end = first, last
+            words.append(Word(labels[token] if first == last else label_of(text[first:last]), [token]))
+        may_go_on = not is_special
+    return words
+
+
+def goes_on_at(text: str, place: int) -> bool:
+    """Whether a character belongs to the word of the one before it."""
+    before, here = text[max(place - 1, 0)], text[place]
+    if unicodedata.category(here) in MARKS:
+        return True
+    is_word = before.isalnum() or unicodedata.category(before) in MARKS
+    return is_word and here.isalnum() and not (UNSPACED.match(before) or UNSPACED.match(here))
 
 
 def between_words(weights: torch.Tensor, rows: list[list[int]], columns: list[list[int]]) -> torch.Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .drawing import TOKEN_INCHES, WEIGHTS, add_scale, draw_map, separate_cells
+from .drawing import TOKEN_INCHES, WEIGHTS, add_scale, count_by_tens, draw_map, separate_cells
 from .fonts import legible
 from .reading import attend, choose
 
@@ -83,28 +83,29 @@ def plot_heads(
     attention = attend(model, tokenizer, source, target, kind)
     layers, heads, rows, columns = attention.weights.shape
     cell = max(0.03, min(0.14, MOST_INCHES / (heads * columns), MOST_INCHES / (layers * rows)))
-    row_tokens, column_tokens = attention.row_tokens, attention.column_tokens
-    labels = {True: (row_tokens, column_tokens), False: (None, None)}[cell >= SMALLEST_LABEL]
-    with legible([*row_tokens, *column_tokens]):
-        size = (1.5 + heads * (columns * cell + 0.15), 1.5 + layers * (rows * cell + 0.3))
-        figure = Figure(figsize=size, layout="compressed")
-        grid = figure.subplots(layers, heads, squeeze=False)
-        for (place, head), axes in np.ndenumerate(grid):
-            level = layers - 1 - place
-            image = draw_map(
-                axes,
-                attention.weights[level, head].numpy(),
-                labels[0] if head == 0 else [],
-                labels[1] if place == 0 else [],
-                WEIGHTS,
-                vmin=0,
-                vmax=attention.weights.max().item(),
-            )
-            axes.tick_params(labelsize=max(SMALLEST_LABEL, cell) * 72 * 0.8, pad=2)
-            axes.spines[:].set(visible=True, color="0.8", linewidth=0.5)
-            axes.set_title(f"layer {level + 1}, head {head + 1}", fontsize="x-small", pad=3)
-        figure.supylabel(attention.row_name, style="italic", fontsize="medium")
-        figure.supxlabel("looks at", style="italic", fontsize="medium")
-        figure.suptitle(f"{attention.name}: {layers} layers of {heads} heads", fontsize="medium")
-        figure.colorbar(image, ax=grid, label="weight", shrink=0.5).outline.set_visible(False)
+    row_labels, column_labels = attention.row_tokens, attention.column_tokens
+    if cell < SMALLEST_LABEL:
+        row_labels, column_labels = count_by_tens(rows), count_by_tens(columns)
+    # One map of all of them, the lowest layer last, with a gap of one cell after each.
+    grid = np.full((layers, rows + 1, heads, columns + 1), np.nan)
+    grid[:, :rows, :, :columns] = attention.weights.flip(0).transpose(1, 2).numpy()
+    grid = grid.reshape(layers * (rows + 1), -1)[:-1, :-1]
+    with legible([*row_labels, *column_labels]):
+        figure = Figure(figsize=(2.5 + grid.shape[1] * cell, 2 + grid.shape[0] * cell), layout="compressed")
+        axes = figure.add_subplot(facecolor="0.88")  # the gaps
+        labels = ([*row_labels, ""] * layers)[:-1], ([*column_labels, ""] * heads)[:-1]
+        image = draw_map(axes, grid, *labels, WEIGHTS, vmin=0)
+        axes.tick_params(labelsize=max(SMALLEST_LABEL, cell) * 72 * 0.8, pad=2)
+        below, right = axes.secondary_xaxis("bottom"), axes.secondary_yaxis("right")
+        middles = [head * (columns + 1) + (columns - 1) / 2 for head in range(heads)]
+        below.set_xticks(middles, [f"head {head + 1}" for head in range(heads)])
+        middles = [place * (rows + 1) + (rows - 1) / 2 for place in range(layers)]
+        right.set_yticks(middles, [f"layer {layers - place}" for place in range(layers)], rotation=90, va="center")
+        for side in (below, right):
+            side.tick_params(length=0, labelsize="small")
+            side.spines[:].set_visible(False)
+        axes.set_ylabel(attention.row_name, style="italic")
+        axes.set_xlabel("looks at", style="italic")
+        axes.set_title(f"{attention.name}, {layers} layers of {heads} heads", fontsize="medium")
+        figure.colorbar(image, ax=axes, label="weight", shrink=0.5).outline.set_visible(False)
     return figure

@@ -48,7 +48,7 @@ def plot_learning_curves(*runs: str | Path) -> Figure:
         columns = len(panels) if len(panels) <= 3 else math.ceil(len(panels) / 2)
         rows = math.ceil(len(panels) / columns)
         figure = Figure(figsize=(0.5 + 3.4 * columns, 2.8 * rows + 0.4 + 0.2 * len(runs)), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).flat
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
         for axes in grid[len(panels) :]:
             axes.remove()
         for axes, (title, shown) in zip(grid, panels.items(), strict=False):
@@ -103,6 +103,7 @@ def _finish(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize="medium")
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.tick_params("x", labelbottom=True)  # of those with others below, too
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)

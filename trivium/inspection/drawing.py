@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator, MultipleLocator
+from matplotlib.ticker import MultipleLocator
 
 from trivium.files import write_whole
 
@@ -73,32 +73,34 @@ def check_picture(path: str | Path) -> Path:
 def draw_map(
     axes: Axes,
     numbers: np.ndarray,
-    row_tokens: Sequence[str] | None,
-    column_tokens: Sequence[str] | None,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
     cmap: str | Colormap,
     **scale: float,
 ) -> AxesImage:
-    """Draw (rows, columns) numbers as squares, the columns' tokens above them.
+    """Draw (rows, columns) numbers as squares, with a label for each row on the left and for each column above.
 
     Args:
         axes: Where to.
         numbers: (rows, columns).
-        row_tokens: As many as rows; none at all: no labels; None: rows are counted from 0.
-        column_tokens: Likewise.
+        row_labels: As many as rows, such as tokens.
+        column_labels: As many as columns.
         cmap: The colours, or their name.
         **scale: `vmin` and `vmax`, the numbers of the first and the last colour.
     """
     image = axes.imshow(numbers, cmap=cmap, **scale)
-    for axis, tokens, rotation in ((axes.xaxis, column_tokens, 90), (axes.yaxis, row_tokens, 0)):
-        if tokens is None:
-            axis.set_major_locator(MaxNLocator(integer=True))
-        else:
-            axis.set_ticks(range(len(tokens)), tokens, rotation=rotation)
+    axes.set_xticks(range(len(column_labels)), column_labels, rotation=90)
+    axes.set_yticks(range(len(row_labels)), row_labels)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
-    axes.tick_params(which="both", length=0)
+    axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return image
+
+
+def count_by_tens(count: int) -> list[str]:
+    """Labels where there is no room for one at each place: "0", nine empty ones, "10" and so on."""
+    return [str(place) if place % 10 == 0 else "" for place in range(count)]
 
 
 def separate_cells(axes: Axes) -> None:

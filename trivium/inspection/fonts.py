@@ -33,7 +33,9 @@ def legible(texts: Iterable[str]) -> Iterator[None]:
     families, missing = families_for(set("".join(texts)))
     if missing:
         warnings.warn(_what_to_install(missing), MissingFontWarning, stacklevel=4)
-    with rc_context({"font.family": [*rcParams["font.family"], *families], "text.parse_math": False}):
+    fonts = {"font.family": [*rcParams["font.family"], *families], "text.parse_math": False}
+    with rc_context(fonts), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # which would say it of each character, again and again
         yield
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from trivium.modeling.auto_map import auto_classes
 
-from .drawing import draw_map, separate_cells
+from .drawing import count_by_tens, draw_map, separate_cells
 from .reading import watched
 
 HIDDEN_PADDING, HIDDEN_LATER, SEEN = range(3)
@@ -25,7 +25,8 @@ NAMES = {
     "decoder": "self-attention of the decoder",
     "cross": "cross-attention",
 }
-CELL_INCHES = 0.26
+CELL_INCHES = 0.26  # as wide as its label
+MOST_INCHES = 5  # of the mask of one text
 
 
 def plot_masks(
@@ -127,16 +128,20 @@ def _why(mask: torch.Tensor | None, rows: torch.Tensor, columns: torch.Tensor) -
 def _draw(whys: dict[str, torch.Tensor], tokens: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Figure:
     texts = len(next(iter(whys.values())))
     rows, columns = max(why.shape[1] for why in whys.values()), [why.shape[2] for why in whys.values()]
-    size = (max(5.5, 0.6 + sum(columns) * CELL_INCHES + 0.5 * len(columns)), 1.3 + texts * (rows * CELL_INCHES + 0.4))
-    figure = Figure(figsize=size, layout="compressed")
+    cell = min(CELL_INCHES, MOST_INCHES / max(rows, *columns))
+    width, height = 0.6 + sum(columns) * cell + 0.5 * len(columns), 1.3 + texts * (rows * cell + 0.4)
+    figure = Figure(figsize=(max(5.5, width), height), layout="compressed")
     grid = figure.subplots(texts, len(whys), squeeze=False, width_ratios=columns)
     for column, (kind, why) in enumerate(whys.items()):
         for text, axes in enumerate(grid[:, column]):
-            row_labels, column_labels = (_count(real[text]) for real in tokens[kind])
+            labels = [
+                _count(real[text]) if cell == CELL_INCHES else count_by_tens(real.shape[1]) for real in tokens[kind]
+            ]
             colours = ListedColormap(COLOURS)
-            draw_map(axes, why[text].numpy(), row_labels, column_labels, colours, vmin=0, vmax=len(COLOURS) - 1)
+            draw_map(axes, why[text].numpy(), *labels, colours, vmin=0, vmax=len(COLOURS) - 1)
             axes.tick_params(labelsize="x-small", labelrotation=0)
-            separate_cells(axes)
+            if cell == CELL_INCHES:
+                separate_cells(axes)
             axes.set_anchor("N")
             if text == 0:
                 axes.set_title(NAMES[kind], fontsize="medium", pad=8)

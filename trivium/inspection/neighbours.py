@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import islice
 
 import torch
 from matplotlib.axes import Axes
@@ -19,7 +19,8 @@ from .reading import REPLACEMENT, token_labels
 
 SIDES = ("source", "target")
 # Where a name may stand: to the right (1) or left (-1) of its point, above (1) or below (-1), and so many points away.
-PLACES = [(x, y, far) for far in (6, 18) for x, y in product((1, 0, -1), repeat=2) if x or y]
+SIDES_OF_POINT = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+PLACES = [(*side, far) for far in (6, 18) for side in SIDES_OF_POINT]
 
 
 @dataclass

@@ -77,7 +77,9 @@ def _config_of(model_or_config: PreTrainedModel | PreTrainedConfig, length: int)
         raise ValueError(f"length is {length}, but must be at least 1.")
     if config.position_embedding_type == "learned":
         if model_or_config is config:
-            raise ValueError("position_embedding_type is 'learned': give the model that has them, not its config.")
+            raise ValueError(
+                "position_embedding_type is 'learned': a trained model has them, its configuration has not."
+            )
         if length > longest:
             raise ValueError(f"length is {length}, but learned positions end at max_position_embeddings={longest}.")
     return config
