@@ -14,7 +14,7 @@ install: .venv/installed  ## create .venv and install the package with its devel
 .venv/installed: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,clients,docs,engines]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,clients,demo,docs,engines]'
 	touch $@
 
 demo: install  ## train on the embedded data, evaluate, translate, and show where the results lie
@@ -26,7 +26,7 @@ demo: install  ## train on the embedded data, evaluate, translate, and show wher
 	@echo "Its learning curves: $(BIN)/tensorboard --logdir $(DEMO)"
 
 test: install check  ## lint, type checks and the default test suite
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 test-slow: install  ## the longer tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
