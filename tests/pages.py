@@ -95,7 +95,9 @@ def anchors(page: Path) -> set[str]:
 
 
 def commands(code: str) -> Iterator[list[str]]:
-    """The arguments of every call of `trivium` among shell commands."""
+    """The arguments of every call of `trivium` among shell commands, with the variables that these set."""
+    variables = dict(re.findall(r'^(\w+)="(.*)"$', code, flags=re.MULTILINE))
+    code = re.sub(r"\$(\w+)", lambda name: variables.get(name[1], name[0]), code)
     for line in re.findall(r"^.*\btrivium [a-z].*$", code.replace("\\\n", " "), flags=re.MULTILINE):
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True

@@ -44,8 +44,12 @@ TO_BE_FILLED_IN = re.compile(r"[(,] ?\.\.\.|^ *\.\.\.$", re.MULTILINE)
 def run_commands(code: str) -> None:
     """Every call of `trivium`, one after the other; what reads standard input is given a line."""
     for call in commands(NETWORK.sub("", code)):
-        steps = 6 if "--resume" in call else 4
-        short = [*IN_SHORT, f"training.max_steps={steps}"] if call[0] == "train" else []
+        short = []
+        if call[0] == "train":
+            goes_on = "--resume" in call
+            short = (
+                [*IN_SHORT, "training.max_steps=8"] if goes_on else ["--overwrite", *IN_SHORT, "training.max_steps=6"]
+            )
         result = CliRunner().invoke(app, [*call, *short], input="three point one four\n")
         assert result.exit_code == 0, f"{call}: {result.output[-3000:]} {result.exception!r}"
 
