@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ def learn(case: Case, folder: str, processes: int = 1, **options: Any) -> dict[s
     model_class, shape = WAYS[way]
     set_seed(0)
     model = tiny_model(model_class, **shape, label_smoothing=smoothing)
+    if options.get("bf16"):
+        model.float()
     tied = names_of_each_weight(model)
     args = Seq2SeqTrainingArguments(
         output_dir=folder,
@@ -107,8 +109,8 @@ def learn(case: Case, folder: str, processes: int = 1, **options: Any) -> dict[s
     }
 
 
-def learn_all(cases: list[Case], folder: str, processes: int) -> list[dict[str, Any]]:
-    return [learn(case, folder, processes) for case in cases]
+def learn_all(cases: list[Case], folder: str, processes: int, **options: Any) -> list[dict[str, Any]]:
+    return [learn(case, folder, processes, **options) for case in cases]
 
 
 @cache
@@ -162,6 +164,18 @@ def test_several_processes_learn_what_one_does(config: str, processes: int, case
             assert found["wrapped"].startswith(WRAPPED[config])
             assert len(found["tied"]) == 1
             assert_same_learning(found, alone(way, smoothing))
+
+
+@pytest.mark.slow(reason="bfloat16 on a CPU")
+@pytest.mark.parametrize("config", WRAPPED)
+def test_several_processes_learn_in_bfloat16(config: str, tmp_path: Path) -> None:
+    """About what is learned in float64, with weights that stay in float32."""
+    results = run_together(
+        *(partial(learn_all, bf16=True), QUICK, str(tmp_path), 2), folder=tmp_path, config=CONFIGS[config]
+    )
+    for (way, smoothing, *_), found in zip(QUICK, results[0], strict=True):
+        assert {weight.dtype for weight in found["weights"].values()} == {torch.float32}
+        assert found["losses"] == pytest.approx(alone(way, smoothing)["losses"], rel=0.02)
 
 
 # --- As users launch it ----------------------------------------------------------------------------------------------
