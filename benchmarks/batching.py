@@ -1,9 +1,9 @@
 """What batches by tokens save: padding, and time, on Multi30k with the model of the recipe `multi30k`.
 
-Three ways to make batches of about the same size: 64 random sentences, 64 sentences by the Trainer's
-`group_by_length`, and by `inputs.max_tokens`. Padding is counted in a whole epoch as the collator makes it. Then one
-model takes a step with a batch of each in turn, so that what else the machine does takes from all alike. FOLDER holds
-the sentences, one a line, in `train.en` and `train.de`:
+Ways to make batches of about the same size: 64 random sentences, 64 sentences by the Trainer's `group_by_length`, and
+by `inputs.max_tokens`, once knowing all lengths and from a stream with buffers of several sizes. Padding is counted in
+a whole epoch as the collator makes it. Then one model takes a step with a batch of each in turn, so that what else the
+machine does takes from all alike. FOLDER holds the sentences, one a line, in `train.en` and `train.de`:
 
     OMP_NUM_THREADS=1 python benchmarks/batching.py --data FOLDER
 """
@@ -25,14 +25,19 @@ from trivium.tasks import encode_data, make_collator
 from trivium.trainer import RunTrainer
 from trivium.training import load_or_build
 
+BY_TOKENS = [
+    "inputs.max_tokens=1152",
+    "training.per_device_train_batch_size=null",
+    "training.train_sampling_strategy=null",
+]
+STREAMED = [*BY_TOKENS, "data.streaming=true", "training.max_steps=1"]
 WAYS = {
     "64 random sentences": ["training.train_sampling_strategy=random"],
     "64 sentences, group_by_length": [],
-    "up to 1152 tokens": [
-        "inputs.max_tokens=1152",
-        "training.per_device_train_batch_size=null",
-        "training.train_sampling_strategy=null",
-    ],
+    "up to 1152 tokens": BY_TOKENS,
+    "the same, streamed, 1,000 rows at once": [*STREAMED, "inputs.buffer_size=1000"],
+    "the same, streamed, 5,000 rows at once": [*STREAMED, "inputs.buffer_size=5000"],
+    "the same, streamed, 20,000 rows at once": STREAMED,
 }
 NOT_TIMED = 3
 
@@ -54,18 +59,17 @@ def main(
     recipes = {way: load_recipe("multi30k", [*files, *overrides]) for way, overrides in WAYS.items()}
     recipe = next(iter(recipes.values()))
     set_seed(recipe.training_arguments().seed)
-    rows = load_data(recipe.data, recipe.kind.columns)
-    model, tokenizer = load_or_build(recipe, rows["train"])
-    encoded = encode_data(rows, recipe.kind, tokenizer, model.config, recipe.inputs)["train"]
+    model, tokenizer = load_or_build(recipe, load_data(recipe.data, recipe.kind.columns)["train"])
 
     loaders = {}
     for way, each in recipes.items():
         args = each.training_arguments()
         args.remove_unused_columns = False
         collator = make_collator(each.kind, tokenizer, model, each.inputs)
-        trainer = RunTrainer(
-            model, args, collator, encoded, processing_class=tokenizer, max_tokens=each.inputs.max_tokens
-        )
+        rows = load_data(each.data, each.kind.columns)
+        encoded = encode_data(rows, each.kind, tokenizer, model.config, each.inputs)["train"]
+        sizes = {"max_tokens": each.inputs.max_tokens, "buffer_size": each.inputs.buffer_size}
+        trainer = RunTrainer(model, args, collator, encoded, processing_class=tokenizer, **sizes)
         loaders[way] = trainer.get_train_dataloader()
     epochs = {way: torch.stack([counts(batch) for batch in loader]).double() for way, loader in loaders.items()}
 

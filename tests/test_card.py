@@ -58,7 +58,10 @@ RUN = {
     "processes": 1,
     "examples": 29000,
     "versions": {"torch": "2.13.0"},
+    "seed": 42,
+    "data": "rows:0123456789abcdef",
 }
+WORK = {"tokens": 3_000_000, "padded": 4_000_000, "flops": 5e12, "seconds": 100.0}
 SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
 EVALUATION: dict[str, Any] = {
     "scores": {
@@ -117,7 +120,10 @@ def run(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
     history = [{"step": step, "loss": 9 - step / 1000, "epoch": 1.0} for step in range(100, 6600, 100)]
     history += [{"step": step, "eval_loss": 8 - step / 1000, "epoch": 1.0} for step in range(500, 7000, 500)]
     state = TrainerState(global_step=6500, epoch=14.317, log_history=sorted(history, key=lambda entry: entry["step"]))
-    state.stateful_callbacks = {"RunFacts": {"args": {}, "attributes": RUN}}
+    state.stateful_callbacks = {
+        "RunFacts": {"args": {}, "attributes": RUN},
+        "Throughput": {"args": {}, "attributes": {"work": WORK}},
+    }
     state.save_to_json(str(folder / "trainer_state.json"))
     (folder / "evaluation_test.json").write_text(json.dumps(EVALUATION))
     return folder
@@ -178,7 +184,7 @@ def test_every_fact_is_its_source(run: Path, tokenizer: TriviumTokenizer) -> Non
         "measured on 2026-11-22 with trivium 0.1.0, torch 2.13.0" in text
     )
     assert table["task"] == ["translation"]
-    assert table["data"] == ["`corpus/train`, from `en` to `de`; 29,000 examples"]
+    assert table["data"] == ["`corpus/train`, from `en` to `de`; 29,000 examples; fingerprint `rows:0123456789ab`"]
     assert table["batch"] == ["64 rows on each device, summed up over 2, 1 process"]
     assert table["learning rate"] == ["0.002, schedule `linear`, 1,000 steps of warm-up"]
     assert "β₂ 0.98, ε 1e-09, weight decay 0.0" in table["optimiser"][0]
@@ -191,6 +197,9 @@ def test_every_fact_is_its_source(run: Path, tokenizer: TriviumTokenizer) -> Non
         assert losses == [f"{9 - number / 1000:.3f}", f"{8 - number / 1000:.3f}"]
     assert "6,500" in curve
     assert table["training time, in hours, minutes and seconds"] == ["1:02:05"]
+    assert table["tokens"] == ["3,000,000, and 25.0% of padding in the batches"]
+    assert table["seed"] == ["42"]
+    assert table["speed of the steps"] == ["30,000 tokens and 0.05 TFLOP a second"]
     assert table["hardware"] == ["AMD EPYC, 2 cores"]
     assert table["versions"] == ["torch 2.13.0"]
     assert "Captions." in text

@@ -10,7 +10,7 @@ FILES = ["data.train=a", "data.validation=b", "data.test=c"]
 
 @pytest.mark.parametrize("name", available_recipes())
 def test_every_recipe_that_comes_along_is_whole(name: str) -> None:
-    recipe = load_recipe(name, FILES if name != "numbers" else [])
+    recipe = load_recipe(name, ["training.bf16=false", *(FILES if name != "numbers" else [])])
     assert recipe.training_arguments().output_dir == f"runs/{name}"
     assert recipe.model_config(vocab_size=600, bos_token_id=1, eos_token_id=2).vocab_size == 600
 
@@ -96,7 +96,7 @@ def test_what_a_recipe_leaves_open_is_asked_for() -> None:
 
 
 def test_a_missing_recipe_lists_those_that_there_are(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere.*multi30k, numbers"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*multi30k, multi30k-tiny, numbers"):
         load_recipe("nowhere")
     with pytest.raises(FileNotFoundError, match=r"There is no recipe"):
         load_recipe(tmp_path)  # a folder without one

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from trivium import TriviumForConditionalGeneration, TriviumTokenizer
 from trivium.callbacks.facts import describe_hardware
 from trivium.cli import app
-from trivium.data import DataArguments, numbers_corpus
+from trivium.data import DataArguments, fingerprint, load_data, numbers_corpus
 from trivium.evaluation import evaluate
 from trivium.recipe import Recipe, TokenizerArguments, load_recipe
 from trivium.tasks import TASKS, InputArguments
@@ -110,10 +110,15 @@ def facts_of(folder: Path) -> dict[str, Any]:
 def test_a_run_keeps_what_it_took(run: Path) -> None:
     at_3, at_6, at_the_end = (facts_of(run / name) for name in ("checkpoint-3", "checkpoint-6", "."))
     assert 0 < at_3["seconds"] < at_6["seconds"] <= at_the_end["seconds"] < 600
-    assert set(at_the_end) == {"seconds", "hardware", "processes", "examples", "versions"}
+    assert set(at_the_end) == {"seconds", "hardware", "processes", "examples", "versions", "seed", "data"}
     assert at_the_end["hardware"]
     assert platform.node() not in at_the_end["hardware"]
-    assert (at_the_end["processes"], at_the_end["examples"]) == (1, 400)
+    assert (at_the_end["processes"], at_the_end["examples"], at_the_end["seed"]) == (1, 400, 42)
+    assert (
+        at_3["data"]
+        == at_the_end["data"]
+        == fingerprint(load_recipe(run).data, load_data(load_recipe(run).data)["train"])
+    )
     assert at_the_end["versions"] == {
         **{name: version(name) for name in ("trivium", "torch", "transformers")},
         "python": platform.python_version(),

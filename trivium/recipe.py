@@ -172,8 +172,7 @@ class Recipe:
                     raise ValueError(f"{name} is {given}, but it is for translation; the task is {self.task}.")
         if self.inputs.max_tokens is not None:
             for name, given, possible in (
-                ("data.streaming", self.data.streaming, [False]),  # the lengths of all rows are to be known
-                ("inputs.packing", self.inputs.packing, [False]),
+                ("inputs.packing", self.inputs.packing, [False]),  # whose rows are full
                 *((f"training.{name}", self.training.get(name), possible) for name, possible in OF_BATCHES_OF_ROWS),
             ):
                 if given not in possible:
@@ -181,6 +180,18 @@ class Recipe:
                         f"inputs.max_tokens is {self.inputs.max_tokens}, but {name} is {given}, which does not go "
                         f"with batches by tokens: set {name}={json.dumps(possible[0])}, or inputs.max_tokens=null."
                     )
+        if self.inputs.max_tokens is not None and self.data.streaming:
+            workers = self.training.get("dataloader_num_workers") or 0
+            if workers > 1:
+                raise ValueError(
+                    f"training.dataloader_num_workers is {workers}, but must be 0 or 1 with data.streaming and "
+                    "inputs.max_tokens: one worker reads the stream."
+                )
+        elif self.inputs.buffer_size != InputArguments.buffer_size:
+            raise ValueError(
+                f"inputs.buffer_size is {self.inputs.buffer_size}, but it is for data.streaming=true with "
+                "inputs.max_tokens: leave it out."
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}, but must be greater than 0 and less than 1, or null.")
         if not self.training.get("output_dir"):

@@ -39,6 +39,7 @@ class InputArguments:
         max_length: Tokens at which a text is cut; None: as many as the model has positions.
         max_tokens: Train in batches of like length and of at most so many tokens, on each device and step, instead of
             `training.per_device_train_batch_size` rows; see `trivium.batching`. None: batches of rows.
+        buffer_size: For `max_tokens` of streamed data: so many rows are read before batches are made of them.
         packing: For `causal-lm`: texts share rows of `max_length` tokens, without seeing each other, instead of being
             padded, and long ones are continued in the next row instead of being cut.
         prompt: For `completion`: what the source becomes, to be continued by the target. "{source}" stands for it.
@@ -48,6 +49,7 @@ class InputArguments:
 
     max_length: int | None = None
     max_tokens: int | None = None
+    buffer_size: int = 20_000
     packing: bool = False
     prompt: str = "{source}"
     mlm_probability: float = 0.15
@@ -63,6 +65,8 @@ class InputArguments:
             raise ValueError(f"inputs.max_length is {self.max_length}, but must be at least 2, or null.")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"inputs.max_tokens is {self.max_tokens}, but must be at least 1, or null.")
+        if self.buffer_size < 1:
+            raise ValueError(f"inputs.buffer_size is {self.buffer_size}, but must be at least 1.")
         if "{source}" not in self.prompt:
             raise ValueError(f"inputs.prompt is {self.prompt!r}, but must say where the {{source}} stands.")
         if not 0 < self.mlm_probability <= 1:

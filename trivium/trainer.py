@@ -1,42 +1,58 @@
-"""transformers' Trainer, with what a run of ours needs beside it: batches by tokens, and the model's card."""
+"""transformers' Trainer, with what a run of ours needs beside it: batches by tokens, their speed, the model's card."""
 
 import inspect
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from huggingface_hub import create_branch
 from torch import nn
 from torch.distributed.fsdp import StateDictType
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainingArguments
+from transformers.trainer_utils import has_length
 
-from trivium.batching import BatchReport, TokenBatchSampler, lengths_of
+from trivium.batching import BatchReport, TokenBatchSampler, TokenBatchStream, lengths_of
+from trivium.callbacks import Throughput
 from trivium.checkpoints import ResumableTrainer
 from trivium.devices import tied_weights_together
 from trivium.files import write_whole
 
 
 class RunTrainer(ResumableTrainer):
-    """A Trainer with batches by tokens, which pushes the card of `trivium.hub.card`, and to a branch as yet unmade.
+    """A Trainer with batches by tokens, which logs how fast it learns, and pushes the card of `trivium.hub.card`.
 
     Args:
         max_tokens: What a batch of each device may have, as `TokenBatchSampler` counts it; None: batches are of
             `per_device_train_batch_size` rows.
+        buffer_size: Of a stream the rows among which a `TokenBatchStream` makes batches.
     """
 
-    def __init__(self, *args: Any, max_tokens: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, max_tokens: int | None = None, buffer_size: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.batches: TokenBatchSampler | None = None
-        if max_tokens is not None:
-            columns = ["input_ids", "labels"] if self.model.config.is_encoder_decoder else ["input_ids"]
-            self.batches = TokenBatchSampler(
-                [lengths_of(self.train_dataset, column) for column in columns],
-                max_tokens * max(1, self.args.n_gpu),  # those of this process, among which a batch is split
-                seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-                epoch=lambda: int(self.state.epoch or 0),
-            )
+        self.batch_stream: TokenBatchStream | None = None
+        self.add_callback(Throughput())
+        if max_tokens is None:
+            return
+        columns = ["input_ids", "labels"] if self.model.config.is_encoder_decoder else ["input_ids"]
+        max_tokens *= max(1, self.args.n_gpu)  # those of this process, among which a batch is split
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if has_length(self.train_dataset):
+            lengths = [lengths_of(self.train_dataset, column) for column in columns]
+            self.batches = TokenBatchSampler(lengths, max_tokens, seed, epoch=lambda: int(self.state.epoch or 0))
             self.add_callback(BatchReport(self.batches, self.log))
+        else:
+            assert buffer_size is not None  # the recipe has it
+            batches_per_step = super().get_total_train_batch_size(self.args) // self._train_batch_size
+            self.batch_stream = TokenBatchStream(
+                self.train_dataset, columns, max_tokens, buffer_size, batches_per_step, seed
+            )
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader]:
         with tied_weights_together(self.model):
@@ -60,32 +76,76 @@ class RunTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """The Trainer's, but for the batches."""
-        if self.batches is None:
+        options = {
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+            "persistent_workers": self.args.dataloader_persistent_workers,
+            "prefetch_factor": self.args.dataloader_prefetch_factor,
+            "multiprocessing_context": self.args.dataloader_multiprocessing_context,
+        }
+        if self.batches is not None:
+            return self.accelerator.prepare(
+                DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator, **options)
+            )
+        if self.batch_stream is None:
             return super().get_train_dataloader()
-        loader = DataLoader(
-            self.train_dataset,
-            batch_sampler=self.batches,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+        # To Accelerate a whole batch is one row, which it deals out. By itself it would let one process read and send
+        # the others pieces of batches of equal shapes.
+        collate = self.data_collator
+        return prepare_data_loader(
+            DataLoader(self.batch_stream, batch_size=1, collate_fn=lambda batches: collate(batches[0]), **options),
+            self.accelerator.device,
+            put_on_device=True,
+            dispatch_batches=False,
+            torch_device_mesh=self.accelerator.torch_device_mesh,
         )
-        return self.accelerator.prepare(loader)
 
     def get_total_train_batch_size(self, args: Seq2SeqTrainingArguments) -> int:
         """Rows of a step, by which the Trainer reckons how many it learns from in a second."""
         rows = super().get_total_train_batch_size(args)
         return rows if self.batches is None else round(rows / self._train_batch_size * self.batches.mean_rows)
 
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The Trainer's, but where only the loss is wanted, as in training, logits of a vocabulary are not made."""
+        if not return_outputs:
+            inputs = self._for_the_loss_alone(inputs)
+        return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
+    @property
+    def throughput(self) -> Throughput:
+        """What counts; resuming may have put another one in the place of the first."""
+        return next(each for each in self.callback_handler.callbacks if isinstance(each, Throughput))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The Trainer's: the batches of a step, which are counted."""
+        since = time.perf_counter()
+        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.throughput.begin_step(batches, since)
+        return batches, num_items_in_batch
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's, and with a loss the speed; but not rows a second where nobody knows how many a step has."""
+        if "loss" in logs:
+            logs.update(self.throughput.since_last_log())
+        if self.batch_stream is not None:
+            logs.pop("train_samples_per_second", None)
+        super().log(logs, start_time)
+
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """The Trainer's, but where only the loss is wanted, logits of a vocabulary are not made."""
-        if prediction_loss_only and "skip_logits" in inspect.signature(self.model.forward).parameters:
-            inputs = {**inputs, "skip_logits": True}
+        """The Trainer's, with the same saving."""
+        if prediction_loss_only:
+            inputs = self._for_the_loss_alone(inputs)
         return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+
+    def _for_the_loss_alone(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        can_skip = "skip_logits" in inspect.signature(self.model.forward).parameters
+        return {**inputs, "skip_logits": True} if can_skip else inputs
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Create the repository and the branch before training, not to fail after it."""

@@ -21,7 +21,7 @@ from transformers import (
 from trivium.callbacks import CompletePush, ExponentialAverage, RunFacts
 from trivium.checkpoints import checkpoints_of, failure_explained, set_aside
 from trivium.configuration import TriviumConfig
-from trivium.data import load_data
+from trivium.data import fingerprint, load_data
 from trivium.devices import check_devices, from_first_process
 from trivium.files import remove_partial
 from trivium.metrics import load_metric
@@ -87,6 +87,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
             old.unlink()
         recipe.save(run)
 
+    known = fingerprint(recipe.data, data["train"]) if args.should_save else None
     trainer = RunTrainer(
         model=model,
         args=args,
@@ -97,8 +98,9 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         ),
         processing_class=tokenizer,
         compute_metrics=scoring(recipe, model, tokenizer),
-        callbacks=[RunFacts(), CompletePush()],
+        callbacks=[RunFacts(known), CompletePush()],
         max_tokens=recipe.inputs.max_tokens,
+        buffer_size=recipe.inputs.buffer_size,
     )
     if recipe.ema_decay is not None:
         trainer.add_callback(ExponentialAverage(recipe.ema_decay))

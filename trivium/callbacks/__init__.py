@@ -3,5 +3,6 @@
 from trivium.callbacks.averaging import ExponentialAverage
 from trivium.callbacks.facts import RunFacts
 from trivium.callbacks.pushing import CompletePush
+from trivium.callbacks.throughput import Throughput
 
-__all__ = ["CompletePush", "ExponentialAverage", "RunFacts"]
+__all__ = ["CompletePush", "ExponentialAverage", "RunFacts", "Throughput"]

@@ -3,7 +3,6 @@
 import os
 import platform
 import time
-from collections.abc import Sized
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import has_length
 
 THEN = ", then "
 
@@ -24,9 +24,19 @@ class RunFacts(TrainerCallback, ExportableState):
         processes: How many trained together.
         examples: How many there were to learn from, packed ones as they were packed; None: nobody knows, of a stream.
         versions: Of trivium, torch, transformers and Python.
+        seed: Of the weights, dropout and, if there is no `data_seed`, the order of the data.
+        data: A fingerprint of what there was to learn from (`trivium.data.fingerprint()`); None: it was not given.
+
+    Args:
+        data: That fingerprint.
+
+    Raises:
+        ValueError: When training begins: it goes on from a checkpoint of other data.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, data: str | None = None) -> None:
+        self.data = data
+        self.seed: int | None = None
         self.seconds = 0.0
         self.hardware = ""
         self.processes = 1
@@ -40,13 +50,20 @@ class RunFacts(TrainerCallback, ExportableState):
         """Go on from the checkpoint's facts, if there is one."""
         # Read here: `restore_callback_states_from_checkpoint` would restore every other callback as well.
         earlier = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
+        before = earlier.get("data")
+        if None not in (before, self.data) and before != self.data:
+            raise ValueError(
+                f"The training data are not those that the run began with: their fingerprint was {before} and is "
+                f"{self.data}. Take them back; or begin a new run, with another training.output_dir."
+            )
         self._started = time.perf_counter() - earlier.get("seconds", 0.0)
         here = describe_hardware(args.device, args.world_size * max(args.n_gpu, 1))
         before = (earlier.get("hardware") or here).split(THEN)
         self.hardware = THEN.join(before if here in before else [*before, here])
         self.processes = args.world_size
-        dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
-        self.examples = len(dataset) if isinstance(dataset, Sized) else None
+        self.seed = args.seed
+        dataset: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        self.examples = len(dataset) if has_length(dataset) else None
         self.versions = {name: version(name) for name in ("trivium", "torch", "transformers")}
         self.versions["python"] = platform.python_version()
         self._tell(state)

@@ -7,7 +7,7 @@ garbled stops the loading with its place, rather than teach the model something 
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ class DataArguments:
     Attributes:
         name: `numbers` for the embedded corpus, or a data set of the Hub, or a folder in the Hub's layout.
         config_name: The configuration of the Hub data set, if it has several.
-        train: A local file to train on; with `name`, the split to use as such, e.g. `train[:90%]`; of a stream rows are
-            counted, e.g. `train[1000:]`.
+        train: A local file to train on; with `name`, the split to use as such, e.g. `train[:90%]`; of a stream rows
+            are counted, e.g. `train[1000:]`.
         validation: The same for validation.
         test: The same for testing.
         source: The language to translate from: the column, the key under `translation`, or the ending of the file.
@@ -182,9 +182,16 @@ def _as_examples(
     )
 
 
+def files_of(path: str, args: DataArguments, columns: Iterable[str]) -> tuple[str, ...]:
+    """The file that `path` names, or the two of parallel text."""
+    if Path(path).suffix in READERS or "source" not in columns:
+        return (path,)
+    return f"{path}.{args.source}", f"{path}.{args.target}"
+
+
 def _load_file(path: str, split: str, args: DataArguments, wanted: dict[str, str]) -> Dataset | IterableDataset:
-    is_prefix = Path(path).suffix not in READERS and "source" in wanted
-    files = (f"{path}.{args.source}", f"{path}.{args.target}") if is_prefix else (path,)
+    files = files_of(path, args, wanted)
+    is_prefix = len(files) > 1
     for file in files:
         if not Path(file).is_file():
             hint = f" (leave off {Path(path).suffix})" if Path(path).is_file() else ""

@@ -115,6 +115,30 @@ def render_card(folder: Path, repo_id: str | None = None, overrides: Sequence[st
     return {**files, PICTURE_FILE: picture} if picture else files
 
 
+@dataclass(frozen=True)
+class Introduction:
+    """What a page says of a model before anybody has tried it.
+
+    Attributes:
+        title: Its name for people.
+        summary: What it does, in Markdown; may be empty.
+        examples: Texts to try it with.
+        license: As the Hub calls it.
+    """
+
+    title: str
+    summary: str
+    examples: list[str]
+    license: str | None
+
+
+def introduce(folder: Path, repo_id: str | None = None) -> Introduction:
+    """What the card of a saved model would say first; raises what `render_card` raises."""
+    facts = _read_facts(folder, [])
+    title = facts.title(repo_id or folder.resolve().name)
+    return Introduction(title, facts.card.summary or "", facts.examples, facts.card.license)
+
+
 def has_own_card(folder: Path) -> bool:
     """Whether there is a README.md that a person wrote, or made their own by removing the line that says it is not."""
     path = folder / CARD_FILE
@@ -146,14 +170,23 @@ class _Facts:
         return "encoder-only" if self.config.encoder_layers else "decoder-only"
 
     @property
-    def example(self) -> str:
-        """A text to try the model with, as it was trained to take it."""
+    def examples(self) -> list[str]:
+        """Texts to try the model with, as it was trained to take them."""
         examples = self.card.examples or [self.usage.example]
         if self.usage.task == "fill-mask":
             examples = [text for text in examples if "<mask>" in text] or [self.usage.example]
         if self.recipe and self.recipe.task == "completion":
             examples = prompts_of(examples, self.recipe.inputs)
-        return examples[0]
+        return examples
+
+    @property
+    def example(self) -> str:
+        """The first of them."""
+        return self.examples[0]
+
+    def title(self, name: str) -> str:
+        """The heading for a model called `name`."""
+        return _line(self.card.title or name.rsplit("/", 1)[-1])
 
     @property
     def languages(self) -> list[str]:
@@ -164,9 +197,17 @@ class _Facts:
 
     @property
     def run(self) -> dict[str, Any]:
-        """What the training says of itself: `seconds`, `hardware`, `versions`, `processes`."""
+        """What the training says of itself: `seconds`, `hardware`, `versions`, `processes`, `data`, `seed`."""
+        return self._told_by("RunFacts")
+
+    @property
+    def work(self) -> dict[str, Any]:
+        """How much was computed: `tokens`, `padded`, `flops`, `seconds`."""
+        return self._told_by("Throughput").get("work", {})
+
+    def _told_by(self, callback: str) -> dict[str, Any]:
         callbacks = self.state.stateful_callbacks if self.state else None
-        return (callbacks or {}).get("RunFacts", {}).get("attributes", {})
+        return (callbacks or {}).get(callback, {}).get("attributes", {})
 
 
 def _read_facts(folder: Path, overrides: Sequence[str]) -> _Facts:
@@ -259,7 +300,7 @@ def _words(facts: _Facts, name: str) -> dict[str, Any]:
         length = NEW_TOKENS
     about = (usage, config, name, facts.example, length)
     return {
-        "title": _line(card.title or name.rsplit("/", 1)[-1]),
+        "title": facts.title(name),
         "summary": card.summary,
         "what_it_is": _what_it_is(facts),
         **_shape(config),
@@ -273,7 +314,7 @@ def _words(facts: _Facts, name: str) -> dict[str, Any]:
         "training": _table(_training(facts)),
         "learning_curve": _learning_curve(facts.state),
         "recipe": _recipe_block(facts.recipe) if facts.recipe else None,
-        "resources": _table(_resources(facts.run)),
+        "resources": _table(_resources(facts.run, facts.work)),
         "intended_use": card.intended_use,
         "limitations": card.limitations,
         "general_limits": LIMITS["text" if config.decoder_layers or usage.task == "fill-mask" else "labels"],
@@ -347,6 +388,8 @@ def _training(facts: _Facts) -> list[tuple[str, str]]:
             data += f", from {_code(recipe.data.source)} to {_code(recipe.data.target)}"
         if examples := facts.run.get("examples"):
             data += f"; {examples:,} examples"
+        if fingerprint := facts.run.get("data"):
+            data += f"; fingerprint {_code(fingerprint[:17])}"
         rows += [("task", recipe.task), ("data", data)]
         if recipe.init_from:
             model = _hub_model(recipe)
@@ -376,6 +419,11 @@ def _training(facts: _Facts) -> list[tuple[str, str]]:
         ]
     if state:
         rows.append(("steps", f"{state.global_step:,}, {state.epoch or 0:.1f} passes over the data"))
+    if (work := facts.work) and work["padded"]:
+        padding = 1 - work["tokens"] / work["padded"]
+        rows.append(("tokens", f"{work['tokens']:,}, and {padding:.1%} of padding in the batches"))
+    if (seed := facts.run.get("seed")) is not None:
+        rows.append(("seed", str(seed)))
     return rows
 
 
@@ -397,12 +445,15 @@ def _recipe_block(recipe: Recipe) -> str:
     return f"{fence}yaml\n{text.rstrip()}\n{fence}"
 
 
-def _resources(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _resources(run: Mapping[str, Any], work: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     if seconds := run.get("seconds"):
         rows.append(("training time, in hours, minutes and seconds", str(timedelta(seconds=round(seconds)))))
     if hardware := run.get("hardware"):
         rows.append(("hardware", _line(hardware)))
+    if work and work["seconds"]:
+        speed, flops = work["tokens"] / work["seconds"], work["flops"] / work["seconds"]
+        rows.append(("speed of the steps", f"{speed:,.0f} tokens and {flops / 1e12:.3g} TFLOP a second"))
     if versions := run.get("versions"):
         rows.append(("versions", _versions(versions)))
     return rows

@@ -1,0 +1,80 @@
+"""How long the full recipes would take: what a step needs by calculation, and what this machine does, measured.
+
+For each recipe a model of its full shape takes a few steps on batches of random tokens without padding, in float32.
+The hours are computed: arithmetic of all steps, divided by an assumed share (MFU) of a GPU's published peak in bf16.
+
+    OMP_NUM_THREADS=1 python benchmarks/recipes.py
+"""
+
+import os
+import time
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from trivium.flops import COUNTED, PEAK_TFLOPS, TokenCounts, count_tokens, training_flops
+from trivium.recipe import load_recipe
+
+# The tokens of a text as they are assumed, of a step on the longer side, and rows to be measured with.
+RECIPES = {
+    "multi30k-tiny": (16, 8192, 32),
+    "iwslt14": (25, 4096, 16),
+    "wmt14-base": (30, 25_000, 8),
+    "wmt14-big": (30, 25_000, 4),
+    "fineweb": (2048, 256 * 2048, 1),
+}
+FILES = ["data.train=x", "data.validation=x", "data.test=x"]
+GPUS = ("A100", "H100")
+
+
+def main(
+    steps: Annotated[int, typer.Option(help="Steps to time, after one that is not.")] = 2,
+    mfu: Annotated[float, typer.Option(help="The assumed share of the peak.")] = 0.3,
+) -> None:
+    """Count, time, and print the rows of a table."""
+    print("| recipe | parameters | steps | real tokens a step | FLOP a token | FLOP in all | tokens/s here |", end="")
+    print("".join(f" hours on one {gpu} |" for gpu in GPUS))
+    for name, (length, step_tokens, rows) in RECIPES.items():
+        recipe = load_recipe(name, [*FILES, "training.bf16=false"])
+        config = recipe.model_config(vocab_size=recipe.tokenizer.vocab_size, pad_token_id=0)
+        model = recipe.kind.model_class(config).train()
+        measured = min(length, 256)  # a row of 2,048 takes minutes on a CPU
+        batch = batch_of(rows, measured, config.vocab_size, config.is_encoder_decoder)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        seconds = []
+        for _ in range(1 + steps):
+            start = time.perf_counter()
+            model(**batch, skip_logits=True).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds.append(time.perf_counter() - start)
+        real = counted(batch, model).tokens
+        speed = real * steps / sum(seconds[1:])
+
+        full = counted(batch_of(1, length, config.vocab_size, config.is_encoder_decoder), model)
+        a_token = training_flops(full, model) / full.tokens
+        tokens = step_tokens // length * full.tokens
+        max_steps = recipe.training_arguments().max_steps
+        total = a_token * tokens * max_steps
+        print(f"| `{name}` | {model.num_parameters() / 1e6:.1f} M | {max_steps:,} | {tokens:,} |", end="")
+        print(f" {a_token / 1e9:.3g} G | {total:.2e} | {speed:,.0f} |", end="")
+        print("".join(f" {total / (mfu * PEAK_TFLOPS[gpu] * 1e12) / 3600:.1f} |" for gpu in GPUS), flush=True)
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    print(f"{threads} thread, load of the machine {load:.1f} on {os.cpu_count()} cores; MFU assumed {mfu:.0%}")
+
+
+def batch_of(rows: int, length: int, vocab_size: int, is_pair: bool) -> dict[str, torch.Tensor]:
+    """Random tokens, all of them real; of a pair both sides are as long."""
+    ids = torch.randint(5, vocab_size, (rows, length))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**batch, "labels": torch.randint_like(ids, 5, vocab_size) if is_pair else ids}
+
+
+def counted(batch: dict[str, torch.Tensor], model: Any) -> TokenCounts:
+    """What the model computes on."""
+    return TokenCounts(**dict(zip(COUNTED, count_tokens(batch, model).tolist(), strict=True)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

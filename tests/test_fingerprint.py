@@ -1,0 +1,102 @@
+"""Equal data have equal fingerprints, wherever they lie, and others have others: of files, the Hub's, and streams."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from trivium.data import DataArguments, fingerprint, load_data
+from trivium.data.loading import PAIR, TEXT
+from trivium.recipe import load_recipe
+from trivium.training import train
+
+PAIRS = [("a house", "ein Haus"), ("two dogs", "zwei Hunde"), ("three", "drei")]
+OTHERS = {
+    "a word": [("a house", "das Haus"), *PAIRS[1:]],
+    "order": [PAIRS[1], PAIRS[0], PAIRS[2]],
+    "a row less": PAIRS[:2],
+    "where a text ends": [("a housetwo", "ein Haus"), ("dogs", "zwei Hunde"), PAIRS[2]],
+}
+
+
+def written(folder: Path, pairs: list[tuple[str, str]], kind: str) -> DataArguments:
+    """The pairs as parallel text, as lines of JSON, or in a folder as on the Hub."""
+    folder.mkdir()
+    if kind == "parallel text":
+        for ending, lines in zip(("en", "de"), zip(*pairs, strict=True), strict=True):
+            (folder / f"train.{ending}").write_text("".join(f"{line}\n" for line in lines))
+        return DataArguments(train=f"{folder}/train")
+    rows = [json.dumps({"en": source, "de": target}) for source, target in pairs]
+    (folder / "train.jsonl").write_text("\n".join(rows) + "\n")
+    return DataArguments(name=str(folder)) if kind == "Hub" else DataArguments(train=f"{folder}/train.jsonl")
+
+
+def of(args: DataArguments, columns: tuple[str, ...] = PAIR, **changes: Any) -> str:
+    args = DataArguments(**{**vars(args), **changes})
+    return fingerprint(args, load_data(args, columns)["train"])
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["eager", "streaming"])
+@pytest.mark.parametrize("kind", ["parallel text", "lines of JSON", "Hub"])
+def test_equal_data_are_known_again_and_others_are_told_apart(tmp_path: Path, kind: str, streaming: bool) -> None:
+    known = of(written(tmp_path / "here", PAIRS, kind), streaming=streaming)
+    assert known.startswith("files:" if streaming else "rows:")
+    assert known == of(written(tmp_path / "there", PAIRS, kind), streaming=streaming)
+    found = {known}
+    for number, others in enumerate(OTHERS.values()):
+        found.add(of(written(tmp_path / str(number), others, kind), streaming=streaming))
+    found.add(of(written(tmp_path / "less", PAIRS, kind), max_train_samples=2, streaming=streaming))
+    if kind == "Hub":
+        found.add(of(written(tmp_path / "part", PAIRS, kind), train="train[1:]", streaming=streaming))
+    same = 0 if streaming else 1  # taking two of three rows is having no more than two
+    assert len(found) == 1 + len(OTHERS) + 1 + (kind == "Hub") - same
+
+
+def test_rows_are_what_counts_not_how_they_are_kept(tmp_path: Path) -> None:
+    kinds = [of(written(tmp_path / kind.replace(" ", ""), PAIRS, kind)) for kind in ("parallel text", "Hub")]
+    rows = Dataset.from_dict({"source": [p[0] for p in PAIRS], "target": [p[1] for p in PAIRS]})
+    assert {*kinds, fingerprint(DataArguments(), rows)} == {kinds[0]}
+    assert fingerprint(DataArguments(), rows.select([2, 0, 1]).select([1, 2, 0])) == kinds[0]
+
+
+def test_texts_and_the_embedded_corpus_have_one(tmp_path: Path) -> None:
+    (tmp_path / "texts").write_text("one\ntwo\n")
+    args = DataArguments(train=str(tmp_path / "texts"))
+    streamed = of(args, TEXT, streaming=True)
+    assert of(args, TEXT) != streamed
+    assert of(args, TEXT, streaming=True, whole_files=True) != streamed
+    numbers = DataArguments(name="numbers", max_train_samples=50)
+    assert of(numbers) == of(numbers, streaming=True) != of(numbers, source="de", target="en")
+
+
+def test_files_on_the_hub_are_known_by_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = DataArguments(name="someone/pairs", train="train[10:]", streaming=True)
+    rows = Dataset.from_dict({"source": ["a"], "target": ["b"]}).to_iterable_dataset()
+
+    def at(commit: str) -> str:
+        files = {"train": [f"hf://datasets/someone/pairs@{commit}/a.parquet"], "test": [commit]}
+        builder = SimpleNamespace(config=SimpleNamespace(data_files=files))
+        monkeypatch.setattr("trivium.data.fingerprints.load_dataset_builder", lambda name, config_name: builder)
+        return fingerprint(args, rows)
+
+    assert at("0123") == at("0123") != at("4567")
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
+    written(tmp_path / "data", PAIRS * 10, "parallel text")
+    recipe = load_recipe(
+        "numbers",
+        [
+            *("data.name=null", f"data.train={tmp_path}/data/train", f"training.output_dir={tmp_path}/run"),
+            *("training.max_steps=4", "training.save_steps=2", "training.eval_strategy='no'", "model.d_model=32"),
+            *("tokenizer.vocab_size=300", "training.disable_tqdm=true", "training.report_to=none"),
+        ],
+    )
+    train(recipe)
+    more = load_recipe(tmp_path / "run", ["training.max_steps=6"])
+    (tmp_path / "data" / "train.de").write_text("eins\n" * 30)
+    with pytest.raises(ValueError, match=r"not those that the run began with: their fingerprint was rows:\w+ and"):
+        train(more, resume=True)
