@@ -5,12 +5,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import copying_batch, shake, tiny_config
+from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typer.testing import CliRunner
 
@@ -408,11 +410,17 @@ def test_weights_that_are_too_coarse_are_refused(tmp_path: Path) -> None:
         trainer.train()
 
 
-def test_weights_in_pieces_are_refused() -> None:
-    args = TrainingArguments("x", use_cpu=True)
-    args.fsdp = "full_shard"
+@pytest.mark.parametrize("asked_by", ["arguments", "accelerate launch", "DeepSpeed"])
+def test_weights_in_pieces_are_refused(asked_by: str) -> None:
+    args, model = TrainingArguments("x", use_cpu=True), torch.nn.Linear(1, 1)
+    if asked_by == "arguments":
+        args.fsdp = "full_shard"
+    elif asked_by == "DeepSpeed":
+        args.deepspeed_plugin = object()
+    else:
+        model = Mock(spec=FSDPModule)
     with pytest.raises(ValueError, match="needs whole weights"):
-        ExponentialAverage(0.9).on_train_begin(args, TrainerState(), TrainerControl(), model=torch.nn.Linear(1, 1))
+        ExponentialAverage(0.9).on_train_begin(args, TrainerState(), TrainerControl(), model=model)
 
 
 def test_a_checkpoint_without_an_average_or_of_another_run_is_refused(tmp_path: Path) -> None:

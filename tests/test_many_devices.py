@@ -1,20 +1,29 @@
 """Several processes, with DDP and with FSDP2, learn what one does; here on CPU, by gloo."""
 
-from functools import cache
+import json
+import os
+import subprocess
+import sys
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import random_ids, tiny_model
-from together import run_together
+from together import environment_of, free_port, run_together
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainingArguments, set_seed
+from typer.testing import CliRunner
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM
+from trivium.cli import app
 from trivium.devices import launch_configs
+from trivium.recipe import load_recipe
 from trivium.trainer import RunTrainer
+from trivium.training import train
 
 CONFIGS = launch_configs()
 WAYS: dict[str, tuple[type[Any], dict[str, Any]]] = {
@@ -68,6 +77,8 @@ def learn(case: Case, folder: str, processes: int = 1, **options: Any) -> dict[s
     model_class, shape = WAYS[way]
     set_seed(0)
     model = tiny_model(model_class, **shape, label_smoothing=smoothing)
+    if options.get("bf16"):
+        model.float()
     tied = names_of_each_weight(model)
     args = Seq2SeqTrainingArguments(
         output_dir=folder,
@@ -98,8 +109,8 @@ def learn(case: Case, folder: str, processes: int = 1, **options: Any) -> dict[s
     }
 
 
-def learn_all(cases: list[Case], folder: str, processes: int) -> list[dict[str, Any]]:
-    return [learn(case, folder, processes) for case in cases]
+def learn_all(cases: list[Case], folder: str, processes: int, **options: Any) -> list[dict[str, Any]]:
+    return [learn(case, folder, processes, **options) for case in cases]
 
 
 @cache
@@ -153,3 +164,98 @@ def test_several_processes_learn_what_one_does(config: str, processes: int, case
             assert found["wrapped"].startswith(WRAPPED[config])
             assert len(found["tied"]) == 1
             assert_same_learning(found, alone(way, smoothing))
+
+
+@pytest.mark.slow(reason="bfloat16 on a CPU")
+@pytest.mark.parametrize("config", WRAPPED)
+def test_several_processes_learn_in_bfloat16(config: str, tmp_path: Path) -> None:
+    """About what is learned in float64, with weights that stay in float32."""
+    results = run_together(
+        *(partial(learn_all, bf16=True), QUICK, str(tmp_path), 2), folder=tmp_path, config=CONFIGS[config]
+    )
+    for (way, smoothing, *_), found in zip(QUICK, results[0], strict=True):
+        assert {weight.dtype for weight in found["weights"].values()} == {torch.float32}
+        assert found["losses"] == pytest.approx(alone(way, smoothing)["losses"], rel=0.02)
+
+
+# --- As users launch it ----------------------------------------------------------------------------------------------
+
+NUMBERS = [
+    *("data.max_train_samples=100", "data.max_validation_samples=8", "tokenizer.vocab_size=300", "model.dropout=0"),
+    *("model.d_model=16", "model.ffn_dim=24", "model.encoder_layers=1", "model.decoder_layers=1"),
+    *("training.max_steps=3", "training.logging_steps=1", "training.warmup_steps=1", "training.save_strategy='no'"),
+    *("training.eval_strategy='no'", "training.report_to=none", "training.disable_tqdm=true", "training.use_cpu=true"),
+]
+
+
+def test_accelerate_understands_the_configurations() -> None:
+    """The environment that processes get says what they are to do."""
+    assert set(CONFIGS) == {"cpu", "ddp", "deepspeed", "fsdp2", "machines"}
+    environments = {name: environment_of(path, 2) for name, path in CONFIGS.items() if name != "deepspeed"}
+    assert [name for name, each in environments.items() if each.get("ACCELERATE_USE_FSDP") == "true"] == ["fsdp2"]
+    assert environments["fsdp2"]["FSDP_VERSION"] == "2"
+    assert environments["fsdp2"]["FSDP_STATE_DICT_TYPE"] == "SHARDED_STATE_DICT"
+
+
+def test_the_command_says_where_a_configuration_is() -> None:
+    runner = CliRunner()
+    assert runner.invoke(app, ["launch-config", "fsdp2"]).stdout == f"{CONFIGS['fsdp2']}\n"
+    assert runner.invoke(app, ["launch-config"]).stdout.split() == [str(path) for path in CONFIGS.values()]
+    refused = runner.invoke(app, ["launch-config", "fsdp"])
+    assert refused.exit_code == 1
+    assert "choose from cpu, ddp, deepspeed, fsdp2, machines" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "use_cpu", "message"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "true", "FSDP is asked for, but"),  # whole weights would be trained
+        ("WORLD_SIZE", "2", "false", r"there is no GPU: set training\.use_cpu=true"),  # each by itself
+    ],
+)
+def test_what_needs_gpus_is_refused_without_them(
+    variable: str, value: str, use_cpu: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate would do something else, and not say so."""
+    if torch.accelerator.is_available():
+        pytest.skip("there are")
+    monkeypatch.setenv(variable, value)
+    settings = [*NUMBERS, f"training.use_cpu={use_cpu}", f"training.output_dir={tmp_path / 'run'}"]
+    with pytest.raises(ValueError, match=message):
+        train(load_recipe("numbers", settings))
+    assert not (tmp_path / "run").exists()
+
+
+def launch(*options: str, recipe: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "trivium.cli", "train", "numbers"]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [*command, *recipe], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow(reason="processes that import transformers, on one machine and on two that are one")
+def test_accelerate_launch(tmp_path: Path) -> None:
+    """One machine with two processes, and two machines with one each, learn what one process does."""
+    alone = train(load_recipe("numbers", [*NUMBERS, f"training.output_dir={tmp_path / 'alone'}", *rows(8)]))
+    losses = [entry["loss"] for entry in alone.state.log_history if "loss" in entry]
+    together = [*NUMBERS, f"training.output_dir={tmp_path / 'one'}", *rows(4)]
+    machines = [*NUMBERS, f"training.output_dir={tmp_path / 'two'}", *rows(4)]
+    place = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port()), "--num_processes", "2"]
+    ranks = (["--machine_rank", rank, *place] for rank in "01")
+    for launched in (
+        [launch("--config_file", str(CONFIGS["cpu"]), recipe=together)],
+        [launch("--config_file", str(CONFIGS["machines"]), *options, recipe=machines) for options in ranks],
+    ):
+        said = [process.communicate(timeout=300) for process in launched]
+        assert [process.returncode for process in launched] == [0] * len(launched), said
+        assert sum("The trained model is in" in output for output, _ in said) == 1
+    for name in ("one", "two"):
+        state = json.loads((tmp_path / name / "trainer_state.json").read_text())
+        assert [entry["loss"] for entry in state["log_history"] if "loss" in entry] == pytest.approx(losses, rel=1e-5)
+        for weight, value in load_file(tmp_path / name / "model.safetensors").items():
+            torch.testing.assert_close(value, alone.model.state_dict()[weight], rtol=0, atol=1e-5, msg=weight)
+
+
+def rows(count: int) -> list[str]:
+    return [f"training.per_device_train_batch_size={count}"]

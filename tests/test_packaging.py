@@ -37,7 +37,8 @@ for module in pkgutil.walk_packages(trivium.__path__, "trivium."):
     if not module.name.endswith("__main__"):  # it would run
         importlib.import_module(module.name)
 from trivium.recipe import available_recipes
-print(trivium.__file__, available_recipes())
+from trivium.devices import launch_configs
+print(trivium.__file__, available_recipes(), list(launch_configs()))
 print(importlib.resources.files("trivium.hub").joinpath("hub_card.md").read_text())
 assert all(importlib.resources.files("trivium.demo").joinpath(name).is_file() for name in ("page.css", "page.js"))
 """
@@ -46,7 +47,8 @@ assert all(importlib.resources.files("trivium.demo").joinpath(name).is_file() fo
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     ).stdout
     assert str(installed) in printed
-    assert "numbers" in printed
+    assert "'numbers'" in printed
+    assert "'fsdp2'" in printed
     assert (ROOT / "hub_card.md").read_text() in printed
 
 

@@ -26,13 +26,17 @@ def check_devices(args: TrainingArguments) -> None:
     """Refuse what Accelerate would silently do in another way.
 
     Raises:
-        ValueError: FSDP is asked for on CPUs.
+        ValueError: FSDP is asked for on CPUs; or several processes were launched without a GPU, which would each train
+            by itself, in the same folder.
     """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and args.world_size == 1:
+        raise ValueError(f"{launched} processes were launched, but there is no GPU: set training.use_cpu=true.")
     asked = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
     if asked and args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         raise ValueError(
-            "FSDP is asked for, but Accelerate has it only for several processes with a GPU, or the like, each: launch "
-            "with another configuration, such as `trivium launch-config cpu`."
+            "FSDP is asked for, but Accelerate has it only for several processes with a GPU, or the like, each: "
+            "launch with another configuration, such as `trivium launch-config cpu`."
         )
 
 
