@@ -3,7 +3,8 @@
     python benchmarks/memory.py --data FOLDER
 
 Each model is built and takes two steps of AdamW in a process of its own, on the same batch. What is told is the most
-memory that the process had in RAM, less what it had before the model was built.
+memory that the process had in RAM, less what it had before the model was built. Ours once as our Trainer trains, which
+needs no logits (`skip_logits=True`), and once with all of them.
 """
 
 import argparse
@@ -13,9 +14,10 @@ import re
 from collections.abc import Callable
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import Any
 
 import torch
-from peers import SHAPES, WAYS, Batch, batch_of, real_lengths
+from peers import SHAPES, WAYS, batch_of, real_lengths
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -31,7 +33,7 @@ def resident(field: str) -> int:
 
 
 def measure(
-    build: Callable[[], nn.Module], batch: Batch, report: "multiprocessing.SimpleQueue[tuple[int, int]]"
+    build: Callable[[], nn.Module], batch: dict[str, Any], report: "multiprocessing.SimpleQueue[tuple[int, int]]"
 ) -> None:
     """Build, take two steps, and report the peak and the number of parameters."""
     torch.set_num_threads(1)
@@ -60,10 +62,16 @@ def main() -> None:
         for shape in options.shapes:
             for vocabulary in options.vocabularies:
                 batch = batch_of(way, real_lengths(options.data, options.rows), vocabulary)
-                peaks = {}
+                runs = []
                 for name, build in builders(SHAPES[shape], vocabulary).items():
+                    if name.startswith("Trivium"):
+                        runs.append((name, build, {**batch, "skip_logits": True}))
+                        name += ", with logits"
+                    runs.append((name, build, batch))
+                peaks = {}
+                for name, build, inputs in runs:
                     report: SimpleQueue[tuple[int, int]] = context.SimpleQueue()
-                    process = context.Process(target=measure, args=(build, batch, report))
+                    process = context.Process(target=measure, args=(build, inputs, report))
                     process.start()
                     process.join()
                     if process.exitcode:

@@ -34,7 +34,10 @@ def main(
     mfu: Annotated[float, typer.Option(help="The assumed share of the peak.")] = 0.3,
 ) -> None:
     """Count, time, and print the rows of a table."""
-    print("| recipe | parameters | steps | real tokens a step | FLOP a token | FLOP in all | tokens per second of a core |", end="")
+    print(
+        "| recipe | parameters | steps | real tokens a step | FLOP a token | FLOP in all | tokens per second of a core |",
+        end="",
+    )
     print("".join(f" hours on one {gpu} |" for gpu in GPUS))
     for name, (length, step_tokens, rows) in RECIPES.items():
         recipe = load_recipe(name, [*FILES, "training.bf16=false"])

@@ -140,7 +140,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
         decoder_position_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        skip_logits: bool | None = None,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """Predict every next target token; with `labels`, say how badly. More on each in `TriviumModel.forward`.
@@ -158,7 +158,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
             labels: (batch, target_len), the target that ends with EOS and is not shifted, with -100 for padding.
                 Without `decoder_input_ids` the decoder reads the labels shifted right.
             use_cache: Whether to return keys and values for the next call; not with `labels`.
-            skip_logits: Give the loss alone, which then takes far less memory. None: in training mode, with labels.
+            skip_logits: With labels, give the loss alone, which then takes far less memory.
             **kwargs: As in `TriviumModel.forward`; `num_items_in_batch` is what the loss is divided by.
 
         Returns:

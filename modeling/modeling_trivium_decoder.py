@@ -139,7 +139,7 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        skip_logits: bool | None = None,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Predict every next token; with `labels`, say how badly. More on the others in `TriviumDecoderModel.forward`.
@@ -154,7 +154,7 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
                 shifted here. The loss wants logits at all positions, so `logits_to_keep` must then be 0.
             use_cache: Whether to return keys and values for the next call; not with `labels`.
             logits_to_keep: Only the last so many positions get logits, 0 for all; or a tensor with their indices.
-            skip_logits: Give the loss alone, which then takes far less memory. None: in training mode, with labels.
+            skip_logits: With labels, give the loss alone, which then takes far less memory.
             **kwargs: As in `TriviumDecoderModel.forward`; `num_items_in_batch` is what the loss is divided by, and
                 `shift_labels` (batch, length) are labels that are shifted already, in place of `labels`.
 

@@ -126,7 +126,7 @@ class TriviumForMaskedLM(TriviumEncoderPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        skip_logits: bool | None = None,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
         """Predict the token at every position. More on the inputs in `TriviumEncoderModel.forward`.
@@ -138,7 +138,7 @@ class TriviumForMaskedLM(TriviumEncoderPreTrainedModel):
             position_ids: (batch, length).
             inputs_embeds: (batch, length, d_model).
             labels: (batch, length), the original tokens, with -100 where nothing was masked.
-            skip_logits: Give the loss alone, which then takes far less memory. None: in training mode, with labels.
+            skip_logits: With labels, give the loss alone, which then takes far less memory.
             **kwargs: As in `TriviumEncoderModel.forward`; `num_items_in_batch` is what the loss is divided by.
 
         Returns:

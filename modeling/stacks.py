@@ -76,17 +76,18 @@ class TriviumPreTrainedModel(PreTrainedModel):
         hidden_states: torch.Tensor,
         labels: torch.Tensor | None,
         vocab_size: int,
-        skip_logits: bool | None = None,
+        skip_logits: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The loss, if there are labels, and the logits, unless they are not wanted; None: not in training."""
-        if labels is None:
-            return None, head(hidden_states)
-        if self.training if skip_logits is None else skip_logits:
-            return projected_cross_entropy(
-                *(hidden_states, head, labels, vocab_size, self.label_smoothing, num_items_in_batch)
-            ), None
+        """The loss, if there are labels, and the logits, unless there is a loss and they are not wanted."""
+        if labels is not None and skip_logits:
+            loss = projected_cross_entropy(
+                hidden_states, head, labels, vocab_size, self.label_smoothing, num_items_in_batch
+            )
+            return loss, None
         logits = head(hidden_states)
+        if labels is None:
+            return None, logits
         return label_smoothed_cross_entropy(logits, labels, self.label_smoothing, num_items_in_batch), logits
 
     def resize_token_embeddings(

