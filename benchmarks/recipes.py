@@ -34,11 +34,9 @@ def main(
     mfu: Annotated[float, typer.Option(help="The assumed share of the peak.")] = 0.3,
 ) -> None:
     """Count, time, and print the rows of a table."""
-    print(
-        "| recipe | parameters | steps | real tokens a step | FLOP a token | FLOP in all | tokens per second of a core |",
-        end="",
-    )
-    print("".join(f" hours on one {gpu} |" for gpu in GPUS))
+    columns = ("recipe", "parameters", "steps", "real tokens a step", "FLOP a token", "FLOP in all")
+    hours = (f"hours on one {gpu}" for gpu in GPUS)
+    print(f"| {' | '.join([*columns, 'tokens per second of a core', *hours])} |")
     for name, (length, step_tokens, rows) in RECIPES.items():
         recipe = load_recipe(name, [*FILES, "training.bf16=false"])
         config = recipe.model_config(vocab_size=recipe.tokenizer.vocab_size, pad_token_id=0)
