@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/numbers
 
-.PHONY: help install demo test test-slow contract check format types clean
+.PHONY: help install demo test test-slow contract docs check format types clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -14,7 +14,7 @@ install: .venv/installed  ## create .venv and install the package with its devel
 .venv/installed: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,clients,engines]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,clients,demo,docs,engines]'
 	touch $@
 
 demo: install  ## train on the embedded data, evaluate, translate, and show where the results lie
@@ -26,7 +26,7 @@ demo: install  ## train on the embedded data, evaluate, translate, and show wher
 	@echo "Its learning curves: $(BIN)/tensorboard --logdir $(DEMO)"
 
 test: install check  ## lint, type checks and the default test suite
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 test-slow: install  ## the longer tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
@@ -44,6 +44,10 @@ build/transformers: | install  # the source of the installed transformers, for i
 	mkdir -p $@
 	tar --extract --gzip --strip-components 1 --directory $@ --file build/sdist/transformers-*.tar.gz
 	touch $@/tests/__init__.py
+
+docs: install  ## build the documentation, with its links checked, in build/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	@echo "Open build/docs/index.html."
 
 check: install types  ## lint and type checks
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ class TriviumDecoderPreTrainedModel(TriviumPreTrainedModel):
         ValueError: The configuration has no decoder.
     """
 
+    _no_split_modules = ["DecoderLayer"]
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)encoder\.", r"\.cross_attn(_residual)?\.", r"^lm_head\."]
 
     def __init__(self, config: TriviumConfig) -> None:

@@ -27,6 +27,7 @@ class TriviumEncoderPreTrainedModel(TriviumPreTrainedModel):
         ValueError: The configuration has no encoder.
     """
 
+    _no_split_modules = ["EncoderLayer"]
     _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^lm_head\."]
 
     def __init__(self, config: TriviumConfig) -> None:

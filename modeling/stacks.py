@@ -113,7 +113,13 @@ class TriviumPreTrainedModel(PreTrainedModel):
         """As in transformers, and let every fitting Auto class and pipeline find its class in the folder."""
         from .auto_map import auto_map, custom_pipelines  # here, for it imports all; and so all their files are copied
 
-        config = self.config
+        config, own_class = self.config, type(self)
+        # Not FSDP's class, which it makes of each that it shards: that is in torch, and no Auto class finds it.
+        self.__class__ = next(
+            each
+            for each in own_class.__mro__
+            if issubclass(each, TriviumPreTrainedModel) and not each.__name__.startswith("FSDP")
+        )
         if self.is_remote_code():
             self.config = copy.copy(config)
             self.config.auto_map = auto_map(config)
@@ -122,7 +128,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
         try:
             super().save_pretrained(*args, **kwargs)
         finally:
-            self.config = config
+            self.config, self.__class__ = config, own_class
 
 
 class TriviumStack(TriviumPreTrainedModel):
@@ -164,6 +170,7 @@ class TriviumStack(TriviumPreTrainedModel):
 class TriviumEncoder(TriviumStack):
     """N layers of self-attention and feed-forward over the source (section 3.1)."""
 
+    _no_split_modules = ["EncoderLayer"]  # FSDP refuses names of what is not there
     _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": MultiHeadAttention}
 
     def __init__(self, config: TriviumConfig) -> None:
@@ -225,6 +232,7 @@ class TriviumDecoder(TriviumStack):
     Without an encoder (`config.is_encoder_decoder` is False) its layers have no attention to it: GPT's way.
     """
 
+    _no_split_modules = ["DecoderLayer"]
     _can_record_outputs = {
         "hidden_states": DecoderLayer,
         "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="self_attn"),

@@ -15,10 +15,12 @@ ABSENT = [
     "rich", "sacrebleu", "sentencepiece", "sklearn", "tensorboard", "trl", "typer",
 ]  # fmt: skip
 
-PROLOGUE = f"""
+PROLOGUE = """
 from __future__ import annotations  # of the functions that follow, nothing else is known here
 
 import importlib.util, json, sys
+
+arguments, ABSENT = json.loads(sys.argv[1])
 
 class Without:
     def __init__(self, finder):
@@ -28,10 +30,10 @@ class Without:
         return getattr(self.finder, name)
 
     def find_spec(self, name, path=None, target=None):
-        return None if name.split(".")[0] in {ABSENT} else self.finder.find_spec(name, path, target)
+        return None if name.split(".")[0] in ABSENT else self.finder.find_spec(name, path, target)
 
 sys.meta_path = [Without(finder) for finder in sys.meta_path]
-assert not any(importlib.util.find_spec(name) for name in {ABSENT})
+assert not any(importlib.util.find_spec(name) for name in ABSENT)
 import torch, transformers
 from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer
@@ -39,7 +41,12 @@ from transformers import AutoConfig, AutoTokenizer
 
 
 def run_without_trivium(
-    program: str, *arguments: Any, folder: Path, functions: Sequence[Callable] = (), **environment: str
+    program: str,
+    *arguments: Any,
+    folder: Path,
+    functions: Sequence[Callable] = (),
+    present: Sequence[str] = (),
+    **environment: str,
 ) -> None:
     """Run `program` in a process of its own, offline.
 
@@ -47,12 +54,14 @@ def run_without_trivium(
         program: The code; it finds `arguments` as the list of that name.
         arguments: What JSON can write.
         folder: Where it runs, and where its caches are.
+        present: Packages that are there all the same, for what the program uses needs them.
         functions: Functions of the caller's that the program calls, too.
         environment: Variables to add, such as `HF_HOME`.
     """
-    parts = [PROLOGUE, *map(inspect.getsource, functions), "arguments = json.loads(sys.argv[1])", program]
+    parts = [PROLOGUE, *map(inspect.getsource, functions), program]
+    absent = [name for name in ABSENT if name not in present]
     subprocess.run(
-        [sys.executable, "-I", "-c", "\n".join(parts), json.dumps(arguments)],
+        [sys.executable, "-I", "-c", "\n".join(parts), json.dumps([arguments, absent])],
         check=True,
         cwd=folder,
         env={

@@ -221,8 +221,9 @@ class HubServer:
 
     def answer(self, request: Request, handler: "Handler", body: bytes) -> "Answer":
         """Find the route of a request and take it, one at a time."""
+        path = urlsplit(request.path).path.replace("/api/spaces/", "/api/models/spaces/")
         for method, pattern, route in ROUTES:
-            match = re.fullmatch(pattern, urlsplit(request.path).path)
+            match = re.fullmatch(pattern, path)
             if match and method == ("GET" if request.method == "HEAD" else request.method):
                 with self._lock:
                     return route(
@@ -307,7 +308,7 @@ class Handler(BaseHTTPRequestHandler):
     def writable(self, repo_id: str) -> Repository:
         """A repository that whoever asks may write."""
         repository = self.readable(repo_id)
-        self.check_writer(repo_id.split("/")[0])
+        self.check_writer(repo_id.split("/")[-2])
         return repository
 
     def check_writer(self, namespace: str) -> None:
@@ -322,7 +323,7 @@ class Handler(BaseHTTPRequestHandler):
 
 Route = Callable[..., Answer]
 ROUTES: list[tuple[str, str, Route]] = []
-REPO = r"(?P<repo_id>[\w.-]+/[\w.-]+)"
+REPO = r"(?P<repo_id>(?:spaces/)?[\w.-]+/[\w.-]+)"
 API = rf"/api/models/{REPO}"
 REVISION = r"(?P<revision>[^/]+)"
 
@@ -360,6 +361,10 @@ def create_repository(hub: HubServer, handler: Handler, body: bytes) -> Answer:
     wanted = json.loads(body)
     repo_id = f"{wanted.get('organization') or USER}/{wanted['name']}"
     handler.check_writer(repo_id.split("/")[0])
+    if wanted.get("type") == "space":
+        if not wanted.get("sdk"):
+            raise Refusal(400, "A Space needs an sdk.")
+        repo_id = f"spaces/{repo_id}"
     url = f"{hub.url}/{repo_id}"
     if repo_id in hub.repositories:
         raise Refusal(409, "You already created this model repo", url=url)

@@ -446,6 +446,7 @@ OPTIONS = {
     "join": {"--cross-attention", "--seed"},
     "convert": {"--to", "--max-shard-size", "--quantization"},
     "card": {"--repo-id", "--overwrite"},
+    "plot": set[str](),
     "push": {"--private", "--revision", "--message", "--dry-run"},
 }
 

@@ -1,4 +1,4 @@
-"""Pictures, against the numbers that they are drawn from."""
+"""Pictures of what a model does with a text, against the numbers that they are drawn from."""
 
 import io
 from collections.abc import Iterator
@@ -20,7 +20,9 @@ from trivium import (
     TriviumModel,
     TriviumTokenizer,
 )
-from trivium.inspection import plot_attention
+from trivium.inspection import plot_alignment, plot_attention, plot_heads, plot_logit_lens
+from trivium.inspection.alignment import FAINTEST, words_of
+from trivium.inspection.reading import label_of, token_labels
 from trivium.tokenization import train_tokenizer
 
 ENGLISH = ["two dogs ran across the road", "the cat sat on the mat", "birds fly south in winter"]
@@ -134,6 +136,164 @@ def test_any_text_can_be_drawn() -> None:
     assert "".join(labels_of(figure)[0]) == text.replace("\n", "↵").replace(" ", "␣") + "</s>"
 
 
+# --- Kinds, layers and heads -----------------------------------------------------------------------------------------
+
+
+def by_hand(module: torch.nn.Module, queries: torch.Tensor, keys: torch.Tensor, is_causal: bool) -> torch.Tensor:
+    """softmax(Q K^T / sqrt(d)) of each head, (heads, rows, columns), from what goes into the projections."""
+    weights = []
+    for head in range(module.config.num_attention_heads):
+        width = slice(head * module.head_dim, (head + 1) * module.head_dim)
+        q, k = queries @ module.q_proj.weight[width].T, keys @ module.k_proj.weight[width].T
+        scores = q @ k.T / module.head_dim**0.5
+        if is_causal:
+            scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+        weights.append(scores.softmax(dim=-1))
+    return torch.stack(weights)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "cross"])
+def test_every_kind_layer_and_head_is_that_of_the_equation(kind: str, tokenizer: TriviumTokenizer) -> None:
+    model = model_of(TriviumForConditionalGeneration, tokenizer, encoder_layers=3)
+    stack = model.model.encoder if kind == "encoder" else model.model.decoder
+    attentions = [layer.cross_attn if kind == "cross" else layer.self_attn for layer in stack.layers]
+    seen: dict[int, list[torch.Tensor]] = {}
+
+    def note(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        read = kwargs.get("key_value_states")
+        seen[module.layer_idx] = [args[0][0], args[0][0] if read is None else read[0]]
+
+    for module in attentions:
+        module.register_forward_pre_hook(note, with_kwargs=True)
+    target = {} if kind == "encoder" else {"target": GERMAN[0]}
+    grid = plot_heads(model, tokenizer, ENGLISH[0], **target, kind=kind)
+    expected = torch.stack([by_hand(each, *seen[i], is_causal=kind == "decoder") for i, each in enumerate(attentions)])
+    rows, columns = expected.shape[2:]
+    maps = torch.nn.functional.pad(drawn(grid), (0, 1, 0, 1), value=torch.nan)  # a gap after the last, as after all
+    maps = maps.view(3, rows + 1, 4, columns + 1).transpose(1, 2).flip(0).float()  # the lowest layer is at the bottom
+    torch.testing.assert_close(maps[:, :, :rows, :columns], expected)
+    assert maps.isnan().sum() == maps.numel() - expected.numel()
+    below, right = grid.axes[0].child_axes
+    names = [[each.get_text() for each in labels] for labels in (below.get_xticklabels(), right.get_yticklabels())]
+    assert names == [["head 1", "head 2", "head 3", "head 4"], ["layer 3", "layer 2", "layer 1"]]
+    assert right.get_yticks()[0] == (rows - 1) / 2
+
+    one = plot_attention(model, tokenizer, ENGLISH[0], **target, kind=kind, layer=1, head=2)
+    torch.testing.assert_close(drawn(one), expected[1, 2])
+    mean = plot_attention(model, tokenizer, ENGLISH[0], **target, kind=kind, layer=-3)
+    torch.testing.assert_close(drawn(mean), expected[0].mean(dim=0))
+    assert "layer 2 of 3, head 3 of 4" in one.axes[0].get_title()
+
+
+def test_what_the_decoder_reads_is_on_both_axes(tokenizer: TriviumTokenizer) -> None:
+    model = model_of(TriviumForConditionalGeneration, tokenizer)
+    rows, columns = labels_of(plot_attention(model, tokenizer, ENGLISH[0], GERMAN[0], kind="decoder"))
+    written, _ = labels_of(plot_attention(model, tokenizer, ENGLISH[0], GERMAN[0]))
+    assert rows == columns == ["<s>", *written[:-1]]
+
+
+def test_the_encoder_needs_no_head_and_no_target(tokenizer: TriviumTokenizer) -> None:
+    whole = model_of(TriviumForConditionalGeneration, tokenizer)
+    expected = drawn(plot_attention(whole, tokenizer, ENGLISH[0], kind="encoder"))
+    assert torch.equal(drawn(plot_attention(whole.model, tokenizer, ENGLISH[0], kind="encoder")), expected)
+
+
+def test_tokens_of_a_grid_are_counted_where_they_cannot_be_read(tokenizer: TriviumTokenizer) -> None:
+    model = model_of(TriviumForConditionalGeneration, tokenizer)
+    for words, is_written in ((5, True), (100, False)):
+        figure = plot_heads(model, tokenizer, "cat " * words, kind="encoder")
+        assert (labels_of(figure)[1][-1] == "</s>") == is_written
+        assert max(figure.get_size_inches()) < 30
+
+
+# --- Alignment -------------------------------------------------------------------------------------------------------
+
+
+def test_words_are_aligned_by_the_attention_of_their_tokens() -> None:
+    """Tokens are put together by hand here: they are letters, and a space begins a word."""
+    letters = train_tokenizer(ENGLISH + GERMAN, vocab_size=100, algorithm="char")
+    model = model_of(TriviumForConditionalGeneration, letters)
+    source, target = "two dogs", "zwei Hunde"
+    weights = drawn(plot_attention(model, letters, source, target, layer=0, head=1))
+    rows, columns = [slice(0, 4), slice(4, 10), slice(10, 11)], [slice(0, 3), slice(3, 8), slice(8, 9)]
+    expected = {
+        (i, j): weights[row, column].sum(dim=1).mean().item()
+        for i, row in enumerate(rows)
+        for j, column in enumerate(columns)
+    }
+    assert sum(expected.values()) == pytest.approx(3)
+    figure = plot_alignment(model, letters, source, target, layer=0, head=1)
+    left, right = figure.axes[:2]
+    assert [each.get_text() for each in left.get_yticklabels()] == ["two", "dogs", "</s>"]
+    assert [each.get_text() for each in right.get_yticklabels()] == ["zwei", "Hunde", "</s>"]
+    lines = left.collections[0]
+    found = {
+        (round(segment[1][1]), round(segment[0][1])): weight
+        for segment, weight in zip(lines.get_segments(), lines.get_array(), strict=True)
+    }
+    assert found == pytest.approx({pair: weight for pair, weight in expected.items() if weight >= FAINTEST}, abs=1e-6)
+    assert 0 < len(found) < 9, "or the test proves nothing"
+
+
+def test_words_without_spaces_between_are_tokens_and_bytes_belong_to_their_character() -> None:
+    tokenizer = train_tokenizer(["das das"], vocab_size=270)
+    text = "das  漢字, 🙂! हिन्दी\nx"
+    labels = ["das", "漢", "字", ",", "🙂", "!", "हिन्दी", "x", "</s>"]
+    assert [word.label for word in words_of(tokenizer, text)] == labels
+    tokens = [token for word in words_of(tokenizer, text) for token in word.tokens]
+    assert tokens == list(range(len(tokenizer(text)["input_ids"])))
+
+
+# --- Logit lens ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_class", [TriviumForConditionalGeneration, TriviumForCausalLM, TriviumForMaskedLM])
+def test_each_layer_says_what_the_head_makes_of_its_states(
+    model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer
+) -> None:
+    """States are taken by hooks here, after each layer; the last column is what the model itself predicts."""
+    model = model_of(model_class, tokenizer, norm_position="pre")
+    is_decoder = model_class is not TriviumForMaskedLM
+    stack = model.model.decoder if is_decoder else model.model.encoder
+    head = model.lm_head if is_decoder else model.mlm_head
+    states: list[torch.Tensor] = []
+    stack.layers[0].register_forward_pre_hook(lambda module, args: states.append(args[0]))
+    for layer in stack.layers:
+        layer.register_forward_hook(lambda module, args, output: states.append(output))
+    last: list[torch.Tensor] = []
+    head.register_forward_hook(lambda module, args, output: last.append(output))
+    target = {"target": GERMAN[0]} if model.config.is_encoder_decoder else {}
+    figure = plot_logit_lens(model, tokenizer, ENGLISH[0], **target)
+
+    with torch.no_grad():
+        expected = torch.stack([head(stack.norm(state))[0].softmax(dim=-1) for state in states], dim=1)
+    axes = figure.axes[0]
+    torch.testing.assert_close(drawn(figure), expected.max(dim=-1).values)
+    torch.testing.assert_close(drawn(figure)[:, -1], last[0][0].softmax(dim=-1).max(dim=-1).values)
+    said = token_labels(tokenizer, expected.argmax(dim=-1).T.flatten().tolist())
+    assert [text.get_text() for text in axes.texts] == said
+    right = [each.get_text() for each in axes.child_axes[0].get_yticklabels()]
+    left = labels_of(figure)[0]
+    if model_class is TriviumForConditionalGeneration:
+        assert (left[0], right[-1]) == ("<s>", "</s>")
+    if is_decoder:
+        assert left[1:] == right[:-1]
+    else:
+        assert left == right
+
+
+# --- Labels and refusals ---------------------------------------------------------------------------------------------
+
+
+def test_labels_show_what_would_be_invisible() -> None:
+    texts = [" a", "", " ", "\n\n", "a\nb", "\t", "\x00x", "\u200d", "x" * 50]
+    assert [label_of(text) for text in texts] == [
+        *("a", "␣", "␣", "↵", "a↵b", "␣", r"\x00x", "U+200D", "x" * 31 + "…")
+    ]
+    bytes_alone = train_tokenizer(["a"], vocab_size=270)
+    assert token_labels(bytes_alone, bytes_alone("é")["input_ids"]) == [r"\xc3", r"\xa9", "</s>"]
+
+
 def test_what_cannot_be_drawn_is_refused(tokenizer: TriviumTokenizer) -> None:
     with pytest.raises(ValueError, match="target is 'Katze', but only an encoder-decoder writes one"):
         plot_attention(model_of(TriviumForMaskedLM, tokenizer), tokenizer, "cat", "Katze")
@@ -142,3 +302,29 @@ def test_what_cannot_be_drawn_is_refused(tokenizer: TriviumTokenizer) -> None:
     bare = train_tokenizer(ENGLISH * 2, vocab_size=300, add_eos_token=False)
     with pytest.raises(ValueError, match="source is '', but must have tokens"):
         plot_attention(model_of(TriviumForCausalLM, bare), bare, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "both"}, "kind is 'both', but the attention of a TriviumForConditionalGeneration is 'encoder' or"),
+        ({"layer": 3}, "layer is 3, but must be from 0 to 2, or from -3 to -1"),
+        ({"head": -5}, "head is -5, but must be from 0 to 3"),
+        ({"kind": "encoder", "target": "Katze"}, "target is 'Katze', but the encoder does not look at it"),
+    ],
+)
+def test_what_a_model_does_not_have_is_named(
+    options: dict[str, Any], message: str, tokenizer: TriviumTokenizer
+) -> None:
+    model = model_of(TriviumForConditionalGeneration, tokenizer)
+    with pytest.raises(ValueError, match=message):
+        plot_attention(model, tokenizer, "cat", **{"target": None if "kind" in options else "Katze", **options})
+
+
+def test_pictures_of_other_models_are_refused(tokenizer: TriviumTokenizer) -> None:
+    with pytest.raises(ValueError, match="kind is 'cross', but the attention of a TriviumForCausalLM is 'decoder'"):
+        plot_heads(model_of(TriviumForCausalLM, tokenizer), tokenizer, "cat", kind="cross")
+    with pytest.raises(ValueError, match="only an encoder-decoder has words to align"):
+        plot_alignment(model_of(TriviumForCausalLM, tokenizer), tokenizer, "cat")
+    with pytest.raises(ValueError, match="TriviumForSequenceClassification, but must have a head that predicts"):
+        plot_logit_lens(model_of(TriviumForSequenceClassification, tokenizer), tokenizer, "cat")

@@ -8,10 +8,12 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.distributed.checkpoint import FileSystemReader
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
@@ -67,6 +69,9 @@ def flaw_of(checkpoint: Path, others: Iterable[str] = ()) -> str | None:
     for name in [*others, *_shards_of(checkpoint)]:
         if not (checkpoint / name).exists():
             return f"it has no {name}"
+    for folder in (*checkpoint.glob("pytorch_model_fsdp_*/"), *checkpoint.glob("optimizer_*/")):
+        if flaw := _flaw_of_pieces(folder):
+            return flaw
     for path in sorted(checkpoint.rglob("*")):
         if not has_end(path):
             return f"{path.relative_to(checkpoint)} has no end"
@@ -80,6 +85,19 @@ def _shards_of(folder: Path) -> set[str]:
         return {name for index in indices for name in index["weight_map"].values()}
     except (ValueError, KeyError):
         return {"whole index of its weights"}
+
+
+def _flaw_of_pieces(folder: Path) -> str | None:
+    """What is missing of FSDP's pieces of a model or an optimizer, by their own list, which is written last."""
+    try:
+        pieces = FileSystemReader(folder).read_metadata().storage_data.values()
+    except (FileNotFoundError, EOFError, UnpicklingError):
+        return f"{folder.name} has no whole .metadata"
+    for piece in pieces:
+        path = folder / piece.relative_path
+        if not path.exists() or path.stat().st_size < piece.offset + piece.length:
+            return f"{folder.name}/{path.name} is not all there"
+    return None
 
 
 def has_end(path: Path) -> bool:

@@ -10,6 +10,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from huggingface_hub import create_branch
 from torch import nn
+from torch.distributed.fsdp import StateDictType
 from torch.utils.data import DataLoader
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import has_length
@@ -17,6 +18,7 @@ from transformers.trainer_utils import has_length
 from trivium.batching import BatchReport, TokenBatchSampler, TokenBatchStream, lengths_of
 from trivium.callbacks import Throughput
 from trivium.checkpoints import ResumableTrainer
+from trivium.devices import tied_weights_together
 from trivium.files import write_whole
 
 
@@ -52,6 +54,26 @@ class RunTrainer(ResumableTrainer):
                 self.train_dataset, columns, max_tokens, buffer_size, batches_per_step, seed
             )
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader]:
+        with tied_weights_together(self.model):
+            return super()._prepare_for_training(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's; with the shards of FSDP, of which it saves none here, all that a model is but its weights."""
+        super().save_model(output_dir, _internal_call)
+        if self.has_shards and self.args.should_save:
+            self.model.config.architectures = [type(self.model).__name__.removeprefix("FSDP")]
+            self.model.config.save_pretrained(output_dir)
+            if self.model.can_generate():
+                self.model.generation_config.save_pretrained(output_dir)
+            self.processing_class.save_pretrained(output_dir)
+
+    @property
+    def has_shards(self) -> bool:
+        """Whether checkpoints have weights in the pieces that each process has of them."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        return plugin is not None and plugin.state_dict_type == StateDictType.SHARDED_STATE_DICT
+
     def get_train_dataloader(self) -> DataLoader:
         """The Trainer's, but for the batches."""
         options = {
@@ -83,6 +105,14 @@ class RunTrainer(ResumableTrainer):
         rows = super().get_total_train_batch_size(args)
         return rows if self.batches is None else round(rows / self._train_batch_size * self.batches.mean_rows)
 
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The Trainer's, but where only the loss is wanted, as in training, logits of a vocabulary are not made."""
+        if not return_outputs:
+            inputs = self._for_the_loss_alone(inputs)
+        return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
     @property
     def throughput(self) -> Throughput:
         """What counts; resuming may have put another one in the place of the first."""
@@ -104,14 +134,6 @@ class RunTrainer(ResumableTrainer):
         if self.batch_stream is not None:
             logs.pop("train_samples_per_second", None)
         super().log(logs, start_time)
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
-    ) -> Any:
-        """The Trainer's, but where only the loss is wanted, as in training, logits of a vocabulary are not made."""
-        if not return_outputs:
-            inputs = self._for_the_loss_alone(inputs)
-        return super().compute_loss(model, inputs, return_outputs, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any

@@ -22,6 +22,7 @@ from trivium.callbacks import CompletePush, ExponentialAverage, RunFacts
 from trivium.checkpoints import checkpoints_of, failure_explained, set_aside
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
+from trivium.devices import check_devices, from_first_process
 from trivium.files import remove_partial
 from trivium.metrics import load_metric
 from trivium.recipe import Recipe
@@ -51,6 +52,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     args = recipe.training_arguments()
     if args.hub_token:  # the recipe is kept, and pushed
         raise ValueError("training.hub_token is set, but a recipe is no place for a secret: use `hf auth login`.")
+    check_devices(args)
     run = Path(args.output_dir)
     found = checkpoints_of(run)
     if found and not (resume or overwrite):
@@ -71,6 +73,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     task.check_metrics(recipe.metrics or [], model.config)
     if model.can_generate():
         model.generation_config.update(**recipe.generation)
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # there are none, and to look for them in every step takes time
     args.remove_unused_columns = False  # the collator leaves out what the model does not take
     encoded = encode_data(data, task, tokenizer, model.config, recipe.inputs)
     run.mkdir(parents=True, exist_ok=True)
@@ -103,6 +107,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     if recipe.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.has_shards:  # the model is to be whole
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     with failure_explained("The model", run):
         trainer.save_model(_internal_call=True)  # which pushes nothing
         trainer.save_state()  # after the model: by this a run is known to be finished
@@ -145,7 +151,9 @@ def load_or_build(
     if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # of FSDP's shards it is not
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     else:
-        tokenizer = train_tokenizer((row[task.columns[0]] for row in texts), target_texts=targets, **options)
+        tokenizer = from_first_process(
+            lambda: train_tokenizer((row[task.columns[0]] for row in texts), target_texts=targets, **options)
+        )
     config = recipe.model_config(
         vocab_size=len(tokenizer),
         decoder_vocab_size=None if tokenizer.shared_vocabulary else tokenizer.target_vocab_size,

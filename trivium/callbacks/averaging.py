@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -50,7 +51,7 @@ class ExponentialAverage(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin with the model's own weights, or go on from a checkpoint."""
-        if args.fsdp or args.deepspeed:
+        if isinstance(kwargs["model"], FSDPModule) or args.fsdp or args.deepspeed_plugin:
             raise ValueError("An exponential average needs whole weights, but FSDP or DeepSpeed has them in pieces.")
         trained = {name: weight for name, weight in kwargs["model"].named_parameters() if weight.requires_grad}
         for name, weight in trained.items():

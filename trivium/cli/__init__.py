@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli import exchange, hub, parts, runs, texts
+from trivium.cli import demo, exchange, hub, parts, plot, runs, texts
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     epilog="Start with `trivium train numbers`, which needs no data of yours.",
 )
-for module in (runs, texts, parts, exchange, hub):
+for module in (runs, texts, demo, plot, parts, exchange, hub):
     app.add_typer(module.commands)
 
 

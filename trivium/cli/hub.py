@@ -1,6 +1,8 @@
 """Commands about publishing: `trivium card`, `trivium push`."""
 
-from typing import Annotated
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -9,6 +11,9 @@ from rich.table import Table
 
 from trivium.cli.common import Model, check_saved_model, mistakes_explained
 from trivium.files import write_whole
+
+if TYPE_CHECKING:
+    from trivium.hub import Push
 
 commands = typer.Typer()
 
@@ -57,6 +62,9 @@ def push(
     ] = None,
     revision: Annotated[str, typer.Option(help="The branch; a new one starts where `main` is.")] = "main",
     message: Annotated[str | None, typer.Option(help="The first line of the commit.")] = None,
+    space: Annotated[
+        bool, typer.Option("--space", help="Publish a page to try it on, too, as the Space of the same name.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, but change nothing.")] = False,
 ) -> None:
     """Check a model and publish it on the Hub, in one commit.
@@ -64,6 +72,9 @@ def push(
     It is loaded as others would load it, without this package, and must compute the same. Then the model, its
     tokenizer, its code, its scores and its model card are sent; checkpoints, logs and texts stay here. What an earlier
     model left in the repository goes, everything else in it stays.
+
+    With `--space` the page of `trivium demo` follows, for this commit of the model. It stays in the folder
+    `space` beside the model, to be started here: `python app.py`.
 
     Log in with `hf auth login` first, or set `HF_TOKEN`.
     """
@@ -76,15 +87,13 @@ def push(
         hub.check_folder(model)
         console.print("Others can load it: it computes the same there.")
         planned = hub.plan(model, repo_id, private=private, revision=revision)
-        table = Table("file", "size")
-        for name in sorted(planned.files):
-            table.add_row(name, decimal(planned.size_of(name)))
-        for name in planned.deletions:
-            table.add_row(f"[red]{name}", "deleted")
-        console.print(table)
+        _show(console, planned)
         if dry_run:
             created = f", in a {planned.creates} that would be new" if planned.creates else ""
             console.print(f"Nothing was sent. These files would be {repo_id}, branch {revision}{created}.")
+            if space:
+                with TemporaryDirectory() as temporary:
+                    _plan_space(console, model, Path(temporary), repo_id, revision, private)
             return
         pushed = hub.send(planned, message=message)
         auto_class = hub.auto_class_of(model)
@@ -93,3 +102,30 @@ def push(
     pin = "" if revision == "main" else f', revision="{revision}"'
     for variable, loader in (("tokenizer", "AutoTokenizer"), ("model", auto_class)):
         typer.echo(f'{variable} = transformers.{loader}.from_pretrained("{repo_id}", trust_remote_code=True{pin})')
+    if space:
+        with mistakes_explained():
+            sent = hub.send(_plan_space(console, model, model / "space", repo_id, str(pushed.commit), private))
+        console.print("" if sent.changed else "All of the page was there already: there is no new commit.")
+        console.print(f"The page to try it on is at {sent.url}.")
+
+
+def _plan_space(
+    console: Console, model: Path, output: Path, repo_id: str, revision: str, private: bool | None
+) -> "Push":
+    """Write the Space's folder, and show what would be sent of it."""
+    from trivium import hub
+
+    hub.write_space(model, output, repo_id, revision)
+    planned = hub.plan_space(output, repo_id, private=private)
+    console.print(f"The page, as the Space {repo_id}{', which would be new' if planned.creates else ''}:")
+    _show(console, planned)
+    return planned
+
+
+def _show(console: Console, planned: "Push") -> None:
+    table = Table("file", "size")
+    for name in sorted(planned.files):
+        table.add_row(name, decimal(planned.size_of(name)))
+    for name in planned.deletions:
+        table.add_row(f"[red]{name}", "deleted")
+    console.print(table)

@@ -1,4 +1,4 @@
-"""Commands about runs: `trivium train`, `trivium average`, `trivium evaluate`."""
+"""Commands about runs: `trivium train`, `trivium launch-config`, `trivium average`, `trivium evaluate`."""
 
 import json
 from collections.abc import Iterable
@@ -75,7 +75,25 @@ def train(
         from trivium import training
 
         trainer = training.train(loaded, resume=resume, overwrite=overwrite)
-    typer.echo(f"The trained model is in {trainer.args.output_dir}.")
+    if trainer.is_world_process_zero():
+        typer.echo(f"The trained model is in {trainer.args.output_dir}.")
+
+
+@commands.command(
+    epilog='Example: `accelerate launch --config_file "$(trivium launch-config fsdp2)" -m trivium.cli train numbers`'
+)
+def launch_config(
+    name: Annotated[str | None, typer.Argument(help="Which; without it, all are listed.", show_default=False)] = None,
+) -> None:
+    """Print where a configuration for `accelerate launch` lies, to train on several devices."""
+    with mistakes_explained():
+        from trivium.devices import launch_configs
+
+        configs = launch_configs()
+        if name is not None and name not in configs:
+            raise ValueError(f"There is no configuration {name!r}: choose from {', '.join(configs)}.")
+    for line in configs.values() if name is None else [configs[name]]:
+        typer.echo(line)
 
 
 @commands.command(epilog="Example: `trivium average runs/numbers runs/averaged --last 5`")

@@ -115,6 +115,30 @@ def render_card(folder: Path, repo_id: str | None = None, overrides: Sequence[st
     return {**files, PICTURE_FILE: picture} if picture else files
 
 
+@dataclass(frozen=True)
+class Introduction:
+    """What a page says of a model before anybody has tried it.
+
+    Attributes:
+        title: Its name for people.
+        summary: What it does, in Markdown; may be empty.
+        examples: Texts to try it with.
+        license: As the Hub calls it.
+    """
+
+    title: str
+    summary: str
+    examples: list[str]
+    license: str | None
+
+
+def introduce(folder: Path, repo_id: str | None = None) -> Introduction:
+    """What the card of a saved model would say first; raises what `render_card` raises."""
+    facts = _read_facts(folder, [])
+    title = facts.title(repo_id or folder.resolve().name)
+    return Introduction(title, facts.card.summary or "", facts.examples, facts.card.license)
+
+
 def has_own_card(folder: Path) -> bool:
     """Whether there is a README.md that a person wrote, or made their own by removing the line that says it is not."""
     path = folder / CARD_FILE
@@ -146,14 +170,23 @@ class _Facts:
         return "encoder-only" if self.config.encoder_layers else "decoder-only"
 
     @property
-    def example(self) -> str:
-        """A text to try the model with, as it was trained to take it."""
+    def examples(self) -> list[str]:
+        """Texts to try the model with, as it was trained to take them."""
         examples = self.card.examples or [self.usage.example]
         if self.usage.task == "fill-mask":
             examples = [text for text in examples if "<mask>" in text] or [self.usage.example]
         if self.recipe and self.recipe.task == "completion":
             examples = prompts_of(examples, self.recipe.inputs)
-        return examples[0]
+        return examples
+
+    @property
+    def example(self) -> str:
+        """The first of them."""
+        return self.examples[0]
+
+    def title(self, name: str) -> str:
+        """The heading for a model called `name`."""
+        return _line(self.card.title or name.rsplit("/", 1)[-1])
 
     @property
     def languages(self) -> list[str]:
@@ -267,7 +300,7 @@ def _words(facts: _Facts, name: str) -> dict[str, Any]:
         length = NEW_TOKENS
     about = (usage, config, name, facts.example, length)
     return {
-        "title": _line(card.title or name.rsplit("/", 1)[-1]),
+        "title": facts.title(name),
         "summary": card.summary,
         "what_it_is": _what_it_is(facts),
         **_shape(config),

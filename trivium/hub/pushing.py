@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from trivium.hub.card import CARD_FILE, has_own_card, render_card
 from trivium.hub.checking import WEIGHTS, WEIGHTS_INDEX, check_folder, code_of, weights_of
+from trivium.hub.space import PAGE
 from trivium.recipe import RECIPE_FILE, load_recipe, public_recipe
 
 PUBLISHED = (  # and the weights; never checkpoints, optimizer states, logs or texts
@@ -40,6 +41,7 @@ class Push:
         head: The commit that it follows; None where the repository is new.
         creates: What has to be made first: "repository", "branch" or None.
         private: Whether a new repository is to be private; None leaves it to the namespace's settings.
+        repo_type: "model" or "space".
         commit: Its id, once it is made; `head` if there was nothing to change.
     """
 
@@ -50,6 +52,7 @@ class Push:
     head: str | None
     creates: str | None
     private: bool | None
+    repo_type: str = "model"
     commit: str | None = None
 
     def size_of(self, name: str) -> int:
@@ -60,7 +63,8 @@ class Push:
     @property
     def url(self) -> str:
         """Where people look at it."""
-        return f"{constants.ENDPOINT}/{self.repo_id}" + ("" if self.revision == "main" else f"/tree/{self.revision}")
+        place = f"spaces/{self.repo_id}" if self.repo_type == "space" else self.repo_id
+        return f"{constants.ENDPOINT}/{place}" + ("" if self.revision == "main" else f"/tree/{self.revision}")
 
     @property
     def changed(self) -> bool:
@@ -83,23 +87,11 @@ def plan(
         PermissionError: The Hub does not know the user.
         ConnectionError: The Hub cannot be reached.
     """
-    validate_repo_id(repo_id)
-    if "/" not in repo_id:
-        raise ValueError(
-            f"repo_id is {repo_id!r}: it takes a user or an organisation, too, as in 'someone/{repo_id}'."
-        )
     revision = revision or "main"
-    api = HfApi(token=token, library_name="trivium")
     files = _files_of(folder)
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
-        with _mistakes_explained(api, repo_id):
-            found = _look(api, repo_id, revision, copy)
-        if found.private is not None and private not in (None, found.private):
-            raise ValueError(
-                f"{repo_id} is there already and {'private' if found.private else 'public'}: change that in its "
-                "settings on the Hub."
-            )
+        found = _look(repo_id, "model", revision, private, token, copy)
         if not has_own_card(folder):
             if has_own_card(copy):  # somebody wrote it on the Hub: it stays
                 files.pop(CARD_FILE, None)
@@ -109,7 +101,28 @@ def plan(
         with suppress(ValueError):  # what is broken there can be replaced, too
             stale |= found.files & code_of(copy)
     stale |= {name for name in found.files if any(fnmatch.fnmatch(name, pattern) for pattern in REPLACED)}
-    return Push(repo_id, revision, files, sorted(stale - set(files)), found.head, found.creates, private)
+    stale = {name for name in stale - set(files) if "/" not in name}
+    return Push(repo_id, revision, files, sorted(stale), found.head, found.creates, private)
+
+
+def plan_space(folder: Path, repo_id: str, *, private: bool | None = None, token: str | None = None) -> Push:
+    """Look at a Space's folder, as `write_space` wrote it, and at the Space, and say what `send` would do.
+
+    A README.md that a person wrote on the Hub stays; what an earlier version of the page left goes.
+
+    Raises:
+        ValueError: As `plan`.
+        PermissionError: As `plan`.
+        ConnectionError: As `plan`.
+    """
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in paths}
+    with tempfile.TemporaryDirectory() as name:
+        found = _look(repo_id, "space", "main", private, token, Path(name))
+        if has_own_card(Path(name)):
+            del files[CARD_FILE]
+    stale = {name for name in found.files if name.startswith(f"{PAGE}/")} - set(files)
+    return Push(repo_id, "main", files, sorted(stale), found.head, found.creates, private, "space")
 
 
 def _files_of(folder: Path) -> dict[str, Path | bytes]:
@@ -129,24 +142,38 @@ class _Repository:
 
     head: str | None
     creates: str | None
-    private: bool | None = None
-    files: frozenset[str] = frozenset()  # of the top level
+    files: frozenset[str] = frozenset()
 
 
-def _look(api: HfApi, repo_id: str, revision: str, copy: Path) -> _Repository:
-    """See what a repository has, and fetch its card and its code into the folder `copy`."""
-    try:
-        branches = {branch.name: branch.target_commit for branch in api.list_repo_refs(repo_id).branches}
-    except RepositoryNotFoundError as error:
-        if error.response.status_code == 401:  # it may exist, but not for who is not logged in
-            raise
-        return _Repository(head=None, creates="repository")
-    head = branches.get(revision) or branches["main"]
-    info = api.model_info(repo_id, revision=head)
-    wanted = [CARD_FILE, "config.json", "tokenizer_config.json", "*.py"]
-    api.snapshot_download(repo_id, revision=head, allow_patterns=wanted, local_dir=copy)
-    files = frozenset(sibling.rfilename for sibling in info.siblings or [] if "/" not in sibling.rfilename)
-    return _Repository(head, None if revision in branches else "branch", info.private, files)
+def _look(
+    repo_id: str, repo_type: str, revision: str, private: bool | None, token: str | None, copy: Path
+) -> _Repository:
+    """See what a repository has, and fetch its card and its code into the folder `copy`; refuse a name or a wish."""
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(
+            f"repo_id is {repo_id!r}: it takes a user or an organisation, too, as in 'someone/{repo_id}'."
+        )
+    api = HfApi(token=token, library_name="trivium")
+    with _mistakes_explained(api, repo_id):
+        try:
+            refs = api.list_repo_refs(repo_id, repo_type=repo_type)
+        except RepositoryNotFoundError as error:
+            if error.response.status_code == 401:  # it may exist, but not for who is not logged in
+                raise
+            return _Repository(head=None, creates="repository")
+        branches = {branch.name: branch.target_commit for branch in refs.branches}
+        head = branches.get(revision) or branches["main"]
+        info = (api.space_info if repo_type == "space" else api.model_info)(repo_id, revision=head)
+        wanted = [CARD_FILE, "config.json", "tokenizer_config.json", "*.py"]
+        api.snapshot_download(repo_id, repo_type=repo_type, revision=head, allow_patterns=wanted, local_dir=copy)
+    if info.private is not None and private not in (None, info.private):
+        raise ValueError(
+            f"{repo_id} is there already and {'private' if info.private else 'public'}: change that in its "
+            "settings on the Hub."
+        )
+    files = frozenset(sibling.rfilename for sibling in info.siblings or [])
+    return _Repository(head, None if revision in branches else "branch", files)
 
 
 # --- Sending it ------------------------------------------------------------------------------------------------------
@@ -161,12 +188,14 @@ def send(planned: Push, *, message: str | None = None, token: str | None = None)
     """
     api = HfApi(token=token, library_name="trivium")
     repo_id, revision, head = planned.repo_id, planned.revision, planned.head
+    repo_type = planned.repo_type
     with _mistakes_explained(api, repo_id):
         if planned.creates == "repository":
-            api.create_repo(repo_id, private=planned.private)
-            head = api.model_info(repo_id).sha
+            sdk = "gradio" if repo_type == "space" else None
+            api.create_repo(repo_id, repo_type=repo_type, space_sdk=sdk, private=planned.private)
+            head = api.repo_info(repo_id, repo_type=repo_type).sha
         if planned.creates and revision != "main":
-            api.create_branch(repo_id, branch=revision, revision=head)
+            api.create_branch(repo_id, repo_type=repo_type, branch=revision, revision=head)
         # Not `upload_folder`: it makes several commits of a large folder.
         commit = api.create_commit(
             repo_id,
@@ -174,7 +203,8 @@ def send(planned: Push, *, message: str | None = None, token: str | None = None)
                 *(CommitOperationAdd(name, content) for name, content in sorted(planned.files.items())),
                 *(CommitOperationDelete(name) for name in planned.deletions),
             ],
-            commit_message=message or "Upload model with trivium",
+            repo_type=repo_type,
+            commit_message=message or f"Upload {repo_type} with trivium",
             revision=revision,
             parent_commit=head,
         )

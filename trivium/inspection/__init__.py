@@ -1,5 +1,26 @@
 """Looking into a model: what it does, as pictures."""
 
-from .attention import plot_attention
+from .alignment import plot_alignment
+from .attention import plot_attention, plot_heads
+from .curves import plot_learning_curves
+from .drawing import check_picture, save_figure
+from .fonts import MissingFontWarning
+from .lens import plot_logit_lens
+from .masks import plot_masks
+from .neighbours import plot_neighbours
+from .positions import plot_position_products, plot_positions
 
-__all__ = ["plot_attention"]
+__all__ = [
+    "MissingFontWarning",
+    "check_picture",
+    "plot_alignment",
+    "plot_attention",
+    "plot_heads",
+    "plot_learning_curves",
+    "plot_logit_lens",
+    "plot_masks",
+    "plot_neighbours",
+    "plot_position_products",
+    "plot_positions",
+    "save_figure",
+]

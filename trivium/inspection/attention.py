@@ -1,129 +1,111 @@
-"""Where a model looks: its attention weights from token to token, as a picture."""
+"""Where a model looks: its attention weights from token to token, as pictures."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-
-import torch
+import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MultipleLocator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trivium.translation import translate
+from .drawing import TOKEN_INCHES, WEIGHTS, add_scale, count_by_tens, draw_map, separate_cells
+from .fonts import legible
+from .reading import attend, choose
 
-TOKEN_INCHES = 0.24  # a row or a column: as high as its label
+MOST_INCHES = 24  # of a grid of heads, if its tokens can be that small
+SMALLEST_LABEL = 0.09  # inches; below it tokens of a grid are counted, not written out
 
 
 def plot_attention(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, target: str | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    target: str | None = None,
+    *,
+    kind: str | None = None,
+    layer: int = -1,
+    head: int | None = None,
 ) -> Figure:
-    """Draw the attention of the last layer, the mean of its heads, with a row for each token that looks.
+    """Draw the attention of a layer, the mean of its heads or one of them, with a row for each token that looks.
 
-    Of an encoder-decoder it is cross-attention: a row for each token that the decoder writes, a column for each token
-    of the source. Of the other two it is self-attention among the tokens of the source.
+    Cross-attention has a row for each token that the decoder writes, a column for each token of the source.
+    Self-attention is among the tokens that a stack reads: in the decoder those that it has when it writes the next.
 
     Args:
         model: A Trivium model of any of the three ways; it stays as it is.
         tokenizer: Its tokenizer.
         source: The text to read.
         target: Of an encoder-decoder, the translation to write; None: the model's own.
+        kind: "encoder" or "decoder", the self-attention of that stack, or "cross". None: cross-attention of an
+            encoder-decoder, self-attention of the others.
+        layer: Counted from 0; by default the last.
+        head: Counted from 0; None: the mean of all.
 
     Returns:
         The figure; `figure.savefig("attention.png")` keeps it.
 
     Raises:
-        ValueError: `source` has no tokens; `target` is given to a model that writes none; or the model is an
-            encoder-decoder without its head.
+        ValueError: `source` has no tokens; `target` is given to what does not read it; the model has no such `kind`,
+            `layer` or `head`; or it is an encoder-decoder without its head, and more than its encoder is asked for.
     """
-    with _watched(model):
-        attention = _attend(model, tokenizer, source, target)
-    return _draw(attention)
+    attention = attend(model, tokenizer, source, target, kind)
+    weights, title = choose(attention, layer, head)
+    rows, columns = weights.shape
+    with legible([*attention.row_tokens, *attention.column_tokens]):
+        # Room for the labels, the longest of which may have 24 letters.
+        figure = Figure(figsize=(2.5 + columns * TOKEN_INCHES, 2.0 + rows * TOKEN_INCHES), layout="compressed")
+        axes = figure.add_subplot()
+        image = draw_map(axes, weights.numpy(), attention.row_tokens, attention.column_tokens, WEIGHTS, vmin=0)
+        separate_cells(axes)
+        axes.set_xlabel("looks at", style="italic", labelpad=8)
+        axes.set_ylabel(attention.row_name, style="italic", labelpad=8)
+        axes.set_title(title, fontsize="medium", pad=10)
+        add_scale(axes, image, "weight")
+    return figure
 
 
-@dataclass(frozen=True)
-class _Attention:
-    weights: torch.Tensor  # (rows, columns)
-    title: str
-    row_tokens: list[str]
-    column_tokens: list[str]
-    row_name: str
-    column_name: str
+def plot_heads(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    target: str | None = None,
+    *,
+    kind: str | None = None,
+) -> Figure:
+    """Draw the attention of all heads of all layers in one grid, a row for each layer, the lowest at the bottom.
 
+    All maps have one scale. Their tokens are written at the left and upper edge of the grid; where they would be too
+    small to read, they are counted from 0 instead.
 
-@contextmanager
-def _watched(model: PreTrainedModel) -> Iterator[None]:
-    """The model without dropout, and with the one implementation of attention that returns its weights."""
-    implementation, is_training = model.config._attn_implementation, model.training
-    model.set_attn_implementation("eager")
-    model.eval()
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(implementation)
-        model.train(is_training)
-
-
-@torch.no_grad()
-def _attend(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, target: str | None) -> _Attention:
-    inputs = tokenizer(source, return_tensors="pt").to(model.device)
-    source_ids = inputs["input_ids"][0].tolist()
-    if not source_ids:
-        raise ValueError(f"source is {source!r}, but must have tokens to look at.")
-    reader, writer = getattr(tokenizer, "source", tokenizer), getattr(tokenizer, "target", tokenizer)
-    source_tokens = _readable(reader, source_ids)
-    if not model.config.is_encoder_decoder:
-        if target is not None:
-            raise ValueError(f"target is {target!r}, but only an encoder-decoder writes one; leave it out.")
-        layers = model(**inputs, output_attentions=True).attentions
-        title = f"Self-attention in layer {len(layers)} of {len(layers)}, mean of its heads"
-        return _Attention(_mean_of_heads(layers), title, source_tokens, source_tokens, "token", "looks at")
-
-    if not model.can_generate():
-        raise ValueError(f"model is a {type(model).__name__}, which writes nothing; load it with its head.")
-    if target is None:
-        target = next(translate(model, tokenizer, [source]))
-    labels = tokenizer(text_target=target, return_tensors="pt")["input_ids"].to(model.device)
-    # Row i reads the target up to token i - 1 and looks at the source in order to write token i.
-    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
-    output = model(**inputs, decoder_input_ids=decoder_input_ids, output_attentions=True)
-    layers = output.cross_attentions
-    title = f"Cross-attention in decoder layer {len(layers)} of {len(layers)}, mean of its heads"
-    target_tokens = _readable(writer, labels[0].tolist())
-    return _Attention(_mean_of_heads(layers), title, target_tokens, source_tokens, "written token", "looks at")
-
-
-def _mean_of_heads(layers: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """(1, heads, rows, columns) of the last layer as (rows, columns)."""
-    return layers[-1][0].mean(dim=0).float().cpu()
-
-
-def _readable(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """Each token as the text it stands for; what would be invisible gets a sign."""
-    texts = [tokenizer.decode([token_id]) for token_id in ids]
-    return [text.strip() or ("↵" if "\n" in text else "␣") for text in texts]
-
-
-def _draw(attention: _Attention) -> Figure:
-    rows, columns = attention.weights.shape
-    size = (2.5 + columns * TOKEN_INCHES, 2.0 + rows * TOKEN_INCHES)  # and room for the longest labels
-    figure = Figure(figsize=size, layout="compressed")
-    axes = figure.add_subplot()
-    image = axes.imshow(attention.weights.numpy(), cmap="Blues", vmin=0)
-    axes.set_xticks(range(columns), attention.column_tokens, rotation=90)
-    axes.set_yticks(range(rows), attention.row_tokens)
-    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set_parse_math(False)  # a token may be a dollar
-    axes.xaxis.tick_top()
-    axes.xaxis.set_label_position("top")
-    axes.set_xlabel(attention.column_name, style="italic", labelpad=8)
-    axes.set_ylabel(attention.row_name, style="italic", labelpad=8)
-    axes.set_title(attention.title, fontsize="medium", pad=10)
-    # White lines between the cells guide the eye along a long row.
-    axes.xaxis.set_minor_locator(MultipleLocator(1, offset=-0.5))
-    axes.yaxis.set_minor_locator(MultipleLocator(1, offset=-0.5))
-    axes.grid(which="minor", color="white", linewidth=1)
-    axes.tick_params(which="both", length=0)
-    axes.spines[:].set_visible(False)
-    scale = axes.inset_axes((1 + 0.5 / columns, 0, 0.5 / columns, 1))  # half a column wide, as high as the rows
-    figure.colorbar(image, cax=scale, label="weight").outline.set_visible(False)
+    Args:
+        model: As in `plot_attention`; so are the others, and what is raised.
+        tokenizer: Its tokenizer.
+        source: The text to read.
+        target: Of an encoder-decoder, the translation to write.
+        kind: "encoder", "decoder" or "cross".
+    """
+    attention = attend(model, tokenizer, source, target, kind)
+    layers, heads, rows, columns = attention.weights.shape
+    cell = max(0.03, min(0.14, MOST_INCHES / (heads * columns), MOST_INCHES / (layers * rows)))
+    row_labels, column_labels = attention.row_tokens, attention.column_tokens
+    if cell < SMALLEST_LABEL:
+        row_labels, column_labels = count_by_tens(rows), count_by_tens(columns)
+    # One map of all of them, the lowest layer last, with a gap of one cell after each.
+    grid = np.full((layers, rows + 1, heads, columns + 1), np.nan)
+    grid[:, :rows, :, :columns] = attention.weights.flip(0).transpose(1, 2).numpy()
+    grid = grid.reshape(layers * (rows + 1), -1)[:-1, :-1]
+    with legible([*row_labels, *column_labels]):
+        figure = Figure(figsize=(2.5 + grid.shape[1] * cell, 2 + grid.shape[0] * cell), layout="compressed")
+        axes = figure.add_subplot(facecolor="0.88")  # the gaps
+        labels = ([*row_labels, ""] * layers)[:-1], ([*column_labels, ""] * heads)[:-1]
+        image = draw_map(axes, grid, *labels, WEIGHTS, vmin=0)
+        axes.tick_params(labelsize=max(SMALLEST_LABEL, cell) * 72 * 0.8, pad=2)
+        below, right = axes.secondary_xaxis("bottom"), axes.secondary_yaxis("right")
+        middles = [head * (columns + 1) + (columns - 1) / 2 for head in range(heads)]
+        below.set_xticks(middles, [f"head {head + 1}" for head in range(heads)])
+        middles = [place * (rows + 1) + (rows - 1) / 2 for place in range(layers)]
+        right.set_yticks(middles, [f"layer {layers - place}" for place in range(layers)], rotation=90, va="center")
+        for side in (below, right):
+            side.tick_params(length=0, labelsize="small")
+            side.spines[:].set_visible(False)
+        axes.set_ylabel(attention.row_name, style="italic")
+        axes.set_xlabel("looks at", style="italic")
+        axes.set_title(f"{attention.name}, {layers} layers of {heads} heads", fontsize="medium")
+        figure.colorbar(image, ax=axes, label="weight", shrink=0.5).outline.set_visible(False)
     return figure

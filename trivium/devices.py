@@ -1,0 +1,80 @@
+"""Several devices, a process each: how they are launched, and what they must have in common."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType, broadcast_object_list
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
+
+T = TypeVar("T")
+
+
+def launch_configs() -> dict[str, Path]:
+    """The files for `accelerate launch --config_file` that come with the package, by their names."""
+    folder = Path(str(resources.files("trivium.recipes"))) / "accelerate"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def check_devices(args: TrainingArguments) -> None:
+    """Refuse what Accelerate would silently do in another way.
+
+    Raises:
+        ValueError: FSDP is asked for on CPUs.
+    """
+    asked = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+    if asked and args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+        raise ValueError(
+            "FSDP is asked for, but Accelerate has it only for several processes with a GPU, or the like, each: launch "
+            "with another configuration, such as `trivium launch-config cpu`."
+        )
+
+
+def from_first_process(make: Callable[[], T]) -> T:
+    """What `make` gives in the first of all processes, for every one: it may not give the same in each."""
+    made = [make() if PartialState().is_main_process else None]
+    result = broadcast_object_list(made)[0]
+    assert result is not None
+    return result
+
+
+@contextmanager
+def tied_weights_together(model: PreTrainedModel) -> Iterator[None]:
+    """Let `Accelerator.prepare` put all modules that share a weight into one group of FSDP2.
+
+    Accelerate makes groups of their own of the input and the output embedding, together only if those two are tied.
+    Where a third one shares the weight, as in an encoder-decoder, or the decoder's with a vocabulary of its own, the
+    weight is in two groups: torch 2.13 refuses that, and earlier versions train two weights that once were one. Inside
+    of this context Accelerate sees no embeddings in such a model, and leaves them to the group of the whole, with all
+    else that is outside of the layers. The model is changed back afterwards.
+
+        with tied_weights_together(model):
+            model, optimizer = accelerator.prepare(model, optimizer)
+    """
+    if not tied_beyond_ends(model):
+        yield
+        return
+    hidden = ("get_input_embeddings", "get_output_embeddings")
+    for name in hidden:
+        setattr(model, name, lambda: None)
+    try:
+        yield
+    finally:
+        for name in hidden:
+            delattr(model, name)
+
+
+def tied_beyond_ends(model: PreTrainedModel) -> bool:
+    """Whether other modules share a weight than just the input and the output embedding."""
+    owners: dict[nn.Parameter, set[nn.Module]] = defaultdict(set)
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            owners[weight].add(module)
+    ends = {model.get_input_embeddings(), model.get_output_embeddings()}
+    return any(len(modules) > 1 and modules != ends for modules in owners.values())

@@ -1,0 +1,109 @@
+"""How a training went: losses, metrics and the learning rate, step by step."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from trivium.checkpoints import STATE_FILE, checkpoints_of
+
+from .drawing import MARKERS, SERIES
+from .fonts import legible
+
+TRAINING, RATE, VALIDATION = "loss", "learning_rate", "eval_"  # what the Trainer calls them
+STOP_WATCH = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+DASHES = ("-", "--", "-.", ":")  # of the first run, the second, ...
+
+Log = list[dict[str, Any]]
+
+
+def plot_learning_curves(*runs: str | Path) -> Figure:
+    """Draw what runs logged: losses, metrics of the validation part, the learning rate; runs over one another.
+
+    Args:
+        *runs: Folders of runs, finished or not: where there is no `trainer_state.json`, the last checkpoint's counts.
+
+    Returns:
+        The figure.
+
+    Raises:
+        FileNotFoundError: A folder has no `trainer_state.json`.
+        ValueError: There are no runs; or a `trainer_state.json` is none, or nothing was logged.
+    """
+    if not runs:
+        raise ValueError("runs is empty, but must have at least one folder.")
+    logs = [_log_of(Path(run)) for run in runs]
+    names = sorted({name for log in logs for entry in log for name in entry if name.startswith(VALIDATION)})
+    losses = [name for name in names if name.endswith(TRAINING)]
+    metrics = [name for name in names if name not in losses and not name.endswith(STOP_WATCH)]
+    panels = {"loss": [TRAINING, *losses], **{name.removeprefix(VALIDATION): [name] for name in metrics}}
+    if any(RATE in entry for log in logs for entry in log):
+        panels["learning rate"] = [RATE]
+    with legible(map(str, runs)):
+        columns = len(panels) if len(panels) <= 3 else math.ceil(len(panels) / 2)
+        rows = math.ceil(len(panels) / columns)
+        figure = Figure(figsize=(0.5 + 3.4 * columns, 2.8 * rows + 0.4 + 0.2 * len(runs)), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        for axes, (title, shown) in zip(grid, panels.items(), strict=False):
+            for number, log in enumerate(logs):
+                for name in shown:
+                    axes.plot(*_curve(log, name), **_style(number, name))
+            _finish(axes, title)
+        if losses:
+            label = {TRAINING: "training", losses[0]: "validation"}
+            handles = [
+                Line2D([], [], label=said, **{**_style(0, name), "color": "black"}) for name, said in label.items()
+            ]
+            grid[0].legend(handles=handles, frameon=False)
+        handles = [Line2D([], [], label=str(run), **_style(number, RATE)) for number, run in enumerate(runs)]
+        figure.legend(handles=handles, loc="outside lower center", frameon=False)
+    return figure
+
+
+def _log_of(run: Path) -> Log:
+    """What a run has logged so far, by the step."""
+    folder = run if (run / STATE_FILE).is_file() else next(reversed(checkpoints_of(run)), run)
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} has no {STATE_FILE}: give the folder of a run that has come to a checkpoint.")
+    try:
+        log = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+        log = [entry for entry in log if "step" in entry]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not what a Trainer writes: {error!r}.") from error
+    if not any(TRAINING in entry or f"{VALIDATION}{TRAINING}" in entry for entry in log):
+        raise ValueError(f"{path} has no loss: its run has logged nothing yet.")
+    return log
+
+
+def _curve(log: Log, name: str) -> tuple[list[float], list[float]]:
+    """Steps, and what was logged there."""
+    points = [(entry["step"], entry[name]) for entry in log if name in entry]
+    return [step for step, _ in points], [number for _, number in points]
+
+
+def _style(number: int, name: str) -> dict[str, Any]:
+    """Of the so-manieth run: its colour and dashes, and for what is measured now and then a mark at each time."""
+    style = {"color": SERIES[number % len(SERIES)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.5}
+    if name.startswith(VALIDATION):
+        style |= {"marker": MARKERS[number % len(MARKERS)], "markersize": 4}
+    elif name == TRAINING:
+        style |= {"alpha": 0.6, "linewidth": 1.0}
+    return style
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize="medium")
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.tick_params("x", labelbottom=True)  # of those with others below, too
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
