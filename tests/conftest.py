@@ -3,10 +3,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import hypothesis
 import pytest
 import torch
 from hub_server import HubServer
 
+hypothesis.settings.register_profile("trivium", deadline=None)  # a timing never decides a test
+hypothesis.settings.load_profile("trivium")
 torch.set_num_threads(1)  # the models are tiny: threads cost more than they give, and xdist fills the cores
 
 

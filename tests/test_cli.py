@@ -161,7 +161,7 @@ def test_translate_gives_a_line_for_each_text(translator: Path, tmp_path: Path) 
 # --- generate --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["ctranslate2", "onnx"])
+@pytest.mark.parametrize("engine", ["ctranslate2", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_another_engine_translates_the_same(
     translator: Path, language_model: Path, tmp_path: Path, engine: str
 ) -> None:

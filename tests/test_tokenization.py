@@ -369,7 +369,7 @@ def test_text_generation_continues_the_prompt() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", TRAINED, ids=map(str, KINDS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(max_size=60).filter(lambda text: "<mask>" not in text.lower()))
 def test_decoding_gives_back_any_text(tokenizer: TriviumTokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
