@@ -1,6 +1,7 @@
 """How long the full recipes would take: what a step needs by calculation, and what this machine does, measured.
 
-For each recipe a model of its full shape takes a few steps on batches of random tokens without padding, in float32.
+For each recipe a model of its full shape takes a few steps on batches of random tokens without padding, in float32;
+seconds are those of the processor for this process, not of the clock, so that others on the machine count less.
 The hours are computed: arithmetic of all steps, divided by an assumed share (MFU) of a GPU's published peak in bf16.
 
     OMP_NUM_THREADS=1 python benchmarks/recipes.py
@@ -33,8 +34,9 @@ def main(
     mfu: Annotated[float, typer.Option(help="The assumed share of the peak.")] = 0.3,
 ) -> None:
     """Count, time, and print the rows of a table."""
-    print("| recipe | parameters | steps | real tokens a step | FLOP a token | FLOP in all | tokens/s here |", end="")
-    print("".join(f" hours on one {gpu} |" for gpu in GPUS))
+    columns = ("recipe", "parameters", "steps", "real tokens a step", "FLOP a token", "FLOP in all")
+    hours = (f"hours on one {gpu}" for gpu in GPUS)
+    print(f"| {' | '.join([*columns, 'tokens per second of a core', *hours])} |")
     for name, (length, step_tokens, rows) in RECIPES.items():
         recipe = load_recipe(name, [*FILES, "training.bf16=false"])
         config = recipe.model_config(vocab_size=recipe.tokenizer.vocab_size, pad_token_id=0)
@@ -44,11 +46,11 @@ def main(
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
         seconds = []
         for _ in range(1 + steps):
-            start = time.perf_counter()
+            start = time.process_time()
             model(**batch, skip_logits=True).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
         real = counted(batch, model).tokens
         speed = real * steps / sum(seconds[1:])
 
@@ -59,7 +61,7 @@ def main(
         total = a_token * tokens * max_steps
         print(f"| `{name}` | {model.num_parameters() / 1e6:.1f} M | {max_steps:,} | {tokens:,} |", end="")
         print(f" {a_token / 1e9:.3g} G | {total:.2e} | {speed:,.0f} |", end="")
-        print("".join(f" {total / (mfu * PEAK_TFLOPS[gpu] * 1e12) / 3600:.1f} |" for gpu in GPUS), flush=True)
+        print("".join(f" {total / (mfu * PEAK_TFLOPS[gpu] * 1e12) / 3600:.2g} |" for gpu in GPUS), flush=True)
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     print(f"{threads} thread, load of the machine {load:.1f} on {os.cpu_count()} cores; MFU assumed {mfu:.0%}")
 

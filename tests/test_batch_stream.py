@@ -199,17 +199,21 @@ def _train(folder: Path, settings: list[str], resume: bool, rank: int, processes
     (folder / f"rows-{rank}.json").write_text(json.dumps([rows, seen]))
 
 
-def test_two_processes_learn_from_the_rows_that_one_does_and_resume_within_an_epoch(tmp_path: Path) -> None:
+def test_two_processes_learn_from_the_rows_that_one_does(tmp_path: Path) -> None:
     """In epochs of four steps of two batches each."""
     alone = trained_on(tmp_path / "alone", 1, "training.gradient_accumulation_steps=2", "training.max_steps=6")
-    together = trained_on(tmp_path / "together", 2, "training.max_steps=6", "training.save_steps=5")
+    together = trained_on(tmp_path / "together", 2, "training.max_steps=6")
     rows, batches = alone[0]
     assert [batch for pair in zip(*(seen for _, seen in together), strict=True) for batch in pair] == batches
     assert sorted(row for batch in batches[:8] for row in batch) == sorted(rows)
-    run = tmp_path / "together"
-    weights = load_file(run / "model.safetensors")
-    shutil.rmtree(run / "checkpoint-6")
-    resumed = trained_on(run, 2, "training.max_steps=6", "training.save_steps=5", resume=True)
-    assert [seen for _, seen in resumed] == [seen[5:] for _, seen in together]
-    for name, weight in load_file(run / "model.safetensors").items():
+
+
+@pytest.mark.slow(reason="two times two processes")
+def test_two_processes_go_on_within_an_epoch_to_the_bit(tmp_path: Path) -> None:
+    steps = ["training.max_steps=6", "training.save_steps=5"]
+    whole = trained_on(tmp_path, 2, *steps)
+    weights = load_file(tmp_path / "model.safetensors")
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    assert [seen for _, seen in trained_on(tmp_path, 2, *steps, resume=True)] == [seen[5:] for _, seen in whole]
+    for name, weight in load_file(tmp_path / "model.safetensors").items():
         assert torch.equal(weight, weights[name]), name

@@ -50,10 +50,10 @@ class RunFacts(TrainerCallback, ExportableState):
         """Go on from the checkpoint's facts, if there is one."""
         # Read here: `restore_callback_states_from_checkpoint` would restore every other callback as well.
         earlier = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
-        before = earlier.get("data")
-        if None not in (before, self.data) and before != self.data:
+        known = earlier.get("data")
+        if None not in (known, self.data) and known != self.data:
             raise ValueError(
-                f"The training data are not those that the run began with: their fingerprint was {before} and is "
+                f"The training data are not those that the run began with: their fingerprint was {known} and is "
                 f"{self.data}. Take them back; or begin a new run, with another training.output_dir."
             )
         self._started = time.perf_counter() - earlier.get("seconds", 0.0)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset, IterableDataset, load_dataset_builder
 
+from trivium.data.files import READERS
 from trivium.data.loading import SLICE, DataArguments, files_of
 
 ROWS_AT_ONCE = 1000
@@ -33,8 +34,7 @@ def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
     taken = (args.config_name, args.source, args.target, args.text, args.label, args.whole_files, args.max_ratio)
     digest.update(json.dumps([*taken, args.max_train_samples, args.train if args.name else None]).encode())
     for file in _files(args, rows):
-        known = _content(file) if Path(file).is_file() else file
-        digest.update(known.encode())
+        digest.update((_content(file) if Path(file).is_file() else file).encode())
     return f"files:{digest.hexdigest()}"
 
 
@@ -50,5 +50,7 @@ def _files(args: DataArguments, rows: IterableDataset) -> list[str]:
 
 
 def _content(file: str) -> str:
+    """Of a file its bytes, and as what they are read."""
+    ending = Path(file).suffix
     with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+        return hashlib.file_digest(content, "sha256").hexdigest() + (ending if ending in READERS else "")
