@@ -72,12 +72,11 @@ PAGES_TO_RUN = {
 def made_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What pages take for granted: runs of the recipes, and files of one's own."""
     folder = tmp_path_factory.mktemp("made")
-    files = {"train": "train", "validation": "val", "test": "test"}
+    (folder / "FOLDER").mkdir()
+    files = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
     for split, pairs in numbers_corpus(300, 20, 20).items():
-        for path in (f"FOLDER/{files[split]}", f"corpus/{files[split]}", "letters"):
-            (folder / path).parent.mkdir(exist_ok=True)
-            for ending, column in (("en", "source"), ("de", "target")):
-                (folder / f"{path}.{ending}").write_text("\n".join(pairs[column]) + "\n")
+        for ending, column in (("en", "source"), ("de", "target")):
+            (folder / "FOLDER" / f"{files[split]}.{ending}").write_text("\n".join(pairs[column]) + "\n")
         (folder / f"{split}.txt").write_text("\n".join(pairs["target"]) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
