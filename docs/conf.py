@@ -1,6 +1,5 @@
 """How Sphinx builds the documentation: `make docs`. The pages are Markdown that reads well by itself, too."""
 
-import logging
 import subprocess
 import sys
 from importlib.metadata import version as version_of
@@ -33,11 +32,6 @@ copybutton_exclude = ".linenos, .gp"
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ROOT / "docs" / "reference" / "command-line.md"
-
-# Pages that are still to come have their place in the table of contents.
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(
-    lambda record: "didn't match any documents" not in record.getMessage()
-)
 
 
 def write_commands(app: Sphinx) -> None:

@@ -18,7 +18,7 @@ from trivium.data.loading import SPLITS
 from trivium.recipe import available_recipes, load_recipe
 from trivium.training import load_or_build
 
-OTHER_CALLS = re.compile(r"^(?:\S+=\S+ )*(?:make ([a-z-]+)|python (\S+\.py)(.*))", re.MULTILINE)
+OTHER_CALLS = re.compile(r"^(?:\S+=\S+ )*(?:make ([a-z-]+)|python (\S+/\S+\.py)(.*))", re.MULTILINE)
 ALL = [block for page in PAGES if page != KOREAN_WALK for block in blocks(page)]
 
 
