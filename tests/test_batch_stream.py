@@ -199,6 +199,7 @@ def _train(folder: Path, settings: list[str], resume: bool, rank: int, processes
     (folder / f"rows-{rank}.json").write_text(json.dumps([rows, seen]))
 
 
+@pytest.mark.slow
 def test_two_processes_learn_from_the_rows_that_one_does(tmp_path: Path) -> None:
     """In epochs of four steps of two batches each."""
     alone = trained_on(tmp_path / "alone", 1, "training.gradient_accumulation_steps=2", "training.max_steps=6")

@@ -207,6 +207,7 @@ def test_beams_and_sampling(page: Page, translator: PreTrainedModel, tokenizer: 
     assert first == again != other
 
 
+@pytest.mark.slow
 def test_no_barrier_that_axe_knows_on_a_wide_page_and_on_a_phone(page: Page) -> None:
     page.get_by_role("button", name="How it writes").click()
     for scheme in ("light", "dark"):

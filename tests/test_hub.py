@@ -336,6 +336,7 @@ def test_others_load_it_by_name_by_commit_and_offline(
     assert len(hub.requests) == asked
 
 
+@pytest.mark.slow
 def test_what_transformers_pushes_can_be_loaded(
     hub: HubServer, tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer
 ) -> None:

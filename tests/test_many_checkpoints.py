@@ -52,7 +52,8 @@ def loaded(folder: Path) -> AutoModelForSeq2SeqLM:
     return model
 
 
-@pytest.mark.parametrize("config", ["fsdp2", pytest.param("cpu", marks=pytest.mark.slow(reason="like it"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["fsdp2", "cpu"])
 def test_one_of_two_is_killed_in_a_checkpoint_and_both_go_on_from_the_one_before(config: str, tmp_path: Path) -> None:
     """They end with the bits of an unbroken run, whose model and checkpoints load."""
     run, broken = tmp_path / "run", tmp_path / "broken"

@@ -128,7 +128,7 @@ def assert_same_learning(found: dict[str, Any], expected: dict[str, Any], tolera
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("smoothing", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_one_process_learns_the_same_from_a_batch_in_parts(way: str, smoothing: float) -> None:
     """In float64: 1 x 8 rows are 8 x 1 and 2 x 4, whatever tokens count, and with activations computed anew."""
     assert len({round(loss, 3) for loss in alone(way, smoothing)["losses"]}) == 3  # it does learn

@@ -181,6 +181,7 @@ def test_a_decoder_is_the_same(tokenizer: TriviumTokenizer, tmp_path: Path) -> N
     assert engine.generate(random_ids(1, 15), max_new_tokens=6, eos_token_id=None).shape == (1, 21)
 
 
+@pytest.mark.slow
 def test_a_classifier_is_the_same(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     model = make_model(TriviumForSequenceClassification, type_vocab_size=2, num_labels=5, **ENCODER_ONLY)
     folder = saved(model.bfloat16(), tokenizer, tmp_path)

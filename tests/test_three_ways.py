@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
-from tiny import NORM_POSITIONS, mask_of, random_ids, tiny_config, tiny_model
+from tiny import NORM_POSITIONS, SAME_WEIGHTS, mask_of, random_ids, tiny_config, tiny_model
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, PreTrainedModel
@@ -289,7 +289,7 @@ def test_encoders_exchange_heads(source: type[Any], target: type[Any], tmp_path:
     # Sequence and token classification call their heads alike, but they are shaped differently.
     assert not report["mismatched_keys"]
     ids = random_ids(2, 6)
-    assert loaded.base_model(ids)[0].equal(model.base_model(ids)[0])
+    torch.testing.assert_close(loaded.base_model(ids)[0], model.base_model(ids)[0], **SAME_WEIGHTS)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -299,12 +299,12 @@ def test_decoders_exchange_heads(tied: bool, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "head")
     bare, report = load(TriviumDecoderModel, tmp_path / "head")
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert bare(ids)[0].equal(model.model(ids)[0])
+    torch.testing.assert_close(bare(ids)[0], model.model(ids)[0], **SAME_WEIGHTS)
     bare.save_pretrained(tmp_path / "bare")
     headed, report = load(TriviumForCausalLM, tmp_path / "bare")
     assert set(report["missing_keys"]) == (set() if tied else {"lm_head.weight"})
-    assert headed.model(ids)[0].equal(model.model(ids)[0])
-    assert headed(ids).logits.equal(model(ids).logits) == tied
+    torch.testing.assert_close(headed.model(ids)[0], model.model(ids)[0], **SAME_WEIGHTS)
+    assert torch.allclose(headed(ids).logits, model(ids).logits, **SAME_WEIGHTS) == tied
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_saving_keeps_everything(model_class: type[Any], tied: bool, tmp_path: P
     assert names_in(tmp_path) == set(parameters) == {name for name, _ in loaded.named_parameters()}
     assert all(parameter.equal(parameters[name]) for name, parameter in loaded.named_parameters())
     inputs = inputs_for(model)
-    assert loaded(**inputs)[0].equal(model(**inputs)[0])
+    torch.testing.assert_close(loaded(**inputs)[0], model(**inputs)[0], **SAME_WEIGHTS)
     assert loaded.config.num_labels == 3
 
 
@@ -437,7 +437,7 @@ def test_embeddings(model_class: type[Any], tied: bool, new_size: int, tmp_path:
         assert model.get_output_embeddings().bias.shape == (new_size,)
         assert model.get_output_embeddings().bias[:kept].equal(bias[:kept])
     model.save_pretrained(tmp_path)
-    assert load(model_class, tmp_path)[0](**inputs)[0].equal(output)
+    torch.testing.assert_close(load(model_class, tmp_path)[0](**inputs)[0], output, **SAME_WEIGHTS)
 
     other = type(source)(new_size, model.config).double()
     model.set_input_embeddings(other)

@@ -39,8 +39,7 @@ def full_batch(model: Any, rows: int = 3, source: int = 7, target: int = 5) -> d
     batch = {"input_ids": random_ids(rows, source), "attention_mask": torch.ones(rows, source, dtype=torch.long)}
     if isinstance(model, TriviumForSequenceClassification):
         return {**batch, "labels": torch.zeros(rows, dtype=torch.long)}
-    labels = random_ids(rows, target if model.config.is_encoder_decoder else source)
-    return {**batch, "labels": labels, "skip_logits": True}  # as our Trainer asks
+    return {**batch, "labels": random_ids(rows, target if model.config.is_encoder_decoder else source)}
 
 
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])

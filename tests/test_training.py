@@ -125,7 +125,7 @@ def test_a_run_keeps_what_it_took(run: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("restore", ["true", "false"])
+@pytest.mark.parametrize("restore", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_what_it_took_is_counted_over_all_sessions(run: Path, tmp_path: Path, restore: str) -> None:
     """Whether or not the Trainer restores the other callbacks; and a checkpoint without facts is no obstacle."""
     folder = tmp_path / "run"

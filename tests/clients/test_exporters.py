@@ -42,6 +42,7 @@ EVERY_POSITION = [
     for position in ("learned", "rotary")
 ]
 CASES = [(model_class, "sinusoidal") for model_class in MODELS] + EVERY_POSITION
+EVERY_DAY = (TriviumForConditionalGeneration, TriviumForMaskedLM, TriviumForCausalLM)  # one of each way
 EXPORTED_MODELS = pytest.mark.skipif(
     not hasattr(exporters, "ExportedModel"),
     reason="in this release of transformers the exporters return bare programs, each run in another way",
@@ -76,7 +77,10 @@ def assert_same_outputs(model: PreTrainedModel, exported: Any, **tolerance: floa
             torch.testing.assert_close(found[name], value, **tolerance)
 
 
-@pytest.mark.parametrize(("model_class", "position"), CASES)
+@pytest.mark.parametrize(
+    ("model_class", "position"),
+    [pytest.param(*case, marks=() if case[0] in EVERY_DAY else pytest.mark.slow) for case in CASES],
+)
 def test_torch_export(model_class: type[PreTrainedModel], position: str) -> None:
     model = make_model(model_class, position_embedding_type=position)
     example = make_inputs(model, [6, 4], 5)
@@ -87,7 +91,10 @@ def test_torch_export(model_class: type[PreTrainedModel], position: str) -> None
 
 
 @EXPORTED_MODELS
-@pytest.mark.parametrize("model_class", [TriviumModel, TriviumForMaskedLM, TriviumForCausalLM])
+@pytest.mark.parametrize(
+    "model_class",
+    [TriviumModel, *(pytest.param(each, marks=pytest.mark.slow) for each in (TriviumForMaskedLM, TriviumForCausalLM))],
+)
 def test_the_dynamo_exporter(model_class: type[PreTrainedModel]) -> None:
     model = make_model(model_class)
     config = exporters.DynamoConfig(dynamic=True)
@@ -101,6 +108,7 @@ def check_onnx(model: PreTrainedModel, folder: Path) -> None:
     assert_same_outputs(model, exporters.ExportedModel.from_pretrained(folder), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @EXPORTED_MODELS
 def test_onnx_and_the_page(
     tmp_path: Path, tokenizer: TriviumTokenizer, run_page: Callable[[str], dict[str, Any]]

@@ -154,6 +154,7 @@ def test_tasks_are_evaluated(
             assert [likelihood for likelihood, _ in found] == pytest.approx(likelihoods, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path, folder: Path, texts: list[str], run_page: Callable[[str], dict[str, Any]]) -> None:
     shutil.copytree(folder, tmp_path / "runs" / "shakespeare")
     rows = [{"prompt": prompt, "answer": answer} for prompt, answer in halves(texts)]

@@ -293,6 +293,7 @@ torch.save(merged(input_ids=ids, attention_mask=mask).logits.detach(), "result.p
     torch.testing.assert_close(answer(load_base("CAUSAL_LM", tmp_path / "merged"), inputs), result, **EXACT)
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path, run_page: Callable[[str], dict[str, Any]]) -> None:
     tiny_model(TriviumForCausalLM, **DECODER_ONLY).save_pretrained(tmp_path / "runs" / "shakespeare")
     run_page("PEFT")

@@ -120,6 +120,7 @@ def test_the_classifier_scores_pairs(tmp_path: Path, tokenizer: TriviumTokenizer
     torch.testing.assert_close(again.predict(pairs, convert_to_tensor=True, show_progress_bar=False), scores)
 
 
+@pytest.mark.slow
 def test_the_page(
     tmp_path: Path, tokenizer: TriviumTokenizer, texts: list[str], run_page: Callable[[str], dict[str, Any]]
 ) -> None:

@@ -133,6 +133,7 @@ def test_preferences_are_learned(tmp_path: Path, folder: Path, texts: list[str])
     assert log[-1]["rewards/accuracies"] == 1
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path, folder: Path, run_page: Callable[[str], dict[str, Any]]) -> None:
     shutil.copytree(folder, tmp_path / "runs" / "shakespeare")
     trainer = run_page("TRL")["trainer"]
