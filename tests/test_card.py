@@ -459,6 +459,7 @@ Path("printed.json").write_text(json.dumps(printed))
 """
 
 
+@pytest.mark.slow
 def test_the_code_on_the_card_runs_without_the_package(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     blocks = {}
     for model_class in CLASSES:

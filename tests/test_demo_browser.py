@@ -176,6 +176,7 @@ def test_what_is_typed_is_text_and_never_markup(page: Page) -> None:
     assert "broken" not in page.title().removeprefix(f"A {HTML} title")
 
 
+@pytest.mark.slow
 def test_unfit_texts_are_told_in_words(page: Page) -> None:
     for text, words in [
         (" ", "There is no text yet"),
@@ -187,6 +188,7 @@ def test_unfit_texts_are_told_in_words(page: Page) -> None:
     send(page, "cat")
 
 
+@pytest.mark.slow
 def test_beams_and_sampling(page: Page, translator: PreTrainedModel, tokenizer: TriviumTokenizer) -> None:
     page.get_by_role("button", name="How it writes").click()
     page.get_by_label("Beam search").check()
@@ -258,6 +260,7 @@ def test_the_other_ways(browser: Browser, kind: type[PreTrainedModel], tokenizer
     served.close()
 
 
+@pytest.mark.slow
 def test_stop(browser: Browser, tokenizer: TriviumTokenizer) -> None:
     """What takes long ends where it is told to, on the page and in the model."""
     model = model_of(TriviumForCausalLM, tokenizer)

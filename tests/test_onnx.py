@@ -144,6 +144,7 @@ def check_head(model: PreTrainedModel, engine: OnnxModel) -> None:
             torch.testing.assert_close(getattr(found, name), values, **CLOSE)
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_is_the_same(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     options = {"position_embedding_type": "rotary", "decoder_layers": 2, "tie_word_embeddings": False}
     model = make_model(TriviumForConditionalGeneration, **options)

@@ -541,6 +541,7 @@ def process(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With find_unused_parameters=False, so that a parameter without gradient would be an error."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")

@@ -102,6 +102,7 @@ INSIDE = {
 }
 
 
+@pytest.mark.slow
 def test_every_commit_of_a_run_is_a_whole_model(hub: HubServer, tmp_path: Path) -> None:
     """Of all strategies; the last one has the card and what it tells of."""
     folders = []

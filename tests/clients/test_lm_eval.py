@@ -167,6 +167,7 @@ def test_the_page(tmp_path: Path, folder: Path, texts: list[str], run_page: Call
     assert run_page("lm-evaluation-harness")["results"]["results"]["my_task"]["sample_len"] == len(texts)
 
 
+@pytest.mark.slow
 def test_a_folder_is_evaluated_where_the_package_is_absent(
     folder: Path,
     open_tokenizer: TriviumTokenizer,

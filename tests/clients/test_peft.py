@@ -271,6 +271,7 @@ def test_the_trainer_saves_an_adapter(tmp_path: Path) -> None:
     torch.testing.assert_close(answer(again, inputs), predicted, **EXACT)
 
 
+@pytest.mark.slow
 def test_an_adapter_loads_where_the_package_is_absent(
     tmp_path: Path, without_trivium: Callable[[str], torch.Tensor]
 ) -> None:

@@ -76,6 +76,7 @@ def test_the_encoder_of_a_translator_must_be_cut_out_first(
         SentenceTransformer(str(whole), device="cpu").encode(texts)
 
 
+@pytest.mark.slow
 def test_training_and_loading_where_the_package_is_absent(
     tmp_path: Path, tokenizer: TriviumTokenizer, texts: list[str], without_trivium: Callable[[str], torch.Tensor]
 ) -> None:
