@@ -271,6 +271,10 @@ class ResumableTrainer(Seq2SeqTrainer):
         if saved.best_model_checkpoint is not None:  # where it lay then; the run may have been moved
             best = Path(self.args.output_dir) / Path(saved.best_model_checkpoint).name
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+        run = Path(self.args.output_dir)
+        if self.args.should_save and checkpoints_of(run)[-1:] == [Path(resume_from_checkpoint)]:
+            # It may have been killed before it had deleted the old ones.
+            rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
                 callback.early_stopping_patience_counter = patience_spent(saved)
