@@ -40,6 +40,17 @@ class Shape:
 SHAPES = {"tiny": Shape(4, 128, 4, 256), "small": Shape(3, 256, 4, 1024), "base": Shape(6, 512, 8, 2048)}
 
 
+def ours_of(shape: Shape, vocabulary: int) -> dict[str, int]:
+    """What a preset of ours takes for this shape, but for the layers."""
+    return {
+        "vocab_size": vocabulary,
+        "d_model": shape.d_model,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.heads,
+        "ffn_dim": shape.ffn_dim,
+    }
+
+
 def encoder_decoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]]:
     """Translators: ours is the paper's, with one matrix for both embeddings and the output, as Marian's and BART's."""
     stacks = {
@@ -57,11 +68,8 @@ def encoder_decoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn
         "transformer-base",
         encoder_layers=shape.layers,
         decoder_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        ffn_dim=shape.ffn_dim,
         label_smoothing=0.0,
-        **common,
+        **{**common, **ours_of(shape, vocabulary)},
     )
     return {
         "Trivium": lambda: TriviumForConditionalGeneration(ours),
@@ -71,7 +79,7 @@ def encoder_decoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn
 
 
 def encoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]]:
-    """Masked language models: ours once like BERT, once in the modern way."""
+    """Masked language models: ours like BERT."""
     common = {
         "vocab_size": vocabulary,
         "hidden_size": shape.d_model,
@@ -80,14 +88,7 @@ def encoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]
         "intermediate_size": shape.ffn_dim,
         "pad_token_id": PAD,
     }
-    ours = {
-        "vocab_size": vocabulary,
-        "d_model": shape.d_model,
-        "encoder_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.heads,
-        "ffn_dim": shape.ffn_dim,
-    }
+    ours = {"encoder_layers": shape.layers, **ours_of(shape, vocabulary)}
     modern = {"bos_token_id": BOS, "eos_token_id": EOS, "cls_token_id": BOS, "sep_token_id": EOS}
     return {
         "Trivium, like BERT": lambda: TriviumForMaskedLM(preset_config("bert-base", **ours)),
@@ -99,14 +100,10 @@ def encoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]
 def decoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]]:
     """Causal language models: ours like GPT-2 and like Llama."""
     ours = {
-        "vocab_size": vocabulary,
-        "d_model": shape.d_model,
         "decoder_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.heads,
-        "ffn_dim": shape.ffn_dim,
         "bos_token_id": BOS,
         "eos_token_id": EOS,
+        **ours_of(shape, vocabulary),
     }
     gpt2 = GPT2Config(
         vocab_size=vocabulary,
