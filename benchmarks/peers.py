@@ -1,11 +1,17 @@
-"""Models of others in the same shape as ours, and batches of the same tokens, for the benchmarks beside this file."""
+"""Models of others in the same shape as ours, and batches of the same tokens, for the benchmarks beside this file.
+
+Of one way all have the same layers, width, heads, feed-forward, vocabulary and one matrix for embeddings and output; a
+dropout of 0.1 where they have dropout outside of attention (Llama has none), and none on the attention weights.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -20,6 +26,8 @@ from transformers import (
     ModernBertConfig,
     ModernBertForMaskedLM,
 )
+from transformers.modeling_outputs import Seq2SeqLMOutput
+from x_transformers import XTransformer
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM, preset_config
 
@@ -37,7 +45,12 @@ class Shape:
     ffn_dim: int
 
 
-SHAPES = {"tiny": Shape(4, 128, 4, 256), "small": Shape(3, 256, 4, 1024), "base": Shape(6, 512, 8, 2048)}
+SHAPES = {
+    "tiny": Shape(4, 128, 4, 256),
+    "small": Shape(3, 256, 4, 1024),
+    "base": Shape(6, 512, 8, 2048),  # the paper's
+    "big": Shape(6, 1024, 16, 4096),
+}
 
 
 def ours_of(shape: Shape, vocabulary: int) -> dict[str, int]:
@@ -75,7 +88,78 @@ def encoder_decoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn
         "Trivium": lambda: TriviumForConditionalGeneration(ours),
         "MarianMTModel": lambda: MarianMTModel(MarianConfig(**stacks, **common)),
         "BartForConditionalGeneration": lambda: BartForConditionalGeneration(BartConfig(**stacks, **common)),
+        "torch.nn.Transformer": lambda: TorchTransformer(shape, vocabulary),
+        "x_transformers.XTransformer": lambda: TheirXTransformer(shape, vocabulary),
     }
+
+
+class TorchTransformer(nn.Module):
+    """`nn.Transformer` with what it lacks: embeddings, learned positions, projection and loss."""
+
+    def __init__(self, shape: Shape, vocabulary: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, shape.d_model, padding_idx=PAD)
+        self.positions = nn.Embedding(1024, shape.d_model)
+        self.transformer = nn.Transformer(
+            *(shape.d_model, shape.heads, shape.layers, shape.layers, shape.ffn_dim), batch_first=True
+        )
+        for module in self.transformer.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> Seq2SeqLMOutput:
+        """Give the loss."""
+        read = F.pad(labels[:, :-1], (1, 0), value=BOS).clamp(min=PAD)
+        source, target = (self.embedding(ids) + self.positions.weight[: ids.shape[1]] for ids in (input_ids, read))
+        future = nn.Transformer.generate_square_subsequent_mask(read.shape[1]).isinf()
+        padding = attention_mask == 0
+        states = self.transformer(
+            *(source, target),
+            tgt_mask=future,
+            tgt_is_causal=True,
+            src_key_padding_mask=padding,
+            memory_key_padding_mask=padding,
+        )
+        logits = states @ self.embedding.weight.T
+        return Seq2SeqLMOutput(loss=F.cross_entropy(logits.flatten(0, 1), labels.flatten()))
+
+
+class TheirXTransformer(nn.Module):
+    """`XTransformer` with the shape of the others and flash attention, called as they are."""
+
+    def __init__(self, shape: Shape, vocabulary: int) -> None:
+        super().__init__()
+        stack: dict[str, Any] = {
+            "num_tokens": vocabulary,
+            "depth": shape.layers,
+            "heads": shape.heads,
+            "max_seq_len": 1024,
+            "attn_dim_head": shape.d_model // shape.heads,
+            "attn_flash": True,
+            "ff_mult": shape.ffn_dim / shape.d_model,
+            "ff_dropout": 0.1,
+            "emb_dropout": 0.1,
+        }
+        stacks = {f"{which}_{name}": value for which in ("enc", "dec") for name, value in stack.items()}
+        self.model = XTransformer(dim=shape.d_model, tie_token_emb=True, ignore_index=-100, pad_value=PAD, **stacks)
+        self.model.decoder.net.to_logits = Projection(self.model.encoder.token_emb.emb)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> Seq2SeqLMOutput:
+        """Give the loss."""
+        target = F.pad(labels, (1, 0), value=BOS)
+        return Seq2SeqLMOutput(loss=self.model(input_ids, target, mask=attention_mask.bool()))
+
+
+class Projection(nn.Module):
+    """To the vocabulary, by the matrix of an embedding."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Map (..., d_model) to (..., vocabulary)."""
+        return F.linear(states, self.embedding.weight)
 
 
 def encoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]]:
@@ -88,32 +172,46 @@ def encoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]
         "intermediate_size": shape.ffn_dim,
         "pad_token_id": PAD,
     }
-    ours = {"encoder_layers": shape.layers, **ours_of(shape, vocabulary)}
-    modern = {"bos_token_id": BOS, "eos_token_id": EOS, "cls_token_id": BOS, "sep_token_id": EOS}
+    ours = {"encoder_layers": shape.layers, "attention_dropout": 0.0, **ours_of(shape, vocabulary)}
+    bert = BertConfig(**common, attention_probs_dropout_prob=0.0)
+    tokens = {"bos_token_id": BOS, "eos_token_id": EOS, "cls_token_id": BOS, "sep_token_id": EOS}
+    modern = ModernBertConfig(**common, **tokens, embedding_dropout=0.1, mlp_dropout=0.1)
     return {
         "Trivium, like BERT": lambda: TriviumForMaskedLM(preset_config("bert-base", **ours)),
-        "BertForMaskedLM": lambda: BertForMaskedLM(BertConfig(**common)),
-        "ModernBertForMaskedLM": lambda: ModernBertForMaskedLM(ModernBertConfig(**common, **modern)),
+        "BertForMaskedLM": lambda: BertForMaskedLM(bert),
+        "ModernBertForMaskedLM": lambda: ModernBertForMaskedLM(modern),
     }
 
 
-def decoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]]:
-    """Causal language models: ours like GPT-2 and like Llama."""
-    ours = {
-        "decoder_layers": shape.layers,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-        **ours_of(shape, vocabulary),
-    }
+def ours_of_decoders(shape: Shape, vocabulary: int) -> dict[str, Any]:
+    """The same for a decoder-only model."""
+    tokens = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+    return {"decoder_layers": shape.layers, "tie_word_embeddings": True, **tokens, **ours_of(shape, vocabulary)}
+
+
+def decoders_like_gpt2(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]]:
+    """Causal language models like GPT-2."""
+    ours = preset_config("gpt2", attention_dropout=0.0, **ours_of_decoders(shape, vocabulary))
     gpt2 = GPT2Config(
         vocab_size=vocabulary,
         n_embd=shape.d_model,
         n_layer=shape.layers,
         n_head=shape.heads,
         n_inner=shape.ffn_dim,
+        attn_pdrop=0.0,
         bos_token_id=BOS,
         eos_token_id=EOS,
+        pad_token_id=PAD,
     )
+    return {
+        "Trivium, like GPT-2": lambda: TriviumForCausalLM(ours),
+        "GPT2LMHeadModel": lambda: GPT2LMHeadModel(gpt2),
+    }
+
+
+def decoders_like_llama(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]]:
+    """Causal language models like Llama, with a gated feed-forward of the shape's width."""
+    ours = preset_config("llama-135m", **ours_of_decoders(shape, vocabulary))
     llama = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=shape.d_model,
@@ -121,18 +219,21 @@ def decoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]
         num_attention_heads=shape.heads,
         intermediate_size=shape.ffn_dim,
         tie_word_embeddings=True,
+        pad_token_id=PAD,
     )
     return {
-        "Trivium, like GPT-2": lambda: TriviumForCausalLM(preset_config("gpt2", **ours)),
-        "GPT2LMHeadModel": lambda: GPT2LMHeadModel(gpt2),
-        "Trivium, like Llama": lambda: TriviumForCausalLM(
-            preset_config("llama-135m", tie_word_embeddings=True, **ours)
-        ),
+        "Trivium, like Llama": lambda: TriviumForCausalLM(ours),
         "LlamaForCausalLM": lambda: LlamaForCausalLM(llama),
     }
 
 
-WAYS = {"encoder-decoder": encoder_decoders, "encoder-only": encoders, "decoder-only": decoders}
+# Of each, ours comes first.
+WAYS = {
+    "encoder-decoder": encoder_decoders,
+    "encoder-only": encoders,
+    "decoder-only, like GPT-2": decoders_like_gpt2,
+    "decoder-only, like Llama": decoders_like_llama,
+}
 
 
 def real_lengths(data: Path, rows: int) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_trivium import TriviumConfig
+from .padding import RealTokens
 from .positions import Rotation, rotate
 
 
@@ -84,6 +85,8 @@ class MultiHeadAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         cache: Cache | None = None,
         rotation: Rotation | None = None,
+        tokens: RealTokens | None = None,
+        key_value_tokens: RealTokens | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Let every position of `hidden_states` look at `key_value_states`, or at `hidden_states` if there are none.
@@ -94,20 +97,23 @@ class MultiHeadAttention(nn.Module):
             attention_mask: In the form that the attention function in use wants.
             cache: Keys and values of earlier calls; this call's are added.
             rotation: (cos, sin) of the positions, with rotary positions, in self-attention.
+            tokens: Where the rows have them, if `hidden_states` are only those of real tokens, (tokens, d_model).
+            key_value_tokens: The same of `key_value_states`.
             **kwargs: Handed on to the attention function.
 
         Returns:
-            (B, L, d_model), and the attention weights (B, h, L, S) or None if the function in use has none.
+            (B, L, d_model) or, like `hidden_states`, (tokens, d_model); and the attention weights (B, h, L, S), or None
+            if the function in use has none.
         """
-        query = self._split_heads(self.q_proj(hidden_states))
+        query = self._split_heads(self.q_proj(hidden_states), tokens)
         if key_value_states is None:
-            key, value = self._project_keys_and_values(hidden_states)
+            key, value = self._project_keys_and_values(hidden_states, tokens)
             if rotation is not None:
                 query, key = rotate(query, rotation), rotate(key, rotation)
             if cache is not None:
                 key, value = cache.update(key, value, self.layer_idx)
         else:
-            key, value = self._project_memory(key_value_states, cache)
+            key, value = self._project_memory(key_value_states, key_value_tokens, cache)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -122,23 +128,28 @@ class MultiHeadAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+        output = output.flatten(2)  # (B, L, d_model)
+        return self.o_proj(output if tokens is None else tokens.pick(output)), weights
 
-    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+    def _split_heads(self, states: torch.Tensor, tokens: RealTokens | None) -> torch.Tensor:
+        if tokens is not None:
+            states = tokens.place(states)
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, h or h_kv, L or S, d_k)
 
-    def _project_keys_and_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._split_heads(self.k_proj(states)), self._split_heads(self.v_proj(states))
+    def _project_keys_and_values(
+        self, states: torch.Tensor, tokens: RealTokens | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._split_heads(self.k_proj(states), tokens), self._split_heads(self.v_proj(states), tokens)
 
     def _project_memory(
-        self, memory: torch.Tensor, cache: EncoderDecoderCache | None
+        self, memory: torch.Tensor, tokens: RealTokens | None, cache: EncoderDecoderCache | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the encoder's output, which generation computes once and reads at every step."""
         if cache is None:
-            return self._project_keys_and_values(memory)
+            return self._project_keys_and_values(memory, tokens)
         if cache.is_updated.get(self.layer_idx):
             layer = cache.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
-        key, value = self._project_keys_and_values(memory)
+        key, value = self._project_keys_and_values(memory, tokens)
         cache.is_updated[self.layer_idx] = True
         return cache.cross_attention_cache.update(key, value, self.layer_idx)

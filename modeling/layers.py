@@ -14,6 +14,7 @@ from .cache import self_attention_cache
 from .configuration_trivium import TriviumConfig
 from .feed_forward import FeedForward
 from .normalization import NORMS
+from .padding import RealTokens
 from .positions import Rotation
 
 
@@ -61,11 +62,13 @@ class EncoderLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         rotation: Rotation | None = None,
+        tokens: RealTokens | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Map (batch, source_len, d_model) to the same shape."""
+        """Map (batch, source_len, d_model), or of real `tokens` alone (tokens, d_model), to the same shape."""
         hidden_states = self.self_attn_residual(
-            hidden_states, lambda x: self.self_attn(x, attention_mask=attention_mask, rotation=rotation, **kwargs)[0]
+            hidden_states,
+            lambda x: self.self_attn(x, attention_mask=attention_mask, rotation=rotation, tokens=tokens, **kwargs)[0],
         )
         return self.feed_forward_residual(hidden_states, lambda x: self.feed_forward(x))
 
@@ -92,15 +95,20 @@ class DecoderLayer(GradientCheckpointingLayer):
         encoder_attention_mask: torch.Tensor | None = None,
         cache: Cache | None = None,
         rotation: Rotation | None = None,
+        tokens: RealTokens | None = None,
+        encoder_tokens: RealTokens | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Map (batch, target_len, d_model) to the same shape, looking at (batch, source_len, d_model)."""
+        """Map (batch, target_len, d_model) to the same shape, looking at (batch, source_len, d_model).
+
+        Both may be of real tokens alone, (tokens, d_model), whose places `tokens` and `encoder_tokens` know.
+        """
         self_cache = self_attention_cache(cache)
         hidden_states = self.self_attn_residual(
             hidden_states,
-            lambda x: self.self_attn(x, attention_mask=attention_mask, cache=self_cache, rotation=rotation, **kwargs)[
-                0
-            ],
+            lambda x: self.self_attn(
+                x, attention_mask=attention_mask, cache=self_cache, rotation=rotation, tokens=tokens, **kwargs
+            )[0],
         )
         if self.attends_to_encoder:
             hidden_states = self.cross_attn_residual(
@@ -110,6 +118,8 @@ class DecoderLayer(GradientCheckpointingLayer):
                     key_value_states=encoder_hidden_states,
                     attention_mask=encoder_attention_mask,
                     cache=cache,
+                    tokens=tokens,
+                    key_value_tokens=encoder_tokens,
                     **kwargs,
                 )[0],
             )

@@ -119,6 +119,11 @@ def shift_left(labels: torch.Tensor) -> torch.Tensor:
     return F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
 
 
+def up_to_last(labels: torch.Tensor) -> torch.Tensor:
+    """A mask of (batch, length) labels, 1 up to the last that counts: what comes after it cannot change the loss."""
+    return (labels != IGNORED).flip(1).cumsum(dim=1).clamp(max=1).flip(1)
+
+
 def classification_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,

@@ -13,7 +13,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .cache import CACHE, takes_cache
 from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
-from .loss import IGNORED
+from .loss import IGNORED, up_to_last
 from .positions import LearnedPositions, token_positions
 from .stacks import TriviumDecoder, TriviumEncoder, TriviumPreTrainedModel
 
@@ -158,7 +158,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
             labels: (batch, target_len), the target that ends with EOS and is not shifted, with -100 for padding.
                 Without `decoder_input_ids` the decoder reads the labels shifted right.
             use_cache: Whether to return keys and values for the next call; not with `labels`.
-            skip_logits: With labels, give the loss alone, which then takes far less memory.
+            skip_logits: With labels, give the loss alone, which then takes far less memory and time.
             **kwargs: As in `TriviumModel.forward`; `num_items_in_batch` is what the loss is divided by.
 
         Returns:
@@ -170,6 +170,10 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        if labels is not None and self._can_skip_padding(labels, decoder_attention_mask, skip_logits, **kwargs):
+            kwargs["skip_padding"] = True
+            if decoder_attention_mask is None:
+                decoder_attention_mask = up_to_last(labels)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -155,7 +155,7 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
                 shifted here. The loss wants logits at all positions, so `logits_to_keep` must then be 0.
             use_cache: Whether to return keys and values for the next call; not with `labels`.
             logits_to_keep: Only the last so many positions get logits, 0 for all; or a tensor with their indices.
-            skip_logits: With labels, give the loss alone, which then takes far less memory.
+            skip_logits: With labels, give the loss alone, which then takes far less memory and time.
             **kwargs: As in `TriviumDecoderModel.forward`; `num_items_in_batch` is what the loss is divided by, and
                 `shift_labels` (batch, length) are labels that are shifted already, in place of `labels`.
 
@@ -169,6 +169,8 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
             next_tokens = shift_left(labels)
         if next_tokens is not None:
             use_cache = False
+        if self._can_skip_padding(next_tokens, attention_mask, skip_logits, **kwargs):
+            kwargs["skip_padding"] = True
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -139,13 +139,15 @@ class TriviumForMaskedLM(TriviumEncoderPreTrainedModel):
             position_ids: (batch, length).
             inputs_embeds: (batch, length, d_model).
             labels: (batch, length), the original tokens, with -100 where nothing was masked.
-            skip_logits: With labels, give the loss alone, which then takes far less memory.
+            skip_logits: With labels, give the loss alone, which then takes far less memory and time.
             **kwargs: As in `TriviumEncoderModel.forward`; `num_items_in_batch` is what the loss is divided by.
 
         Returns:
             `logits`: (batch, length, vocabulary), or None if skipped, `loss`: a scalar, smoothed in training mode
             only.
         """
+        if self._can_skip_padding(labels, attention_mask, skip_logits, **kwargs):
+            kwargs["skip_padding"] = True
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         loss, logits = self._predict_tokens(
             self.mlm_head,

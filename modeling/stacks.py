@@ -21,8 +21,9 @@ from .cache import CACHE, self_attention_cache, takes_cache
 from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
 from .layers import DecoderLayer, EncoderLayer, final_norm
-from .loss import label_smoothed_cross_entropy, projected_cross_entropy
+from .loss import IGNORED, label_smoothed_cross_entropy, projected_cross_entropy
 from .normalization import NORMS
+from .padding import RealTokens
 from .positions import POSITIONS, token_positions
 
 # How tensor parallelism cuts each projection, so that one sum over the devices ends every sub-layer.
@@ -69,6 +70,24 @@ class TriviumPreTrainedModel(PreTrainedModel):
     def label_smoothing(self) -> float:
         """What the loss is smoothed by (section 5.4): nothing in evaluation, so that exp(loss) is the perplexity."""
         return self.config.label_smoothing if self.training else 0.0
+
+    def _can_skip_padding(
+        self,
+        labels: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        skip_logits: bool,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> bool:
+        """Whether nothing computed for padding would be seen: no logits, no hidden states, and no label stands there.
+
+        In a language model with padding on the left one does: the first token's, which the padding before it predicts.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if labels is None or not skip_logits or output_hidden_states or torch.compiler.is_compiling():
+            return False
+        return mask is None or mask.shape != labels.shape or not ((labels != IGNORED) & (mask == 0)).any()
 
     def _predict_tokens(
         self,
@@ -189,6 +208,7 @@ class TriviumEncoder(TriviumStack):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        skip_padding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Encode the source.
@@ -199,6 +219,7 @@ class TriviumEncoder(TriviumStack):
             position_ids: (batch, source_len); by default real tokens count from 0.
             inputs_embeds: (batch, source_len, d_model), in place of `input_ids`.
             token_type_ids: (batch, source_len), below `type_vocab_size`; by default 0.
+            skip_padding: Do not work on padding, whose last states, and no others, are zeros then.
             **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
 
         Returns:
@@ -208,6 +229,7 @@ class TriviumEncoder(TriviumStack):
             ValueError: There are token types, but the model knows none.
         """
         inputs_embeds = self.embed(input_ids, inputs_embeds)
+        tokens = RealTokens.of_padded(inputs_embeds, attention_mask) if skip_padding else None
         if position_ids is None:
             position_ids = token_positions(attention_mask, inputs_embeds.shape[1], 0, inputs_embeds.device)
         attention_mask = create_bidirectional_mask(
@@ -221,9 +243,12 @@ class TriviumEncoder(TriviumStack):
             raise ValueError("token_type_ids are given, but type_vocab_size is 0: the model knows no token types.")
         hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
         hidden_states = self.dropout(self.embedding_norm(hidden_states))
+        if tokens is not None:
+            hidden_states = tokens.pick(hidden_states)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, rotation, **kwargs)
-        return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
+            hidden_states = layer(hidden_states, attention_mask, rotation, tokens, **kwargs)
+        hidden_states = self.norm(hidden_states)
+        return BaseModelOutput(last_hidden_state=hidden_states if tokens is None else tokens.place(hidden_states))
 
 
 class TriviumDecoder(TriviumStack):
@@ -257,6 +282,7 @@ class TriviumDecoder(TriviumStack):
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        skip_padding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Decode the target, each position seeing itself, those before it, and the whole source.
@@ -270,6 +296,7 @@ class TriviumDecoder(TriviumStack):
             cache: Keys and values of earlier calls.
             inputs_embeds: (batch, target_len, d_model), in place of `input_ids`.
             use_cache: Whether to make a cache if there is none.
+            skip_padding: Do not work on padding, whose last states, and no others, are zeros then.
             **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
 
         Returns:
@@ -285,10 +312,17 @@ class TriviumDecoder(TriviumStack):
                 else "encoder_hidden_states are given, but this decoder-only model has no attention to them."
             )
         inputs_embeds = self.embed(input_ids, inputs_embeds)
+        tokens = encoder_tokens = None
+        if skip_padding:
+            tokens = RealTokens.of_padded(inputs_embeds, attention_mask)
+            if encoder_hidden_states is not None:
+                encoder_tokens = RealTokens.of_padded(encoder_hidden_states, encoder_attention_mask)
+        # Padding at the end no real token sees anyway, and without a mask attention is faster, but looks for packing.
+        mask_is_idle = tokens is not None and tokens.come_first and position_ids is None
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
+            attention_mask=None if mask_is_idle else attention_mask,
             **{CACHE: self_attention_cache(cache)},
             position_ids=position_ids,  # restarting positions are packed sentences, which do not see each other
         )
@@ -309,6 +343,16 @@ class TriviumDecoder(TriviumStack):
             position_ids = token_positions(attention_mask, inputs_embeds.shape[1], past_length, inputs_embeds.device)
         hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
         hidden_states = self.dropout(self.embedding_norm(hidden_states))
+        if tokens is not None:
+            hidden_states = tokens.pick(hidden_states)
+        if encoder_tokens is not None and encoder_hidden_states is not None:
+            encoder_hidden_states = encoder_tokens.pick(encoder_hidden_states)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, mask, encoder_hidden_states, encoder_mask, cache, rotation, **kwargs)
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.norm(hidden_states), **{CACHE: cache})
+            hidden_states = layer(
+                *(hidden_states, mask, encoder_hidden_states, encoder_mask, cache, rotation, tokens, encoder_tokens),
+                **kwargs,
+            )
+        hidden_states = self.norm(hidden_states)
+        if tokens is not None:
+            hidden_states = tokens.place(hidden_states)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE: cache})

@@ -1,0 +1,112 @@
+"""How fast a training step is, ours beside others' models of the same shape, on the same padded batches.
+
+    python benchmarks/training.py --data FOLDER
+
+Batches have rows of Multi30k's lengths in the order of its sentences (FOLDER has `train.en` and `train.de`). A step is
+forward pass, loss, backward pass and AdamW, in float32; ours as our Trainer takes it (`skip_logits=True`). In every
+round each model takes a step on the same batch, in an order that turns; what is told is how many times longer than
+ours each one took, the median of the rounds with their quartiles. Beside it, how much of what the machine can do each
+model uses: the arithmetic that the real tokens of the batch need, over time, over that of products of 2048 x 2048
+matrices, which take their turn in every round, too.
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peers import SHAPES, WAYS, Batch, Shape, batch_of, real_lengths
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from timing import Ratio, draw_ratios, interleaved
+from torch import nn
+
+PEAK = "products of matrices"
+NOT_TIMED = 2
+
+
+def arithmetic(way: str, shape: Shape, vocabulary: int, batch: Batch) -> float:
+    """FLOP of a step on real tokens: 2 for each weight and token forward, twice that backward; attention's own beside.
+
+    A gated feed-forward has three matrices. The projection to the vocabulary is needed where there is a label.
+    """
+    width, ffn = shape.d_model, shape.ffn_dim * (3 if way.endswith("Llama") else 2)
+    source = batch["attention_mask"].sum(dim=1).double()
+    target = (batch["labels"] != -100).sum(dim=1).double()
+    own = 4 * width**2 + ffn * width
+    products = source.sum() * own * shape.layers + 2 * width * (source**2).sum() * shape.layers
+    if way == "encoder-decoder":
+        crossing = target.sum() * 2 * width**2 + source.sum() * 2 * width**2 + 2 * width * (source * target).sum()
+        products += (target.sum() * own + 2 * width * (target**2).sum() + crossing) * shape.layers
+    products += target.sum() * width * vocabulary
+    return float(6 * products)
+
+
+def steps_of(builders: dict[str, Callable[[], nn.Module]], batches: list[Batch]) -> dict[str, Callable[[int], object]]:
+    """For each model what takes a step on the batch of a round."""
+
+    def step_of(name: str, build: Callable[[], nn.Module]) -> Callable[[int], object]:
+        torch.manual_seed(0)
+        model = build().train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        alone = {"skip_logits": True} if name.startswith("Trivium") else {}
+
+        def step(turn: int) -> None:
+            model(**batches[turn % len(batches)], **alone).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    return {name: step_of(name, build) for name, build in builders.items()}
+
+
+def main() -> None:
+    """Print a table of all shapes, and draw it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="the folder of Multi30k, for its lengths")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--shapes", nargs="+", default=["tiny", "small", "base"], choices=list(SHAPES))
+    parser.add_argument("--vocabularies", nargs="+", type=int, default=[10_000, 32_000])
+    parser.add_argument("--rows", type=int, default=32, help="sentences in a batch")
+    parser.add_argument("--seconds", type=float, default=40, help="for each shape, but at least five rounds")
+    parser.add_argument("--plot", type=Path, help="picture to write")
+    options = parser.parse_args()
+    lengths = real_lengths(options.data, 8 * options.rows)
+    table = Table("way", "shape", "vocabulary", "model", "time / ours", "quartiles", "rounds", "use of the machine")
+    ratios: dict[tuple[str, str], Ratio] = {}
+    square = torch.randn(2048, 2048)
+    combinations = [(w, s, v) for w in options.ways for s in options.shapes for v in options.vocabularies]
+    for way, name, vocabulary in track(combinations, console=Console(stderr=True)):
+        shape = SHAPES[name]
+        parts = [lengths[start : start + options.rows] for start in range(0, len(lengths), options.rows)]
+        batches = [batch_of(way, part, vocabulary) for part in parts]
+        flop = sum(arithmetic(way, shape, vocabulary, batch) for batch in batches) / len(batches)
+        builders = WAYS[way](shape, vocabulary)
+        steps = {**steps_of(builders, batches), PEAK: lambda _: square @ square}
+        seconds = interleaved(steps, options.seconds, NOT_TIMED)
+        ours = next(iter(builders))
+        speeds = {model: flop / torch.tensor(seconds[model]).mean().item() for model in builders}
+        peak = 2 * 2048**3 / torch.tensor(seconds[PEAK]).median().item()
+        for model in builders:
+            ratio = Ratio.of(seconds[model], seconds[ours])
+            if model != ours:
+                ratios[f"{way}\n{name}, {vocabulary:,}", model] = ratio
+            table.add_row(
+                *(way, name, f"{vocabulary:,}", model, f"{ratio.median:.2f}", ratio.spread),
+                *(str(len(seconds[model])), f"{speeds[model] / peak:.0%}"),
+            )
+        table.add_section()
+    Console(width=140).print(table)
+    print(
+        f"{options.rows} rows; torch {torch.__version__}, {torch.get_num_threads()} threads, load of the machine "
+        f"{os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
+    )
+    if options.plot:
+        draw_ratios(ratios, "A training step: time, as a multiple of ours", options.plot, target=1.15)
+
+
+if __name__ == "__main__":
+    main()
