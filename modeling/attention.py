@@ -102,8 +102,8 @@ class MultiHeadAttention(nn.Module):
             **kwargs: Handed on to the attention function.
 
         Returns:
-            (B, L, d_model) or, like `hidden_states`, (tokens, d_model); and the attention weights (B, h, L, S), or None
-            if the function in use has none.
+            As many vectors as `hidden_states`, and the attention weights, (B, h, L, S), or None if the function in use
+            has none.
         """
         query = self._split_heads(self.q_proj(hidden_states), tokens)
         if key_value_states is None:
@@ -114,6 +114,7 @@ class MultiHeadAttention(nn.Module):
                 key, value = cache.update(key, value, self.layer_idx)
         else:
             key, value = self._project_memory(key_value_states, key_value_tokens, cache)
+            query = query.unflatten(0, (len(key), -1)).transpose(1, 2).flatten(2, 3)  # beams look at one memory
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -128,8 +129,9 @@ class MultiHeadAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        output = output.flatten(2)  # (B, L, d_model)
-        return self.o_proj(output if tokens is None else tokens.pick(output)), weights
+        if tokens is not None:
+            output = tokens.pick(output.flatten(2))
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
 
     def _split_heads(self, states: torch.Tensor, tokens: RealTokens | None) -> torch.Tensor:
         if tokens is not None:

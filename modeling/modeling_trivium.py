@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.processing_utils import Unpack
@@ -12,6 +11,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .cache import CACHE, takes_cache
 from .configuration_trivium import TriviumConfig
+from .decoding import TriviumGenerationMixin
 from .embeddings import TokenEmbedding
 from .loss import IGNORED, up_to_last
 from .positions import LearnedPositions, token_positions
@@ -111,7 +111,7 @@ class TriviumModel(TriviumPreTrainedModel):
         )
 
 
-class TriviumForConditionalGeneration(TriviumPreTrainedModel, GenerationMixin):
+class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationMixin):
     """The whole of Figure 1: encoder, decoder, and the linear projection to the vocabulary; for translation."""
 
     _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}

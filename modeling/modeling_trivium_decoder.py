@@ -4,7 +4,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
@@ -12,6 +12,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .cache import CACHE, takes_cache
 from .configuration_trivium import TriviumConfig
+from .decoding import TriviumGenerationMixin
 from .embeddings import TokenEmbedding
 from .loss import shift_left
 from .positions import LearnedPositions
@@ -116,7 +117,7 @@ class TriviumDecoderModel(TriviumDecoderPreTrainedModel):
         )
 
 
-class TriviumForCausalLM(TriviumDecoderPreTrainedModel, GenerationMixin):
+class TriviumForCausalLM(TriviumDecoderPreTrainedModel, TriviumGenerationMixin):
     """The decoder and the linear projection to the vocabulary: a language model."""
 
     _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}

@@ -341,6 +341,25 @@ class TriviumDecoder(TriviumStack):
                 cache = EncoderDecoderCache(cache, DynamicCache(config=self.config))
         if position_ids is None:
             position_ids = token_positions(attention_mask, inputs_embeds.shape[1], past_length, inputs_embeds.device)
+        hidden_states = self.run_layers(
+            *(inputs_embeds, position_ids, mask, encoder_hidden_states, encoder_mask, cache, tokens, encoder_tokens),
+            **kwargs,
+        )
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE: cache})
+
+    def run_layers(
+        self,
+        inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor | None,
+        encoder_mask: torch.Tensor | None,
+        cache: Cache | None,
+        tokens: RealTokens | None = None,
+        encoder_tokens: RealTokens | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """What `forward` does when all is prepared: masks in the form that the attention function in use wants."""
         hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
         hidden_states = self.dropout(self.embedding_norm(hidden_states))
         if tokens is not None:
@@ -353,6 +372,4 @@ class TriviumDecoder(TriviumStack):
                 **kwargs,
             )
         hidden_states = self.norm(hidden_states)
-        if tokens is not None:
-            hidden_states = tokens.place(hidden_states)
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE: cache})
+        return hidden_states if tokens is None else tokens.place(hidden_states)
