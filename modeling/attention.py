@@ -114,7 +114,8 @@ class MultiHeadAttention(nn.Module):
                 key, value = cache.update(key, value, self.layer_idx)
         else:
             key, value = self._project_memory(key_value_states, key_value_tokens, cache)
-            query = query.unflatten(0, (len(key), -1)).transpose(1, 2).flatten(2, 3)  # beams look at one memory
+            if len(query) > len(key):  # the beams of a sentence look at one memory: (B, h, beams * L, d_k)
+                query = query.unflatten(0, (len(key), -1)).transpose(1, 2).flatten(2, 3)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -129,14 +130,13 @@ class MultiHeadAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        if tokens is not None:
-            output = tokens.pick(output.flatten(2))
-        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+        output = output.reshape(*hidden_states.shape[:-1], -1) if tokens is None else tokens.pick(output.flatten(2))
+        return self.o_proj(output), weights
 
     def _split_heads(self, states: torch.Tensor, tokens: RealTokens | None) -> torch.Tensor:
         if tokens is not None:
             states = tokens.place(states)
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, h or h_kv, L or S, d_k)
+        return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)  # (B, h or h_kv, L or S, d_k)
 
     def _project_keys_and_values(
         self, states: torch.Tensor, tokens: RealTokens | None

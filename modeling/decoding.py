@@ -22,7 +22,6 @@ from transformers.generation import (
     MinNewTokensLengthLogitsProcessor,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
     StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
 )
@@ -39,7 +38,6 @@ PROCESSORS = {
     MinNewTokensLengthLogitsProcessor,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
     SuppressTokensLogitsProcessor,
 }
 INPUTS = {"attention_mask", "encoder_outputs", "logits_to_keep", "position_ids", "use_cache", CACHE}
@@ -71,7 +69,9 @@ class TriviumGenerationMixin(GenerationMixin):
     ) -> Any:
         if not self._searches_itself(logits_processor, stopping_criteria, generation_config, kwargs):
             return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
-        return greedy_search(Steps(self, input_ids, **kwargs), input_ids, logits_processor, generation_config)
+        with torch.inference_mode():
+            found = greedy_search(Steps(self, input_ids, **kwargs), input_ids, logits_processor, generation_config)
+        return found.clone()  # which may be changed in place, as nothing made in inference mode may
 
     def _beam_search(
         self,
@@ -84,8 +84,10 @@ class TriviumGenerationMixin(GenerationMixin):
         if not self._searches_itself(logits_processor, stopping_criteria, generation_config, kwargs):
             return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
         beams = generation_config.num_beams
-        steps = Steps(self, input_ids, beams, **kwargs)
-        return beam_search(steps, input_ids[::beams], logits_processor, generation_config)
+        with torch.inference_mode():
+            steps = Steps(self, input_ids, beams, **kwargs)
+            found = beam_search(steps, input_ids[::beams], logits_processor, generation_config)
+        return found.clone()
 
     def _searches_itself(
         self,
@@ -153,10 +155,10 @@ class Steps:
         self.beams, self.prompts = beams, input_ids[::beams]
         self.length = input_ids.shape[1]
         mask = None if attention_mask is None else attention_mask[::beams]
-        self.cache: Cache = DynamicCache(config=self.config)
+        self.cache: Cache = DynamicCache()
         self.mask, self.memory, self.memory_mask = mask, None, None
         if encoder_outputs is not None:
-            self.cache = EncoderDecoderCache(self.cache, DynamicCache(config=self.config))
+            self.cache = EncoderDecoderCache(self.cache, DynamicCache())
             self.mask, self.memory, self.memory_mask = None, encoder_outputs.last_hidden_state[::beams], mask
         elif mask is not None and mask.all():
             self.mask = None
@@ -288,9 +290,9 @@ def beam_search(
         log_p = logits.log_softmax(dim=-1)
         if processors:
             log_p = processors(running.ids[..., :length].flatten(0, 1), log_p)
-        scores = running.scores[..., None] + log_p.unflatten(0, (-1, beams))
-        best, which = scores.flatten(1).topk(candidates)
-        source, tokens = which // log_p.shape[-1], which % log_p.shape[-1]
+        log_p, tokens = (each.unflatten(0, (-1, beams)) for each in log_p.topk(candidates))  # of each beam
+        best, which = (running.scores[..., None] + log_p).flatten(1).topk(candidates)  # of each sentence
+        source, tokens = which // candidates, tokens.flatten(1).gather(1, which)
         grown = running.take(source)._replace(scores=best)
         grown.ids[..., length] = tokens
         ends = torch.full_like(tokens, length + 1 >= max_length, dtype=torch.bool)

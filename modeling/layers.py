@@ -38,8 +38,12 @@ class Residual(nn.Module):
         that are offloaded as well.
         """
         if self.norm_first:
-            return hidden_states + self.dropout(sublayer(self.norm(hidden_states)))
-        return self.norm(hidden_states + self.dropout(sublayer(hidden_states)))
+            return hidden_states + self._drop(sublayer(self.norm(hidden_states)))
+        return self.norm(hidden_states + self._drop(sublayer(hidden_states)))
+
+    def _drop(self, states: torch.Tensor) -> torch.Tensor:
+        # In generation, where a step is short, even to call what does nothing takes a share of it.
+        return self.dropout(states) if self.dropout.training else states
 
 
 def final_norm(config: TriviumConfig) -> nn.Module:

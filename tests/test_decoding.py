@@ -1,0 +1,261 @@
+"""Our searches find what transformers' loops find, to the last token, and leave alone what only those can do."""
+
+import copy
+from functools import cache
+from typing import Any
+from unittest.mock import Mock, patch
+
+import pytest
+import torch
+from tiny import BOS, EOS, PAD, POSITIONS, mask_of, random_ids, tiny_config, train_to_copy
+from torch import nn
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from trivium import TriviumForCausalLM, TriviumForConditionalGeneration
+from trivium.modeling import decoding
+from trivium.modeling.cache import CACHE
+
+VOCABULARY, LONGEST = 16, 6
+SEARCHES = [
+    {},
+    {"num_beams": 4},
+    {"num_beams": 3, "num_return_sequences": 3},
+    {"num_beams": 3, "early_stopping": True},
+    {"num_beams": 3, "early_stopping": "never", "length_penalty": 2.0},
+    {"num_beams": 4, "length_penalty": 0.0, "num_return_sequences": 2},
+    {"num_beams": 2, "length_penalty": -1.0},
+    {"num_beams": 3, "eos_token_id": [EOS, 5, 7]},
+    {"num_beams": 3, "eos_token_id": None},
+    {"eos_token_id": None},
+    {"eos_token_id": [EOS, 5]},
+    {"num_beams": 3, "no_repeat_ngram_size": 2, "min_new_tokens": 4},
+    {"suppress_tokens": [4], "forced_eos_token_id": EOS},
+    {"num_beams": 3, "bad_words_ids": [[6], [8, 9]]},
+]
+every_search = pytest.mark.parametrize(
+    "search", SEARCHES, ids=lambda search: "-".join(map(str, search.values())) or "greedy"
+)
+
+
+@cache
+def half_trained(model_class: Any, shape: tuple[tuple[str, Any], ...]) -> Any:
+    """A model that has not quite learned to copy, or to count on to the last token, so that it often errs."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "d_model": 32, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 2}
+    sizes |= {"label_smoothing": 0.0, "attn_implementation": "sdpa", **dict(shape)}
+    model = model_class(tiny_config(**sizes))
+    if model.config.is_encoder_decoder:
+        train_to_copy(
+            model, 60, 1e-2, sentences=32, longest=LONGEST, vocab_size=sizes.get("decoder_vocab_size", VOCABULARY)
+        )
+    else:
+        optimizer = torch.optim.Adam(model.train().parameters(), 1e-2)
+        for _ in range(40):
+            ids = (torch.randint(EOS + 1, VOCABULARY, (32, 1)) + torch.arange(8)).clamp(max=VOCABULARY)
+            ids[ids == VOCABULARY] = EOS
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    model.eval().generation_config.update(max_length=14, pad_token_id=PAD, eos_token_id=EOS)
+    return model
+
+
+def erring(model_class: Any, **shape: Any) -> Any:
+    """A half trained model of one's own."""
+    return copy.deepcopy(half_trained(model_class, tuple(shape.items())))
+
+
+def sources(sentences: int = 7) -> dict[str, torch.Tensor]:
+    mask = mask_of([LONGEST, *torch.randint(2, LONGEST + 1, (sentences - 1,)).tolist()])
+    ids = random_ids(*mask.shape, vocab_size=VOCABULARY)
+    return {"input_ids": ids.masked_fill(mask == 0, PAD), "attention_mask": mask}
+
+
+def prompts(sentences: int = 7, padded: bool = True) -> dict[str, torch.Tensor]:
+    mask = mask_of([4, *torch.randint(1, 5, (sentences - 1,)).tolist()], "left")
+    mask = mask if padded else torch.ones_like(mask)
+    ids = random_ids(*mask.shape, vocab_size=VOCABULARY)
+    return {"input_ids": ids.masked_fill(mask == 0, PAD), "attention_mask": mask}
+
+
+def theirs(model: Any, **inputs: Any) -> torch.Tensor:
+    """What transformers' loops find."""
+    no = Mock(return_value=False)
+    with patch.multiple(type(model), _searches_itself=no, _is_plain=no):
+        return model.generate(**inputs)
+
+
+def searched(model: Any, **inputs: Any) -> tuple[torch.Tensor, int]:
+    """What `generate` finds, and how often a search of ours did it."""
+    with (
+        patch.object(decoding, "greedy_search", wraps=decoding.greedy_search) as greedy,
+        patch.object(decoding, "beam_search", wraps=decoding.beam_search) as beam,
+    ):
+        return model.generate(**inputs), greedy.call_count + beam.call_count
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@every_search
+def test_translations_are_the_same(search: dict[str, Any], attention: str) -> None:
+    model = erring(TriviumForConditionalGeneration, attn_implementation=attention, num_key_value_heads=2)
+    inputs = {**sources(), **search}
+    found, ours = searched(model, **inputs)
+    assert ours == 1
+    assert torch.equal(found, theirs(model, **inputs))
+    if search == {}:
+        assert (found != PAD).sum(dim=1).unique().numel() > 2  # sentences left the batch one by one
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@every_search
+def test_continuations_are_the_same(search: dict[str, Any], padded: bool) -> None:
+    model = erring(TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary", norm_position="pre")
+    inputs = {**prompts(padded=padded), **search}
+    found, ours = searched(model, **inputs)
+    assert ours == 1
+    assert torch.equal(found, theirs(model, **inputs))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_so_they_are_for_all_positions_and_two_vocabularies(position: str, num_beams: int) -> None:
+    for shape in ({"decoder_vocab_size": 13}, {"encoder_layers": 0}):
+        model_class = TriviumForCausalLM if "encoder_layers" in shape else TriviumForConditionalGeneration
+        model = erring(model_class, position_embedding_type=position, **shape)
+        inputs = {**(sources() if model.config.is_encoder_decoder else prompts()), "num_beams": num_beams}
+        assert torch.equal(searched(model, **inputs)[0], theirs(model, **inputs))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_longer_prompts_of_a_decoder(num_beams: int) -> None:
+    model = erring(TriviumForConditionalGeneration)
+    inputs = {
+        **sources(),
+        "decoder_input_ids": torch.cat((torch.full((7, 1), BOS), random_ids(7, 2, vocab_size=VOCABULARY)), dim=1),
+    }
+    found, ours = searched(model, **inputs, num_beams=num_beams)
+    assert ours == 1
+    assert torch.equal(found, theirs(model, **inputs, num_beams=num_beams))
+
+
+class Shout(LogitsProcessor):
+    """One that nobody knows."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores[:, 6] += 3.0
+        return scores
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"return_dict_in_generate": True},
+        {"do_sample": True},
+        {"repetition_penalty": 1.5},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"logits_processor": LogitsProcessorList([Shout()])},
+        {"stopping_criteria": StoppingCriteriaList([MaxTimeCriteria(100.0)])},
+        {"decoder_attention_mask": torch.ones(7, 1, dtype=torch.long)},
+        {CACHE: None},
+    ],
+    ids=lambda asked: next(iter(asked)),
+)
+def test_what_only_transformers_can_do_it_does(asked: dict[str, Any], num_beams: int) -> None:
+    model = erring(TriviumForConditionalGeneration)
+    if CACHE in asked:
+        asked = {CACHE: EncoderDecoderCache(DynamicCache(), DynamicCache())}
+    found, ours = searched(model, **sources(), num_beams=num_beams, **asked)
+    assert ours == 0
+    assert len(found[0] if "return_dict_in_generate" in asked else found) == 7
+    if CACHE in asked:
+        assert asked[CACHE].get_seq_length() > 0  # what somebody brings is filled
+
+
+def louder(outputs: Any) -> Any:
+    """Outputs that like token 6."""
+    outputs.logits[..., 6] += 30.0
+    return outputs
+
+
+class Loud(TriviumForConditionalGeneration):
+    """A model that somebody changed."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return louder(super().forward(*args, **kwargs))
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize("change", ["subclass", "forward", "hook", "compiled", "stack"])
+def test_what_somebody_changed_is_asked(change: str, num_beams: int) -> None:
+    """A subclass, another `forward`, a hook: the search goes through them."""
+    model = erring(Loud if change == "subclass" else TriviumForConditionalGeneration)
+    calls = []
+    if change == "forward":
+        forward = model.forward
+        model.forward = lambda *args, **kwargs: louder(forward(*args, **kwargs))
+    elif change == "hook":
+        model.register_forward_hook(lambda module, args, outputs: louder(outputs))
+    elif change == "compiled":
+        model.compile(backend="eager")
+    elif change == "stack":
+        model.model.decoder.register_forward_hook(lambda *_: calls.append(1))
+    found, ours = searched(model, **sources(), num_beams=num_beams)
+    assert ours == 0
+    if change == "stack":
+        assert len(calls) == found.shape[1] - 1
+    elif change != "compiled":
+        assert (found[:, 1:] == 6).all()
+
+
+def test_a_layer_that_somebody_changed_is_called() -> None:
+    model = erring(TriviumForConditionalGeneration)
+    calls: list[int] = []
+    model.model.decoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    found, ours = searched(model, **sources())
+    assert ours == 1
+    assert len(calls) == found.shape[1] - 1
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_what_has_ended_is_not_computed_on(num_beams: int) -> None:
+    """Each step has the rows of the sentences that have not ended, and the memory is that of the sentences."""
+    model = erring(TriviumForConditionalGeneration)
+    rows, memories = [], []
+    model.model.decoder.layers[0].register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    attention = model.model.decoder.layers[0].cross_attn
+    attention.register_forward_pre_hook(
+        lambda _, __, inputs: memories.append(len(inputs["key_value_states"])), with_kwargs=True
+    )
+    model.generate(**sources(), num_beams=num_beams)
+    assert rows == [memories[0], *(count * num_beams for count in memories[1:])]
+    assert memories[0] == 7
+    assert memories == sorted(memories, reverse=True)
+    assert memories[-1] < 7
+
+
+def test_what_is_found_may_be_changed_in_place() -> None:
+    model = erring(TriviumForConditionalGeneration)
+    for num_beams in (1, 2):
+        found = model.generate(**sources(), num_beams=num_beams)
+        found[found == PAD] = EOS
+        assert not found.is_inference()
+
+
+def test_learned_positions_end() -> None:
+    shape = {"encoder_layers": 0, "position_embedding_type": "learned", "max_position_embeddings": 10}
+    model = erring(TriviumForCausalLM, **shape)
+    for num_beams in (1, 2):
+        with pytest.raises(ValueError, match="max_position_embeddings=10"):
+            model.generate(**prompts(), num_beams=num_beams, max_length=12, eos_token_id=None)
+
+
+def test_the_mixin_is_seen_as_transformers_own() -> None:
+    """It warns of classes that generate and do not inherit from GenerationMixin, by name."""
+    for model_class in (TriviumForConditionalGeneration, TriviumForCausalLM):
+        assert issubclass(model_class, GenerationMixin)
+        assert "GenerationMixin" in str(model_class.__bases__)
+        assert model_class.can_generate()
+        assert issubclass(model_class, nn.Module)
