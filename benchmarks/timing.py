@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from trivium.inspection.drawing import save_figure
 
-FEWEST_ROUNDS = 5
 MARKERS = "osD^vP*X"
 
 
@@ -36,14 +35,15 @@ class Ratio:
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[int], object]], seconds: float, not_timed: int = 1
+    candidates: Mapping[str, Callable[[int], object]], seconds: float, not_timed: int = 1, fewest: int = 5
 ) -> dict[str, list[float]]:
     """Call each candidate with the number of the round, round after round, each round beginning with another one.
 
     Args:
         candidates: What to time, by name.
-        seconds: When no new round begins, if there were `FEWEST_ROUNDS`.
+        seconds: When no new round begins.
         not_timed: Rounds before, in which caches fill.
+        fewest: Rounds, however long they take.
 
     Returns:
         For each candidate the seconds of each round.
@@ -51,7 +51,7 @@ def interleaved(
     names = list(candidates)
     taken: dict[str, list[float]] = {name: [] for name in names}
     start, turn = time.perf_counter(), 0
-    while turn < not_timed + FEWEST_ROUNDS or time.perf_counter() - start < seconds:
+    while turn < not_timed + fewest or time.perf_counter() - start < seconds:
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             since = time.perf_counter()

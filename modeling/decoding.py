@@ -27,7 +27,7 @@ from transformers.generation import (
 )
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
-from .cache import CACHE, self_attention_cache
+from .cache import CACHE
 from .positions import LearnedPositions, token_positions
 
 # Those that look at each row by itself, whatever other rows there are.
@@ -155,10 +155,11 @@ class Steps:
         self.beams, self.prompts = beams, input_ids[::beams]
         self.length = input_ids.shape[1]
         mask = None if attention_mask is None else attention_mask[::beams]
-        self.cache: Cache = DynamicCache()
+        self.own_cache, self.cross_cache = DynamicCache(), DynamicCache()
+        self.cache: Cache = self.own_cache
         self.mask, self.memory, self.memory_mask = mask, None, None
         if encoder_outputs is not None:
-            self.cache = EncoderDecoderCache(self.cache, DynamicCache())
+            self.cache = EncoderDecoderCache(self.own_cache, self.cross_cache)
             self.mask, self.memory, self.memory_mask = None, encoder_outputs.last_hidden_state[::beams], mask
         elif mask is not None and mask.all():
             self.mask = None
@@ -182,7 +183,7 @@ class Steps:
             )
         if self.mask is not None:
             self.mask = self.mask.repeat_interleave(self.beams, dim=0)
-        self_attention_cache(self.cache).batch_repeat_interleave(self.beams)
+        self.own_cache.batch_repeat_interleave(self.beams)
         return self.head(states[:, -1]).float().repeat_interleave(self.beams, dim=0)
 
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -193,7 +194,7 @@ class Steps:
         mask, states = None, self.decoder.embed_tokens(tokens[:, None])
         if self.mask is not None:
             self.mask = torch.cat((self.mask, self.mask.new_ones(len(tokens), 1)), dim=1)
-            cache = {CACHE: self_attention_cache(self.cache)}
+            cache = {CACHE: self.own_cache}
             mask = create_causal_mask(config=self.config, inputs_embeds=states, attention_mask=self.mask, **cache)
         positions = token_positions(self.mask, 1, self.length, tokens.device)
         self.length += 1
@@ -207,11 +208,11 @@ class Steps:
             sentences: (sentences that stay,), which of those that there are; None: all.
             rows: (rows from now on,), from which of those that there are each one comes.
         """
-        self_attention_cache(self.cache).reorder_cache(rows)
+        self.own_cache.reorder_cache(rows)
         if self.mask is not None:
             self.mask = self.mask[rows]
         if self.memory is not None and sentences is not None:
-            self.cache.cross_attention_cache.reorder_cache(sentences)
+            self.cross_cache.reorder_cache(sentences)
             self.memory = self.memory[sentences]
             if self.memory_mask is not None:
                 self.memory_mask = self.memory_mask[sentences]

@@ -46,9 +46,8 @@ def half_trained(model_class: Any, shape: tuple[tuple[str, Any], ...]) -> Any:
     sizes |= {"label_smoothing": 0.0, "attn_implementation": "sdpa", **dict(shape)}
     model = model_class(tiny_config(**sizes))
     if model.config.is_encoder_decoder:
-        train_to_copy(
-            model, 60, 1e-2, sentences=32, longest=LONGEST, vocab_size=sizes.get("decoder_vocab_size", VOCABULARY)
-        )
+        known_to_both = model.config.target_vocab_size
+        train_to_copy(model, 60, 1e-2, sentences=32, longest=LONGEST, vocab_size=known_to_both)
     else:
         optimizer = torch.optim.Adam(model.train().parameters(), 1e-2)
         for _ in range(40):
@@ -130,10 +129,8 @@ def test_so_they_are_for_all_positions_and_two_vocabularies(position: str, num_b
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_longer_prompts_of_a_decoder(num_beams: int) -> None:
     model = erring(TriviumForConditionalGeneration)
-    inputs = {
-        **sources(),
-        "decoder_input_ids": torch.cat((torch.full((7, 1), BOS), random_ids(7, 2, vocab_size=VOCABULARY)), dim=1),
-    }
+    begun = torch.cat((torch.full((7, 1), BOS), random_ids(7, 2, vocab_size=VOCABULARY)), dim=1)
+    inputs = {**sources(), "decoder_input_ids": begun}
     found, ours = searched(model, **inputs, num_beams=num_beams)
     assert ours == 1
     assert torch.equal(found, theirs(model, **inputs, num_beams=num_beams))
