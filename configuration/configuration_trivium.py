@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
@@ -182,6 +181,8 @@ class TriviumConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse what cannot work; `@strict` calls this at the end of construction."""
+        from transformers.activations import ACT2FN  # here, for it imports much: an Auto class alone needs none of it
+
         counts = ["vocab_size", "d_model", "num_attention_heads", "num_key_value_heads", "ffn_dim"]
         for name in [*counts, "decoder_vocab_size", "max_position_embeddings"]:
             value = getattr(self, name)

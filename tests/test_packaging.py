@@ -54,6 +54,7 @@ assert all(importlib.resources.files("trivium.demo").joinpath(name).is_file() fo
 
 def test_importing_downloads_nothing_and_starts_no_workshop() -> None:
     code = (
-        "import sys, trivium; print([n for n in ('datasets', 'evaluate', 'omegaconf', 'typer') if n in sys.modules])"
+        "import sys; from trivium import *; "
+        "print([n for n in ('datasets', 'evaluate', 'omegaconf', 'typer') if n in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
