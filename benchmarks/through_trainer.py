@@ -5,9 +5,9 @@
 Both have the same sentences (FOLDER has `train.en`, `train.de`, `val.en` and `val.de`), vocabulary, shape, dropout and
 label smoothing. Ours is the recipe with `inputs.max_tokens`; MarianMTModel is trained as `multi30k_marian.py` does it,
 plainly: 64 random sentences a batch. The two take turns of some steps, each step with all that belongs to it: making
-the batch, forward and backward pass, clipping, optimizer, schedule, logging. Told are real target tokens a second, ours
-over theirs, the median of the turns with their quartiles, and the cross entropy of sentences not trained on, which is
-drawn over the target tokens seen.
+the batch, forward and backward pass, clipping, optimizer, schedule, logging. Told are real target tokens a second,
+ours over theirs, the median of the turns with their quartiles, and the cross entropy of sentences not trained on,
+which is drawn over the target tokens seen.
 """
 
 import os
