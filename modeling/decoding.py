@@ -184,7 +184,7 @@ class Steps:
         if self.mask is not None:
             self.mask = self.mask.repeat_interleave(self.beams, dim=0)
         self.own_cache.batch_repeat_interleave(self.beams)
-        return self.head(states[:, -1]).float().repeat_interleave(self.beams, dim=0)
+        return self.head(states[:, -1:])[:, -1].float().repeat_interleave(self.beams, dim=0)
 
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits, (rows, vocabulary), of what comes after (rows,) tokens."""
@@ -199,7 +199,7 @@ class Steps:
         positions = token_positions(self.mask, 1, self.length, tokens.device)
         self.length += 1
         states = self.decoder.run_layers(states, positions, mask, self.memory, self.memory_mask, self.cache)
-        return self.head(states[:, -1]).float()
+        return self.head(states)[:, -1].float()
 
     def keep(self, sentences: torch.Tensor | None, rows: torch.Tensor) -> None:
         """Go on with other rows, as a search with beams wants after each step, and perhaps with fewer sentences.

@@ -9,7 +9,15 @@ import pytest
 import torch
 from tiny import BOS, EOS, PAD, POSITIONS, mask_of, random_ids, tiny_config, train_to_copy
 from torch import nn
-from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
+from torch._dynamo.utils import counters
+from transformers import (
+    CompileConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration
@@ -256,3 +264,24 @@ def test_the_mixin_is_seen_as_transformers_own() -> None:
         assert "GenerationMixin" in str(model_class.__bases__)
         assert model_class.can_generate()
         assert issubclass(model_class, nn.Module)
+
+
+@pytest.mark.parametrize("model_class", [TriviumForConditionalGeneration, TriviumForCausalLM])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_compiled_with_a_static_cache_there_is_one_graph_for_all_lengths(model_class: Any, position: str) -> None:
+    """And one more if sources differ in length; never a break, and the same tokens."""
+    translates = model_class is TriviumForConditionalGeneration
+    shape = {} if translates else {"encoder_layers": 0}
+    model = erring(model_class, position_embedding_type=position, **shape)
+    torch._dynamo.reset()
+    counters.clear()
+    compiling = CompileConfig(fullgraph=True, backend="eager", mode=None)
+    compiling._compile_all_devices = True  # without that, only on a GPU
+    static = {"cache_implementation": "static", "max_cache_len": 32, "compile_config": compiling}
+    for length, longest in ((8, 6), (11, 6), (14, 5), (10, 4)):
+        inputs = sources(4) if translates else prompts(4)
+        inputs = {name: each[:, -longest:] for name, each in inputs.items()}
+        inputs = {**inputs, "max_length": length, "eos_token_id": None}
+        assert torch.equal(model.generate(**inputs, **static), model.generate(**inputs))
+    assert 1 <= counters["stats"]["unique_graphs"] <= (2 if translates else 1)
+    assert not counters["graph_break"]

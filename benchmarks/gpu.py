@@ -1,0 +1,121 @@
+"""What a GPU is for: training of the paper's big model and of its base, and generation, beside MarianMTModel.
+
+    python benchmarks/gpu.py
+
+Training: bf16 autocast, compiled, AdamW, rows of one length without padding; told are milliseconds of a step, real
+tokens a second and the share of the device's peak (`trivium.flops`), and how many times as fast as MarianMTModel in
+the same rounds. Generation: greedy, 64 tokens for each row of the first shape, as `generate()` does it by itself, and
+with a static cache, whose steps transformers compiles into CUDA graphs. It needs no data and less than ten minutes.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peers import PAD, SHAPES, encoder_decoders
+from rich.console import Console
+from rich.table import Table
+from timing import Ratio, interleaved
+from torch import nn
+from training import arithmetic
+from transformers.utils import logging
+
+from trivium.flops import peak_flops
+
+VOCABULARY = 32_000
+NAMES = ("Trivium", "MarianMTModel")
+
+
+def synchronized(do: Callable[[], object], device: torch.device) -> Callable[[int], None]:
+    """Wait for the device, too."""
+
+    def done(_: int) -> None:
+        do()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return done
+
+
+def training_step(model: nn.Module, batch: dict[str, torch.Tensor], **alone: bool) -> Callable[[], object]:
+    """What takes a step."""
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4, fused=True)
+    compiled = torch.compile(model)
+
+    def step() -> None:
+        with torch.autocast(batch["input_ids"].device.type, torch.bfloat16):
+            loss = compiled(**batch, **alone).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def main() -> None:
+    """Print two tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=["base", "big"], choices=list(SHAPES))
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=20, help="for each cell, but at least five rounds")
+    options = parser.parse_args()
+    logging.set_verbosity_error()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    peak = peak_flops(device)
+    torch.set_float32_matmul_precision("high")
+    ids = torch.randint(5, VOCABULARY, (options.rows, options.length), device=device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+    table = Table("shape", "model", "ms a step", "tokens/s", "MFU", "times as fast as Marian", "quartiles")
+    for shape in options.shapes:
+        builders = encoder_decoders(SHAPES[shape], VOCABULARY)
+        steps = {}
+        for model in NAMES:
+            alone = {"skip_logits": True} if model == "Trivium" else {}
+            steps[model] = synchronized(training_step(builders[model]().to(device), batch, **alone), device)
+        seconds = interleaved(steps, options.seconds, not_timed=3)
+        flop = arithmetic("encoder-decoder", SHAPES[shape], VOCABULARY, {k: v.cpu() for k, v in batch.items()})
+        for model in NAMES:
+            median = torch.tensor(seconds[model]).median().item()
+            ratio = Ratio.of(seconds["MarianMTModel"], seconds[model])
+            mfu = f"{flop / median / peak:.1%}" if peak else "unknown"
+            table.add_row(
+                *(shape, model, f"{1000 * median:.1f}", f"{2 * ids.numel() / median:,.0f}", mfu),
+                *(f"{ratio.median:.2f}", ratio.spread),
+            )
+    Console(width=110).print(table)
+
+    table = Table("rows", "model", "ms a token", "times as fast as our eager", "quartiles", "same tokens")
+    builders = encoder_decoders(SHAPES[options.shapes[0]], VOCABULARY)
+    models: dict[str, Any] = {model: builders[model]().to(device).eval() for model in NAMES}
+    ways = {
+        "Trivium, eager": ("Trivium", {}),
+        "Trivium, static cache": ("Trivium", {"cache_implementation": "static"}),
+        "MarianMTModel, eager": ("MarianMTModel", {}),
+        "MarianMTModel, static cache": ("MarianMTModel", {"cache_implementation": "static"}),
+    }
+    lengths = {"max_new_tokens": 64, "min_new_tokens": 64}
+    fixed = {"do_sample": False, "num_beams": 1, "pad_token_id": PAD, "eos_token_id": None, **lengths}
+    for rows in (1, options.rows):
+        written: dict[str, torch.Tensor] = {}
+
+        def generate(way: str, rows: int = rows, written: dict[str, torch.Tensor] = written) -> None:
+            model, given = ways[way]
+            written[way] = models[model].generate(ids[:rows, :32], **fixed, **given)
+
+        candidates = {way: synchronized(lambda way=way: generate(way), device) for way in ways}
+        seconds = interleaved(candidates, options.seconds, not_timed=3)
+        for way in ways:
+            ratio = Ratio.of(seconds["Trivium, eager"], seconds[way])
+            same = torch.equal(written[way], written[way.split(",")[0] + ", eager"])
+            per_token = 1000 * torch.tensor(seconds[way]).median().item() / 64
+            table.add_row(str(rows), way, f"{per_token:.2f}", f"{ratio.median:.2f}", ratio.spread, str(same))
+    Console(width=110).print(table)
+    print(f"{name}; torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()
