@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["tiny", "small", "base"], choices=list(SHAPES))
     parser.add_argument("--vocabularies", nargs="+", type=int, default=[10_000])
     parser.add_argument("--steps", type=int, default=200, help="to train for")
-    parser.add_argument("--seconds", type=float, default=20, help="for each cell, but at least five rounds")
+    parser.add_argument("--seconds", type=float, default=20, help="for each cell, but at least three rounds")
     parser.add_argument("--plot", type=Path, help="picture to write")
     options = parser.parse_args()
     logging.set_verbosity_error()
@@ -171,7 +171,7 @@ def main() -> None:
                         candidates = {name: lambda _, name=name: generate(name) for name in models}
                         if at_once == 1:
                             candidates[READ] = lambda _: memory.sum()
-                        seconds = interleaved(candidates, options.seconds)
+                        seconds = interleaved(candidates, options.seconds, fewest=3)
                         ratio = Ratio.of(seconds["theirs"], seconds["ours"])
                         ratios[
                             f"{way}\n{shape}, {vocabulary:,}, {search}, {at_once} at once",
@@ -201,7 +201,7 @@ def main() -> None:
                             ),
                             *(str(len(seconds["ours"])), f"{same} of {len(pairs)}", *shares),
                         )
-                        print(way, shape, search, at_once, ratio, same, len(pairs), shares, flush=True)
+
                 table.add_section()
     Console(width=140).print(table)
     print(

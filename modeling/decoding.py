@@ -67,7 +67,7 @@ class TriviumGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig,
         **kwargs: Any,
     ) -> Any:
-        if not self._searches_itself(logits_processor, stopping_criteria, generation_config, kwargs):
+        if not self._searches_itself(input_ids, logits_processor, stopping_criteria, generation_config, kwargs):
             return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
         with torch.inference_mode():
             found = greedy_search(Steps(self, input_ids, **kwargs), input_ids, logits_processor, generation_config)
@@ -81,7 +81,7 @@ class TriviumGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig,
         **kwargs: Any,
     ) -> Any:
-        if not self._searches_itself(logits_processor, stopping_criteria, generation_config, kwargs):
+        if not self._searches_itself(input_ids, logits_processor, stopping_criteria, generation_config, kwargs):
             return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
         beams = generation_config.num_beams
         with torch.inference_mode():
@@ -91,14 +91,19 @@ class TriviumGenerationMixin(GenerationMixin):
 
     def _searches_itself(
         self,
+        input_ids: torch.Tensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         inputs: dict[str, Any],
     ) -> bool:
         """Whether our searches can do all that is asked for."""
+        mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
         return (
             self._is_plain(generation_config)
+            and input_ids.device == self.device
+            and (mask is None or mask.ndim == 2)
+            and (positions is None or counts_real_tokens(positions, mask))
             and all(inputs[name] is None or inputs[name] is False for name in inputs.keys() - INPUTS)
             and inputs.get(CACHE) is None
             and {type(each) for each in logits_processor} <= PROCESSORS
@@ -117,6 +122,13 @@ class TriviumGenerationMixin(GenerationMixin):
             or self.config._attn_implementation not in ("eager", "sdpa")
             or any(is_called_otherwise(module) for module in (self, self.model, self.model.decoder))
         )
+
+
+def counts_real_tokens(position_ids: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    """Whether positions, (rows, length), are those that a decoder has by itself, as `generate()` makes them."""
+    expected = token_positions(mask, position_ids.shape[-1], 0, position_ids.device)
+    differs = position_ids != expected
+    return not (differs if mask is None else differs & (mask != 0)).any()
 
 
 def is_called_otherwise(module: nn.Module) -> bool:
@@ -160,7 +172,7 @@ class Steps:
         self.mask, self.memory, self.memory_mask = mask, None, None
         if encoder_outputs is not None:
             self.cache = EncoderDecoderCache(self.own_cache, self.cross_cache)
-            self.mask, self.memory, self.memory_mask = None, encoder_outputs.last_hidden_state[::beams], mask
+            self.mask, self.memory, self.memory_mask = None, encoder_outputs[0][::beams], mask
         elif mask is not None and mask.all():
             self.mask = None
 
@@ -287,13 +299,14 @@ def beam_search(
     searched = torch.arange(sentences, device=ids.device)
     candidates = max(2, 1 + (0 if eos is None else len(eos))) * beams  # so that beams are left if all others end
     logits = steps.read_prompts()
+    of_each = min(candidates, logits.shape[-1])
     for length in range(prompt_length, max_length):
         log_p = logits.log_softmax(dim=-1)
         if processors:
             log_p = processors(running.ids[..., :length].flatten(0, 1), log_p)
-        log_p, tokens = (each.unflatten(0, (-1, beams)) for each in log_p.topk(candidates))  # of each beam
+        log_p, tokens = (each.unflatten(0, (-1, beams)) for each in log_p.topk(of_each))  # of each beam
         best, which = (running.scores[..., None] + log_p).flatten(1).topk(candidates)  # of each sentence
-        source, tokens = which // candidates, tokens.flatten(1).gather(1, which)
+        source, tokens = which // of_each, tokens.flatten(1).gather(1, which)
         grown = running.take(source)._replace(scores=best)
         grown.ids[..., length] = tokens
         ends = torch.full_like(tokens, length + 1 >= max_length, dtype=torch.bool)

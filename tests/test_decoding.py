@@ -34,6 +34,7 @@ SEARCHES = [
     {"num_beams": 4, "length_penalty": 0.0, "num_return_sequences": 2},
     {"num_beams": 2, "length_penalty": -1.0},
     {"num_beams": 3, "eos_token_id": [EOS, 5, 7]},
+    {"num_beams": 12},  # 24 candidates, of 16 tokens
     {"num_beams": 3, "eos_token_id": None},
     {"eos_token_id": None},
     {"eos_token_id": [EOS, 5]},
@@ -142,6 +143,26 @@ def test_longer_prompts_of_a_decoder(num_beams: int) -> None:
     found, ours = searched(model, **inputs, num_beams=num_beams)
     assert ours == 1
     assert torch.equal(found, theirs(model, **inputs, num_beams=num_beams))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_positions_of_ones_own_are_kept(num_beams: int) -> None:
+    """Those that follow from the mask, which `generate` makes, too, are ours; others are transformers'."""
+    model = erring(TriviumForCausalLM, encoder_layers=0)
+    inputs = {**prompts(), "num_beams": num_beams}
+    positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+    for given, expected in ((positions, 1), (positions + 1, 0)):
+        found, ours = searched(model, **inputs, position_ids=given)
+        assert ours == expected
+        assert torch.equal(found, theirs(model, **inputs, position_ids=given))
+
+
+def test_what_the_encoder_returned_may_be_a_tuple() -> None:
+    model, inputs = erring(TriviumForConditionalGeneration), sources()
+    encoded = model.model.encoder(**inputs, return_dict=False)
+    found, ours = searched(model, encoder_outputs=encoded, attention_mask=inputs["attention_mask"])
+    assert ours == 1
+    assert torch.equal(found, model.generate(**inputs))
 
 
 class Shout(LogitsProcessor):
