@@ -114,8 +114,8 @@ class MultiHeadAttention(nn.Module):
                 key, value = cache.update(key, value, self.layer_idx)
         else:
             key, value = self._project_memory(key_value_states, key_value_tokens, cache)
-            if len(query) > len(key):  # the beams of a sentence look at one memory: (B, h, beams * L, d_k)
-                query = query.unflatten(0, (len(key), -1)).transpose(1, 2).flatten(2, 3)
+            if query.shape[0] > key.shape[0]:  # the beams of a sentence look at one memory: (B, h, beams * L, d_k)
+                query = query.unflatten(0, (key.shape[0], -1)).transpose(1, 2).flatten(2, 3)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
