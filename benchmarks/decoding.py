@@ -189,6 +189,7 @@ def main() -> None:
                             )
                             peak = 2**28 / torch.tensor(seconds[READ]).median()
                             shares = [f"{needed / torch.tensor(seconds[name]).median() / peak:.0%}" for name in models]
+                        Console(stderr=True).print(f"{folder.name}, {search}, {at_once} at once: {ratio.median:.2f}")
                         table.add_row(
                             *(
                                 way,
