@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--vocabularies", nargs="+", type=int, default=[10_000, 32_000])
     parser.add_argument("--rows", type=int, default=64)
     options = parser.parse_args()
+    torch.set_num_threads(1)  # here, too: OpenMP's threads do not live on in a process that is forked
     context = multiprocessing.get_context("fork")  # so that the libraries are there before
     for way, builders in WAYS.items():
         table = Table("shape", "vocabulary", "model", "parameters", "peak, MiB", "of the first peer's", title=way)
