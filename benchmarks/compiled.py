@@ -9,7 +9,6 @@ are after outputs and sources of several lengths, how often a graph was broken, 
 """
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from peers import BOS, PAD, SHAPES
 from rich.console import Console
 from rich.table import Table
-from timing import Ratio, interleaved
+from timing import Ratio, interleaved, surroundings
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, CompileConfig
 from transformers.utils import logging
@@ -37,9 +36,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="for each cell, but at least five rounds")
     options = parser.parse_args()
     logging.set_verbosity_error()
-    table = Table(
-        "model", "rows", "compiled / not", "quartiles", "rounds", "to compile, s", "graphs", "breaks", "same"
-    )
+    table = Table("model", "rows", "times as fast", "quartiles", "rounds", "compiling, s", "graphs", "breaks", "same")
     for shape in options.shapes:
         for family in ("marian", "gpt2", "llama"):
             auto_class: Any = AutoModelForSeq2SeqLM if family == "marian" else AutoModelForCausalLM
@@ -91,10 +88,7 @@ def main() -> None:
                     *(str(sum(counters["graph_break"].values())), "yes" if same else "no"),
                 )
     Console(width=120).print(table)
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, load of the machine {os.getloadavg()[1]:.1f} "
-        f"on {os.cpu_count()} cores"
-    )
+    print(surroundings())
 
 
 if __name__ == "__main__":

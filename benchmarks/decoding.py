@@ -12,7 +12,6 @@ machine's memory bandwidth is used: the weights that a token needs, over time, o
 """
 
 import argparse
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from peers import BOS, EOS, PAD, SHAPES, ours_of, ours_of_decoders
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import Ratio, draw_ratios, interleaved
+from timing import Ratio, draw_ratios, interleaved, surroundings
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, get_inverse_sqrt_schedule
 from transformers.utils import logging
 
@@ -205,10 +204,7 @@ def main() -> None:
 
                 table.add_section()
     Console(width=140).print(table)
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, load of the machine {os.getloadavg()[1]:.1f} "
-        f"on {os.cpu_count()} cores"
-    )
+    print(surroundings())
     if options.plot:
         draw_ratios(ratios, "generate(): time, as a multiple of ours", options.plot, target=1.5)
 

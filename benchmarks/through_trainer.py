@@ -10,7 +10,6 @@ ours over theirs, the median of the turns with their quartiles, and the cross en
 which is drawn over the target tokens seen.
 """
 
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ import typer
 from datasets import disable_progress_bars
 from matplotlib.figure import Figure
 from multi30k_marian import BATCH_SIZE, build_model
-from timing import Ratio
+from timing import Ratio, surroundings
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -177,10 +176,7 @@ def main(
     print(f"Real target tokens a second, ours over theirs: {ratio.median:.2f}, quartiles {ratio.spread}.")
     for name, points in losses.items():
         print(f"{name}: cross entropy", ", ".join(f"{loss:.2f} after {count / 1000:.0f}k" for count, loss in points))
-    print(
-        f"{rounds} x {steps} steps of each; torch {torch.__version__}, {torch.get_num_threads()} threads, load of the "
-        f"machine {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
-    )
+    print(f"{rounds} x {steps} steps of each; {surroundings()}")
     if plot:
         draw(losses, plot)
 

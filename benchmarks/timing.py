@@ -1,5 +1,6 @@
 """Timing side by side: in rounds, of which each has all, so that what else the machine does takes from all alike."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from trivium.inspection.drawing import save_figure
@@ -60,6 +62,14 @@ def interleaved(
                 taken[name].append(time.perf_counter() - since)
         turn += 1
     return taken
+
+
+def surroundings() -> str:
+    """What figures depend on, beside what was measured."""
+    return (
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, load of the machine {os.getloadavg()[1]:.1f} "
+        f"on {os.cpu_count()} cores"
+    )
 
 
 def draw_ratios(ratios: Mapping[tuple[str, str], Ratio], title: str, path: Path, target: float | None = None) -> None:

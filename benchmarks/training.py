@@ -11,7 +11,6 @@ matrices, which take their turn in every round, too.
 """
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from peers import SHAPES, WAYS, Batch, Shape, batch_of, real_lengths
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import Ratio, draw_ratios, interleaved
+from timing import Ratio, draw_ratios, interleaved, surroundings
 from torch import nn
 
 PEAK = "products of matrices"
@@ -100,10 +99,7 @@ def main() -> None:
             )
         table.add_section()
     Console(width=140).print(table)
-    print(
-        f"{options.rows} rows; torch {torch.__version__}, {torch.get_num_threads()} threads, load of the machine "
-        f"{os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
-    )
+    print(f"{options.rows} rows; {surroundings()}")
     if options.plot:
         draw_ratios(ratios, "A training step: time, as a multiple of ours", options.plot, target=1.15)
 

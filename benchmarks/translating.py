@@ -9,7 +9,6 @@ told is how many times as fast as the plain loop each one was, the median of the
 """
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +19,7 @@ from decoding import SEARCHES, trained
 from peers import SHAPES
 from rich.console import Console
 from rich.table import Table
-from timing import Ratio, draw_ratios, interleaved
+from timing import Ratio, draw_ratios, interleaved, surroundings
 from transformers import AutoModelForSeq2SeqLM
 from transformers.utils import logging
 
@@ -92,10 +91,7 @@ def main() -> None:
                 )
             table.add_section()
     Console(width=140).print(table)
-    print(
-        f"{len(texts)} sentences; torch {torch.__version__}, {threads} threads, load of the machine "
-        f"{os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
-    )
+    print(f"{len(texts)} sentences; {surroundings()}")
     if options.plot:
         title = "Translating a file: how many times as fast as a plain loop with MarianMTModel"
         draw_ratios(ratios, title, options.plot, target=3)
