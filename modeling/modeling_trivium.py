@@ -13,6 +13,7 @@ from .cache import CACHE, takes_cache
 from .configuration_trivium import TriviumConfig
 from .decoding import TriviumGenerationMixin
 from .embeddings import TokenEmbedding
+from .linear import Linear
 from .loss import IGNORED, up_to_last
 from .positions import LearnedPositions, token_positions
 from .stacks import TriviumDecoder, TriviumEncoder, TriviumPreTrainedModel
@@ -122,7 +123,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationM
         if config.decoder_vocab_size is None:
             self._tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
         self.model = TriviumModel(config)
-        self.lm_head = nn.Linear(config.d_model, config.target_vocab_size, bias=config.lm_head_bias)
+        self.lm_head = Linear(config.d_model, config.target_vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     @takes_cache
