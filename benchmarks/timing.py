@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from trivium.inspection.drawing import save_figure
-
-MARKERS = "osD^vP*X"
+from trivium.inspection.drawing import MARKERS, SERIES, save_figure
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,8 @@ def draw_ratios(ratios: Mapping[tuple[str, str], Ratio], title: str, path: Path,
         medians = np.array([ratio.median for ratio in of_model])
         errors = np.abs([[ratio.lower for ratio in of_model], [ratio.upper for ratio in of_model]] - medians)
         height = np.array(rows) + 0.08 * (place - (len(models) - 1) / 2)
-        axes.errorbar(medians, height, xerr=errors, fmt=MARKERS[place % len(MARKERS)], label=model, markersize=5)
+        style = {"color": SERIES[place % len(SERIES)], "fmt": MARKERS[place % len(MARKERS)], "markersize": 5}
+        axes.errorbar(medians, height, xerr=errors, label=model, **style)
     axes.axvline(1, color="black", linewidth=1)
     if target is not None:
         axes.axvline(target, color="gray", linewidth=1, linestyle="--", label=f"our aim, {target}")

@@ -13,42 +13,25 @@ matrices, which take their turn in every round, too.
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from peers import SHAPES, WAYS, Batch, Shape, batch_of, real_lengths
+from peers import SHAPES, WAYS, Batch, batch_of, real_lengths
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from timing import Ratio, draw_ratios, interleaved, surroundings
-from torch import nn
+
+from trivium.flops import TokenCounts, count_tokens, training_flops
 
 PEAK = "products of matrices"
 NOT_TIMED = 2
 
 
-def arithmetic(way: str, shape: Shape, vocabulary: int, batch: Batch) -> float:
-    """FLOP of a step on real tokens: 2 for each weight and token forward, twice that backward; attention's own beside.
-
-    A gated feed-forward has three matrices. The projection to the vocabulary is needed where there is a label.
-    """
-    width, ffn = shape.d_model, shape.ffn_dim * (3 if way.endswith("Llama") else 2)
-    source = batch["attention_mask"].sum(dim=1).double()
-    target = (batch["labels"] != -100).sum(dim=1).double()
-    own = 4 * width**2 + ffn * width
-    products = source.sum() * own * shape.layers + 2 * width * (source**2).sum() * shape.layers
-    if way == "encoder-decoder":
-        crossing = target.sum() * 2 * width**2 + source.sum() * 2 * width**2 + 2 * width * (source * target).sum()
-        products += (target.sum() * own + 2 * width * (target**2).sum() + crossing) * shape.layers
-    products += target.sum() * width * vocabulary
-    return float(6 * products)
-
-
-def steps_of(builders: dict[str, Callable[[], nn.Module]], batches: list[Batch]) -> dict[str, Callable[[int], object]]:
+def steps_of(models: dict[str, Any], batches: list[Batch]) -> dict[str, Callable[[int], object]]:
     """For each model what takes a step on the batch of a round."""
 
-    def step_of(name: str, build: Callable[[], nn.Module]) -> Callable[[int], object]:
-        torch.manual_seed(0)
-        model = build().train()
+    def step_of(name: str, model: Any) -> Callable[[int], object]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         alone = {"skip_logits": True} if name.startswith("Trivium") else {}
 
@@ -59,7 +42,7 @@ def steps_of(builders: dict[str, Callable[[], nn.Module]], batches: list[Batch])
 
         return step
 
-    return {name: step_of(name, build) for name, build in builders.items()}
+    return {name: step_of(name, model) for name, model in models.items()}
 
 
 def main() -> None:
@@ -79,17 +62,18 @@ def main() -> None:
     square = torch.randn(2048, 2048)
     combinations = [(w, s, v) for w in options.ways for s in options.shapes for v in options.vocabularies]
     for way, name, vocabulary in track(combinations, console=Console(stderr=True)):
-        shape = SHAPES[name]
         parts = [lengths[start : start + options.rows] for start in range(0, len(lengths), options.rows)]
         batches = [batch_of(way, part, vocabulary) for part in parts]
-        flop = sum(arithmetic(way, shape, vocabulary, batch) for batch in batches) / len(batches)
-        builders = WAYS[way](shape, vocabulary)
-        steps = {**steps_of(builders, batches), PEAK: lambda _: square @ square}
+        torch.manual_seed(0)
+        models = {model: build().train() for model, build in WAYS[way](SHAPES[name], vocabulary).items()}
+        ours = next(iter(models))
+        counts = [TokenCounts(*count_tokens(batch, models[ours]).tolist()) for batch in batches]
+        flop = sum(training_flops(each, models[ours]) for each in counts) / len(counts)
+        steps = {**steps_of(models, batches), PEAK: lambda _: square @ square}
         seconds = interleaved(steps, options.seconds, NOT_TIMED)
-        ours = next(iter(builders))
-        speeds = {model: flop / torch.tensor(seconds[model]).mean().item() for model in builders}
+        speeds = {model: flop / torch.tensor(seconds[model]).mean().item() for model in models}
         peak = 2 * 2048**3 / torch.tensor(seconds[PEAK]).median().item()
-        for model in builders:
+        for model in models:
             ratio = Ratio.of(seconds[model], seconds[ours])
             if model != ours:
                 ratios[f"{way}\n{name}, {vocabulary:,}", model] = ratio

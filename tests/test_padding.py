@@ -60,20 +60,30 @@ def test_loss_and_gradients_are_those_with_padding(
 ) -> None:
     model = tiny_model(model_class, attn_implementation=attention, label_smoothing=0.1, **shape).train()
     batch = padded_batch(model_class, side)
-    shapes = shapes_in_layers(model)
-    ours = loss_and_gradients(model, **batch, skip_logits=True)
-    if model_class is TriviumForCausalLM and side == "left":
-        assert {len(each) for each in shapes} == {3}  # the padding before it predicts the first token, as everywhere
-        shapes[:] = [torch.Size([sum(LENGTHS), 24])]
-    assert {len(each) for each in shapes} == {2}  # (tokens, d_model): padding never came there
-    assert sum(LENGTHS) in {each[0] for each in shapes}
-    if model_class is TriviumForConditionalGeneration:
-        assert {each[0] for each in shapes} == {sum(LENGTHS), sum(TARGET_LENGTHS)}
-    shapes.clear()
-    theirs = loss_and_gradients(model, **batch)
-    assert {len(each) for each in shapes} == {3}
+    ours, theirs = (loss_and_gradients(model, **batch, skip_logits=skip) for skip in (True, False))
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, **EXACT, msg=name)
+
+
+@every_way
+def test_padding_comes_into_no_layer(model_class: type[nn.Module], shape: dict[str, Any]) -> None:
+    model = tiny_model(model_class, **shape).train()
+    batch = padded_batch(model_class)
+    shapes = shapes_in_layers(model)
+    model(**batch, skip_logits=True)
+    assert {len(each) for each in shapes} == {2}  # (tokens, d_model)
+    both = {sum(LENGTHS), sum(TARGET_LENGTHS)}
+    assert {each[0] for each in shapes} == (both if model_class is TriviumForConditionalGeneration else {sum(LENGTHS)})
+    shapes.clear()
+    model(**batch)
+    assert {len(each) for each in shapes} == {3}
+
+
+def test_padding_before_a_text_stays_for_it_predicts_the_first_token() -> None:
+    model = tiny_model(TriviumForCausalLM, encoder_layers=0).train()
+    shapes = shapes_in_layers(model)
+    model(**padded_batch(TriviumForCausalLM, "left"), skip_logits=True)
+    assert {len(each) for each in shapes} == {3}
 
 
 @all_variants

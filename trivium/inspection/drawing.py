@@ -20,7 +20,7 @@ WEIGHTS = "Blues"  # from nothing to much: the darker the more, on screen, in gr
 VALUES = "cividis"  # of either sign: it gets lighter all the way, too
 # Okabe and Ito's colours, which the colour-blind can tell apart, without the yellow, which paper swallows.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-MARKERS = "osD^v<>"  # with them, what is told apart by a colour is told apart in grey print, too
+MARKERS = "osD^v<>P"  # with them, what is told apart by a colour is told apart in grey print, too
 FORMATS = (".png", ".svg", ".pdf")
 DOTS_PER_INCH = 150
 MOST_PIXELS = 6e7  # of a PNG: more needs gigabytes to draw
