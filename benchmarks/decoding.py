@@ -71,7 +71,8 @@ def trained(way: str, shape_name: str, vocabulary: int, data: Path, folder: Path
     else:
         preset = "gpt2" if way.endswith("GPT-2") else "llama-135m"
         model = TriviumForCausalLM(preset_config(preset, **ours_of_decoders(shape, vocabulary)))
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, betas=(0.9, 0.98), fused=True)
+    rate = 1e-3 if shape.d_model < 512 else 3e-4  # of more a deep model with norms after its sub-layers learns nothing
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=rate, betas=(0.9, 0.98), fused=True)
     schedule = get_inverse_sqrt_schedule(optimizer, num_warmup_steps=steps // 4)
     batches = batches_of(tokenizer, sides[0], sides[1] if way == "encoder-decoder" else None, 32, steps)
     for batch in track(batches, f"Training {folder.name}", total=steps, console=Console(stderr=True)):

@@ -165,53 +165,49 @@ class Steps:
     ) -> None:
         self.head, self.decoder, self.config = model.lm_head, model.model.decoder, model.config
         self.beams, self.prompts = beams, input_ids[::beams]
-        self.length = input_ids.shape[1]
+        self.length = 0  # of what has been read
         mask = None if attention_mask is None else attention_mask[::beams]
         self.own_cache, self.cross_cache = DynamicCache(), DynamicCache()
         self.cache: Cache = self.own_cache
         self.mask, self.memory, self.memory_mask = mask, None, None
         if encoder_outputs is not None:
             self.cache = EncoderDecoderCache(self.own_cache, self.cross_cache)
-            self.mask, self.memory, self.memory_mask = None, encoder_outputs[0][::beams], mask
+            self.mask, self.memory = None, encoder_outputs[0][::beams]
+            self.memory_mask = create_bidirectional_mask(  # for all steps alike, each of which has one query
+                config=self.config,
+                inputs_embeds=self.memory[:, :1],
+                attention_mask=mask,
+                encoder_hidden_states=self.memory,
+            )
         elif mask is not None and mask.all():
             self.mask = None
 
     def read_prompts(self) -> torch.Tensor:
         """Logits, (rows, vocabulary), of what comes after the prompts, those of all beams alike."""
-        states = self.decoder(
-            input_ids=self.prompts,
-            attention_mask=self.mask,
-            encoder_hidden_states=self.memory,
-            encoder_attention_mask=self.memory_mask,
-            use_cache=True,
-            **{CACHE: self.cache},
-        ).last_hidden_state
-        if self.memory is not None:
-            self.memory_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=states[:, -1:],
-                attention_mask=self.memory_mask,
-                encoder_hidden_states=self.memory,
-            )
+        logits = self._read(self.prompts)
         if self.mask is not None:
             self.mask = self.mask.repeat_interleave(self.beams, dim=0)
         self.own_cache.batch_repeat_interleave(self.beams)
-        return self.head(states[:, -1:])[:, -1].float().repeat_interleave(self.beams, dim=0)
+        return logits.repeat_interleave(self.beams, dim=0)
 
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits, (rows, vocabulary), of what comes after (rows,) tokens."""
-        embed_positions = self.decoder.embed_positions
-        if isinstance(embed_positions, LearnedPositions):
-            embed_positions.check_length(self.length + 1)
-        mask, states = None, self.decoder.embed_tokens(tokens[:, None])
         if self.mask is not None:
             self.mask = torch.cat((self.mask, self.mask.new_ones(len(tokens), 1)), dim=1)
+        return self._read(tokens[:, None])
+
+    def _read(self, ids: torch.Tensor) -> torch.Tensor:
+        embed_positions, count = self.decoder.embed_positions, ids.shape[1]
+        if isinstance(embed_positions, LearnedPositions):
+            embed_positions.check_length(self.length + count)
+        mask, states = None, self.decoder.embed_tokens(ids)
+        if self.mask is not None or count > 1:
             cache = {CACHE: self.own_cache}
             mask = create_causal_mask(config=self.config, inputs_embeds=states, attention_mask=self.mask, **cache)
-        positions = token_positions(self.mask, 1, self.length, tokens.device)
-        self.length += 1
+        positions = token_positions(self.mask, count, self.length, ids.device)
+        self.length += count
         states = self.decoder.run_layers(states, positions, mask, self.memory, self.memory_mask, self.cache)
-        return self.head(states)[:, -1].float()
+        return self.head(states[:, -1:])[:, -1].float()
 
     def keep(self, sentences: torch.Tensor | None, rows: torch.Tensor) -> None:
         """Go on with other rows, as a search with beams wants after each step, and perhaps with fewer sentences.
