@@ -4,7 +4,8 @@
 
 Each model is built and takes two steps of AdamW in a process of its own, on the same batch. What is told is the most
 memory that the process had in RAM, less what it had before the model was built. Ours once as our Trainer trains, which
-needs no logits (`skip_logits=True`), and once with all of them.
+needs no logits (`skip_logits=True`), once more so with what is inside a layer computed again in the backward pass
+(`gradient_checkpointing`), and once with all logits.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -48,25 +50,35 @@ def measure(
     report.put((resident("VmHWM") - before, sum(p.numel() for p in model.parameters())))
 
 
+def checkpointing(build: Callable[[], Any]) -> nn.Module:
+    """A model that keeps what comes into its layers, and not what is inside."""
+    model = build()
+    model.gradient_checkpointing_enable()
+    return model
+
+
 def main() -> None:
     """Print a table for each way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder of Multi30k, for its lengths")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--shapes", nargs="+", default=["small", "base"], choices=list(SHAPES))
     parser.add_argument("--vocabularies", nargs="+", type=int, default=[10_000, 32_000])
     parser.add_argument("--rows", type=int, default=64)
     options = parser.parse_args()
     torch.set_num_threads(1)  # here, too: OpenMP's threads do not live on in a process that is forked
     context = multiprocessing.get_context("fork")  # so that the libraries are there before
-    for way, builders in WAYS.items():
+    for way in options.ways:
         table = Table("shape", "vocabulary", "model", "parameters", "peak, MiB", "of the first peer's", title=way)
         for shape in options.shapes:
             for vocabulary in options.vocabularies:
                 batch = batch_of(way, real_lengths(options.data, options.rows), vocabulary)
                 runs = []
-                for name, build in builders(SHAPES[shape], vocabulary).items():
+                for name, build in WAYS[way](SHAPES[shape], vocabulary).items():
                     if name.startswith("Trivium"):
-                        runs.append((name, build, {**batch, "skip_logits": True}))
+                        alone = {**batch, "skip_logits": True}
+                        runs.append((name, build, alone))
+                        runs.append((f"{name}, checkpointing", partial(checkpointing, build), alone))
                         name += ", with logits"
                     runs.append((name, build, batch))
                 peaks = {}

@@ -144,7 +144,7 @@ def test_the_folder_of_a_half_is_whole(tmp_path: Path) -> None:
         assert_is_whole(tmp_path / half.__name__, model.config)
 
 
-@pytest.mark.parametrize("place", ["folder", "hub"])
+@pytest.mark.parametrize("place", [pytest.param("folder", marks=pytest.mark.slow), "hub"])
 def test_saved_models_load_where_the_package_is_absent(tmp_path: Path, place: str) -> None:
     """Each by its own Auto class, and the encoder-decoder by all that fit it, so that it is cut in half, too."""
     jobs, models = [], {}
