@@ -146,7 +146,11 @@ def remove(checkpoint: Path) -> None:
     checkpoint.rmdir()
 
 
-@pytest.mark.parametrize("options", [[], ["training.dataloader_num_workers=2"]], ids=["no workers", "two workers"])
+@pytest.mark.parametrize(
+    "options",
+    [[], pytest.param(["training.dataloader_num_workers=2"], marks=pytest.mark.slow)],
+    ids=["no workers", "two workers"],
+)
 def test_resuming_within_an_epoch_gives_the_weights_of_an_unbroken_run(tmp_path: Path, options: list[str]) -> None:
     """With dropout, after the third step of the first epoch, and on into the second."""
     whole = train(recipe_for(tmp_path / "whole", max_tokens=600))

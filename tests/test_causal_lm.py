@@ -466,7 +466,7 @@ def fit(
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("smoothing", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 @pytest.mark.parametrize("kind", ["causal", "masked", "single", "regression"])
 def test_gradient_accumulation_changes_nothing(kind: str, smoothing: float, tmp_path: Path) -> None:
     """1 x 4 rows and 4 x 1 give the same losses and weights, though the rows have unequal numbers of labels."""

@@ -372,6 +372,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_a_space_serves_where_trivium_is_absent(
     folder: Path, tmp_path: Path, translator: PreTrainedModel, tokenizer: TriviumTokenizer, free_port: int
 ) -> None:

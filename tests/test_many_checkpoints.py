@@ -94,6 +94,7 @@ def test_a_run_goes_on_with_more_processes(config: str, tmp_path: Path) -> None:
     assert_same_model(run, tmp_path / "whole", tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_pieces_that_are_not_all_there_make_no_checkpoint(tmp_path: Path) -> None:
     settings = [*settings_of(tmp_path / "run"), "training.max_steps=2"]
     run_together(train_here, settings, folder=tmp_path, config=CONFIGS["fsdp2"])

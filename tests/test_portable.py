@@ -287,6 +287,7 @@ def written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Itera
     return [inputs["input_ids"], *([model.generate(**inputs)] if model.can_generate() else [])]
 
 
+@pytest.mark.slow
 def test_what_the_trainer_saves_loads_without_the_package(tmp_path: Path) -> None:
     """Checkpoints and the end, with the tokenizer and the defaults of `generate`."""
     tokenizer = train_tokenizer(TEXTS, vocab_size=300)

@@ -42,7 +42,8 @@ EVERY_POSITION = [
     for position in ("learned", "rotary")
 ]
 CASES = [(model_class, "sinusoidal") for model_class in MODELS] + EVERY_POSITION
-EVERY_DAY = (TriviumForConditionalGeneration, TriviumForMaskedLM, TriviumForCausalLM)  # one of each way
+ONE_OF_EACH_WAY = (TriviumForConditionalGeneration, TriviumForMaskedLM, TriviumForCausalLM)
+EVERY_DAY = [(model_class, "sinusoidal") for model_class in ONE_OF_EACH_WAY]
 EXPORTED_MODELS = pytest.mark.skipif(
     not hasattr(exporters, "ExportedModel"),
     reason="in this release of transformers the exporters return bare programs, each run in another way",
@@ -79,7 +80,7 @@ def assert_same_outputs(model: PreTrainedModel, exported: Any, **tolerance: floa
 
 @pytest.mark.parametrize(
     ("model_class", "position"),
-    [pytest.param(*case, marks=() if case[0] in EVERY_DAY else pytest.mark.slow) for case in CASES],
+    [pytest.param(*case, marks=() if case in EVERY_DAY else pytest.mark.slow) for case in CASES],
 )
 def test_torch_export(model_class: type[PreTrainedModel], position: str) -> None:
     model = make_model(model_class, position_embedding_type=position)
@@ -93,7 +94,7 @@ def test_torch_export(model_class: type[PreTrainedModel], position: str) -> None
 @EXPORTED_MODELS
 @pytest.mark.parametrize(
     "model_class",
-    [TriviumModel, *(pytest.param(each, marks=pytest.mark.slow) for each in (TriviumForMaskedLM, TriviumForCausalLM))],
+    [pytest.param(each, marks=pytest.mark.slow) for each in (TriviumModel, TriviumForMaskedLM, TriviumForCausalLM)],
 )
 def test_the_dynamo_exporter(model_class: type[PreTrainedModel]) -> None:
     model = make_model(model_class)
