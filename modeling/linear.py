@@ -28,7 +28,7 @@ class Linear(nn.Linear):
         (width_out, width_in), threads = weight.shape, torch.get_num_threads()
         parts = threads if width_out % threads == 0 else 1
         columns = input.reshape(-1, width_in).T.expand(parts, -1, -1)
-        weight = weight.view(parts, -1, width_in)
+        weight = weight.reshape(parts, -1, width_in)
         if bias is None:
             product = torch.bmm(weight, columns)  # (parts, out_features / parts, rows)
         else:
@@ -41,6 +41,7 @@ def multiplies_few_rows(input: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled())
         and weight.is_cpu
+        and weight.dtype in (torch.float32, torch.float64)  # others are multiplied by oneDNN
         and torch.backends.mkl.is_available()
         and type(weight) is nn.Parameter  # and not one that is distributed or quantized, and multiplies by itself
         and 0 < input.numel() <= FEW_ROWS * input.shape[-1]

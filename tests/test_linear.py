@@ -76,9 +76,18 @@ def test_where_the_product_is_torchs_own(splits: list[int]) -> None:
         torch.jit.trace(layer, states, check_trace=False)
         large(bias=True, width_out=LARGE // WIDTH - 1)(states)
         layer(torch.randn(FEW_ROWS + 1, WIDTH).double())
+        large(bias=True).bfloat16()(states.bfloat16())
         assert not multiplies_few_rows(states, layer.weight.data), "weights of another kind, such as quantized ones"
         assert not multiplies_few_rows(states.to("meta"), nn.Parameter(layer.weight.to("meta")))
     assert not splits
+
+
+def test_weights_that_lie_otherwise_in_memory() -> None:
+    layer, states = large(bias=True), torch.randn(2, WIDTH).double()
+    with torch.no_grad():
+        expected = layer(states)
+        layer.weight.data = layer.weight.data.T.contiguous().T
+        torch.testing.assert_close(layer(states), expected, rtol=0, atol=1e-12)
 
 
 def test_a_row_of_another_width_is_refused(splits: list[int]) -> None:
