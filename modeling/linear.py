@@ -1,7 +1,5 @@
 """The product of a few rows with a large matrix, which is most of what a step of generation does for one sentence."""
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -16,14 +14,10 @@ class Linear(nn.Linear):
     What takes the time there is to read W, which MKL does with one thread, or, for several rows, more than once.
     """
 
-    def __init__(self, in_features: int, out_features: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(in_features, out_features, *args, **kwargs)
-        self.is_large = in_features * out_features >= LARGE
-
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map (..., in_features) to (..., out_features)."""
         weight, bias = self.weight, self.bias
-        if not self.is_large or not multiplies_few_rows(input, weight):
+        if self.in_features * self.out_features < LARGE or not multiplies_few_rows(input, weight):
             return F.linear(input, weight, bias)
         (width_out, width_in), threads = weight.shape, torch.get_num_threads()
         parts = threads if width_out % threads == 0 else 1

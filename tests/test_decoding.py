@@ -213,10 +213,11 @@ class Loud(TriviumForConditionalGeneration):
         return louder(super().forward(*args, **kwargs))
 
 
-def test_a_compiled_model_is_asked() -> None:
+@pytest.mark.parametrize("num_beams", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_compiled_model_is_asked(num_beams: int) -> None:
     model = erring(TriviumForConditionalGeneration)
     model.compile(backend="eager")
-    assert searched(model, **sources())[1] == 0
+    assert searched(model, **sources(), num_beams=num_beams)[1] == 0
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
