@@ -41,4 +41,5 @@ class RealTokens:
     def place(self, states: torch.Tensor) -> torch.Tensor:
         """Put (tokens, d_model) back where they stand in rows, (batch, length, d_model), and zeros in padding."""
         rows = states.new_zeros(self.mask.numel(), states.shape[-1])
-        return rows.index_copy(0, self.indices.to(states.device), states).unflatten(0, self.mask.shape)
+        # Not `index_copy`, which would keep `states` for the backward pass.
+        return rows.index_put_((self.indices.to(states.device),), states).unflatten(0, self.mask.shape)

@@ -236,6 +236,31 @@ def test_translations_keep_the_order_and_do_not_depend_on_the_batch(run: Path) -
     assert one_by_one[1] == one_by_one[3] == ""
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_where_no_batch_size_is_given_batches_have_so_many_tokens(
+    run: Path, beams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    texts = ["one", "three hundred and forty-two", "half past seven"] * 4 + ["seven " * 100]
+    most, shapes, generate = 40 * beams, [], model.generate
+
+    def recorded(input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        shapes.append(tuple(input_ids.shape))
+        return generate(input_ids, **kwargs)
+
+    monkeypatch.setattr("trivium.translation.TOKENS_AT_ONCE", most)
+    monkeypatch.setattr(model, "generate", recorded)
+    options = {"max_length": 8, "num_beams": beams}
+    together = list(translate(model, tokenizer, texts, **options))
+    assert sum(rows for rows, _ in shapes) == len(texts)
+    assert all(rows == 1 or rows * length * beams <= most for rows, length in shapes)
+    assert all((rows + 1) * length * beams > most for rows, length in shapes[:-1])  # one more has no room
+    assert shapes[0][0] == 1  # the long one
+    assert max(shapes)[0] > 3  # short ones
+    monkeypatch.undo()
+    assert together == list(translate(model, tokenizer, texts, batch_size=1, **options))
+
+
 def test_translate_refuses_what_it_cannot_do(run: Path) -> None:
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
     with pytest.raises(ValueError, match="num_return_sequences is 3"):

@@ -24,6 +24,8 @@ from trivium.tasks import (
 )
 from trivium.translation import translate
 
+ROWS_AT_ONCE = 64  # whose logits are computed, where nobody says how many
+
 Row = Mapping[str, Any]
 Score = dict[str, Any]
 
@@ -36,7 +38,7 @@ def evaluate(
     *,
     task: str = "translation",
     inputs: InputArguments | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     show_progress: bool = False,
     **generation: Any,
 ) -> tuple[dict[str, Score], list[str]]:
@@ -49,7 +51,7 @@ def evaluate(
         metrics: Names of `trivium.metrics.load_metric`; None: what is usual for the task.
         task: A key of `trivium.tasks.TASKS`. Where there are targets, texts are generated and compared with them.
         inputs: As the model was trained with.
-        batch_size: Rows that are computed at once.
+        batch_size: Rows that are computed at once; None: 64, and for texts that are generated as `translate` has it.
         show_progress: Whether to show a progress bar.
         **generation: What `generate()` takes; the rest is as saved with the model.
 
@@ -90,7 +92,7 @@ class _Evaluation:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     inputs: InputArguments
-    batch_size: int
+    batch_size: int | None
     show_progress: bool
 
     def texts(self, rows: list[Row], generation: dict[str, Any]) -> list[str]:
@@ -137,8 +139,9 @@ class _Evaluation:
         inputs = replace(self.inputs, packing=False)  # windows need no packing
         collate = make_collator(self.task, self.tokenizer, self.model, inputs)
         order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["input_ids"]))
-        starts = range(0, len(order), self.batch_size)
+        batch_size = self.batch_size or ROWS_AT_ONCE
+        starts = range(0, len(order), batch_size)
         for start in tqdm(starts, desc="Evaluating", unit=" batches", disable=not self.show_progress):
-            places = order[start : start + self.batch_size]
+            places = order[start : start + batch_size]
             batch = collate([examples[i] for i in places])
             yield places, {name: tensor.to(self.model.device) for name, tensor in batch.items()}

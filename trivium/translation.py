@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.modeling.pipeline_translation import EXTRA_LENGTH, within_positions
 
-BATCHES_AT_ONCE = 32  # so many batches are sorted by length together
+TEXTS_AT_ONCE = 2048  # that are sorted by length together
+TOKENS_AT_ONCE = 4096  # of a batch, its padding and each of its beams counted, where nobody says how many texts
 
 
 @torch.inference_mode()
@@ -19,7 +20,7 @@ def translate(
     tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     show_progress: bool = False,
     **generation: Any,
 ) -> Iterator[str]:
@@ -34,7 +35,8 @@ def translate(
         model: An encoder-decoder or a decoder-only model.
         tokenizer: Its tokenizer; for a decoder-only model one that leaves texts open (`add_eos_token=False`).
         texts: What to translate, or to answer.
-        batch_size: Texts that are translated at once.
+        batch_size: Texts that are translated at once; None: as many as have 4,096 tokens, with padding, and once for
+            each beam.
         show_progress: Whether to count translated texts in a progress bar.
         **generation: What `generate()` takes; the rest is as saved with the model, except that a translation may be
             50 tokens longer than the longest text of its batch, as in the paper, if the model has the positions.
@@ -47,22 +49,24 @@ def translate(
             f"num_return_sequences is {generation['num_return_sequences']}, but translate() gives one translation "
             "for each text: call model.generate() for several."
         )
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
     texts, reads_on = iter(texts), not model.config.is_encoder_decoder
+    beams = generation.get("num_beams") or model.generation_config.num_beams or 1
     with tqdm(desc="Translating", unit=" texts", disable=not show_progress) as progress:
-        while chunk := list(islice(texts, batch_size * BATCHES_AT_ONCE)):
+        while chunk := list(islice(texts, TEXTS_AT_ONCE)):
             translations = [""] * len(chunk)
             input_ids = tokenizer(chunk)["input_ids"]
             order = sorted((i for i, text in enumerate(chunk) if text.strip()), key=lambda i: -len(input_ids[i]))
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
+            while order:
+                length = len(input_ids[order[0]])
+                count = batch_size or max(1, TOKENS_AT_ONCE // max(1, length * beams))
+                rows, order = order[:count], order[count:]
                 inputs = tokenizer.pad(
                     {"input_ids": [input_ids[i] for i in rows]},
                     padding_side="left" if reads_on else "right",
                     return_tensors="pt",
                 )
-                length = inputs["input_ids"].shape[1]
                 longest = within_positions(model.config, length * (1 + reads_on) + EXTRA_LENGTH)
                 options = {"max_length": longest, **generation}
                 output = model.generate(**inputs.to(model.device), **options)[:, length if reads_on else 0 :]

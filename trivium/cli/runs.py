@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from trivium.cli.common import (
-    BatchSize,
     Beams,
     LengthPenalty,
     Model,
@@ -133,7 +132,12 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     beams: Beams = None,
     length_penalty: LengthPenalty = None,
-    batch_size: BatchSize = 64,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Rows at once; by default 64, or where texts are generated as for `trivium translate`."
+        ),
+    ] = None,
 ) -> None:
     """Measure a model on a part of the data that its run was given.
 

@@ -61,7 +61,10 @@ def translate(
     max_length: Annotated[
         int | None, typer.Option(min=2, help="Longest translation, in tokens; by default 50 more than the text has.")
     ] = None,
-    batch_size: BatchSize = 64,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Texts that the model takes at once; by default as many as have 4,096 tokens."),
+    ] = None,
     engine: Engine = "torch",
 ) -> None:
     """Translate texts given as arguments, in a file, or line by line on standard input.
