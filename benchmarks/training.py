@@ -7,15 +7,18 @@ forward pass, loss, backward pass and AdamW, in float32; ours as our Trainer tak
 round each model takes a step on the same batch, in an order that turns; what is told is how many times longer than
 ours each one took, the median of the rounds with their quartiles. Beside it, how much of what the machine can do each
 model uses: the arithmetic that the real tokens of the batch need, over time, over that of products of 2048 x 2048
-matrices, which take their turn in every round, too.
+matrices, which take their turn in every round, too. With `--checkpointing` ours takes one turn more, in which what is
+inside a layer is computed again in the backward pass, to save memory.
 """
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from memory import checkpointing
 from peers import SHAPES, WAYS, Batch, batch_of, real_lengths
 from rich.console import Console
 from rich.progress import track
@@ -53,6 +56,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["tiny", "small", "base"], choices=list(SHAPES))
     parser.add_argument("--vocabularies", nargs="+", type=int, default=[10_000, 32_000])
     parser.add_argument("--rows", type=int, default=32, help="sentences in a batch")
+    parser.add_argument("--checkpointing", action="store_true", help="ours with gradient checkpointing, too")
     parser.add_argument("--seconds", type=float, default=40, help="for each shape, but at least five rounds")
     parser.add_argument("--plot", type=Path, help="picture to write")
     options = parser.parse_args()
@@ -65,8 +69,11 @@ def main() -> None:
         parts = [lengths[start : start + options.rows] for start in range(0, len(lengths), options.rows)]
         batches = [batch_of(way, part, vocabulary) for part in parts]
         torch.manual_seed(0)
-        models = {model: build().train() for model, build in WAYS[way](SHAPES[name], vocabulary).items()}
-        ours = next(iter(models))
+        builds: dict[str, Callable[[], Any]] = dict(WAYS[way](SHAPES[name], vocabulary))
+        ours = next(iter(builds))
+        if options.checkpointing:
+            builds[f"{ours}, checkpointing"] = partial(checkpointing, builds[ours])
+        models = {model: build().train() for model, build in builds.items()}
         counts = [TokenCounts(*count_tokens(batch, models[ours]).tolist()) for batch in batches]
         flop = sum(training_flops(each, models[ours]) for each in counts) / len(counts)
         steps = {**steps_of(models, batches), PEAK: lambda _: square @ square}
