@@ -177,6 +177,23 @@ def test_tokens_are_picked_and_placed() -> None:
     assert RealTokens(mask_of([2, 3])).come_first
 
 
+def test_what_is_placed_is_not_kept_for_the_backward_pass() -> None:
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    states = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        rows = RealTokens(mask_of([2, 3])).place(states)
+    assert kept  # the indices
+    assert not any(tensor.is_floating_point() for tensor in kept)
+    weights = torch.randn_like(rows)
+    (gradient,) = torch.autograd.grad((rows * weights).sum(), states)
+    torch.testing.assert_close(gradient, torch.cat((weights[0, :2], weights[1])), rtol=0, atol=0)
+
+
 def test_what_comes_after_the_last_label_is_not_needed() -> None:
     labels = torch.tensor([[5, -100, 6, -100], [-100, -100, -100, -100], [1, 2, 3, 4]])
     assert up_to_last(labels).tolist() == [[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]

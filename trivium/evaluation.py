@@ -139,7 +139,7 @@ class _Evaluation:
         inputs = replace(self.inputs, packing=False)  # windows need no packing
         collate = make_collator(self.task, self.tokenizer, self.model, inputs)
         order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["input_ids"]))
-        batch_size = self.batch_size or ROWS_AT_ONCE
+        batch_size = ROWS_AT_ONCE if self.batch_size is None else self.batch_size
         starts = range(0, len(order), batch_size)
         for start in tqdm(starts, desc="Evaluating", unit=" batches", disable=not self.show_progress):
             places = order[start : start + batch_size]
