@@ -47,7 +47,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder of Multi30k")
     parser.add_argument("--models", type=Path, required=True, help="folder for the models")
     parser.add_argument("--shapes", nargs="+", default=["tiny", "small", "base"], choices=list(SHAPES))
-    parser.add_argument("--searches", nargs="+", default=list(SEARCHES), choices=list(SEARCHES))
     parser.add_argument("--at-once", nargs="+", type=int, default=[64, 256], help="sentences, by plain loops")
     parser.add_argument("--sentences", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=40, help="for each cell, but at least three rounds")
@@ -73,8 +72,7 @@ def main() -> None:
                 to_ctranslate2(folder, made, quantization)
                 engine = CTranslate2Model(made, inter_threads=1, intra_threads=threads)
                 engines[f"ctranslate2, {quantization}"] = engine
-        for search in options.searches:
-            beams = SEARCHES[search]
+        for search, beams in SEARCHES.items():
             written: dict[str, list[str]] = {}
 
             def candidate(name: str, do: Callable[..., Any], *args: Any, written: Any = written, **given: Any) -> Any:
