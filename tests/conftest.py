@@ -15,6 +15,7 @@ torch.set_num_threads(1)  # the models are tiny: threads cost more than they giv
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="write tests/golden/*.json anew instead of comparing")
+    parser.addoption("--cases", type=int, default=300, help="random cases of each test in tests/attack")
 
 
 @pytest.fixture(autouse=True)
