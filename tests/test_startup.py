@@ -1,8 +1,10 @@
 """Start-up: registration in any import order, and what the help of the command line imports."""
 
+import json
 import pickle
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,11 +23,48 @@ def run(code: str, *arguments: str | Path) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def test_public_names_exist() -> None:
-    assert all(getattr(trivium, name).__name__ == name for name in trivium.__all__)
+# --- The command line ------------------------------------------------------------------------------------------------
+
+HEAVY = ("accelerate", "datasets", "matplotlib", "numpy", "sklearn", "tokenizers", "torch", "transformers", "trivium")
+HELP = """
+import json, os, sys
+from typer.testing import CliRunner
+from trivium_cli import app
+
+for arguments in (["--help"], ["train", "--help"], ["--version"]):
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+imported = [name for name in sys.argv[1:] if name in sys.modules]
+
+@app.command()
+def policy():
+    assert "torch" not in sys.modules
+    print(os.environ["OMP_WAIT_POLICY"])
+
+print(json.dumps([imported, CliRunner().invoke(app, ["policy"]).stdout.strip()]))
+"""
+
+
+def test_help_imports_nothing_heavy() -> None:
+    assert all(find_spec(name) for name in HEAVY)
+    assert json.loads(run(HELP, *HEAVY))[0] == []
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "passive"), ("active", "active")])
+def test_commands_set_the_thread_policy_unless_the_user_has(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, found: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert json.loads(run(HELP))[1] == found
 
 
 # --- Registration ----------------------------------------------------------------------------------------------------
+
+
+def test_public_names_exist() -> None:
+    assert all(getattr(trivium, name).__name__ == name for name in trivium.__all__)
+
 
 # Each runs in a process of its own, forked from one that has imported what takes time; then follows all that Trivium
 # promises.
