@@ -262,7 +262,7 @@ def in_two_processes(folder: Path, *arguments: str) -> list[float]:
     options = [*BY_TOKENS, f"training.output_dir={folder}", "training.use_cpu=true"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [*launcher, "-m", "trivium.cli", "train", "numbers", *options, *arguments]
+    command = [*launcher, "-m", "trivium_cli", "train", "numbers", *options, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     state = json.loads((folder / "trainer_state.json").read_text())

@@ -21,8 +21,8 @@ from trivium import (
     TriviumForSequenceClassification,
     TriviumTokenizer,
 )
-from trivium.cli import app, texts
 from trivium.tokenization import train_tokenizer
+from trivium_cli import app, texts
 
 CAT, DOGS, CLOUDS, BIRDS = TEXTS = [
     "the cat sat on the mat.",

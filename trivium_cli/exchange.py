@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.common import mistakes_explained
+from trivium_cli.common import mistakes_explained
 
 ENGINES = ("ctranslate2", "onnx")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
 
-from trivium.cli.common import (
+from trivium_cli.common import (
     BatchSize,
     Beams,
     LengthPenalty,
@@ -20,7 +20,6 @@ from trivium.cli.common import (
     load,
     mistakes_explained,
 )
-from trivium.files import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -267,6 +266,7 @@ class _Answer(Protocol):
 def _answer_all(answer: _Answer, texts: list[str] | None, input_file: Path | None, output_file: Path | None) -> None:
     """Read texts from where they are, and write or print the answers to them."""
     from trivium.data import read_lines
+    from trivium.files import write_whole
 
     lines = texts or (read_lines(input_file) if input_file else (line.rstrip("\r\n") for line in sys.stdin))
     if texts or input_file or not _at_terminal():

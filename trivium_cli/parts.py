@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.common import Model, mistakes_explained
+from trivium_cli.common import Model, mistakes_explained
 
 commands = typer.Typer()
 

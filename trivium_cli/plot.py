@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from trivium.cli.common import Model, check_saved_model, mistakes_explained
+from trivium_cli.common import Model, check_saved_model, mistakes_explained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trivium.cli.common import (
+from trivium_cli.common import (
     Beams,
     LengthPenalty,
     Model,
@@ -23,7 +23,6 @@ from trivium.cli.common import (
     load,
     mistakes_explained,
 )
-from trivium.files import write_whole
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -79,7 +78,7 @@ def train(
 
 
 @commands.command(
-    epilog='Example: `accelerate launch --config_file "$(trivium launch-config fsdp2)" -m trivium.cli train numbers`'
+    epilog='Example: `accelerate launch --config_file "$(trivium launch-config fsdp2)" -m trivium_cli train numbers`'
 )
 def launch_config(
     name: Annotated[str | None, typer.Argument(help="Which; without it, all are listed.", show_default=False)] = None,
@@ -158,6 +157,7 @@ def evaluate(
         recipe = load_recipe(model, overrides or [])
         from trivium import evaluation
         from trivium.data import load_data
+        from trivium.files import write_whole
 
         data = load_data(recipe.data, recipe.kind.columns)
         if split not in data:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.common import Model, load, mistakes_explained
+from trivium_cli.common import Model, load, mistakes_explained
 
 commands = typer.Typer()
 
