@@ -13,11 +13,12 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import MultiHeadAttention
-from .cache import CACHE, self_attention_cache, takes_cache
+from .cache import self_attention_cache
 from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
 from .layers import DecoderLayer, EncoderLayer, final_norm
@@ -198,7 +199,7 @@ class TriviumEncoder(TriviumStack):
             self.embed_token_types = nn.Embedding(config.type_vocab_size, config.d_model)
         self.post_init()
 
-    @takes_cache  # a prefix of PEFT's, which goes to the attention
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")  # PEFT's prefix, for the attention
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -269,7 +270,7 @@ class TriviumDecoder(TriviumStack):
         super().__init__(config, config.target_vocab_size, layers)
         self.post_init()
 
-    @takes_cache
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -323,7 +324,7 @@ class TriviumDecoder(TriviumStack):
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=None if mask_is_idle else attention_mask,
-            **{CACHE: self_attention_cache(cache)},
+            cache=self_attention_cache(cache),
             position_ids=position_ids,  # restarting positions are packed sentences, which do not see each other
         )
         encoder_mask = None
@@ -345,7 +346,7 @@ class TriviumDecoder(TriviumStack):
             *(inputs_embeds, position_ids, mask, encoder_hidden_states, encoder_mask, cache, tokens, encoder_tokens),
             **kwargs,
         )
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE: cache})
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, cache=cache)
 
     def run_layers(
         self,
