@@ -13,7 +13,6 @@ from transformers.utils.deprecation import deprecate_kwarg
 from .configuration_trivium import TriviumConfig
 from .decoding import TriviumGenerationMixin
 from .embeddings import TokenEmbedding
-from .linear import Linear
 from .loss import IGNORED, up_to_last
 from .positions import LearnedPositions, token_positions
 from .stacks import TriviumDecoder, TriviumEncoder, TriviumPreTrainedModel
@@ -123,7 +122,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationM
         if config.decoder_vocab_size is None:
             self._tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
         self.model = TriviumModel(config)
-        self.lm_head = Linear(config.d_model, config.target_vocab_size, bias=config.lm_head_bias)
+        self.lm_head = nn.Linear(config.d_model, config.target_vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")

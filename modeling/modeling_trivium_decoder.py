@@ -14,7 +14,6 @@ from transformers.utils.deprecation import deprecate_kwarg
 from .configuration_trivium import TriviumConfig
 from .decoding import TriviumGenerationMixin
 from .embeddings import TokenEmbedding
-from .linear import Linear
 from .loss import shift_left
 from .positions import LearnedPositions
 from .stacks import TriviumDecoder, TriviumPreTrainedModel
@@ -129,7 +128,7 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, TriviumGenerationMixin):
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__(config)
         self.model = TriviumDecoderModel(self.config)
-        self.lm_head = Linear(self.config.d_model, self.config.vocab_size, bias=self.config.lm_head_bias)
+        self.lm_head = nn.Linear(self.config.d_model, self.config.vocab_size, bias=self.config.lm_head_bias)
         self.post_init()
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
