@@ -15,7 +15,8 @@ from .decoding import TriviumGenerationMixin
 from .embeddings import TokenEmbedding
 from .loss import IGNORED, up_to_last
 from .positions import LearnedPositions, token_positions
-from .stacks import TriviumDecoder, TriviumEncoder, TriviumPreTrainedModel
+from .pretrained import TriviumPreTrainedModel
+from .stacks import TriviumDecoder, TriviumEncoder
 
 
 class TriviumModel(TriviumPreTrainedModel):

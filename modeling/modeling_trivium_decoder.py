@@ -16,7 +16,8 @@ from .decoding import TriviumGenerationMixin
 from .embeddings import TokenEmbedding
 from .loss import shift_left
 from .positions import LearnedPositions
-from .stacks import TriviumDecoder, TriviumPreTrainedModel
+from .pretrained import TriviumPreTrainedModel
+from .stacks import TriviumDecoder
 
 
 class TriviumDecoderPreTrainedModel(TriviumPreTrainedModel):
