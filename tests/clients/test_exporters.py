@@ -162,7 +162,7 @@ def test_a_decoder_generates_with_its_cache(backend: str) -> None:
         return (mask.cumsum(dim=-1) - 1).clamp(min=0)
 
     empty = DynamicCache(config=model.config)
-    outputs = prefill(input_ids=prompt, attention_mask=mask, position_ids=positions(), past_key_values=empty)
+    outputs = prefill(input_ids=prompt, attention_mask=mask, position_ids=positions(), cache=empty)
     written = [prompt, likeliest(outputs)]
     while len(written) < 6:
         mask = torch.cat((mask, mask.new_ones(3, 1)), dim=1)
@@ -170,7 +170,7 @@ def test_a_decoder_generates_with_its_cache(backend: str) -> None:
             input_ids=written[-1],
             attention_mask=mask,
             position_ids=positions()[:, -1:],
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
         )
         written.append(likeliest(outputs))
     assert torch.equal(torch.cat(written, dim=1), expected)
@@ -197,9 +197,9 @@ def test_an_encoder_decoder_generates_with_its_cache(backend: str) -> None:
         }
     empty = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
     written = [expected[:, :3]]  # the start and the two that were given
-    outputs = prefill(decoder_input_ids=written[0], past_key_values=empty, **common)
+    outputs = prefill(decoder_input_ids=written[0], cache=empty, **common)
     written.append(likeliest(outputs))
     while len(written) < 6:
-        outputs = decode(decoder_input_ids=written[-1], past_key_values=outputs.past_key_values, **common)
+        outputs = decode(decoder_input_ids=written[-1], cache=outputs.cache, **common)
         written.append(likeliest(outputs))
     assert torch.equal(torch.cat(written, dim=1), expected)
