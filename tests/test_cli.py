@@ -161,16 +161,18 @@ def test_translate_gives_a_line_for_each_text(translator: Path, tmp_path: Path) 
 # --- generate --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["ctranslate2", pytest.param("onnx", marks=pytest.mark.slow)])
-def test_another_engine_translates_the_same(
-    translator: Path, language_model: Path, tmp_path: Path, engine: str
-) -> None:
-    """A model that was converted for it, and one that is converted for this once."""
-    expected = printed("translate", translator, *TEXTS)
+@pytest.mark.parametrize("engine", ["ctranslate2", "onnx"])
+def test_converted_translator_translates_the_same(translator: Path, tmp_path: Path, engine: str) -> None:
     converted = tmp_path / "converted"
     assert f"--engine {engine}" in printed("convert", translator, converted, "--to", engine)
-    for folder in (converted, translator):
-        assert printed("translate", folder, *TEXTS, "--engine", engine) == expected
+    expected = printed("translate", translator, *TEXTS)
+    assert printed("translate", converted, *TEXTS, "--engine", engine) == expected
+
+
+@pytest.mark.parametrize("engine", ["ctranslate2", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_translate_converts_on_the_fly(translator: Path, language_model: Path, engine: str) -> None:
+    expected = printed("translate", translator, *TEXTS)
+    assert printed("translate", translator, *TEXTS, "--engine", engine) == expected
     code, _, errors = trivium("translate", language_model, CAT, "--engine", engine)
     assert (code, "holds no translator" in errors) == (1, True), errors
 

@@ -126,17 +126,24 @@ def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 class _Encoder(nn.Module):
-    """The encoder, and what the layers of the decoder make of its output, once for all steps."""
+    """Map the source to the keys and values that the decoder layers attend to, computed once for all steps."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.encoder = model.model.encoder
-        self.attentions = nn.ModuleList(layer.cross_attn for layer in model.model.decoder.layers)
+        self.encoder, self.head_dim = model.model.encoder, model.config.head_dim
+        attentions = [layer.cross_attn for layer in model.model.decoder.layers]
+        self.k_projs = nn.ModuleList(attention.k_proj for attention in attentions)
+        self.v_projs = nn.ModuleList(attention.v_proj for attention in attentions)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Pairs:
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        attentions: Iterable[Any] = self.attentions
-        return [attention._project_keys_and_values(states) for attention in attentions]
+        projections = zip(self.k_projs, self.v_projs, strict=True)
+        return [
+            (self._split_heads(k_proj(states)), self._split_heads(v_proj(states))) for k_proj, v_proj in projections
+        ]
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, h_kv, S, d_k)
 
 
 class _Decoder(nn.Module):
