@@ -67,7 +67,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     if "train" not in data:
         raise ValueError(f"There is nothing to train on: data has {', '.join(data)}, but no train.")
     if args.eval_strategy != "no" and "validation" not in data:
-        raise ValueError(f"training.eval_strategy is {args.eval_strategy}, but data has no validation part.")
+        raise ValueError(f"training.eval_strategy is {args.eval_strategy.value}, but data has no validation part.")
     set_seed(args.seed)
     model, tokenizer = load_or_build(recipe, data["train"], checkpoint)
     task.check_metrics(recipe.metrics or [], model.config)
