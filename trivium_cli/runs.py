@@ -17,6 +17,7 @@ from trivium_cli.common import (
     Beams,
     LengthPenalty,
     Model,
+    TrustRemoteCode,
     as_lines,
     check_saved_model,
     given,
@@ -134,9 +135,10 @@ def evaluate(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Rows at once; by default 64, or where texts are generated as for `trivium translate`."
+            min=1, help="Rows in a batch; by default 64, or where texts are generated as for `trivium translate`."
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure a model on a part of the data that its run was given.
 
@@ -163,7 +165,7 @@ def evaluate(
         if split not in data:
             raise ValueError(f"--split is {split}, but the data has {', '.join(data)}: add data.{split}=...")
         rows = list(data[split])
-        loaded, tokenizer = load(model)
+        loaded, tokenizer = load(model, trust_remote_code=trust_remote_code)
         options = given(num_beams=beams, length_penalty=length_penalty)
         decoding = {}
         if "target" in recipe.kind.columns:

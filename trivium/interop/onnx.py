@@ -112,7 +112,7 @@ def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     for name, what in {"config.json": "saved model", "tokenizer_config.json": "model with its tokenizer"}.items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not a {what}: it has no {name}.")
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     name = (config.architectures or [""])[0]
     if config.model_type != "trivium" or name not in OUTPUTS:
         raise ValueError(
@@ -122,7 +122,7 @@ def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     # Eager attention spells out what becomes of a query that may see nothing; a fused one leaves it to the engine.
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
     model = getattr(modeling, name).from_pretrained(folder, config=config, **options)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 class _Encoder(nn.Module):
@@ -298,7 +298,7 @@ class OnnxModel(PreTrainedModel):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} is not a model exported to ONNX: it has no {name}.")
         super().__init__(TriviumConfig.from_json_file(folder / "config.json"))
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config, trust_remote_code=False)
         if self.can_generate():
             self.generation_config = GenerationConfig.from_pretrained(folder)
         options = runtime.SessionOptions()
