@@ -67,8 +67,8 @@ def _draw_panel(axes: Axes, ratios: list[dict[str, Any]], series: list[str]) -> 
         heights = np.array([rows.index(entry["row"]) for entry in entries], dtype=float)
         heights += 0.16 * (place - (len(present) - 1) / 2)
         number = series.index(name)
-        style = {"color": SERIES[number % len(SERIES)], "fmt": MARKERS[number % len(MARKERS)], "markersize": 5}
-        axes.errorbar(medians, heights, xerr=errors, label=name, **style)
+        color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
+        axes.errorbar(medians, heights, xerr=errors, fmt=marker, color=color, markersize=5, label=name)
     axes.axvline(1, color="black", linewidth=1)
     axes.set(yticks=range(len(rows)), yticklabels=rows, xscale="log", ylim=(len(rows) - 0.5, -0.5))
     axes.minorticks_off()
