@@ -27,7 +27,6 @@ from transformers.generation import (
 )
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
-from .cache import CACHE
 from .positions import LearnedPositions, token_positions
 
 # Those that look at each row by itself, whatever other rows there are.
@@ -40,7 +39,7 @@ PROCESSORS = {
     NoRepeatNGramLogitsProcessor,
     SuppressTokensLogitsProcessor,
 }
-INPUTS = {"attention_mask", "encoder_outputs", "logits_to_keep", "position_ids", "use_cache", CACHE}
+INPUTS = {"attention_mask", "encoder_outputs", "logits_to_keep", "position_ids", "use_cache", "cache"}
 NEVER = -1e9  # the score of what is not to be chosen
 
 
@@ -56,7 +55,7 @@ class TriviumGenerationMixin(GenerationMixin):
     ) -> None:
         """As in transformers, but a search of ours makes its own cache, not to shrink one that somebody brings."""
         ours = generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.BEAM_SEARCH)
-        if not ours or not self._is_plain(generation_config) or model_kwargs.get(CACHE) is not None:
+        if not ours or not self._is_plain(generation_config) or model_kwargs.get("cache") is not None:
             super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *sizes)
 
     def _sample(
@@ -105,7 +104,7 @@ class TriviumGenerationMixin(GenerationMixin):
             and (mask is None or mask.ndim == 2)
             and (positions is None or counts_real_tokens(positions, mask))
             and all(inputs[name] is None or inputs[name] is False for name in inputs.keys() - INPUTS)
-            and inputs.get(CACHE) is None
+            and inputs.get("cache") is None
             and {type(each) for each in logits_processor} <= PROCESSORS
             and {type(each) for each in stopping_criteria} <= {EosTokenCriteria, MaxLengthCriteria}
         )
@@ -202,8 +201,9 @@ class Steps:
             embed_positions.check_length(self.length + count)
         mask, states = None, self.decoder.embed_tokens(ids)
         if self.mask is not None or count > 1:
-            cache = {CACHE: self.own_cache}
-            mask = create_causal_mask(config=self.config, inputs_embeds=states, attention_mask=self.mask, **cache)
+            mask = create_causal_mask(
+                config=self.config, inputs_embeds=states, attention_mask=self.mask, cache=self.own_cache
+            )
         positions = token_positions(self.mask, count, self.length, ids.device)
         self.length += count
         states = self.decoder.run_layers(states, positions, mask, self.memory, self.memory_mask, self.cache)

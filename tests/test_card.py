@@ -32,11 +32,11 @@ from trivium import (
     TriviumModel,
     TriviumTokenizer,
 )
-from trivium.cli import app
 from trivium.hub.card import MARK, has_own_card, render_card
 from trivium.metrics import METRICS
 from trivium.recipe import CardArguments, available_recipes, load_recipe
 from trivium.tokenization import train_tokenizer
+from trivium_cli import app
 
 ROOT = Path(__file__).parent.parent
 TEXTS = ["two dogs ran across the road", "the cat sat on the mat", "birds fly south in winter"]

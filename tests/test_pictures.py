@@ -29,7 +29,6 @@ from trivium import (
     inspection,
     preset_config,
 )
-from trivium.cli import app
 from trivium.inspection import (
     MissingFontWarning,
     fonts,
@@ -45,6 +44,7 @@ from trivium.inspection import (
     save_figure,
 )
 from trivium.tokenization import train_tokenizer
+from trivium_cli import app
 
 TEXTS = ["two dogs ran across the road", "zwei Hunde liefen über die Straße", "one two three", "eins zwei drei"]
 

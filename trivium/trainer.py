@@ -12,11 +12,19 @@ from accelerate.data_loader import prepare_data_loader
 from huggingface_hub import create_branch
 from torch import nn
 from torch.distributed.fsdp import StateDictType
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Seq2SeqTrainingArguments
+from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
-from trivium.batching import BatchReport, TokenBatchSampler, TokenBatchStream, lengths_of
+from trivium.batching import (
+    BatchReport,
+    SeededBatchRebalanceSampler,
+    SeededLengthGroupedSampler,
+    TokenBatchSampler,
+    TokenBatchStream,
+    lengths_of,
+)
 from trivium.callbacks import Throughput
 from trivium.checkpoints import ResumableTrainer
 from trivium.devices import tied_weights_together
@@ -43,17 +51,23 @@ class RunTrainer(ResumableTrainer):
             return
         columns = ["input_ids", "labels"] if self.model.config.is_encoder_decoder else ["input_ids"]
         max_tokens *= max(1, self.args.n_gpu)  # those of this process, among which a batch is split
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if has_length(self.train_dataset):
             lengths = [lengths_of(self.train_dataset, column) for column in columns]
-            self.batches = TokenBatchSampler(lengths, max_tokens, seed, epoch=lambda: int(self.state.epoch or 0))
+            self.batches = TokenBatchSampler(lengths, max_tokens, self._data_seed, self._current_epoch)
             self.add_callback(BatchReport(self.batches, self.log))
         else:
             assert buffer_size is not None  # the recipe has it
             batches_per_step = super().get_total_train_batch_size(self.args) // self._train_batch_size
             self.batch_stream = TokenBatchStream(
-                self.train_dataset, columns, max_tokens, buffer_size, batches_per_step, seed
+                self.train_dataset, columns, max_tokens, buffer_size, batches_per_step, self._data_seed
             )
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _current_epoch(self) -> int:
+        return int(self.state.epoch or 0)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader]:
         with tied_weights_together(self.model) if self.is_fsdp_enabled else nullcontext():
@@ -100,6 +114,24 @@ class RunTrainer(ResumableTrainer):
             dispatch_batches=False,
             torch_device_mesh=self.accelerator.torch_device_mesh,
         )
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        seed, epoch = self._data_seed, self._current_epoch
+        if isinstance(sampler, LengthGroupedSampler):
+            return SeededLengthGroupedSampler(sampler.lengths, sampler.batch_size, seed, epoch)
+        if isinstance(sampler, BatchRebalanceSampler):
+            return SeededBatchRebalanceSampler(
+                sampler.lengths,
+                sampler.effective_batch_size,
+                sampler.dp_size,
+                sampler.grad_accum,
+                seed=seed,
+                rank=sampler.rank,
+                drop_last=sampler.drop_last,
+                epoch=epoch,
+            )
+        return sampler
 
     def get_total_train_batch_size(self, args: Seq2SeqTrainingArguments) -> int:
         """Rows of a step, by which the Trainer reckons how many it learns from in a second."""

@@ -67,7 +67,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     if "train" not in data:
         raise ValueError(f"There is nothing to train on: data has {', '.join(data)}, but no train.")
     if args.eval_strategy != "no" and "validation" not in data:
-        raise ValueError(f"training.eval_strategy is {args.eval_strategy}, but data has no validation part.")
+        raise ValueError(f"training.eval_strategy is {args.eval_strategy.value}, but data has no validation part.")
     set_seed(args.seed)
     model, tokenizer = load_or_build(recipe, data["train"], checkpoint)
     task.check_metrics(recipe.metrics or [], model.config)
@@ -132,7 +132,7 @@ def load_or_build(
     wanted = {name: given for name in usual if (given := getattr(recipe.tokenizer, name)) is not None}
     if recipe.init_from:
         model = load_start(recipe, labels)
-        tokenizer = AutoTokenizer.from_pretrained(recipe.init_from)
+        tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False)
         # Not by its own account: transformers' class, which may have saved it, does not know what it puts around.
         around = tokenizer("")["input_ids"]
         closed = tokenizer.eos_token_id in around
@@ -140,7 +140,7 @@ def load_or_build(
             wanted = usual
         if wanted:
             kept = {"add_bos_token": tokenizer.bos_token_id in around, "add_eos_token": closed}
-            tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, **{**kept, **wanted})
+            tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False, **{**kept, **wanted})
         if not model.config.is_encoder_decoder and not getattr(tokenizer, "shared_vocabulary", True):
             tokenizer = tokenizer.target if model.config.decoder_layers else tokenizer.source
         return model, tokenizer
@@ -149,7 +149,7 @@ def load_or_build(
     texts = rows if sample is None else rows.take(sample)
     targets = (row["target"] for row in texts) if "target" in task.columns else None
     if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # of FSDP's shards it is not
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     else:
         tokenizer = from_first_process(
             lambda: train_tokenizer((row[task.columns[0]] for row in texts), target_texts=targets, **options)

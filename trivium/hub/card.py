@@ -493,7 +493,7 @@ def _draw(facts: _Facts) -> bytes | None:
         return None
     from trivium.inspection import plot_attention  # only now: drawing takes time to import
 
-    tokenizer = AutoTokenizer.from_pretrained(facts.folder)
+    tokenizer = AutoTokenizer.from_pretrained(facts.folder, trust_remote_code=False)
     figure = plot_attention(model_class.from_pretrained(facts.folder), tokenizer, facts.example)
     content = io.BytesIO()
     with warnings.catch_warnings():
