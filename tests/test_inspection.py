@@ -170,12 +170,12 @@ def test_every_kind_layer_and_head_is_that_of_the_equation(kind: str, tokenizer:
     expected = torch.stack([by_hand(each, *seen[i], is_causal=kind == "decoder") for i, each in enumerate(attentions)])
     rows, columns = expected.shape[2:]
     maps = torch.nn.functional.pad(drawn(grid), (0, 1, 0, 1), value=torch.nan)  # a gap after the last, as after all
-    maps = maps.view(3, rows + 1, 4, columns + 1).transpose(1, 2).flip(0).float()  # the lowest layer is at the bottom
+    maps = maps.view(3, rows + 1, 4, columns + 1).transpose(1, 2).float()  # layer 1 is at the top
     torch.testing.assert_close(maps[:, :, :rows, :columns], expected)
     assert maps.isnan().sum() == maps.numel() - expected.numel()
     below, right = grid.axes[0].child_axes
     names = [[each.get_text() for each in labels] for labels in (below.get_xticklabels(), right.get_yticklabels())]
-    assert names == [["head 1", "head 2", "head 3", "head 4"], ["layer 3", "layer 2", "layer 1"]]
+    assert names == [["head 1", "head 2", "head 3", "head 4"], ["layer 1", "layer 2", "layer 3"]]
     assert right.get_yticks()[0] == (rows - 1) / 2
 
     one = plot_attention(model, tokenizer, ENGLISH[0], **target, kind=kind, layer=1, head=2)
