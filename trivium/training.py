@@ -18,7 +18,8 @@ from transformers import (
     set_seed,
 )
 
-from trivium.callbacks import CompletePush, ExponentialAverage, RunFacts
+from trivium.callbacks import ExponentialAverage, RunFacts
+from trivium.callbacks.pushing import check_hub_arguments
 from trivium.checkpoints import checkpoints_of, failure_explained, set_aside
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
@@ -50,8 +51,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
             for what its data cannot give. Nothing is changed in the output folder then.
     """
     args = recipe.training_arguments()
-    if args.hub_token:  # the recipe is kept, and pushed
-        raise ValueError("training.hub_token is set, but a recipe is no place for a secret: use `hf auth login`.")
+    check_hub_arguments(args)
     check_devices(args)
     run = Path(args.output_dir)
     found = checkpoints_of(run)
@@ -98,7 +98,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         ),
         processing_class=tokenizer,
         compute_metrics=scoring(recipe, model, tokenizer),
-        callbacks=[RunFacts(known), CompletePush()],
+        callbacks=[RunFacts(known)],
         max_tokens=recipe.inputs.max_tokens,
         buffer_size=recipe.inputs.buffer_size,
     )
