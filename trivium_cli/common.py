@@ -124,9 +124,9 @@ def check_saved_model(folder: Path) -> dict[str, Any]:
 
 def architecture_of(config: dict[str, Any]) -> str:
     """Return the name of the class that a config.json was saved with."""
-    names = config.get("architectures")
-    if isinstance(names, list) and names and isinstance(names[0], str):
-        return names[0]
+    match config.get("architectures"):
+        case [str(name), *_]:
+            return name
     return "model of no known class"
 
 
