@@ -40,7 +40,6 @@ from trivium import TriviumConfig
 from trivium.inspection import save_figure
 from trivium.inspection.drawing import MARKERS, SERIES, check_picture
 from trivium.modeling.attention import MultiHeadAttention
-from trivium.modeling.cache import CACHE
 
 WIDTH, HEADS, KERNEL = 256, 4, 3
 SHORTEST = 64
@@ -63,7 +62,7 @@ class Attention(nn.Module):
             d_model=WIDTH, num_attention_heads=HEADS, attention_dropout=0.0, attn_implementation=function
         )
         self.layer = MultiHeadAttention(config, layer_idx=0, is_causal=True)
-        self.mask = create_causal_mask(config, inputs, attention_mask=None, **{CACHE: None})
+        self.mask = create_causal_mask(config, inputs, attention_mask=None, cache=None)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Let each token look at itself and those before it."""

@@ -9,9 +9,14 @@ This file travels to the Hub inside every saved model, so it imports transformer
 import copy
 from typing import Any, Literal
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+from transformers.utils.versions import require_version
+
+# Every load starts with this file. An older transformers would fail later, in the model's code, and not say why.
+require_version("transformers>=5.24", "Upgrade it: pip install --upgrade transformers")
+
+from huggingface_hub.dataclasses import strict  # noqa: E402
+from transformers import PreTrainedConfig  # noqa: E402
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME  # noqa: E402
 
 
 @strict
@@ -59,7 +64,7 @@ class TriviumConfig(PreTrainedConfig):
     """
 
     model_type = "trivium"
-    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # as transformers calls it, and did before 5.24
+    keys_to_ignore_at_inference = ["cache"]
     attribute_map = {"hidden_size": "d_model"}
 
     vocab_size: int = 37000

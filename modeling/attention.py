@@ -13,7 +13,6 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_trivium import TriviumConfig
-from .linear import Linear
 from .padding import RealTokens
 from .positions import Rotation, rotate
 
@@ -74,10 +73,10 @@ class MultiHeadAttention(nn.Module):
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         key_value_dim = config.num_key_value_heads * self.head_dim
-        self.q_proj = Linear(config.d_model, config.d_model, bias=config.attention_bias)
-        self.k_proj = Linear(config.d_model, key_value_dim, bias=config.attention_bias)
-        self.v_proj = Linear(config.d_model, key_value_dim, bias=config.attention_bias)
-        self.o_proj = Linear(config.d_model, config.d_model, bias=config.attention_bias)
+        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.d_model, key_value_dim, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.d_model, key_value_dim, bias=config.attention_bias)
+        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=config.attention_bias)
 
     def forward(
         self,

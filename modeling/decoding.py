@@ -31,7 +31,6 @@ from transformers.generation import (
 )
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
-from .cache import CACHE
 from .positions import LearnedPositions, token_positions
 
 # Processors without a state, whose result for a row does not depend on the other rows: rows may leave the batch.
@@ -44,7 +43,7 @@ PROCESSORS = {
     NoRepeatNGramLogitsProcessor,
     SuppressTokensLogitsProcessor,
 }
-INPUTS = {"attention_mask", "encoder_outputs", "logits_to_keep", "position_ids", "use_cache", CACHE}
+INPUTS = {"attention_mask", "encoder_outputs", "logits_to_keep", "position_ids", "use_cache", "cache"}
 NEG_INF = -1e9  # added to the scores of candidates that must not be selected, as in transformers
 MIN_SCORE = NEG_INF / 10  # the score of a sequence of allowed tokens is above it, any other score below
 
@@ -61,7 +60,8 @@ class TriviumGenerationMixin(GenerationMixin):
     ) -> None:
         """Create no cache where our searches run: they create their own, whose rows they may drop."""
         searches = generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.BEAM_SEARCH)
-        if not searches or not self._returns_sequences_only(generation_config) or model_kwargs.get(CACHE) is not None:
+        plain = searches and self._returns_sequences_only(generation_config)
+        if not plain or model_kwargs.get("cache") is not None:
             super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *sizes)
 
     def _sample(
@@ -113,7 +113,7 @@ class TriviumGenerationMixin(GenerationMixin):
             and (mask is None or self.config.is_encoder_decoder or ends_in_real_tokens(mask, input_ids))
             and (positions is None or counts_real_tokens(positions, mask))
             and all(inputs[name] is None or inputs[name] is False for name in inputs.keys() - INPUTS)
-            and inputs.get(CACHE) is None
+            and inputs.get("cache") is None
             and {type(processor) for processor in logits_processor} <= PROCESSORS
             and all(is_default_criterion(criterion, generation_config) for criterion in stopping_criteria)
         )
@@ -229,8 +229,9 @@ class IncrementalDecoder:
             embed_positions.check_length(self.past_length + count)
         mask, states = None, self.decoder.embed_tokens(ids)
         if self.mask is not None or count > 1:
-            cache = {CACHE: self.self_cache}
-            mask = create_causal_mask(config=self.config, inputs_embeds=states, attention_mask=self.mask, **cache)
+            mask = create_causal_mask(
+                config=self.config, inputs_embeds=states, attention_mask=self.mask, cache=self.self_cache
+            )
         positions = token_positions(self.mask, count, self.past_length, ids.device)
         self.past_length += count
         states = self.decoder.run_layers(states, positions, mask, self.memory, self.memory_mask, self.cache)

@@ -17,7 +17,8 @@ from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
 from .loss import IGNORED, classification_loss, label_smoothed_cross_entropy
 from .normalization import NORMS
-from .stacks import TriviumEncoder, TriviumPreTrainedModel
+from .pretrained import TriviumPreTrainedModel
+from .stacks import TriviumEncoder
 
 
 class TriviumEncoderPreTrainedModel(TriviumPreTrainedModel):

@@ -1,153 +1,34 @@
-"""The two stacks of Figure 1, encoder and decoder (paper section 3.1), and what all Trivium models have in common."""
+"""The two stacks of Figure 1, encoder and decoder (paper section 3.1)."""
 
-import copy
 import re
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, initialization
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import MultiHeadAttention
-from .cache import CACHE, self_attention_cache, takes_cache
+from .cache import self_attention_cache
 from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
 from .layers import DecoderLayer, EncoderLayer, final_norm
-from .loss import IGNORED, label_smoothed_cross_entropy, projected_cross_entropy
 from .normalization import NORMS
 from .padding import RealTokens
 from .positions import POSITIONS, token_positions
+from .pretrained import TriviumPreTrainedModel
 
 # How tensor parallelism cuts each projection, so that one sum over the devices ends every sub-layer.
 TENSOR_PARALLEL_STYLES = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), "colwise"),
     **dict.fromkeys(("o_proj", "down_proj"), "rowwise"),
 }
-
-
-class TriviumPreTrainedModel(PreTrainedModel):
-    """What all Trivium models have in common: initialisation, and what transformers may do with them."""
-
-    config: TriviumConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
-    _skip_keys_device_placement = ["cache", "past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as the authors' code (tensor2tensor) did; the paper itself does not say how.
-
-        Projections: Glorot uniform, biases 0. Embeddings: normal with variance 1 / d_model, so that multiplied by
-        sqrt(d_model) they have unit variance, and tied to the output they give logits of about unit variance.
-        """
-        if isinstance(module, nn.Linear):
-            initialization.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                initialization.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            initialization.normal_(module.weight, std=self.config.d_model**-0.5)
-        elif isinstance(module, tuple(NORMS.values())):
-            initialization.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                initialization.zeros_(module.bias)
-
-    @property
-    def label_smoothing(self) -> float:
-        """What the loss is smoothed by (section 5.4): nothing in evaluation, so that exp(loss) is the perplexity."""
-        return self.config.label_smoothing if self.training else 0.0
-
-    def _can_skip_padding(
-        self,
-        labels: torch.Tensor | None,
-        mask: torch.Tensor | None,
-        skip_logits: bool,
-        output_hidden_states: bool | None = None,
-        **kwargs: Any,
-    ) -> bool:
-        """Whether nothing computed for padding would be seen: no logits, no hidden states, and no label stands there.
-
-        In a language model with padding on the left one does: the first token's, which the padding before it predicts.
-        """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if labels is None or not skip_logits or output_hidden_states or torch.compiler.is_compiling():
-            return False
-        return mask is None or mask.shape != labels.shape or not ((labels != IGNORED) & (mask == 0)).any()
-
-    def _predict_tokens(
-        self,
-        head: nn.Module,
-        hidden_states: torch.Tensor,
-        labels: torch.Tensor | None,
-        vocab_size: int,
-        skip_logits: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The loss, if there are labels, and the logits, unless there is a loss and they are not wanted."""
-        if labels is not None and skip_logits:
-            loss = projected_cross_entropy(
-                hidden_states, head, labels, vocab_size, self.label_smoothing, num_items_in_batch
-            )
-            return loss, None
-        logits = head(hidden_states)
-        if labels is None:
-            return None, logits
-        return label_smoothed_cross_entropy(logits, labels, self.label_smoothing, num_items_in_batch), logits
-
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Embedding:
-        """As in transformers, for one vocabulary: all its matrices are resized, tied or not.
-
-        Raises:
-            ValueError: There are two vocabularies, and one number cannot say which.
-        """
-        if self.config.decoder_vocab_size is not None:
-            raise ValueError(
-                "resize_token_embeddings serves models with one vocabulary, but this one has vocab_size="
-                f"{self.config.vocab_size} and decoder_vocab_size={self.config.decoder_vocab_size}."
-            )
-        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        decoder = getattr(self.base_model, "decoder", None)
-        if decoder is not None and decoder.embed_tokens.weight is not embeddings.weight:
-            decoder.resize_token_embeddings(embeddings.num_embeddings, mean_resizing=mean_resizing)
-        return embeddings
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, and let every fitting Auto class and pipeline find its class in the folder."""
-        from .auto_map import auto_map, custom_pipelines  # here, for it imports all; and so all their files are copied
-
-        config, own_class = self.config, type(self)
-        # Not FSDP's class, which it makes of each that it shards: that is in torch, and no Auto class finds it.
-        self.__class__ = next(
-            each
-            for each in own_class.__mro__
-            if issubclass(each, TriviumPreTrainedModel) and not each.__name__.startswith("FSDP")
-        )
-        if self.is_remote_code():
-            self.config = copy.copy(config)
-            self.config.auto_map = auto_map(config)
-            if pipelines := custom_pipelines(config):
-                self.config.custom_pipelines = pipelines
-        try:
-            super().save_pretrained(*args, **kwargs)
-        finally:
-            self.config, self.__class__ = config, own_class
 
 
 class TriviumStack(TriviumPreTrainedModel):
@@ -198,7 +79,7 @@ class TriviumEncoder(TriviumStack):
             self.embed_token_types = nn.Embedding(config.type_vocab_size, config.d_model)
         self.post_init()
 
-    @takes_cache  # a prefix of PEFT's, which goes to the attention
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")  # PEFT's prefix, for the attention
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -269,7 +150,7 @@ class TriviumDecoder(TriviumStack):
         super().__init__(config, config.target_vocab_size, layers)
         self.post_init()
 
-    @takes_cache
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -323,7 +204,7 @@ class TriviumDecoder(TriviumStack):
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=None if mask_is_idle else attention_mask,
-            **{CACHE: self_attention_cache(cache)},
+            cache=self_attention_cache(cache),
             position_ids=position_ids,  # restarting positions are packed sentences, which do not see each other
         )
         encoder_mask = None
@@ -345,7 +226,7 @@ class TriviumDecoder(TriviumStack):
             *(inputs_embeds, position_ids, mask, encoder_hidden_states, encoder_mask, cache, tokens, encoder_tokens),
             **kwargs,
         )
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE: cache})
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, cache=cache)
 
     def run_layers(
         self,

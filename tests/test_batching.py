@@ -283,7 +283,6 @@ def test_two_processes_learn_what_one_does_and_resume_within_an_epoch(tmp_path: 
     assert len(losses) == 20
     weights = load_file(tmp_path / "run" / "model.safetensors")
     remove(tmp_path / "run" / "checkpoint-20")
-    # transformers 5.17 fails here by itself: it loads the optimizer's state to "cpu:0", which torch does not know.
     assert in_two_processes(tmp_path / "run", "--resume", *together) == losses
     for name, weight in load_file(tmp_path / "run" / "model.safetensors").items():
         assert torch.equal(weight, weights[name]), name

@@ -1,7 +1,9 @@
 """What a configuration says by default, what it refuses and how, and that it survives a file."""
 
+import inspect
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +230,10 @@ def test_text_config_of_the_decoder(decoder_vocab_size: int | None, expected: in
     assert (text_config.num_hidden_layers, text_config.vocab_size) == (3, expected)
     assert config.get_text_config().vocab_size == expected, "asking for no side, generation means the decoder's"
     assert config.decoder_vocab_size == decoder_vocab_size, "asking changed the configuration"
+
+
+def test_older_transformers_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the first file of a saved folder that is imported."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "5.23.0")
+    with pytest.raises(ImportError, match=r"transformers>=5\.24 is required.*found transformers==5\.23\.0"):
+        runpy.run_path(inspect.getfile(TriviumConfig))

@@ -23,7 +23,6 @@ from transformers import (
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration
-from trivium.modeling.cache import CACHE
 
 VOCABULARY, LONGEST = 16, 6
 SEARCHES = [
@@ -170,19 +169,19 @@ class Shout(LogitsProcessor):
         {"logits_processor": LogitsProcessorList([Shout()])},
         {"stopping_criteria": StoppingCriteriaList([MaxTimeCriteria(100.0)])},
         {"decoder_attention_mask": torch.ones(7, 1, dtype=torch.long)},
-        {CACHE: None},
+        {"cache": None},
     ],
     ids=lambda asked: next(iter(asked)),
 )
 def test_what_only_transformers_can_do_it_does(asked: dict[str, Any], num_beams: int) -> None:
     model = erring(TriviumForConditionalGeneration)
-    if CACHE in asked:
-        asked = {CACHE: EncoderDecoderCache(DynamicCache(), DynamicCache())}
+    if "cache" in asked:
+        asked = {"cache": EncoderDecoderCache(DynamicCache(), DynamicCache())}
     found, ours = search(model, **sources(), num_beams=num_beams, **asked)
     assert ours == 0
     assert len(found[0] if "return_dict_in_generate" in asked else found) == 7
-    if CACHE in asked:
-        assert asked[CACHE].get_seq_length() > 0  # what somebody brings is filled
+    if "cache" in asked:
+        assert asked["cache"].get_seq_length() > 0  # what somebody brings is filled
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

@@ -149,7 +149,7 @@ def feed(
         attention_mask=inputs["attention_mask"],
         decoder_input_ids=inputs["decoder_input_ids"][:, start:end],
         decoder_attention_mask=inputs["decoder_attention_mask"][:, :end],
-        past_key_values=cache,
+        cache=cache,
         use_cache=True,
     ).logits
 
@@ -183,7 +183,7 @@ def test_static_cache_equals_none(variant: dict[str, Any], attention: str) -> No
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             decoder_input_ids=inputs["decoder_input_ids"][:, start:end],
-            past_key_values=cache,
+            cache=cache,
         ).logits
         torch.testing.assert_close(logits, expected[:, start:end], **EXACT)
 
@@ -240,7 +240,6 @@ def test_encoder_outputs_may_come_from_outside() -> None:
     assert model(**inputs, encoder_outputs=encoded, return_dict=False)[0].equal(expected)
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`")  # its new name is not in all releases we support
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("norm_position", ["post", "pre"])
 def test_checkpointing_changes_no_gradient(norm_position: str, reentrant: bool) -> None:
@@ -253,7 +252,7 @@ def test_checkpointing_changes_no_gradient(norm_position: str, reentrant: bool) 
         torch.manual_seed(3)
         model(**data).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})
         model.enable_input_require_grads()
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain, **EXACT)
@@ -375,7 +374,7 @@ def test_labels_are_shifted_right() -> None:
     with torch.no_grad():
         outputs, expected = model(source, labels=labels), model(source, decoder_input_ids=shifted)
     assert outputs.logits.equal(expected.logits)
-    assert outputs.past_key_values is None
+    assert outputs.cache is None
     assert expected.loss is None
 
 

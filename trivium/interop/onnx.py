@@ -45,11 +45,12 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from transformers.utils.deprecation import deprecate_kwarg
 
 from trivium import modeling
 from trivium.configuration import TriviumConfig
 from trivium.files import check_free, whole_folder
-from trivium.modeling.cache import CACHE, self_attention_cache, takes_cache
+from trivium.modeling.cache import self_attention_cache
 
 # Every class that can be exported, and what it answers.
 OUTPUTS: dict[str, type[ModelOutput]] = {
@@ -391,7 +392,7 @@ class OnnxForCausalLM(OnnxModel, GenerationMixin):
 
     graphs = (DECODER,)
 
-    @takes_cache
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -404,7 +405,7 @@ class OnnxForCausalLM(OnnxModel, GenerationMixin):
         """Predict every next token of (batch, length) ids; see `TriviumForCausalLM.forward`."""
         cache = self._new_cache(cache, use_cache)
         logits = self._step(input_ids, attention_mask, cache, logits_to_keep, {})
-        return CausalLMOutputWithPast(logits=logits, **{CACHE: cache})
+        return CausalLMOutputWithPast(logits=logits, cache=cache)
 
 
 class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
@@ -416,7 +417,7 @@ class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
         """What `generate()` calls, once for all steps."""
         return _EncoderSession(self)
 
-    @takes_cache
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -437,7 +438,7 @@ class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
         source = next(iter(encoder_outputs.values()))  # (batch, heads, source_len, head_dim)
         seen = {"encoder_attention_mask": _or_ones(attention_mask, source.shape[::2]), **encoder_outputs}
         logits = self._step(decoder_input_ids, decoder_attention_mask, cache, logits_to_keep, seen)
-        return Seq2SeqLMOutput(logits=logits, **{CACHE: cache})
+        return Seq2SeqLMOutput(logits=logits, cache=cache)
 
 
 class _EncoderSession(nn.Module):
