@@ -60,11 +60,8 @@ class TriviumGenerationMixin(GenerationMixin):
     ) -> None:
         """Create no cache where our searches run: they create their own, whose rows they may drop."""
         searches = generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.BEAM_SEARCH)
-        if (
-            not searches
-            or not self._returns_sequences_only(generation_config)
-            or model_kwargs.get("cache") is not None
-        ):
+        plain = searches and self._returns_sequences_only(generation_config)
+        if not plain or model_kwargs.get("cache") is not None:
             super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *sizes)
 
     def _sample(
@@ -336,17 +333,23 @@ class BeamSearch:
         self.unfinished = torch.arange(len(prompts), device=device)
         self.hypotheses = Beams(*(tensor.clone() for tensor in none))
 
-    def expand(self, log_probs: torch.Tensor, length: int) -> tuple[Beams, torch.Tensor, torch.Tensor]:
+    def expand(
+        self, logits: torch.Tensor, processors: LogitsProcessorList, length: int
+    ) -> tuple[Beams, torch.Tensor, torch.Tensor]:
         """Append a token to the running beams.
 
         Args:
-            log_probs: (batch * num_beams, vocabulary), of the next token.
+            logits: (batch * num_beams, vocabulary), of the next token.
+            processors: Change the log-probabilities.
             length: Tokens of the running beams, the prompt included.
 
         Returns:
             The best `num_candidates` of each sentence, best first, the beams they come from, and whether they end,
             both (batch, num_candidates).
         """
+        log_probs = logits.log_softmax(dim=-1)
+        if processors:
+            log_probs = processors(self.running.ids[..., :length].flatten(0, 1), log_probs)
         # Selecting per beam first is faster than one top-k over (num_beams * vocabulary), with the same result.
         per_beam = min(self.num_candidates, log_probs.shape[-1])
         log_probs, tokens = log_probs.topk(per_beam)
@@ -431,13 +434,10 @@ def beam_search(
     search = BeamSearch(prompts, config)
     logits = decoder.prefill()
     for length in range(prompt_length, max_length):
-        # 1) Score the next token of every running beam.
-        log_probs = logits.log_softmax(dim=-1)
-        if processors:
-            log_probs = processors(search.running.ids[..., :length].flatten(0, 1), log_probs)
+        # 1) Append the most likely tokens to the running beams.
+        candidates, sources, ends = search.expand(logits, processors, length)
 
-        # 2) Append the most likely tokens. Candidates that end compete with the finished beams, the others go on.
-        candidates, sources, ends = search.expand(log_probs, length)
+        # 2) Candidates that end compete with the finished beams, the best of the others go on.
         search.update_finished(candidates, ends, length + 1)
         running = search.update_running(candidates, ends)
 
