@@ -31,6 +31,7 @@ from transformers.generation import (
 )
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
+from .attention import AttentionContext
 from .positions import LearnedPositions, token_positions
 
 # Processors without a state, whose result for a row does not depend on the other rows: rows may leave the batch.
@@ -234,7 +235,8 @@ class IncrementalDecoder:
             )
         positions = token_positions(self.mask, count, self.past_length, ids.device)
         self.past_length += count
-        states = self.decoder.run_layers(states, positions, mask, self.memory, self.memory_mask, self.cache)
+        context, memory_context = AttentionContext(mask), AttentionContext(self.memory_mask)
+        states = self.decoder.run_layers(states, positions, context, self.memory, memory_context, cache=self.cache)
         return self.head(states[:, -1:])[:, -1].float()
 
     def select(self, rows: torch.Tensor, sentences: torch.Tensor | None = None) -> None:
