@@ -45,6 +45,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         The trainer, with the trained model as `.model` and the tokenizer as `.processing_class`.
 
     Raises:
+        FileNotFoundError: `init_from` is no folder.
         OSError: The disk is full, or a checkpoint cannot be read.
         ValueError: The output folder holds a run already and neither `resume` nor `overwrite` is set; there is no
             whole checkpoint to resume, or it is of another run than the recipe's; the recipe has a secret; or it asks
@@ -53,6 +54,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     args = recipe.training_arguments()
     check_hub_arguments(args)
     check_devices(args)
+    recipe.check_start()
     run = Path(args.output_dir)
     found = checkpoints_of(run)
     if found and not (resume or overwrite):
