@@ -27,6 +27,7 @@ from transformers.generation import (
 )
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
+from .attention import AttentionContext
 from .positions import LearnedPositions, token_positions
 
 # Those that look at each row by itself, whatever other rows there are.
@@ -206,7 +207,8 @@ class Steps:
             )
         positions = token_positions(self.mask, count, self.length, ids.device)
         self.length += count
-        states = self.decoder.run_layers(states, positions, mask, self.memory, self.memory_mask, self.cache)
+        context, memory_context = AttentionContext(mask), AttentionContext(self.memory_mask)
+        states = self.decoder.run_layers(states, positions, context, self.memory, memory_context, cache=self.cache)
         return self.head(states[:, -1:])[:, -1].float()
 
     def keep(self, sentences: torch.Tensor | None, rows: torch.Tensor) -> None:
