@@ -293,9 +293,7 @@ def test_what_has_ended_is_not_computed_on(num_beams: int) -> None:
     rows, memories = [], []
     model.model.decoder.layers[0].register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     attention = model.model.decoder.layers[0].cross_attn
-    attention.register_forward_pre_hook(
-        lambda _, __, inputs: memories.append(len(inputs["key_value_states"])), with_kwargs=True
-    )
+    attention.register_forward_pre_hook(lambda _, args: memories.append(len(args[2])))
     model.generate(**sources(), num_beams=num_beams)
     assert rows == [memories[0], *(count * num_beams for count in memories[1:])]
     assert memories[0] == 7
