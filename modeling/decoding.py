@@ -29,9 +29,8 @@ from transformers.generation import (
     StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
 )
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
-from .attention import AttentionContext
+from .attention import NO_CONTEXT
 from .positions import LearnedPositions, token_positions
 
 # Processors without a state, whose result for a row does not depend on the other rows: rows may leave the batch.
@@ -188,24 +187,21 @@ class IncrementalDecoder:
         encoder_outputs: Any = None,
         **kwargs: Any,
     ) -> None:
-        self.head, self.decoder, self.config = model.lm_head, model.model.decoder, model.config
-        self.num_beams, self.prompts = num_beams, input_ids[::num_beams]
-        self.past_length = 0
-        mask = None if attention_mask is None else attention_mask[::num_beams]
+        self.head, self.decoder, self.num_beams = model.lm_head, model.model.decoder, num_beams
+        self.prompts = input_ids[::num_beams]
         self.self_cache, self.cross_cache = DynamicCache(), DynamicCache()
         self.cache: Cache = self.self_cache
-        self.mask, self.memory, self.memory_mask = mask, None, None
+        self.mask: torch.Tensor | None = None
+        self.memory: torch.Tensor | None = None
+        self.memory_context = NO_CONTEXT
+        mask = None if attention_mask is None else attention_mask[::num_beams]
         if encoder_outputs is not None:
             self.cache = EncoderDecoderCache(self.self_cache, self.cross_cache)
-            self.mask, self.memory = None, encoder_outputs[0][::num_beams]
-            self.memory_mask = create_bidirectional_mask(  # of one query: the same for all steps
-                config=self.config,
-                inputs_embeds=self.memory[:, :1],
-                attention_mask=mask,
-                encoder_hidden_states=self.memory,
-            )
-        elif mask is not None and mask.all():
-            self.mask = None
+            memory = encoder_outputs[0][::num_beams]
+            # The mask of one query, (batch, 1, 1, source_len), serves all beams of a sentence at every step.
+            self.memory, self.memory_context = self.decoder.prepare_memory(memory, mask, memory[:, :1])
+        elif mask is not None and not mask.all():
+            self.mask = mask
 
     def prefill(self) -> torch.Tensor:
         """Read the prompts and return the logits of the next tokens, (rows, vocabulary).
@@ -225,18 +221,14 @@ class IncrementalDecoder:
         return self._read(tokens[:, None])
 
     def _read(self, ids: torch.Tensor) -> torch.Tensor:
-        embed_positions, count = self.decoder.embed_positions, ids.shape[1]
+        embed_positions = self.decoder.embed_positions
         if isinstance(embed_positions, LearnedPositions):
-            embed_positions.check_length(self.past_length + count)
-        mask, states = None, self.decoder.embed_tokens(ids)
-        if self.mask is not None or count > 1:
-            mask = create_causal_mask(
-                config=self.config, inputs_embeds=states, attention_mask=self.mask, cache=self.self_cache
-            )
-        positions = token_positions(self.mask, count, self.past_length, ids.device)
-        self.past_length += count
-        context, memory_context = AttentionContext(mask), AttentionContext(self.memory_mask)
-        states = self.decoder.run_layers(states, positions, context, self.memory, memory_context, cache=self.cache)
+            embed_positions.check_length(self.self_cache.get_seq_length() + ids.shape[1])
+        states = self.decoder.embed_tokens(ids)  # (rows, tokens to read, d_model)
+        position_ids, context = self.decoder.prepare(states, self.mask, cache=self.self_cache)
+        states = self.decoder.run_layers(
+            states, position_ids, context, self.memory, self.memory_context, cache=self.cache
+        )
         return self.head(states[:, -1:])[:, -1].float()
 
     def select(self, rows: torch.Tensor, sentences: torch.Tensor | None = None) -> None:
@@ -252,8 +244,8 @@ class IncrementalDecoder:
         if self.memory is not None and sentences is not None:
             self.cross_cache.reorder_cache(sentences)
             self.memory = self.memory[sentences]
-            if self.memory_mask is not None:
-                self.memory_mask = self.memory_mask[sentences]
+            if (mask := self.memory_context.mask) is not None:
+                self.memory_context = self.memory_context._replace(mask=mask[sentences])
 
 
 def greedy_search(

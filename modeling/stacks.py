@@ -197,40 +197,83 @@ class TriviumDecoder(TriviumStack):
                 else "encoder_hidden_states are given, but this decoder-only model has no attention to them."
             )
         inputs_embeds = self.embed(input_ids, inputs_embeds)
-        tokens = RealTokens.of_padded(inputs_embeds, attention_mask) if skip_padding else None
-        # Padding at the end no real token sees anyway, and without a mask attention is faster, but looks for packing.
-        mask_is_idle = tokens is not None and tokens.come_first and position_ids is None
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=None if mask_is_idle else attention_mask,
-            cache=self_attention_cache(cache),
-            position_ids=position_ids,  # restarting positions are packed sentences, which do not see each other
-        )
+        position_ids, context = self.prepare(inputs_embeds, attention_mask, position_ids, cache, skip_padding)
         memory, memory_context = encoder_hidden_states, NO_CONTEXT
         if memory is not None:
-            memory_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=encoder_attention_mask,
-                encoder_hidden_states=memory,
-            )
-            memory_tokens = RealTokens.of_padded(memory, encoder_attention_mask) if skip_padding else None
-            if memory_tokens is not None:
-                memory = memory_tokens.pick(memory)  # (tokens, d_model)
-            memory_context = AttentionContext(memory_mask, tokens=memory_tokens)
-        if position_ids is None:
-            past_length = cache.get_seq_length() if cache is not None else 0
-            position_ids = token_positions(attention_mask, inputs_embeds.shape[1], past_length, inputs_embeds.device)
+            memory, memory_context = self.prepare_memory(memory, encoder_attention_mask, inputs_embeds, skip_padding)
         if use_cache and cache is None:  # after the mask, which with a cache would not look for packing
             cache = DynamicCache(config=self.config)
             if self.config.is_encoder_decoder:
                 cache = EncoderDecoderCache(cache, DynamicCache(config=self.config))
-        context = AttentionContext(mask, tokens=tokens)
         hidden_states = self.run_layers(
             inputs_embeds, position_ids, context, memory, memory_context, cache=cache, **kwargs
         )
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, cache=cache)
+
+    def prepare(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        skip_padding: bool = False,
+    ) -> tuple[torch.Tensor, AttentionContext]:
+        """Prepare the positions of the target and its context, all but the rotation.
+
+        Args:
+            inputs_embeds: (batch, target_len, d_model).
+            attention_mask: (batch, cached length + target_len), 1 for a real token, 0 for padding.
+            position_ids: (batch, target_len); by default real tokens count from 0.
+            cache: Keys and values of earlier calls.
+            skip_padding: Whether the layers are to work on real tokens alone.
+
+        Returns:
+            Position ids, (batch or 1, target_len), and the context.
+        """
+        tokens = RealTokens.of_padded(inputs_embeds, attention_mask) if skip_padding else None
+        # Padding at the end no real token sees anyway, and without a mask attention is faster, but looks for packing.
+        mask_is_idle = tokens is not None and tokens.come_first and position_ids is None
+        cache = self_attention_cache(cache)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=None if mask_is_idle else attention_mask,
+            cache=cache,
+            position_ids=position_ids,  # restarting positions are packed sentences, which do not see each other
+        )
+        if position_ids is None:
+            past_length = cache.get_seq_length() if cache is not None else 0
+            position_ids = token_positions(attention_mask, inputs_embeds.shape[1], past_length, inputs_embeds.device)
+        return position_ids, AttentionContext(mask, tokens=tokens)
+
+    def prepare_memory(
+        self,
+        memory: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        skip_padding: bool = False,
+    ) -> tuple[torch.Tensor, AttentionContext]:
+        """Prepare the encoder's output and its context.
+
+        Args:
+            memory: (batch, source_len, d_model).
+            attention_mask: (batch, source_len), 1 for a real token, 0 for padding.
+            inputs_embeds: (batch, target_len, d_model), what looks at the memory.
+            skip_padding: Whether the layers are to work on real tokens alone.
+
+        Returns:
+            The memory, (tokens, d_model) if its context has `tokens`, and the context.
+        """
+        mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            encoder_hidden_states=memory,
+        )
+        tokens = RealTokens.of_padded(memory, attention_mask) if skip_padding else None
+        if tokens is not None:
+            memory = tokens.pick(memory)  # (tokens, d_model)
+        return memory, AttentionContext(mask, tokens=tokens)
 
     def run_layers(
         self,
