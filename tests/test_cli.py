@@ -453,7 +453,7 @@ OPTIONS = {
     "demo": TRUST | {"--host", "--port", "--open"},
     "launch-config": set[str](),
     "plot": set[str](),
-    "push": {"--private", "--revision", "--message", "--space", "--dry-run"},
+    "push": TRUST | {"--private", "--revision", "--message", "--space", "--dry-run"},
 }
 
 

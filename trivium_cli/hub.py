@@ -66,6 +66,9 @@ def push(
         bool, typer.Option("--space", help="Publish a page to try it on, too, as the Space of the same name.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, but change nothing.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code in the folder that is not the installed package's.")
+    ] = False,
 ) -> None:
     """Check a model and publish it on the Hub, in one commit.
 
@@ -84,7 +87,7 @@ def push(
         from trivium import hub
 
         console.print(f"Loading {model} where trivium is not installed, and comparing ...")
-        hub.check_folder(model)
+        hub.check_folder(model, trust_remote_code=trust_remote_code)
         console.print("Others can load it: it computes the same there.")
         planned = hub.plan(model, repo_id, private=private, revision=revision)
         _show(console, planned)
