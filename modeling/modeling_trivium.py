@@ -171,10 +171,9 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationM
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        if labels is not None and self._can_skip_padding(labels, decoder_attention_mask, skip_logits, **kwargs):
-            kwargs["skip_padding"] = True
-            if decoder_attention_mask is None:
-                decoder_attention_mask = up_to_last(labels)
+        skip_padding = self._can_skip_padding(labels, decoder_attention_mask, skip_logits, **kwargs)
+        if labels is not None and skip_padding and decoder_attention_mask is None:
+            decoder_attention_mask = up_to_last(labels)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -186,6 +185,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationM
             decoder_inputs_embeds=decoder_inputs_embeds,
             decoder_position_ids=decoder_position_ids,
             use_cache=use_cache,
+            skip_padding=skip_padding,
             **kwargs,
         )
         loss, logits = self._predict_tokens(

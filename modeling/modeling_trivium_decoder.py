@@ -173,8 +173,6 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, TriviumGenerationMixin):
             next_tokens = shift_left(labels)
         if next_tokens is not None:
             use_cache = False
-        if self._can_skip_padding(next_tokens, attention_mask, skip_logits, **kwargs):
-            kwargs["skip_padding"] = True
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -182,6 +180,7 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, TriviumGenerationMixin):
             cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            skip_padding=self._can_skip_padding(next_tokens, attention_mask, skip_logits, **kwargs),
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from itertools import islice
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import MultiHeadAttention
+from .attention import NO_CONTEXT, AttentionContext, MultiHeadAttention
 from .cache import self_attention_cache
 from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
@@ -113,7 +114,7 @@ class TriviumEncoder(TriviumStack):
         tokens = RealTokens.of_padded(inputs_embeds, attention_mask) if skip_padding else None
         if position_ids is None:
             position_ids = token_positions(attention_mask, inputs_embeds.shape[1], 0, inputs_embeds.device)
-        attention_mask = create_bidirectional_mask(
+        mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
         )
         if self.config.type_vocab_size:
@@ -125,11 +126,14 @@ class TriviumEncoder(TriviumStack):
         hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
         hidden_states = self.dropout(self.embedding_norm(hidden_states))
         if tokens is not None:
-            hidden_states = tokens.pick(hidden_states)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, rotation, tokens, **kwargs)
+            hidden_states = tokens.pick(hidden_states)  # (tokens, d_model)
+        context = AttentionContext(mask, rotation, tokens)
+        for layer in islice(self.layers, self.config.encoder_layers):
+            hidden_states = layer(hidden_states, context, **kwargs)
         hidden_states = self.norm(hidden_states)
-        return BaseModelOutput(last_hidden_state=hidden_states if tokens is None else tokens.place(hidden_states))
+        if tokens is not None:
+            hidden_states = tokens.place(hidden_states)  # (batch, source_len, d_model)
+        return BaseModelOutput(last_hidden_state=hidden_states)
 
 
 class TriviumDecoder(TriviumStack):
@@ -193,64 +197,114 @@ class TriviumDecoder(TriviumStack):
                 else "encoder_hidden_states are given, but this decoder-only model has no attention to them."
             )
         inputs_embeds = self.embed(input_ids, inputs_embeds)
-        tokens = encoder_tokens = None
-        if skip_padding:
-            tokens = RealTokens.of_padded(inputs_embeds, attention_mask)
-            if encoder_hidden_states is not None:
-                encoder_tokens = RealTokens.of_padded(encoder_hidden_states, encoder_attention_mask)
-        # Padding at the end no real token sees anyway, and without a mask attention is faster, but looks for packing.
-        mask_is_idle = tokens is not None and tokens.come_first and position_ids is None
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=None if mask_is_idle else attention_mask,
-            cache=self_attention_cache(cache),
-            position_ids=position_ids,  # restarting positions are packed sentences, which do not see each other
-        )
-        encoder_mask = None
-        if encoder_hidden_states is not None:
-            encoder_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=encoder_attention_mask,
-                encoder_hidden_states=encoder_hidden_states,
-            )
-        past_length = cache.get_seq_length() if cache is not None else 0
+        position_ids, context = self.prepare(inputs_embeds, attention_mask, position_ids, cache, skip_padding)
+        memory, memory_context = encoder_hidden_states, NO_CONTEXT
+        if memory is not None:
+            memory, memory_context = self.prepare_memory(memory, encoder_attention_mask, inputs_embeds, skip_padding)
         if use_cache and cache is None:  # after the mask, which with a cache would not look for packing
             cache = DynamicCache(config=self.config)
             if self.config.is_encoder_decoder:
                 cache = EncoderDecoderCache(cache, DynamicCache(config=self.config))
-        if position_ids is None:
-            position_ids = token_positions(attention_mask, inputs_embeds.shape[1], past_length, inputs_embeds.device)
         hidden_states = self.run_layers(
-            *(inputs_embeds, position_ids, mask, encoder_hidden_states, encoder_mask, cache, tokens, encoder_tokens),
-            **kwargs,
+            inputs_embeds, position_ids, context, memory, memory_context, cache=cache, **kwargs
         )
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, cache=cache)
+
+    def prepare(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        skip_padding: bool = False,
+    ) -> tuple[torch.Tensor, AttentionContext]:
+        """Prepare the positions of the target and its context, all but the rotation.
+
+        Args:
+            inputs_embeds: (batch, target_len, d_model).
+            attention_mask: (batch, cached length + target_len), 1 for a real token, 0 for padding.
+            position_ids: (batch, target_len); by default real tokens count from 0.
+            cache: Keys and values of earlier calls.
+            skip_padding: Whether the layers are to work on real tokens alone.
+
+        Returns:
+            Position ids, (batch or 1, target_len), and the context.
+        """
+        tokens = RealTokens.of_padded(inputs_embeds, attention_mask) if skip_padding else None
+        # Padding at the end no real token sees anyway, and without a mask attention is faster, but looks for packing.
+        mask_is_idle = tokens is not None and tokens.come_first and position_ids is None
+        cache = self_attention_cache(cache)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=None if mask_is_idle else attention_mask,
+            cache=cache,
+            position_ids=position_ids,  # restarting positions are packed sentences, which do not see each other
+        )
+        if position_ids is None:
+            past_length = cache.get_seq_length() if cache is not None else 0
+            position_ids = token_positions(attention_mask, inputs_embeds.shape[1], past_length, inputs_embeds.device)
+        return position_ids, AttentionContext(mask, tokens=tokens)
+
+    def prepare_memory(
+        self,
+        memory: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        skip_padding: bool = False,
+    ) -> tuple[torch.Tensor, AttentionContext]:
+        """Prepare the encoder's output and its context.
+
+        Args:
+            memory: (batch, source_len, d_model).
+            attention_mask: (batch, source_len), 1 for a real token, 0 for padding.
+            inputs_embeds: (batch, target_len, d_model), what looks at the memory.
+            skip_padding: Whether the layers are to work on real tokens alone.
+
+        Returns:
+            The memory, (tokens, d_model) if its context has `tokens`, and the context.
+        """
+        mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            encoder_hidden_states=memory,
+        )
+        tokens = RealTokens.of_padded(memory, attention_mask) if skip_padding else None
+        if tokens is not None:
+            memory = tokens.pick(memory)  # (tokens, d_model)
+        return memory, AttentionContext(mask, tokens=tokens)
 
     def run_layers(
         self,
         inputs_embeds: torch.Tensor,
         position_ids: torch.Tensor,
-        mask: torch.Tensor | None,
-        encoder_hidden_states: torch.Tensor | None,
-        encoder_mask: torch.Tensor | None,
-        cache: Cache | None,
-        tokens: RealTokens | None = None,
-        encoder_tokens: RealTokens | None = None,
+        context: AttentionContext = NO_CONTEXT,
+        memory: torch.Tensor | None = None,
+        memory_context: AttentionContext = NO_CONTEXT,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """What `forward` does when all is prepared: masks in the form that the attention function in use wants."""
+        """Run embedded tokens through the stack, with all prepared but the rotation.
+
+        Args:
+            inputs_embeds: (batch, target_len, d_model).
+            position_ids: (batch or 1, target_len).
+            context: The mask in the form that the attention function takes, and where the real tokens are.
+            memory: (batch, source_len, d_model), the encoder's output; (tokens, d_model) if its context has `tokens`.
+            memory_context: The same of the memory.
+            cache: Keys and values of earlier calls.
+            **kwargs: What the attention function takes.
+
+        Returns:
+            (batch, target_len, d_model).
+        """
         hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
         hidden_states = self.dropout(self.embedding_norm(hidden_states))
-        if tokens is not None:
-            hidden_states = tokens.pick(hidden_states)
-        if encoder_tokens is not None and encoder_hidden_states is not None:
-            encoder_hidden_states = encoder_tokens.pick(encoder_hidden_states)
-        for layer in self.layers:
-            hidden_states = layer(
-                *(hidden_states, mask, encoder_hidden_states, encoder_mask, cache, rotation, tokens, encoder_tokens),
-                **kwargs,
-            )
+        context = context._replace(rotation=rotation)
+        if context.tokens is not None:
+            hidden_states = context.tokens.pick(hidden_states)  # (tokens, d_model)
+        for layer in islice(self.layers, self.config.decoder_layers):
+            hidden_states = layer(hidden_states, context, memory, memory_context, cache=cache, **kwargs)
         hidden_states = self.norm(hidden_states)
-        return hidden_states if tokens is None else tokens.place(hidden_states)
+        return hidden_states if context.tokens is None else context.tokens.place(hidden_states)

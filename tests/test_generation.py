@@ -388,3 +388,16 @@ def test_generation_speaks_the_librarys_own_language() -> None:
         warnings.simplefilter("error", FutureWarning)
         tiny_model().generate(random_ids(2, 5), max_new_tokens=3)
         tiny_model(TriviumForCausalLM, encoder_layers=0).generate(random_ids(2, 5), max_new_tokens=3, num_beams=2)
+
+
+@torch.no_grad()
+def test_assistant_early_exit_uses_the_lower_layers() -> None:
+    """They draft, the whole model checks: the outputs are its own, and so is its configuration afterwards."""
+    model, ids = tiny_model(TriviumForCausalLM, encoder_layers=0), random_ids(1, 5)
+    calls: list[int] = []
+    for index, layer in enumerate(model.model.decoder.layers):
+        layer.register_forward_hook(lambda *_, index=index: calls.append(index))
+    drafted = model.generate(ids, assistant_early_exit=1, max_new_tokens=6, do_sample=False)
+    assert calls.count(0) > calls.count(1) == calls.count(2) > 0
+    assert drafted.tolist() == model.generate(ids, max_new_tokens=6, do_sample=False).tolist()
+    assert model.config.decoder_layers == 3

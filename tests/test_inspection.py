@@ -159,12 +159,11 @@ def test_every_kind_layer_and_head_is_that_of_the_equation(kind: str, tokenizer:
     attentions = [layer.cross_attn if kind == "cross" else layer.self_attn for layer in stack.layers]
     seen: dict[int, list[torch.Tensor]] = {}
 
-    def note(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        read = kwargs.get("key_value_states")
-        seen[module.layer_idx] = [args[0][0], args[0][0] if read is None else read[0]]
+    def note(module: torch.nn.Module, args: Any) -> None:
+        seen[module.layer_idx] = [args[0][0], args[2 if kind == "cross" else 0][0]]  # the memory is the third
 
     for module in attentions:
-        module.register_forward_pre_hook(note, with_kwargs=True)
+        module.register_forward_pre_hook(note)
     target = {} if kind == "encoder" else {"target": GERMAN[0]}
     grid = plot_heads(model, tokenizer, ENGLISH[0], **target, kind=kind)
     expected = torch.stack([by_hand(each, *seen[i], is_causal=kind == "decoder") for i, each in enumerate(attentions)])

@@ -5,17 +5,14 @@ text or in batches, where the package is absent, in another process.
 """
 
 import copy
-import inspect
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from clean import run_without_trivium
 from datasets import Dataset
 from tiny import EXACT, tiny_config, tiny_model
 from transformers import (
@@ -68,13 +65,8 @@ QUESTIONS: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
 
 # Runs where the package is absent, after the function `ask`.
 CLEAN = """
-import json, sys
-from importlib.util import find_spec
-from pathlib import Path
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-assert find_spec("trivium") is None
 from transformers import AutoModelForTextEncoding, AutoTokenizer, pipeline
-place, questions = Path(sys.argv[1]), json.loads(sys.argv[2])
+place, questions = Path(arguments[0]), arguments[1]
 trust = {"trust_remote_code": True, "device": "cpu"}
 answers = {name: ask(pipeline(question[0], str(place / name), **trust), *question[1:])
            for name, question in questions.items()}
@@ -404,10 +396,7 @@ def test_pipelines_where_the_package_is_absent(folders: Path, marian: Translatio
     answers["half again"] = answers["half"]
     for alone, together in answers.values():
         assert_alike(together, alone)
-    program = f"from typing import Any\n{inspect.getsource(ask)}{CLEAN}"
-    environment = {**os.environ, "HF_HOME": str(folders / "home"), "HF_HUB_OFFLINE": "1"}
-    arguments = [str(folders), json.dumps(QUESTIONS)]
-    subprocess.run([sys.executable, "-I", "-c", program, *arguments], check=True, env=environment, cwd=folders)
+    run_without_trivium(CLEAN, str(folders), QUESTIONS, folder=folders, functions=[ask])
     found = json.loads((folders / "answers.json").read_text())
     for entities, text in zip([*found["tagger"][0], *found["tagger"][1]], TEXTS * 2, strict=True):
         for entity in entities:  # without Trivium's tokenizer, the space before a word belongs to it

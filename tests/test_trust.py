@@ -11,8 +11,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration
-from trivium.cli import app
 from trivium.tokenization import train_tokenizer
+from trivium_cli import app
 
 ANSWERS = "y\n" * 20  # to whatever transformers might ask
 HEADS = {

@@ -98,7 +98,7 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
 class SeededBatchRebalanceSampler(BatchRebalanceSampler):
     """Balance the lengths of batches over processes as transformers does, in an order that follows seed and epoch.
 
-    Accelerate does not forward `set_epoch` to the Trainer's own sampler where several processes resume inside an epoch.
+    Accelerate does not forward `set_epoch` to the Trainer's own sampler when several processes resume inside an epoch.
     """
 
     def __init__(self, *args: Any, epoch: Callable[[], int], **kwargs: Any) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from transformers import GenerationConfig, Seq2SeqTrainingArguments
@@ -170,6 +172,18 @@ class Recipe:
         """Return the `model:` section as a configuration, completed by `facts` that the tokenizer knows."""
         options = dict(self.model)
         return preset_config(options.pop("preset", next(iter(PRESETS))), **{**facts, **options})
+
+    def check_start(self) -> None:
+        """Raise a FileNotFoundError if `init_from` is neither a folder nor what a model on the Hub can be called."""
+        if self.init_from is None or Path(self.init_from).is_dir():
+            return
+        try:
+            validate_repo_id(self.init_from)
+        except HFValidationError as error:
+            raise FileNotFoundError(
+                f"init_from is {self.init_from!r}, but there is no such folder: give the folder of a saved model, or "
+                "the name of one on the Hub."
+            ) from error
 
     def save(self, folder: str | Path) -> None:
         """Write the recipe to `folder`, as `recipe.yaml`."""

@@ -18,7 +18,8 @@ from transformers import (
     set_seed,
 )
 
-from trivium.callbacks import CompletePush, ExponentialAverage, RunFacts
+from trivium.callbacks import ExponentialAverage, RunFacts
+from trivium.callbacks.pushing import check_hub_arguments
 from trivium.checkpoints import checkpoints_of, failure_explained, set_aside
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
@@ -44,15 +45,16 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         The trainer, with the trained model as `.model` and the tokenizer as `.processing_class`.
 
     Raises:
+        FileNotFoundError: `init_from` is no folder.
         OSError: The disk is full, or a checkpoint cannot be read.
         ValueError: The output folder holds a run already and neither `resume` nor `overwrite` is set; there is no
             whole checkpoint to resume, or it is of another run than the recipe's; the recipe has a secret; or it asks
             for what its data cannot give. Nothing is changed in the output folder then.
     """
     args = recipe.training_arguments()
-    if args.hub_token:  # the recipe is kept, and pushed
-        raise ValueError("training.hub_token is set, but a recipe is no place for a secret: use `hf auth login`.")
+    check_hub_arguments(args)
     check_devices(args)
+    recipe.check_start()
     run = Path(args.output_dir)
     found = checkpoints_of(run)
     if found and not (resume or overwrite):
@@ -98,7 +100,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         ),
         processing_class=tokenizer,
         compute_metrics=scoring(recipe, model, tokenizer),
-        callbacks=[RunFacts(known), CompletePush()],
+        callbacks=[RunFacts(known)],
         max_tokens=recipe.inputs.max_tokens,
         buffer_size=recipe.inputs.buffer_size,
     )

@@ -124,9 +124,10 @@ def check_saved_model(folder: Path) -> dict[str, Any]:
 
 def architecture_of(config: dict[str, Any]) -> str:
     """Return the name of the class that a config.json was saved with."""
-    architectures = config.get("architectures")
-    is_list_of_names = isinstance(architectures, list) and architectures and isinstance(architectures[0], str)
-    return architectures[0] if is_list_of_names else "model of no known class"
+    match config.get("architectures"):
+        case [str(name), *_]:
+            return name
+    return "model of no known class"
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -33,12 +33,31 @@ VARIANTS = [
     for norm_position in NORM_POSITIONS
     for key_value_heads in (4, 2, 1)
 ]
+# Nine of them in which any two values of two options meet; the others are left to `make test-slow`.
+PAIRWISE = [
+    ("sinusoidal", "layernorm", "post", 4),
+    ("sinusoidal", "rmsnorm", "post", 2),
+    ("sinusoidal", "layernorm", "pre", 1),
+    ("learned", "rmsnorm", "post", 4),
+    ("learned", "layernorm", "pre", 2),
+    ("learned", "rmsnorm", "pre", 1),
+    ("rotary", "layernorm", "pre", 4),
+    ("rotary", "rmsnorm", "pre", 2),
+    ("rotary", "layernorm", "post", 1),
+]
 
 
 def all_variants(test: Any) -> Any:
-    """Run `test` with the argument `variant` set to every entry of VARIANTS."""
-    ids = ["-".join(str(value) for value in variant.values()) for variant in VARIANTS]
-    return pytest.mark.parametrize("variant", VARIANTS, ids=ids)(test)
+    """Run `test` with the argument `variant` set to every entry of VARIANTS: nine by default, the others if slow."""
+    params = [
+        pytest.param(
+            variant,
+            id="-".join(map(str, variant.values())),
+            marks=() if tuple(variant.values()) in PAIRWISE else pytest.mark.slow,
+        )
+        for variant in VARIANTS
+    ]
+    return pytest.mark.parametrize("variant", params)(test)
 
 
 def tiny_config(**overrides: Any) -> TriviumConfig:

@@ -1,6 +1,5 @@
 """Trainings in processes of their own, killed at a chosen moment: forked from one that has imported all it takes."""
 
-import multiprocessing
 import os
 import random
 import resource
@@ -16,6 +15,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import transformers.modeling_utils
+from forks import FORKS
 from transformers import TrainerState
 
 import trivium.callbacks.averaging
@@ -40,9 +40,7 @@ def trained(settings: list[str], resume: bool = False, dies: Moment | None = Non
     Returns:
         How it ended: 0, or 1 after an error, or -9 for SIGKILL. What it said is in `said.txt` in its folder.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trivium.training"])
-    process = context.Process(target=_train, args=(settings, resume, dies, largest))
+    process = FORKS.Process(target=_train, args=(settings, resume, dies, largest))
     process.start()
     process.join(300)
     assert process.exitcode is not None

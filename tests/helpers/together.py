@@ -1,6 +1,6 @@
 """Processes that train together on CPU, as `accelerate launch` starts them, but forked: so they start at once."""
 
-import multiprocessing
+import multiprocessing.connection
 import os
 import socket
 import traceback
@@ -13,6 +13,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
+from forks import FORKS
 
 Job = Callable[..., Any]  # of a module that can be imported; what it returns can be pickled
 
@@ -41,14 +42,12 @@ def start_together(
 ) -> list[int | None]:
     """How each process ended: 0, 1 after an error, -9 for SIGKILL. Once one has failed the others are ended, too."""
     folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trivium.training", "together"])
     environment = environment_of(config, processes) | {
         **{"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "GLOO_SOCKET_IFNAME": "lo"},
         **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"},
     }
     started = [
-        context.Process(target=_run, args=(job, args, folder, environment | {"RANK": str(i), "LOCAL_RANK": str(i)}))
+        FORKS.Process(target=_run, args=(job, args, folder, environment | {"RANK": str(i), "LOCAL_RANK": str(i)}))
         for i in range(processes)
     ]
     for process in started:
