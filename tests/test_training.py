@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from runs import small_recipe
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, Seq2SeqTrainer
 from typer.testing import CliRunner
@@ -25,25 +26,6 @@ from trivium.recipe import Recipe, TokenizerArguments, load_recipe
 from trivium.tasks import TASKS, InputArguments
 from trivium.training import train
 from trivium.translation import translate
-
-SMALL = [
-    "model.d_model=32",
-    "model.ffn_dim=64",
-    "data.max_train_samples=400",
-    "data.max_validation_samples=20",
-    "data.max_test_samples=30",
-    "training.max_steps=6",
-    "training.save_steps=3",
-    "training.eval_steps=3",
-    "training.logging_steps=1",
-    "training.warmup_steps=1",
-    "training.per_device_train_batch_size=16",
-    "training.disable_tqdm=true",
-]
-
-
-def small_recipe(folder: Path, *overrides: str) -> list[str]:
-    return [*SMALL, f"training.output_dir={folder}", *overrides]
 
 
 @pytest.fixture(scope="module")
@@ -786,24 +768,3 @@ def test_a_run_is_not_deleted_for_one_that_cannot_begin(corpus: Corpus, tmp_path
         train(corpus.recipe("classification", tmp_path / "run", data=validation), overwrite=True)
     assert (tmp_path / "run" / "checkpoint-3" / "model.safetensors").exists()
     assert len(losses(train(corpus.recipe("classification", tmp_path / "run"), overwrite=True))) == 6
-
-
-# --- The README ------------------------------------------------------------------------------------------------------
-
-README = (Path(__file__).parent.parent / "README.md").read_text()
-
-
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
-def test_the_readme_runs(block: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block of Python, in a folder that holds a (small) run, with a (small) training."""
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "numbers").symlink_to(run)
-    monkeypatch.chdir(tmp_path)
-    asked = '["training.output_dir=runs/python"]'
-    exec(block.replace(asked, repr(small_recipe(Path("runs/python")))), {})
-
-
-def test_the_readme_names_what_exists() -> None:
-    root = Path(__file__).parent.parent
-    for name in re.findall(r"^    (\w+/) ", README, flags=re.MULTILINE) + re.findall(r"\]\((\w[\w/.]*)\)", README):
-        assert (root / name).exists(), name
