@@ -42,7 +42,7 @@ TRANSFORMERS_TESTS ?= build/transformers
 
 contract: install $(TRANSFORMERS_TESTS)  ## transformers' own common tests on our classes
 	RUN_SLOW=1 PYTHONPATH=$(TRANSFORMERS_TESTS) $(BIN)/python -m pytest \
-		-m slow -o strict=false -W ignore -rs tests/contract
+		-m slow -o strict=false -W default --disable-warnings -rs tests/contract
 
 build/transformers: | install  # the source of the installed transformers, for its tests; delete it after an upgrade
 	rm -rf build/sdist

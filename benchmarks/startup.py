@@ -66,7 +66,7 @@ def interleaved(candidates: dict[str, Callable[[], object]], rounds: int, title:
 def process_of(command: str) -> Callable[[], object]:
     """What runs a command: Python's, or `trivium` with arguments."""
     program, *arguments = command.split()
-    arguments = ["-m", "trivium.cli", *arguments] if program == "trivium" else ["-c", command]
+    arguments = ["-m", "trivium_cli", *arguments] if program == "trivium" else ["-c", command]
     return lambda: subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 

@@ -11,7 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaConfig, apply_rotary_pos_emb
 
 from trivium import TriviumForConditionalGeneration
-from trivium.modeling.attention import MultiHeadAttention, eager_attention_forward
+from trivium.modeling.attention import NO_CONTEXT, AttentionContext, MultiHeadAttention, eager_attention_forward
 from trivium.modeling.positions import RotaryPositions, rotate
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -157,7 +157,8 @@ def test_equals_torch_multi_head_attention(cross: bool) -> None:
     looked_at, keys_mask = (memory, mask_of([7, 4])) if cross else (hidden, mask_of([5, 3]))
     visible = keys_mask.bool()[:, None, None].expand(-1, 1, 5, -1)
     bias = torch.zeros(visible.shape).double().masked_fill(~visible, torch.finfo(torch.float64).min)
-    output, weights = layer(hidden, key_value_states=memory if cross else None, attention_mask=bias)
+    context = AttentionContext(bias)
+    output, weights = layer(hidden, NO_CONTEXT, memory, context) if cross else layer(hidden, context)
     expected, expected_weights = F.multi_head_attention_forward(
         *(states.transpose(0, 1) for states in (hidden, looked_at, looked_at)),
         embed_dim_to_check=24,
@@ -220,7 +221,7 @@ def test_self_attention_equals_llamas() -> None:
     bias = torch.full((1, 1, 5, 5), torch.finfo(torch.float64).min, dtype=torch.float64).triu(1)
     _, rotation = RotaryPositions(config)(hidden, positions)
     assert rotation is not None
-    output, weights = layer(hidden, attention_mask=bias, rotation=rotation)
+    output, weights = layer(hidden, AttentionContext(bias, rotation))
     rotation = tuple(part[:, 0] for part in rotation)  # Llama's has no dimension of heads
     expected, expected_weights = llama(hidden, position_embeddings=rotation, attention_mask=bias)
     torch.testing.assert_close(output, expected, **LLAMAS)

@@ -20,11 +20,11 @@ from trivium import TriviumForConditionalGeneration, TriviumForMaskedLM
 from trivium.averaging import average, last_checkpoints
 from trivium.callbacks import ExponentialAverage
 from trivium.callbacks.averaging import TRAINED_WEIGHTS_FILE
-from trivium.cli import app
 from trivium.interop.checkpoint import Checkpoint
 from trivium.recipe import load_recipe
 from trivium.tokenization import train_tokenizer
 from trivium.training import train
+from trivium_cli import app
 
 Weights = dict[str, torch.Tensor]
 

@@ -32,11 +32,11 @@ from trivium import (
     TriviumModel,
     TriviumTokenizer,
 )
-from trivium.cli import app
 from trivium.hub.card import MARK, has_own_card, render_card
 from trivium.metrics import METRICS
 from trivium.recipe import CardArguments, available_recipes, load_recipe
 from trivium.tokenization import train_tokenizer
+from trivium_cli import app
 
 ROOT = Path(__file__).parent.parent
 TEXTS = ["two dogs ran across the road", "the cat sat on the mat", "birds fly south in winter"]
@@ -165,41 +165,41 @@ def test_every_fact_is_its_source(run: Path, tokenizer: TriviumTokenizer) -> Non
     table, text = table_of(card.text), " ".join(card.text.split())
     assert headings_of(card.text)[0] == "Captions"
     assert "It *translates*." in text
-    assert "It is made for the task `translation`, from `en` to `de`." in text
-    assert table["layers"] == ["2 of the encoder + 3 of the decoder"]
-    assert table["width, `d_model`"] == ["24"]
+    assert "`translation`, from `en` to `de`" in text
+    assert table["layers"] == ["2 encoder + 3 decoder"]
+    assert table["hidden size, `d_model`"] == ["24"]
     assert table["attention"] == ["4 heads"]
-    assert table["feed-forward network"] == ["40 wide, relu"]
-    assert table["positions"] == ["sinusoidal, meant for 64 tokens"]
-    assert table["normalisation"] == ["LayerNorm after each sub-layer"]
+    assert table["feed-forward network"] == ["width 40, relu"]
+    assert table["positions"] == ["sinusoidal, designed for up to 64 tokens"]
+    assert table["normalization"] == ["LayerNorm after each sub-layer"]
     assert table["vocabulary"] == [f"{len(tokenizer)} tokens"]
     model = TriviumForConditionalGeneration.from_pretrained(run)
     assert table["parameters"] == [f"{model.num_parameters():,}"]
 
     assert table["sacreBLEU"] == ["38.07", "test", f"`{SIGNATURE}`"]
     assert table["exact match"][:2] == ["12.3%", "test"]
-    assert table["perplexity of a token (lower is better)"][:2] == ["5.52", "test"]
+    assert table["perplexity per token (lower is better)"][:2] == ["5.52", "test"]
     assert (
         "test: 1,234 rows of `corpus/test`, generated with `do_sample=False`, `num_beams=5`, `length_penalty=0.6`; "
         "measured on 2026-11-22 with trivium 0.1.0, torch 2.13.0" in text
     )
     assert table["task"] == ["translation"]
     assert table["data"] == ["`corpus/train`, from `en` to `de`; 29,000 examples; fingerprint `rows:0123456789ab`"]
-    assert table["batch"] == ["64 rows on each device, summed up over 2, 1 process"]
-    assert table["learning rate"] == ["0.002, schedule `linear`, 1,000 steps of warm-up"]
-    assert "β₂ 0.98, ε 1e-09, weight decay 0.0" in table["optimiser"][0]
-    assert table["regularisation"] == ["dropout 0.3, label smoothing 0.2"]
-    assert table["steps"] == ["6,500, 14.3 passes over the data"]
+    assert table["batch"] == ["64 rows per device, 2 gradient accumulation steps, 1 process"]
+    assert table["learning rate"] == ["0.002, schedule `linear`, 1,000 warm-up steps"]
+    assert "β₂ 0.98, ε 1e-09, weight decay 0.0" in table["optimizer"][0]
+    assert table["regularization"] == ["dropout 0.3, label smoothing 0.2"]
+    assert table["steps"] == ["6,500 (14.3 epochs)"]
     curve = {step: losses for step, losses in table.items() if re.fullmatch(r"[\d,]+", step)}
     assert 5 <= len(curve) <= 10
     for step, losses in curve.items():
         number = int(step.replace(",", ""))
         assert losses == [f"{9 - number / 1000:.3f}", f"{8 - number / 1000:.3f}"]
     assert "6,500" in curve
-    assert table["training time, in hours, minutes and seconds"] == ["1:02:05"]
-    assert table["tokens"] == ["3,000,000, and 25.0% of padding in the batches"]
+    assert table["training time (h:mm:ss)"] == ["1:02:05"]
+    assert table["tokens"] == ["3,000,000, not counting padding (25.0% of all positions)"]
     assert table["seed"] == ["42"]
-    assert table["speed of the steps"] == ["30,000 tokens and 0.05 TFLOP a second"]
+    assert table["throughput"] == ["30,000 tokens/s, 0.05 TFLOP/s"]
     assert table["hardware"] == ["AMD EPYC, 2 cores"]
     assert table["versions"] == ["torch 2.13.0"]
     assert "Captions." in text
@@ -245,7 +245,7 @@ def test_a_diverged_model_has_a_card(run: Path) -> None:
     scores = {"perplexity": {"score": float("inf")}}
     (run / "evaluation_test.json").write_text(json.dumps({**EVALUATION, "scores": scores}))
     card = card_of(run)
-    assert table_of(card.text)["perplexity of a token (lower is better)"][0] == "inf"
+    assert table_of(card.text)["perplexity per token (lower is better)"][0] == "inf"
     assert card.data.eval_results is None
 
 
@@ -275,16 +275,16 @@ def test_shapes_have_words(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     }  # fmt: skip
     save(TriviumForConditionalGeneration, tokenizer, tmp_path, **options)
     table = table_of(card_of(tmp_path).text)
-    assert table["attention"] == ["4 heads, 2 of keys and values"]
-    assert table["feed-forward network"] == ["gated, 40 wide, silu"]
-    assert table["normalisation"] == ["RMSNorm before each sub-layer"]
+    assert table["attention"] == ["4 heads, 2 key-value heads"]
+    assert table["feed-forward network"] == ["gated, width 40, silu"]
+    assert table["normalization"] == ["RMSNorm before each sub-layer"]
     assert table["positions"] == ["learned, at most 64 tokens"]
-    assert table["vocabulary"] == [f"{len(tokenizer)} tokens of the source and 99 of the target"]
+    assert table["vocabulary"] == [f"{len(tokenizer)} source tokens, 99 target tokens"]
 
 
 def test_labels_are_named(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     save(TriviumForSequenceClassification, tokenizer, tmp_path, id2label={0: "air", 1: "ground"})
-    assert "It tells 2 labels apart: `air`, `ground`." in card_of(tmp_path).text
+    assert "2 labels: `air`, `ground`." in card_of(tmp_path).text
 
 
 def test_a_model_of_the_hub_is_named_as_the_base(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_a_model_of_the_hub_is_named_as_the_base(run: Path, tmp_path: Path, monk
     recipe.save(run)
     card = card_of(run)
     assert card.data.base_model is None
-    assert table_of(card.text)["began from"] == ["`runs/words`"]
+    assert table_of(card.text)["initialized from"] == ["`runs/words`"]
     cache = tmp_path / "models--runs--words"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text("a" * 40)
@@ -302,7 +302,7 @@ def test_a_model_of_the_hub_is_named_as_the_base(run: Path, tmp_path: Path, monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     card = card_of(run)
     assert card.data.base_model == "runs/words"
-    assert table_of(card.text)["began from"] == ["[runs/words](https://huggingface.co/runs/words)"]
+    assert table_of(card.text)["initialized from"] == ["[runs/words](https://huggingface.co/runs/words)"]
 
 
 # --- What is not known -----------------------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ def test_a_folder_without_facts_has_a_short_card(
     files = render_card(tmp_path, "someone/model")
     assert list(files) == ["README.md"]
     card = ModelCard(files["README.md"].decode())
-    assert headings_of(card.text) == ["model", "How to use it", "Intended use and limits", "Citation"]
+    assert headings_of(card.text) == ["model", "How to use", "Intended use and limitations", "Citation"]
     assert_is_tidy(card.text)
     assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags"}
     assert card.data.pipeline_tag is not None
@@ -370,8 +370,8 @@ def test_no_title_breaks_the_card(run: Path) -> None:
     headings = headings_of(card.text)
     assert headings[0] == " ".join(HOSTILE.replace("<", "&lt;").replace(">", "&gt;").split())
     assert headings[1:] == [
-        "How to use it", "Results", "Where it looks", "How it was trained", "Time, hardware and versions",
-        "Intended use and limits", "Citation",
+        "How to use", "Results", "Attention", "Training", "Training time, hardware and software",
+        "Intended use and limitations", "Citation",
     ]  # fmt: skip
     tokens = parsed(card.text)
     rows = [len(re.findall(r"t[dh]_open", " ".join(t.type for t in tokens[i : i + 20]).split("tr_close")[0]))
@@ -433,8 +433,8 @@ def test_recipes_that_come_along_have_a_card(name: str) -> None:
 def test_the_template_is_a_document() -> None:
     text = (ROOT / "hub_card.md").read_text()
     assert headings_of(text) == [
-        "{{ title }}", "How to use it", "Results", "Where it looks", "How it was trained",
-        "Time, hardware and versions", "Intended use and limits", "Citation",
+        "{{ title }}", "How to use", "Results", "Attention", "Training",
+        "Training time, hardware and software", "Intended use and limitations", "Citation",
     ]  # fmt: skip
     shown = [token for token in parsed(text) if token.type != "html_block"]
     assert not [token.content for token in shown if "{%" in token.content or "{#" in token.content]

@@ -107,7 +107,7 @@ def new_cache(model: TriviumForCausalLM, kind: str) -> Cache:
 def feed(model: TriviumForCausalLM, inputs: Tensors, cache: Cache, start: int, end: int) -> torch.Tensor:
     """Logits of the tokens from `start` to `end`, given a cache that holds those before."""
     return model(
-        inputs["input_ids"][:, start:end], attention_mask=inputs["attention_mask"][:, :end], past_key_values=cache
+        inputs["input_ids"][:, start:end], attention_mask=inputs["attention_mask"][:, :end], cache=cache
     ).logits
 
 
@@ -121,7 +121,7 @@ def test_cached_equals_uncached(variant: dict[str, Any], chunks: list[int], cach
     model = language_model(**variant, attn_implementation=attention)
     inputs, cache = texts([6, 4], "left"), new_cache(model, cache_kind)
     outputs = model(**inputs, use_cache=False)
-    assert outputs.past_key_values is None
+    assert outputs.cache is None
     ends = torch.tensor(chunks).cumsum(0).tolist()
     logits = [feed(model, inputs, cache, end - size, end) for size, end in zip(chunks, ends, strict=True)]
     real = inputs["attention_mask"].bool()
@@ -144,9 +144,9 @@ def test_a_cropped_cache_continues(variant: dict[str, Any]) -> None:
 @torch.no_grad()
 def test_a_cache_is_made_by_default_and_the_configuration_can_forbid_it() -> None:
     ids = random_ids(2, 5)
-    assert language_model()(ids).past_key_values.get_seq_length() == 5
-    assert language_model(use_cache=False)(ids).past_key_values is None
-    assert language_model()(ids, labels=ids).past_key_values is None
+    assert language_model()(ids).cache.get_seq_length() == 5
+    assert language_model(use_cache=False)(ids).cache is None
+    assert language_model()(ids, labels=ids).cache is None
 
 
 @pytest.mark.parametrize("kept", [1, 3, torch.tensor([0, 3])], ids=["last", "last-three", "indices"])

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ from trivium import (
     TriviumForSequenceClassification,
     TriviumTokenizer,
 )
-from trivium.cli import app, texts
 from trivium.tokenization import train_tokenizer
+from trivium_cli import app, texts
 
 CAT, DOGS, CLOUDS, BIRDS = TEXTS = [
     "the cat sat on the mat.",
@@ -346,15 +347,15 @@ def test_every_line_at_a_terminal_is_answered_before_the_next_is_read(
     answers_so_far: list[int] = []
     answered: list[str] = []
 
-    def typed() -> Iterator[str]:
+    def typed() -> Iterator[bytes]:
         for _ in range(3):
             answers_so_far.append(len(answered))
-            yield "birds <mask> south\n"
+            yield b"birds <mask> south\n"
 
     folder = request.getfixturevalue(model)
     monkeypatch.setattr(texts, "_at_terminal", lambda: True)
     monkeypatch.setattr(texts, "print", lambda line, flush: answered.append(line), raising=False)
-    monkeypatch.setattr(texts.sys, "stdin", typed())
+    monkeypatch.setattr(texts.sys, "stdin", SimpleNamespace(buffer=typed()))
     texts_command = {"classify": texts.classify, "fill-mask": texts.fill_mask}[command]
     texts_command(folder, top_k=1)
     assert answers_so_far == [0, 1, 2]
@@ -434,21 +435,22 @@ def test_generate_says_what_cannot_be(language_model: Path, tmp_path: Path) -> N
 
 # --- Help ------------------------------------------------------------------------------------------------------------
 
+TRUST = {"--trust-remote-code"}
 FILES = {"--input", "--output", "--batch-size"}
 SAMPLING = {"--sample", "--temperature", "--top-k", "--top-p", "--seed", "--beams"}
 OPTIONS = {
     "train": {"--resume", "--overwrite"},
     "average": {"--last"},
-    "evaluate": {"--split", "--beams", "--batch-size"},
-    "translate": FILES | SAMPLING | {"--length-penalty", "--max-length", "--engine"},
-    "generate": FILES | SAMPLING | {"--num", "--max-new-tokens"},
-    "classify": FILES | {"--top-k"},
-    "fill-mask": FILES | {"--top-k"},
+    "evaluate": TRUST | {"--split", "--beams", "--batch-size"},
+    "translate": TRUST | FILES | SAMPLING | {"--length-penalty", "--max-length", "--engine"},
+    "generate": TRUST | FILES | SAMPLING | {"--num", "--max-new-tokens"},
+    "classify": TRUST | FILES | {"--top-k"},
+    "fill-mask": TRUST | FILES | {"--top-k"},
     "split": set[str](),
     "join": {"--cross-attention", "--seed"},
     "convert": {"--to", "--max-shard-size", "--quantization"},
     "card": {"--repo-id", "--overwrite"},
-    "demo": {"--host", "--port", "--open"},
+    "demo": TRUST | {"--host", "--port", "--open"},
     "launch-config": set[str](),
     "plot": set[str](),
     "push": {"--private", "--revision", "--message", "--space", "--dry-run"},

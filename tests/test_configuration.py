@@ -1,7 +1,10 @@
 """What a configuration says by default, what it refuses and how, and that it survives a file."""
 
+import inspect
 import json
+import logging
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ from tiny import tiny_config
 from transformers import AutoConfig
 
 from trivium import TriviumConfig, TriviumForConditionalGeneration, preset_config
-from trivium.configuration import PRESETS
+from trivium.configuration import PRESETS, configuration_trivium
 
+INF, NAN = float("inf"), float("nan")
 # (what is asked for, the field that the message blames, its value there, what the message says is allowed)
 REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"d_model": 30}, "d_model", "30", "multiple of num_attention_heads (8)"),
@@ -66,7 +70,11 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
         for field in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
     ),
     ({"vocab_size": 40, "decoder_vocab_size": 50, "pad_token_id": 45}, "pad_token_id", "45", "[0, 40)"),
+    *(({field: value}, field, str(value), "finite") for value in (INF, NAN) for field in ("norm_eps", "rope_theta")),
+    ({"eos_token_id": []}, "eos_token_id", "[]", "at least one"),
     ({"d_model": "512"}, "d_model", "512", "int"),
+    ({"hidden_size": "64"}, "d_model", "64", "int"),
+    ({"hidden_size": 64.0}, "d_model", "64.0", "int"),
     ({"dropout": "0.1"}, "dropout", "0.1", "float"),
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings", "yes", "bool"),
 ]
@@ -220,6 +228,63 @@ def test_the_ecosystems_names() -> None:
     assert config.d_model == 48
 
 
+def test_the_ecosystems_names_are_checked_too() -> None:
+    config = tiny_config()
+    for value in (64.0, "64", None):
+        with pytest.raises(StrictDataclassError, match="d_model"):
+            config.hidden_size = value
+    assert config.hidden_size == config.d_model == 24
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What transformers' logger says, as if it had said nothing before."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    configuration_trivium.logger.warning_once.cache_clear()
+    return caplog
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "bert", "gpt2", "bart"])
+def test_a_configuration_of_another_family_is_refused(family: str, tmp_path: Path) -> None:
+    AutoConfig.for_model(family).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"model_type is '{family}', but must be 'trivium'.*trivium convert"):
+        TriviumConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "advice"),
+    [
+        ({"hidden_dropout_prob": 0.2}, "hidden_dropout_prob .* set dropout"),
+        ({"intermediate_size": 64}, "intermediate_size .* set ffn_dim"),
+        ({"rms_norm_eps": 1e-6}, "rms_norm_eps .* set norm_eps"),
+        ({"hidden_act": "gelu"}, "hidden_act .* set activation_function"),
+        ({"num_hidden_layers": 2}, "num_hidden_layers .* set encoder_layers and decoder_layers"),
+    ],
+)
+def test_names_of_other_families_are_warned_about_once(
+    fields: dict[str, Any], advice: str, warnings: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        tiny_config(**fields)
+    [message] = [record.getMessage() for record in warnings.records]
+    assert re.search(advice, message), message
+
+
+def test_what_transformers_says_itself_is_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    for name, preset in PRESETS.items():
+        TriviumConfig.from_dict(preset_config(name).to_dict())
+        TriviumConfig(
+            **{**preset, "encoder_layers": 0, "type_vocab_size": 0, "decoder_layers": 1}, num_hidden_layers=2
+        )
+    assert not caplog.records
+
+
+def test_a_head_dim_must_follow_from_the_others() -> None:
+    assert tiny_config(head_dim=tiny_config().head_dim).to_dict().get("head_dim") is None
+    with pytest.raises(ValueError, match=r"head_dim is 128, but must be d_model / num_attention_heads"):
+        tiny_config(head_dim=128)
+
+
 @pytest.mark.parametrize(("decoder_vocab_size", "expected"), [(None, 31), (23, 23)])
 def test_text_config_of_the_decoder(decoder_vocab_size: int | None, expected: int) -> None:
     """What caches and generation ask for: the decoder's layers and vocabulary."""
@@ -228,3 +293,10 @@ def test_text_config_of_the_decoder(decoder_vocab_size: int | None, expected: in
     assert (text_config.num_hidden_layers, text_config.vocab_size) == (3, expected)
     assert config.get_text_config().vocab_size == expected, "asking for no side, generation means the decoder's"
     assert config.decoder_vocab_size == decoder_vocab_size, "asking changed the configuration"
+
+
+def test_older_transformers_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the first file of a saved folder that is imported."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "5.23.0")
+    with pytest.raises(ImportError, match=r"transformers>=5\.24 is required.*found transformers==5\.23\.0"):
+        runpy.run_path(inspect.getfile(TriviumConfig))

@@ -26,13 +26,13 @@ from trivium import (
     TriviumForSequenceClassification,
     TriviumTokenizer,
 )
-from trivium.cli import app
 from trivium.demo.generating import Writing, write
 from trivium.demo.judging import classify, fill_masks
 from trivium.demo.page import build
 from trivium.demo.reading import MAX_CHARACTERS, MAX_TOKENS, UnfitText, read
 from trivium.hub.space import PAGE, SOURCE, write_space
 from trivium.tokenization import train_tokenizer
+from trivium_cli import app
 
 TEXTS = [
     "the cat sat on the mat.",
@@ -244,7 +244,7 @@ def test_without_gradio_one_sentence_says_what_to_do(tmp_path: Path) -> None:
     program = """
 import sys
 sys.modules["gradio"] = None  # whoever imports it fails
-from trivium.cli import app
+from trivium_cli import app
 app(["demo", sys.argv[1]])
 """
     ended = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False)

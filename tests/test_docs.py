@@ -12,11 +12,11 @@ import pytest
 import typer
 from pages import KOREAN_WALK, PAGES, ROOT, WALK, Block, anchors, blocks, commands, is_in, links, outputs
 
-from trivium.cli import app
 from trivium.data import load_data
 from trivium.data.loading import SPLITS
 from trivium.recipe import available_recipes, load_recipe
 from trivium.training import load_or_build
+from trivium_cli import app
 
 OTHER_CALLS = re.compile(r"^(?:\S+=\S+ )*(?:make ([a-z-]+)|python (\S+/\S+\.py)(.*))", re.MULTILINE)
 ALL = [block for page in PAGES if page != KOREAN_WALK for block in blocks(page)]

@@ -15,8 +15,8 @@ import pytest
 from pages import CLIENTS, KOREAN_WALK, PAGES, ROOT, WALK, Block, blocks, commands, outputs
 from typer.testing import CliRunner
 
-from trivium.cli import app
 from trivium.data import numbers_corpus
+from trivium_cli import app
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +101,7 @@ def test_a_page_runs(page: Path, made_before: Path, tmp_path: Path, monkeypatch:
 
 def test_the_walk_prints_what_it_says_of_a_trained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another training gives other digits, but the same words."""
-    command = [sys.executable, "-m", "trivium.cli", "train", "numbers", "training.report_to=none"]
+    command = [sys.executable, "-m", "trivium_cli", "train", "numbers", "training.report_to=none"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     monkeypatch.chdir(tmp_path)
     for block, printed, shown, _ in outputs(WALK):

@@ -24,12 +24,12 @@ from typer.testing import CliRunner
 
 import trivium
 from trivium import preset_config
-from trivium.cli import app
 from trivium.interop import conversion, convert
 from trivium.interop.exchange import Exchange
 from trivium.interop.families import FAMILIES
 from trivium.interop.families.marian import alternating
 from trivium.tokenization import train_tokenizer
+from trivium_cli import app
 
 IDS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
 SIZES = {**IDS, "vocab_size": 31, "num_attention_heads": 4, "max_position_embeddings": 29}

@@ -10,10 +10,10 @@ from transformers import get_scheduler
 from typer.testing import CliRunner
 
 from trivium.averaging import average, last_checkpoints
-from trivium.cli import app
 from trivium.data import numbers_corpus
 from trivium.recipe import load_recipe
 from trivium.training import train
+from trivium_cli import app
 
 SMALL = [
     *("tokenizer.vocab_size=400", "tokenizer.sample=40", "model.d_model=48", "model.ffn_dim=32"),

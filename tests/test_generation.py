@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import warnings
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,10 +23,9 @@ from tiny import (
     tiny_model,
     train_to_copy,
 )
-from transformers import GenerationMixin, TextIteratorStreamer
+from transformers import TextIteratorStreamer
 
 from trivium import TriviumDecoderModel, TriviumForCausalLM, TriviumForConditionalGeneration, TriviumModel
-from trivium.modeling.cache import CACHE
 
 Tensors = dict[str, torch.Tensor]
 VOCABULARY, LONGEST = 16, 5
@@ -366,20 +366,20 @@ def test_compiled_equals_eager(half_trained: TriviumForConditionalGeneration) ->
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 @torch.no_grad()
-def test_a_cache_goes_by_both_names(name: str) -> None:
-    """By the present one of transformers, and by that of versions before 5.24; the whole is not read again."""
+def test_cache_is_accepted_by_both_names(name: str) -> None:
+    """The old name warns, as in transformers' own models."""
     model, ids, target = tiny_model(), random_ids(2, 5), random_ids(2, 4)
-    first = model(ids, decoder_input_ids=target[:, :3])
-    second = model(ids, decoder_input_ids=target[:, 3:], **{name: first[CACHE]})
-    assert first[CACHE].get_seq_length() == 4
+    cache = model(ids, decoder_input_ids=target[:, :3]).cache
+    with nullcontext() if name == "cache" else pytest.warns(FutureWarning, match="Use `cache` instead"):
+        second = model(ids, decoder_input_ids=target[:, 3:], **{name: cache})
+    assert cache.get_seq_length() == 4
     torch.testing.assert_close(second.logits, model(ids, decoder_input_ids=target).logits[:, 3:], **EXACT)
 
 
-def test_the_signature_has_the_librarys_name_for_the_cache() -> None:
+def test_signatures_name_the_cache_as_transformers_does() -> None:
     for model_class in (TriviumForConditionalGeneration, TriviumForCausalLM, TriviumModel, TriviumDecoderModel):
         names = set(inspect.signature(model_class.forward).parameters)
-        assert {"cache", "past_key_values"} & names == {CACHE}
-        assert CACHE in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+        assert {"cache", "past_key_values"} & names == {"cache"}
 
 
 def test_generation_speaks_the_librarys_own_language() -> None:
@@ -388,3 +388,16 @@ def test_generation_speaks_the_librarys_own_language() -> None:
         warnings.simplefilter("error", FutureWarning)
         tiny_model().generate(random_ids(2, 5), max_new_tokens=3)
         tiny_model(TriviumForCausalLM, encoder_layers=0).generate(random_ids(2, 5), max_new_tokens=3, num_beams=2)
+
+
+@torch.no_grad()
+def test_assistant_early_exit_uses_the_lower_layers() -> None:
+    """They draft, the whole model checks: the outputs are its own, and so is its configuration afterwards."""
+    model, ids = tiny_model(TriviumForCausalLM, encoder_layers=0), random_ids(1, 5)
+    calls: list[int] = []
+    for index, layer in enumerate(model.model.decoder.layers):
+        layer.register_forward_hook(lambda *_, index=index: calls.append(index))
+    drafted = model.generate(ids, assistant_early_exit=1, max_new_tokens=6, do_sample=False)
+    assert calls.count(0) > calls.count(1) == calls.count(2) > 0
+    assert drafted.tolist() == model.generate(ids, max_new_tokens=6, do_sample=False).tolist()
+    assert model.config.decoder_layers == 3

@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumTokenizer
-from trivium.cli import app
 from trivium.hub import check_folder, push
 from trivium.recipe import load_recipe
 from trivium.tokenization import train_tokenizer
+from trivium_cli import app
 
 REPO = "someone/model"
 TEXTS = ["the cat sat on the mat.", "two dogs ran across the road.", "über den Wolken"] * 2

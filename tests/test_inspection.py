@@ -159,23 +159,22 @@ def test_every_kind_layer_and_head_is_that_of_the_equation(kind: str, tokenizer:
     attentions = [layer.cross_attn if kind == "cross" else layer.self_attn for layer in stack.layers]
     seen: dict[int, list[torch.Tensor]] = {}
 
-    def note(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        read = kwargs.get("key_value_states")
-        seen[module.layer_idx] = [args[0][0], args[0][0] if read is None else read[0]]
+    def note(module: torch.nn.Module, args: Any) -> None:
+        seen[module.layer_idx] = [args[0][0], args[2 if kind == "cross" else 0][0]]  # the memory is the third
 
     for module in attentions:
-        module.register_forward_pre_hook(note, with_kwargs=True)
+        module.register_forward_pre_hook(note)
     target = {} if kind == "encoder" else {"target": GERMAN[0]}
     grid = plot_heads(model, tokenizer, ENGLISH[0], **target, kind=kind)
     expected = torch.stack([by_hand(each, *seen[i], is_causal=kind == "decoder") for i, each in enumerate(attentions)])
     rows, columns = expected.shape[2:]
     maps = torch.nn.functional.pad(drawn(grid), (0, 1, 0, 1), value=torch.nan)  # a gap after the last, as after all
-    maps = maps.view(3, rows + 1, 4, columns + 1).transpose(1, 2).flip(0).float()  # the lowest layer is at the bottom
+    maps = maps.view(3, rows + 1, 4, columns + 1).transpose(1, 2).float()  # layer 1 is at the top
     torch.testing.assert_close(maps[:, :, :rows, :columns], expected)
     assert maps.isnan().sum() == maps.numel() - expected.numel()
     below, right = grid.axes[0].child_axes
     names = [[each.get_text() for each in labels] for labels in (below.get_xticklabels(), right.get_yticklabels())]
-    assert names == [["head 1", "head 2", "head 3", "head 4"], ["layer 3", "layer 2", "layer 1"]]
+    assert names == [["head 1", "head 2", "head 3", "head 4"], ["layer 1", "layer 2", "layer 3"]]
     assert right.get_yticks()[0] == (rows - 1) / 2
 
     one = plot_attention(model, tokenizer, ENGLISH[0], **target, kind=kind, layer=1, head=2)

@@ -19,11 +19,11 @@ from transformers import Seq2SeqTrainingArguments, set_seed
 from typer.testing import CliRunner
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM
-from trivium.cli import app
 from trivium.devices import launch_configs
 from trivium.recipe import load_recipe
 from trivium.trainer import RunTrainer
 from trivium.training import train
+from trivium_cli import app
 
 CONFIGS = launch_configs()
 WAYS: dict[str, tuple[type[Any], dict[str, Any]]] = {
@@ -85,7 +85,7 @@ def learn(case: Case, folder: str, processes: int = 1, **options: Any) -> dict[s
         max_steps=3,
         per_device_train_batch_size=ROWS // processes // accumulated,
         gradient_accumulation_steps=accumulated,
-        gradient_checkpointing=checkpointing,
+        activation_checkpointing=checkpointing,
         ddp_find_unused_parameters=False,
         learning_rate=1e-2,
         logging_steps=1,
@@ -227,7 +227,7 @@ def test_what_needs_gpus_is_refused_without_them(
 
 
 def launch(*options: str, recipe: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "trivium.cli", "train", "numbers"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "trivium_cli", "train", "numbers"]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         [*command, *recipe], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from tiny import BOS, PAD, SAME_WEIGHTS, all_variants, copying_batch, mask_of, random_ids, tiny_config, tiny_model
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache, StaticCache
 
-from trivium import TriviumForConditionalGeneration, TriviumModel
+from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumModel
 from trivium.modeling import TriviumEncoder
 
 Tensors = dict[str, torch.Tensor]
@@ -149,7 +149,7 @@ def feed(
         attention_mask=inputs["attention_mask"],
         decoder_input_ids=inputs["decoder_input_ids"][:, start:end],
         decoder_attention_mask=inputs["decoder_attention_mask"][:, :end],
-        past_key_values=cache,
+        cache=cache,
         use_cache=True,
     ).logits
 
@@ -183,7 +183,7 @@ def test_static_cache_equals_none(variant: dict[str, Any], attention: str) -> No
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             decoder_input_ids=inputs["decoder_input_ids"][:, start:end],
-            past_key_values=cache,
+            cache=cache,
         ).logits
         torch.testing.assert_close(logits, expected[:, start:end], **EXACT)
 
@@ -240,10 +240,10 @@ def test_encoder_outputs_may_come_from_outside() -> None:
     assert model(**inputs, encoder_outputs=encoded, return_dict=False)[0].equal(expected)
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`")  # its new name is not in all releases we support
+@pytest.mark.parametrize("skip_logits", [False, True])
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("norm_position", ["post", "pre"])
-def test_checkpointing_changes_no_gradient(norm_position: str, reentrant: bool) -> None:
+def test_checkpointing_changes_no_gradient(norm_position: str, reentrant: bool, skip_logits: bool) -> None:
     """With dropout, which the second forward pass has to repeat."""
     model = tiny_model(norm_position=norm_position, dropout=0.2, attention_dropout=0.2).train()
     data = copying_batch(sentences=4)
@@ -251,12 +251,49 @@ def test_checkpointing_changes_no_gradient(norm_position: str, reentrant: bool) 
     for _ in range(2):
         model.zero_grad()
         torch.manual_seed(3)
-        model(**data).loss.backward()
+        model(**data, skip_logits=skip_logits).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})
         model.enable_input_require_grads()
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain, **EXACT)
+
+
+def test_checkpointing_leaves_the_cache_out() -> None:
+    """It would be written in the forward pass, and again when the backward pass repeats it."""
+    model = tiny_model().train()
+    model.activation_checkpointing_enable()
+    ids, cache = random_ids(2, 5), EncoderDecoderCache(DynamicCache(), DynamicCache())
+    logits = model(ids, decoder_input_ids=ids, cache=cache).logits
+    torch.testing.assert_close(logits, model(ids, decoder_input_ids=ids).logits, **EXACT)
+    logits.sum().backward()
+    assert cache.get_seq_length() == 0
+
+
+class CountingCache(DynamicCache):
+    """Knows no length of its own, as the paged cache of continuous batching, and notes what `update` is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[str] = []
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        raise AssertionError("a paged cache has no one length")
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:  # for the mask, which a paged cache makes itself
+        return 0
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.noted += kwargs["kwargs"]
+        return super().update(*args, **kwargs)
+
+
+def test_positions_given_ask_the_cache_for_no_length() -> None:
+    model, ids = tiny_model(TriviumForCausalLM, encoder_layers=0), random_ids(1, 5)
+    cache = CountingCache()
+    logits = model(ids, position_ids=torch.arange(5)[None], cache=cache, read_index=[0]).logits
+    torch.testing.assert_close(logits, model(ids).logits, **EXACT)
+    assert cache.noted == ["read_index"] * 3
 
 
 # --- What must: parameters, tying, dropout ---
@@ -375,7 +412,7 @@ def test_labels_are_shifted_right() -> None:
     with torch.no_grad():
         outputs, expected = model(source, labels=labels), model(source, decoder_input_ids=shifted)
     assert outputs.logits.equal(expected.logits)
-    assert outputs.past_key_values is None
+    assert outputs.cache is None
     assert expected.loss is None
 
 

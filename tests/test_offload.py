@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
 
 from trivium import TriviumConfig, TriviumForConditionalGeneration
+from trivium.modeling.attention import AttentionContext
+from trivium.modeling.padding import RealTokens
 
 SIZE = {
     "vocab_size": 20,
@@ -33,3 +36,13 @@ def test_a_model_on_the_disk_answers_as_in_memory(choices, device_map, tmp_path)
     torch.testing.assert_close(
         offloaded(input_ids=ids, decoder_input_ids=ids).logits, model(input_ids=ids, decoder_input_ids=ids).logits
     )
+
+
+def test_accelerate_moves_the_tensors_of_a_context():
+    """As it does before a layer on another device: a NamedTuple, unlike a dataclass, is gone through."""
+    tokens = RealTokens(torch.tensor([[1, 1, 0]]))
+    context = AttentionContext(torch.zeros(1, 1, 3, 3), (torch.ones(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)), tokens)
+    moved = send_to_device(context, "meta")
+    assert isinstance(moved, AttentionContext)
+    assert [each.device.type for each in (moved.mask, *moved.rotation)] == ["meta"] * 3
+    assert moved.tokens is tokens  # whose indices follow the states that they are used on

@@ -105,7 +105,7 @@ def check_translator(model: PreTrainedModel, engine: OnnxModel) -> None:
         with torch.no_grad():
             expected = model(ids, mask, decoder_input_ids=targets).logits
         outputs = engine(ids, mask, decoder_input_ids=targets[:, :1])
-        rest = engine(ids, mask, decoder_input_ids=targets[:, 1:], past_key_values=outputs.past_key_values)
+        rest = engine(ids, mask, decoder_input_ids=targets[:, 1:], cache=outputs.cache)
         torch.testing.assert_close(torch.cat((outputs.logits, rest.logits), dim=1), expected, **CLOSE)
     assert_same_texts(model, engine, "right")
     assert_same_texts(model, engine, "left")
@@ -123,7 +123,7 @@ def check_writer(model: PreTrainedModel, engine: OnnxModel) -> None:
         with torch.no_grad():
             expected = model(torch.cat((ids, following), dim=1), attention_mask=whole).logits
         outputs = engine(ids, mask)
-        rest = engine(following, whole, outputs.past_key_values)
+        rest = engine(following, whole, outputs.cache)
         logits = torch.cat((outputs.logits, rest.logits), dim=1)
         torch.testing.assert_close(logits[whole == 1], expected[whole == 1], **CLOSE)
         assert engine(ids, mask, logits_to_keep=1).logits.shape[1] == 1

@@ -12,10 +12,10 @@ ROOT = Path(__file__).parent.parent
 
 def test_every_package_is_listed() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    roots = [ROOT / name for name in ("configuration", "modeling", "recipes", "tokenization", "trivium")]
-    found = {init.parent.relative_to(ROOT) for root in roots for init in root.rglob("__init__.py")}
-    names = {".".join(path.parts if path.parts[0] == "trivium" else ("trivium", *path.parts)) for path in found}
-    assert listed == names
+    top_level = {"trivium", "trivium_cli"}
+    roots = [ROOT / name for name in ("configuration", "modeling", "recipes", "tokenization", *top_level)]
+    found = [init.parent.relative_to(ROOT).parts for root in roots for init in root.rglob("__init__.py")]
+    assert listed == {".".join(parts if parts[0] in top_level else ("trivium", *parts)) for parts in found}
 
 
 def test_the_wheel_holds_and_imports_everything(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_the_wheel_holds_and_imports_everything(tmp_path: Path) -> None:
     code = """
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-import importlib.resources, pkgutil, trivium
+import importlib.resources, pkgutil, trivium, trivium_cli
 for module in pkgutil.walk_packages(trivium.__path__, "trivium."):
     if not module.name.endswith("__main__"):  # it would run
         importlib.import_module(module.name)

@@ -103,11 +103,11 @@ def test_so_it_is_for_every_kind_of_layer(variant: dict[str, Any]) -> None:
 
 
 @every_way
-def test_so_it_is_with_gradient_checkpointing(model_class: type[nn.Module], shape: dict[str, Any]) -> None:
+def test_so_it_is_with_activation_checkpointing(model_class: type[nn.Module], shape: dict[str, Any]) -> None:
     model = tiny_model(model_class, **shape).train()
     batch = padded_batch(model_class)
     theirs = loss_and_gradients(model, **batch)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     ours = loss_and_gradients(model, **batch, skip_logits=True)
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, **EXACT, msg=name)

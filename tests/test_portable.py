@@ -1,5 +1,6 @@
 """What travels to the Hub: saved folders that are whole, and load where Trivium is not installed."""
 
+import importlib
 import json
 import re
 import shutil
@@ -15,6 +16,8 @@ import transformers
 from clean import put_into_cache, run_without_trivium
 from datasets import Dataset
 from tiny import tiny_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -358,3 +361,61 @@ def test_where_the_package_is_installed_its_own_classes_are_used(tmp_path: Path,
         # Of tokenizers, unlike models, transformers prefers the folder's class to a registered one, if it is trusted.
         assert (type(loaded) is TriviumTokenizer) == (shared or not trust)
         assert loaded(TEXTS, text_target=TEXTS) == tokenizer(TEXTS, text_target=TEXTS)
+
+
+# --- Subclasses ------------------------------------------------------------------------------------------------------
+
+SUBCLASS = """
+from trivium import TriviumForTokenClassification
+
+class Tagger(TriviumForTokenClassification):
+    pass
+"""
+
+
+def test_subclass_saves_only_auto_map_entries_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_tagger.py").write_text(SUBCLASS)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = tiny_model(importlib.import_module("my_tagger").Tagger, **ENCODER_ONLY)
+    with pytest.warns(UserWarning, match=r"AutoModel, .*not saved with Tagger, which is defined in 'my_tagger'"):
+        model.save_pretrained(tmp_path / "saved")
+    assert {file.name for file in (tmp_path / "saved").glob("*.py")} == {"my_tagger.py", "configuration_trivium.py"}
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "configuration_trivium.TriviumConfig",
+        "AutoModelForTokenClassification": "my_tagger.Tagger",
+    }
+    again = type(model).from_pretrained(tmp_path / "saved", dtype=torch.float64)
+    torch.testing.assert_close(compute(again), compute(model))
+
+
+def test_subclass_of_a_script_saves_no_model_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `__main__` defines has no file that could be saved."""
+    tagger = type("Tagger", (TriviumForConditionalGeneration,), {"__module__": "__main__"})
+    with pytest.warns(UserWarning, match="AutoModelForSeq2SeqLM, .*defined in '__main__'"):
+        tiny_model(tagger).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["auto_map"] == {"AutoConfig": "configuration_trivium.TriviumConfig"}
+    assert "custom_pipelines" not in config
+
+
+def test_saving_leaves_the_model_as_it_is(tmp_path: Path) -> None:
+    model = tiny_model()
+    before = dict(vars(model)), type(model), model.config.to_dict()
+    model.save_pretrained(tmp_path)
+    assert (vars(model), type(model), model.config.to_dict()) == before
+
+
+def test_a_model_sharded_by_fsdp_saves_its_own_class(tmp_path: Path) -> None:
+    model = tiny_model()
+    expected = compute(model)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        assert type(model).__name__ == "FSDPTriviumForConditionalGeneration"
+        weights = {name: weight.full_tensor() for name, weight in model.state_dict().items()}
+        model.save_pretrained(tmp_path, state_dict=weights)
+        assert type(model).__name__ == "FSDPTriviumForConditionalGeneration"
+    finally:
+        torch.distributed.destroy_process_group()
+    assert_is_whole(tmp_path, model.config)
+    torch.testing.assert_close(compute(load(TriviumForConditionalGeneration, str(tmp_path))), expected)

@@ -89,6 +89,14 @@ def test_learned_positions_end() -> None:
         layer(torch.randn(2, 5, D_MODEL), torch.arange(5)[None])
 
 
+def test_learned_positions_of_packed_texts_compile_to_one_graph() -> None:
+    """A graph that read the largest position would have to wait for it."""
+    layer = LearnedPositions(tiny_config(position_embedding_type="learned", max_position_embeddings=4))
+    states, positions = torch.randn(1, 6, D_MODEL), torch.tensor([[0, 1, 2, 0, 1, 2]])
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(states, positions)[0], layer(states, positions)[0])
+
+
 def test_learned_positions_end_in_generation() -> None:
     model = tiny_model(position_embedding_type="learned", max_position_embeddings=4)
     with pytest.raises(ValueError, match="max_position_embeddings=4"):

@@ -24,10 +24,10 @@ from trivium import (
     TriviumModel,
     TriviumTokenizer,
 )
-from trivium.cli import app
 from trivium.modeling import TriviumPreTrainedModel
 from trivium.surgery import Weights, join, join_folders, split, split_folder
 from trivium.tokenization import train_tokenizer
+from trivium_cli import app
 
 TYING: dict[str, dict[str, Any]] = {
     "one-vocabulary-tied": {},

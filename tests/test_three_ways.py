@@ -451,7 +451,6 @@ def test_embeddings(model_class: type[Any], tied: bool, new_size: int, tmp_path:
         assert model(**inputs)[0].shape[-1] == new_size
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`")  # its new name is not in all releases we support
 @pytest.mark.parametrize("norm_position", NORM_POSITIONS)
 @by_name("model_class", CLASSES)
 def test_checkpointing_changes_no_gradient(model_class: type[Any], norm_position: str) -> None:
@@ -465,7 +464,7 @@ def test_checkpointing_changes_no_gradient(model_class: type[Any], norm_position
         output = model(**inputs)[0]
         (output * torch.arange(output.shape[-1])).sum().backward()
         gradients.append([parameter.grad for parameter in model.base_model.parameters()])
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     for plain, checkpointed in zip(*gradients, strict=True):
         assert plain.ne(0).any()

@@ -1,6 +1,8 @@
 """The Trainer and the Hub: whatever it pushes, and whenever, is a whole model."""
 
 import json
+import shutil
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,9 @@ from transformers import (
 
 from trivium import TriviumForCausalLM
 from trivium.callbacks import CompletePush
+from trivium.hub import Push, push
 from trivium.hub.card import MARK
+from trivium.hub.pushing import published_checkpoint, send_in_background
 from trivium.recipe import Recipe, load_recipe
 from trivium.training import train
 
@@ -62,15 +66,15 @@ def said(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[tor
 
 @pytest.fixture(autouse=True)
 def pushes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Trainer leaves out a push while another goes on: which, must not be up to chance."""
-    upload = HfApi.upload_folder
+    """Push in the foreground: a Trainer leaves out a push during another one, which must not be up to chance."""
 
-    def upload_at_once(self: HfApi, *args: Any, run_as_future: bool = False, **kwargs: Any) -> Any:
+    def run_at_once(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
         done = Future[Any]()
-        done.set_result(upload(self, *args, **kwargs))
-        return done if run_as_future else done.result()
+        done.set_result(function(*args, **kwargs))
+        return done
 
-    monkeypatch.setattr(HfApi, "upload_folder", upload_at_once)
+    monkeypatch.setattr(HfApi, "run_as_future", lambda self, *args, **kwargs: run_at_once(*args, **kwargs))
+    monkeypatch.setattr("trivium.hub.pushing.run_as_future", run_at_once)
 
 
 def pushing_recipe(folder: Path, *overrides: str) -> Recipe:
@@ -84,58 +88,97 @@ def download(files: dict[str, bytes], folder: Path) -> Path:
     return folder
 
 
-TITLES = {
-    "end": [],
-    "every_save": ["Training in progress, step 1", "Training in progress, step 2"],
-    "checkpoint": [
-        title
-        for step in (1, 2)
-        for title in (f"Training in progress, step {step}", f"Training in progress, step {step}, checkpoint")
-    ],
-}
-TITLES["all_checkpoints"] = TITLES["checkpoint"]
-INSIDE = {
-    "end": set[str](),
-    "every_save": set[str](),
-    "checkpoint": {"last-checkpoint"},
-    "all_checkpoints": {"checkpoint-1", "checkpoint-2"},
+PUSHED = {  # titles of the commits
+    "end": ["Model save"],
+    "every_save": ["Training in progress, step 1", "Training in progress, step 2", "Model save"],
 }
 
 
 @pytest.mark.slow
 def test_every_commit_of_a_run_is_a_whole_model(hub: HubServer, tmp_path: Path) -> None:
-    """Of all strategies; the last one has the card and what it tells of."""
+    """With both strategies; the last commit has the card and its facts."""
     folders = []
-    for strategy, titles in TITLES.items():
+    for strategy, titles in PUSHED.items():
         repository, output = f"someone/{strategy}", tmp_path / "runs" / strategy
         train(pushing_recipe(output, f"training.hub_model_id={repository}", f"training.hub_strategy={strategy}"))
         commits = hub.commits(repository)[-2::-1]  # oldest first, without the Hub's own
-        assert [commit.title for commit in commits] == [*titles, "Model save"]
+        assert [commit.title for commit in commits] == titles
         for index, commit in enumerate(commits):
-            folder = download(hub.files(repository, commit.id), tmp_path / "commits" / f"{strategy}-{index}")
-            assert not list(folder.rglob("training_args.bin"))
-            folders += [str(folder), *(str(each) for each in sorted(folder.glob("*checkpoint*")))]
-        assert {path.name for path in folder.iterdir() if path.is_dir()} == INSIDE[strategy]
-        names = {path.name for path in folder.iterdir() if path.is_file()}
-        assert {"README.md", "recipe.yaml", "trainer_state.json", "generation_config.json"} <= names
-        assert {path.suffix for path in folder.iterdir() if path.is_file()} <= {
-            *(".md", ".yaml", ".json", ".safetensors", ".py", ".png", ""),
-        }
-        card = (folder / "README.md").read_text()
+            folders.append(download(hub.files(repository, commit.id), tmp_path / "commits" / f"{strategy}-{index}"))
+        card = (folders[-1] / "README.md").read_text()
         assert MARK in card
-        assert f"{repository}" in card
-        assert "RunFacts" in json.loads((folder / "trainer_state.json").read_text())["stateful_callbacks"]
-    run_without_trivium(LOAD_COMMITS, folders, folder=tmp_path, functions=[said])
+        assert repository in card
+        assert "RunFacts" in json.loads((folders[-1] / "trainer_state.json").read_text())["stateful_callbacks"]
+        assert not list(output.glob("_partial*"))
+    run_without_trivium(LOAD_COMMITS, list(map(str, folders)), folder=tmp_path, functions=[said])
     results = torch.load(tmp_path / "results.pt", weights_only=True)
-    assert len(results) == len(folders) == 1 + 3 + (5 + 4) + (5 + 6)  # commits, and checkpoints in them
+    assert len(results) == len(folders) == 1 + 3
     for folder, result in results.items():
         model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         for ours, theirs in zip(said(model, tokenizer), result, strict=True):
             torch.testing.assert_close(ours, theirs)
-    # What is told apart is different: the commits of step 1 and 2 have the weights of step 1 and 2.
+    # The commits of step 1 and 2 have the weights of step 1 and 2.
     first, second = (results[str(tmp_path / "commits" / f"every_save-{index}")][1] for index in (0, 1))
     assert not torch.equal(first, second)
-    torch.testing.assert_close(first, results[str(tmp_path / "commits" / "all_checkpoints-4" / "checkpoint-1")][1])
+
+
+def test_trainer_pushes_what_the_command_pushes(hub: HubServer, tmp_path: Path) -> None:
+    """No commit has a pickle, a TensorBoard file, or a path of this machine."""
+    run = tmp_path / "run"
+    options = ["training.report_to=tensorboard", "training.hub_strategy=every_save", "training.save_total_limit=1"]
+    best = ["training.eval_strategy=steps", "training.eval_steps=1", "training.metric_for_best_model=loss"]
+    best += ["training.predict_with_generate=false", "metrics=[]"]
+    train(pushing_recipe(run, "training.hub_model_id=someone/run", *options, *best))
+    assert list(run.rglob("events.out.tfevents.*"))
+    assert list(run.rglob("training_args.bin"))
+    commits = hub.commits("someone/run")[-2::-1]
+    assert [commit.title for commit in commits] == PUSHED["every_save"]
+    for commit in commits:
+        files = hub.files("someone/run", commit.id)
+        model = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "modeling_trivium.py"}
+        assert {*model, "recipe.yaml", "trainer_state.json"} <= files.keys()
+        assert {Path(name).suffix for name in files if name != ".gitattributes"} <= {
+            *(".md", ".yaml", ".json", ".safetensors", ".py", ".png"),
+        }
+        assert [name for name, content in files.items() if str(tmp_path).encode() in content] == []
+    pushed = push(run, "someone/again")
+    by_command = hub.files("someone/again")
+    assert by_command.keys() == files.keys()
+    differing = {name for name in files if by_command[name] != files[name]}
+    assert differing <= {"README.md"}  # which names the repository
+    assert json.loads(files["trainer_state.json"])["best_model_checkpoint"] in ("checkpoint-1", "checkpoint-2")
+    assert pushed.changed
+
+
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+def test_strategies_that_push_pickles_are_refused(strategy: str, tmp_path: Path) -> None:
+    recipe = pushing_recipe(tmp_path / "run", f"training.hub_strategy={strategy}")
+    with pytest.raises(ValueError, match=rf"hub_strategy is '{strategy}'.*hub_strategy=every_save"):
+        train(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_push_outlives_its_checkpoint(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older checkpoints are deleted while a push goes on."""
+    waiting: list[Callable[[], None]] = []
+    monkeypatch.setattr("trivium.hub.pushing.run_as_future", lambda job: waiting.append(job) or Future())
+    HfApi().create_repo("someone/late")
+    checkpoint = tmp_path / "checkpoint-1"
+    tiny_model(TriviumForCausalLM, encoder_layers=0).save_pretrained(checkpoint)
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    planned = Push("someone/late", "main", published_checkpoint(checkpoint), [], None, None, None)
+    send_in_background(planned, tmp_path / "kept", message="late")
+    shutil.rmtree(checkpoint)
+    waiting[0]()
+    assert hub.files("someone/late")["model.safetensors"] == weights
+    assert not (tmp_path / "kept").exists()
+
+
+def test_failed_push_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    planned = Push("someone/none", "main", {"config.json": b"{}"}, [], None, None, None)
+    send_in_background(planned, tmp_path / "kept", message="Training in progress, step 1")
+    assert "'Training in progress, step 1' was not pushed to someone/none" in caplog.text
+    assert not (tmp_path / "kept").exists()
 
 
 def test_a_card_of_ones_own_is_pushed_as_it_is(hub: HubServer, tmp_path: Path) -> None:
@@ -164,7 +207,7 @@ def test_a_token_does_not_get_into_a_recipe(tmp_path: Path) -> None:
 def test_a_plain_trainer_pushes_whole_models_with_the_callback(hub: HubServer, tmp_path: Path, complete: bool) -> None:
     """Without it, the commits before the last one cannot be loaded; once they can, there is no need for it."""
     ids = random_ids(4, 5)
-    arguments: dict[str, Any] = {"max_steps": 1, "save_steps": 1, "report_to": "none", "use_cpu": True}
+    arguments: dict[str, Any] = {"max_steps": 1, "save_steps": 1, "report_to": "tensorboard", "use_cpu": True}
     callbacks: list[TrainerCallback] = [CompletePush()] if complete else []
     trainer = Trainer(
         tiny_model(TriviumForCausalLM, encoder_layers=0).float(),
@@ -183,6 +226,7 @@ def test_a_plain_trainer_pushes_whole_models_with_the_callback(hub: HubServer, t
     files = hub.files("someone/plain")
     assert ("modeling_trivium_decoder.py" in files) == complete
     assert ("training_args.bin" in files) != complete
+    assert any("tfevents" in name for name in files) != complete
     assert any(b"hf_writes" in content for content in files.values()) != complete
     if complete:
         code = {name: text.decode() for name, text in files.items() if name.endswith(".py")}

@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 
 from trivium import TriviumForConditionalGeneration, TriviumTokenizer
 from trivium.callbacks.facts import describe_hardware
-from trivium.cli import app
 from trivium.data import DataArguments, fingerprint, load_data, numbers_corpus
 from trivium.evaluation import evaluate
 from trivium.recipe import Recipe, TokenizerArguments, load_recipe
 from trivium.tasks import TASKS, InputArguments
 from trivium.training import train
 from trivium.translation import translate
+from trivium_cli import app
 
 
 @pytest.fixture(scope="module")

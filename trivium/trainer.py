@@ -1,6 +1,7 @@
 """transformers' Trainer, with what a run of ours needs beside it: batches by tokens, their speed, the model's card."""
 
 import inspect
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -9,21 +10,102 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from huggingface_hub import create_branch
+from huggingface_hub import create_branch, run_as_future
 from torch import nn
 from torch.distributed.fsdp import StateDictType
-from torch.utils.data import DataLoader
-from transformers import Seq2SeqTrainingArguments
-from transformers.trainer_utils import has_length
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
+from transformers.trainer_utils import HubStrategy, SaveStrategy, has_length
+from transformers.utils import PushInProgress
 
-from trivium.batching import BatchReport, TokenBatchSampler, TokenBatchStream, lengths_of
+from trivium.batching import (
+    BatchReport,
+    SeededBatchRebalanceSampler,
+    SeededLengthGroupedSampler,
+    TokenBatchSampler,
+    TokenBatchStream,
+    lengths_of,
+)
 from trivium.callbacks import Throughput
 from trivium.checkpoints import ResumableTrainer
 from trivium.devices import tied_weights_together
-from trivium.files import write_whole
+from trivium.files import PARTIAL, write_whole
+
+logger = logging.getLogger(__name__)
 
 
-class RunTrainer(ResumableTrainer):
+class PublishingTrainer(Seq2SeqTrainer):
+    """A Trainer whose pushes hold what `trivium push` publishes, and neither pickles nor paths of this machine."""
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Create the repository and the branch before training, not to fail after it."""
+        super().init_hf_repo(*args, **kwargs)
+        if self.args.hub_revision and self.is_world_process_zero():
+            create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model, and push the output folder in one commit as `trivium push` does.
+
+        Returns:
+            The `trivium.hub.Push`, or a Future of it if not `blocking`; None in processes other than the first.
+        """
+        from trivium.hub.pushing import plan, send  # here: they draw, and need the libraries for it
+
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        revision = revision or self.args.hub_revision
+        planned = plan(Path(self.args.output_dir), self.hub_model_id, revision=revision, token=token)
+        if blocking:
+            return send(planned, message=commit_message, token=token)
+        return run_as_future(send, planned, message=commit_message, token=token)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        is_pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if is_pushing and not self.args.hub_always_push:
+            return
+        from trivium.hub.pushing import Push, published_checkpoint, send_in_background
+
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        checkpoint = Path(checkpoint_folder)
+        if not any(checkpoint.glob("model*.safetensors")):
+            logger.warning("%s is not pushed: FSDP has saved its weights in shards.", checkpoint.name)
+            return
+        planned = Push(
+            repo_id=self.hub_model_id,
+            revision=self.args.hub_revision or "main",
+            files=published_checkpoint(checkpoint),
+            deletions=[],
+            head=None,
+            creates=None,
+            private=None,
+        )
+        saved_by_steps = self.args.save_strategy == SaveStrategy.STEPS
+        place = f"step {self.state.global_step}" if saved_by_steps else f"epoch {int(self.state.epoch or 0)}"
+        folder = checkpoint.with_name(f"{PARTIAL}-push-{checkpoint.name}")
+        message = f"Training in progress, {place}"
+        job = send_in_background(planned, folder, message=message, token=self.args.hub_token)
+        jobs = self.push_in_progress.jobs if is_pushing else []
+        self.push_in_progress = PushInProgress([*jobs, job])
+
+
+class RunTrainer(ResumableTrainer, PublishingTrainer):
     """A Trainer with batches by tokens, which logs how fast it learns, and pushes the card of `trivium.hub.card`.
 
     Args:
@@ -43,17 +125,23 @@ class RunTrainer(ResumableTrainer):
             return
         columns = ["input_ids", "labels"] if self.model.config.is_encoder_decoder else ["input_ids"]
         max_tokens *= max(1, self.args.n_gpu)  # those of this process, among which a batch is split
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         if has_length(self.train_dataset):
             lengths = [lengths_of(self.train_dataset, column) for column in columns]
-            self.batches = TokenBatchSampler(lengths, max_tokens, seed, epoch=lambda: int(self.state.epoch or 0))
+            self.batches = TokenBatchSampler(lengths, max_tokens, self._data_seed, self._current_epoch)
             self.add_callback(BatchReport(self.batches, self.log))
         else:
             assert buffer_size is not None  # the recipe has it
             batches_per_step = super().get_total_train_batch_size(self.args) // self._train_batch_size
             self.batch_stream = TokenBatchStream(
-                self.train_dataset, columns, max_tokens, buffer_size, batches_per_step, seed
+                self.train_dataset, columns, max_tokens, buffer_size, batches_per_step, self._data_seed
             )
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _current_epoch(self) -> int:
+        return int(self.state.epoch or 0)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader]:
         with tied_weights_together(self.model) if self.is_fsdp_enabled else nullcontext():
@@ -101,6 +189,24 @@ class RunTrainer(ResumableTrainer):
             torch_device_mesh=self.accelerator.torch_device_mesh,
         )
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        seed, epoch = self._data_seed, self._current_epoch
+        if isinstance(sampler, LengthGroupedSampler):
+            return SeededLengthGroupedSampler(sampler.lengths, sampler.batch_size, seed, epoch)
+        if isinstance(sampler, BatchRebalanceSampler):
+            return SeededBatchRebalanceSampler(
+                sampler.lengths,
+                sampler.effective_batch_size,
+                sampler.dp_size,
+                sampler.grad_accum,
+                seed=seed,
+                rank=sampler.rank,
+                drop_last=sampler.drop_last,
+                epoch=epoch,
+            )
+        return sampler
+
     def get_total_train_batch_size(self, args: Seq2SeqTrainingArguments) -> int:
         """Rows of a step, by which the Trainer reckons how many it learns from in a second."""
         rows = super().get_total_train_batch_size(args)
@@ -147,12 +253,6 @@ class RunTrainer(ResumableTrainer):
     def _for_the_loss_alone(self, inputs: dict[str, Any]) -> dict[str, Any]:
         can_skip = "skip_logits" in inspect.signature(self.model.forward).parameters
         return {**inputs, "skip_logits": True} if can_skip else inputs
-
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Create the repository and the branch before training, not to fail after it."""
-        super().init_hf_repo(*args, **kwargs)
-        if self.args.hub_revision and self.is_world_process_zero():
-            create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card, and its picture, into the output folder, unless somebody wrote another there."""

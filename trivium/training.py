@@ -18,7 +18,8 @@ from transformers import (
     set_seed,
 )
 
-from trivium.callbacks import CompletePush, ExponentialAverage, RunFacts
+from trivium.callbacks import ExponentialAverage, RunFacts
+from trivium.callbacks.pushing import check_hub_arguments
 from trivium.checkpoints import checkpoints_of, failure_explained, set_aside
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
@@ -44,15 +45,16 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         The trainer, with the trained model as `.model` and the tokenizer as `.processing_class`.
 
     Raises:
+        FileNotFoundError: `init_from` is no folder.
         OSError: The disk is full, or a checkpoint cannot be read.
         ValueError: The output folder holds a run already and neither `resume` nor `overwrite` is set; there is no
             whole checkpoint to resume, or it is of another run than the recipe's; the recipe has a secret; or it asks
             for what its data cannot give. Nothing is changed in the output folder then.
     """
     args = recipe.training_arguments()
-    if args.hub_token:  # the recipe is kept, and pushed
-        raise ValueError("training.hub_token is set, but a recipe is no place for a secret: use `hf auth login`.")
+    check_hub_arguments(args)
     check_devices(args)
+    recipe.check_start()
     run = Path(args.output_dir)
     found = checkpoints_of(run)
     if found and not (resume or overwrite):
@@ -67,7 +69,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     if "train" not in data:
         raise ValueError(f"There is nothing to train on: data has {', '.join(data)}, but no train.")
     if args.eval_strategy != "no" and "validation" not in data:
-        raise ValueError(f"training.eval_strategy is {args.eval_strategy}, but data has no validation part.")
+        raise ValueError(f"training.eval_strategy is {args.eval_strategy.value}, but data has no validation part.")
     set_seed(args.seed)
     model, tokenizer = load_or_build(recipe, data["train"], checkpoint)
     task.check_metrics(recipe.metrics or [], model.config)
@@ -98,7 +100,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         ),
         processing_class=tokenizer,
         compute_metrics=scoring(recipe, model, tokenizer),
-        callbacks=[RunFacts(known), CompletePush()],
+        callbacks=[RunFacts(known)],
         max_tokens=recipe.inputs.max_tokens,
         buffer_size=recipe.inputs.buffer_size,
     )
@@ -132,7 +134,7 @@ def load_or_build(
     wanted = {name: given for name in usual if (given := getattr(recipe.tokenizer, name)) is not None}
     if recipe.init_from:
         model = load_start(recipe, labels)
-        tokenizer = AutoTokenizer.from_pretrained(recipe.init_from)
+        tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False)
         # Not by its own account: transformers' class, which may have saved it, does not know what it puts around.
         around = tokenizer("")["input_ids"]
         closed = tokenizer.eos_token_id in around
@@ -140,7 +142,7 @@ def load_or_build(
             wanted = usual
         if wanted:
             kept = {"add_bos_token": tokenizer.bos_token_id in around, "add_eos_token": closed}
-            tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, **{**kept, **wanted})
+            tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False, **{**kept, **wanted})
         if not model.config.is_encoder_decoder and not getattr(tokenizer, "shared_vocabulary", True):
             tokenizer = tokenizer.target if model.config.decoder_layers else tokenizer.source
         return model, tokenizer
@@ -149,7 +151,7 @@ def load_or_build(
     texts = rows if sample is None else rows.take(sample)
     targets = (row["target"] for row in texts) if "target" in task.columns else None
     if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # of FSDP's shards it is not
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     else:
         tokenizer = from_first_process(
             lambda: train_tokenizer((row[task.columns[0]] for row in texts), target_texts=targets, **options)

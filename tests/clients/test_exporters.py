@@ -44,10 +44,6 @@ EVERY_POSITION = [
 CASES = [(model_class, "sinusoidal") for model_class in MODELS] + EVERY_POSITION
 ONE_OF_EACH_WAY = (TriviumForConditionalGeneration, TriviumForMaskedLM, TriviumForCausalLM)
 EVERY_DAY = [(model_class, "sinusoidal") for model_class in ONE_OF_EACH_WAY]
-EXPORTED_MODELS = pytest.mark.skipif(
-    not hasattr(exporters, "ExportedModel"),
-    reason="in this release of transformers the exporters return bare programs, each run in another way",
-)
 LONG = "each of its graphs takes about 10 seconds to be made"
 
 
@@ -91,7 +87,6 @@ def test_torch_export(model_class: type[PreTrainedModel], position: str) -> None
     assert_same_outputs(model, program.module())
 
 
-@EXPORTED_MODELS
 @pytest.mark.parametrize(
     "model_class",
     [pytest.param(each, marks=pytest.mark.slow) for each in (TriviumModel, TriviumForMaskedLM, TriviumForCausalLM)],
@@ -110,7 +105,6 @@ def check_onnx(model: PreTrainedModel, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@EXPORTED_MODELS
 def test_onnx_and_the_page(
     tmp_path: Path, tokenizer: TriviumTokenizer, run_page: Callable[[str], dict[str, Any]]
 ) -> None:
@@ -122,7 +116,6 @@ def test_onnx_and_the_page(
     assert_same_outputs(model, exported, rtol=1e-4, atol=1e-5)
 
 
-@EXPORTED_MODELS
 @pytest.mark.slow(reason=LONG)
 @pytest.mark.parametrize(("model_class", "position"), CASES)
 def test_onnx_of_every_model(tmp_path: Path, model_class: type[PreTrainedModel], position: str) -> None:
@@ -145,7 +138,6 @@ def likeliest(outputs: Any) -> torch.Tensor:
     return outputs.logits[:, -1:].argmax(dim=-1)
 
 
-@EXPORTED_MODELS
 @pytest.mark.slow(reason=LONG)
 @pytest.mark.parametrize("backend", ["Dynamo", "Onnx"])
 def test_a_decoder_generates_with_its_cache(backend: str) -> None:
@@ -176,7 +168,6 @@ def test_a_decoder_generates_with_its_cache(backend: str) -> None:
     assert torch.equal(torch.cat(written, dim=1), expected)
 
 
-@EXPORTED_MODELS
 @pytest.mark.slow(reason=LONG)
 @pytest.mark.parametrize("backend", ["Dynamo", "Onnx"])
 def test_an_encoder_decoder_generates_with_its_cache(backend: str) -> None:

@@ -3,7 +3,7 @@
 import codecs
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ PlacedRow = tuple[str, Row]
 
 
 def read_lines(path: str | Path) -> Iterator[str]:
-    r"""Yields the lines of a text file, without their ends.
+    r"""Yield the lines of a text file, without their ends.
 
     Only "\n" (or "\r\n") ends a line: characters like U+2028 or U+0085, at which `str.splitlines` also breaks, occur
     inside of sentences and would shift everything below against the other language.
@@ -28,26 +28,41 @@ def read_lines(path: str | Path) -> Iterator[str]:
         One line after the other; empty ones too.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty or a line is not UTF-8.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is empty or a line is not UTF-8.
     """
     for line in _whole_lines(path):
         yield line.removesuffix("\n").removesuffix("\r")
 
 
+def decode_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """Yield lines of bytes as text, as `read_lines` does; `name` is what an error calls their origin.
+
+    Raises:
+        ValueError: A line is not UTF-8.
+    """
+    for line in _decode(lines, name):
+        yield line.removesuffix("\n").removesuffix("\r")
+
+
+def _decode(lines: Iterable[bytes], name: str | Path) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            found = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
+            raise ValueError(f"{name}, line {number}: {found} is not UTF-8, the only encoding allowed.") from error
+
+
 def _whole_lines(path: str | Path) -> Iterator[str]:
-    number = 0
+    line = None
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            try:
-                yield line.decode()
-            except UnicodeDecodeError as error:
-                found = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
-                raise ValueError(f"{path}, line {number}: {found} is not UTF-8, the only encoding allowed") from error
-    if not number:
-        raise ValueError(f"{path}: the file is empty")
+        for line in _decode(file, path):
+            yield line
+    if line is None:
+        raise ValueError(f"{path}: the file is empty.")
 
 
 def parallel_rows(source_file: str, target_file: str, source: str, target: str) -> Iterator[PlacedRow]:

@@ -59,27 +59,26 @@ METRICS = {
     "ter": ("ter", "TER (lower is better)", "{:.2f}"),
     "exact_match": ("exact_match", "exact match", "{:.1%}"),
     "accuracy": ("accuracy", "accuracy", "{:.1%}"),
-    "f1": ("f1", "F1, mean of the labels", "{:.3f}"),
+    "f1": ("f1", "F1 (macro)", "{:.3f}"),
     "mse": ("mse", "mean squared error", "{:.4g}"),
     "r2": ("r_squared", "R²", "{:.3f}"),
-    "perplexity": ("perplexity", "perplexity of a token (lower is better)", "{:.2f}"),
+    "perplexity": ("perplexity", "perplexity per token (lower is better)", "{:.2f}"),
 }
 
 PAPER = "[*Attention Is All You Need*](https://arxiv.org/abs/1706.03762) (Vaswani et al. 2017)"
 WAYS = {
-    "encoder-decoder": f"A Transformer with an encoder and a decoder, the architecture of {PAPER}.",
-    "encoder-only": f"The encoder half of the Transformer of {PAPER}, which reads a text in both directions, as in "
+    "encoder-decoder": f"An encoder-decoder Transformer, the architecture of {PAPER}.",
+    "encoder-only": f"An encoder-only (bidirectional) Transformer: the encoder of {PAPER}, as in "
     "[BERT](https://arxiv.org/abs/1810.04805) (Devlin et al. 2019).",
-    "decoder-only": f"The decoder half of the Transformer of {PAPER}, without an encoder to look at, as in GPT "
-    "(Radford et al. 2018) and [LLaMA](https://arxiv.org/abs/2302.13971) (Touvron et al. 2023).",
+    "decoder-only": f"A decoder-only (autoregressive) Transformer: the decoder of {PAPER} without cross-attention, as "
+    "in GPT (Radford et al. 2018) and [LLaMA](https://arxiv.org/abs/2302.13971) (Touvron et al. 2023).",
 }
 LIMITS = {
-    "text": "Like every such model it can be wrong, and sound sure of it. It knows no more than the texts that it was "
-    "trained on, repeats what is one-sided in them, and does worse the more a text differs from them. What it writes "
-    "needs to be checked before anybody relies on it.",
-    "labels": "Like every such model it can be wrong, and sure of it. It knows no more than the texts that it was "
-    "trained on, repeats what is one-sided in them, and does worse the more a text differs from them. No decision "
-    "about people should rest on it alone.",
+    "text": "The model can produce wrong output with high confidence. It knows only its training data, reproduces "
+    "biases in that data, and performs worse on text that differs from it. Check its output before relying on it.",
+    "labels": "The model can make wrong predictions with high confidence. It knows only its training data, reproduces "
+    "biases in that data, and performs worse on text that differs from it. Do not use it as the sole basis for "
+    "decisions about people.",
 }
 
 
@@ -323,13 +322,13 @@ def _words(facts: _Facts, name: str) -> dict[str, Any]:
 
 def _what_it_is(facts: _Facts) -> str:
     """The architecture, and what it is for."""
-    purpose = f"It is made for the task {_code(facts.usage.task)}"
+    purpose = f"Its task is {_code(facts.usage.task)}"
     if facts.recipe and facts.recipe.kind.columns == PAIR:
         purpose += f", from {_code(facts.recipe.data.source)} to {_code(facts.recipe.data.target)}"
     labels = [_code(label) for label in facts.config.id2label.values()]
     if facts.usage.task in ("text-classification", "token-classification") and len(labels) > 1:
         names = f": {', '.join(labels)}" if len(labels) <= LISTED_LABELS else ""
-        purpose += f". It tells {len(labels)} labels apart{names}"
+        purpose += f". It distinguishes {len(labels)} labels{names}"
     return f"{WAYS[facts.way]} {purpose}."
 
 
@@ -338,21 +337,21 @@ def _shape(config: TriviumConfig) -> dict[str, str]:
     heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
     vocabulary = f"{config.vocab_size:,} tokens"
     if config.decoder_vocab_size:
-        vocabulary = f"{config.vocab_size:,} tokens of the source and {config.decoder_vocab_size:,} of the target"
+        vocabulary = f"{config.vocab_size:,} source tokens, {config.decoder_vocab_size:,} target tokens"
     limit = f"{config.max_position_embeddings:,} tokens"
     gate = "gated, " if config.gated_ffn else ""
     norm = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[config.norm_type]
     return {
-        "layers": " + ".join(f"{count} of the {stack}" for stack, count in stacks.items() if count),
+        "layers": " + ".join(f"{count} {stack}" for stack, count in stacks.items() if count),
         "width": f"{config.d_model:,}",
-        "heads": f"{heads} heads" + (f", {key_value_heads} of keys and values" if key_value_heads != heads else ""),
-        "feed_forward": f"{gate}{config.ffn_dim:,} wide, {config.activation_function}",
+        "heads": f"{heads} heads" + (f", {key_value_heads} key-value heads" if key_value_heads != heads else ""),
+        "feed_forward": f"{gate}width {config.ffn_dim:,}, {config.activation_function}",
         "positions": {
-            "sinusoidal": f"sinusoidal, meant for {limit}",
-            "rotary": f"rotary, meant for {limit}",
+            "sinusoidal": f"sinusoidal, designed for up to {limit}",
+            "rotary": f"rotary, designed for up to {limit}",
             "learned": f"learned, at most {limit}",
         }[config.position_embedding_type],
-        "normalisation": f"{norm} {'after' if config.norm_position == 'post' else 'before'} each sub-layer",
+        "normalization": f"{norm} {'after' if config.norm_position == 'post' else 'before'} each sub-layer",
         "vocabulary": vocabulary,
     }
 
@@ -394,34 +393,34 @@ def _training(facts: _Facts) -> list[tuple[str, str]]:
         if recipe.init_from:
             model = _hub_model(recipe)
             link = f"[{model}](https://huggingface.co/{model})" if model else _code(without_home(recipe.init_from))
-            rows.append(("began from", link))
+            rows.append(("initialized from", link))
         share = _count(setting["per_device_train_batch_size"], "row")
         if recipe.inputs.max_tokens is not None:
-            share = f"rows of like length, up to {_count(recipe.inputs.max_tokens, 'token')},"
-        batch = [f"{share} on each device"]
+            share = f"rows of similar length, up to {_count(recipe.inputs.max_tokens, 'token')},"
+        batch = [f"{share} per device"]
         if setting["gradient_accumulation_steps"] != 1:
-            batch.append(f"summed up over {setting['gradient_accumulation_steps']}")
+            batch.append(f"{setting['gradient_accumulation_steps']} gradient accumulation steps")
         if processes := facts.run.get("processes"):
             batch.append(_count(processes, "process", "processes"))
         rows += [
             ("batch", ", ".join(batch)),
             (
-                "optimiser",
+                "optimizer",
                 f"{_code(setting['optim'])}, β₁ {setting['adam_beta1']}, β₂ {setting['adam_beta2']}, "
                 f"ε {setting['adam_epsilon']}, weight decay {setting['weight_decay']}",
             ),
             (
                 "learning rate",
                 f"{setting['learning_rate']}, schedule {_code(setting['lr_scheduler_type'])}, "
-                f"{setting['warmup_steps']:,} steps of warm-up",
+                f"{setting['warmup_steps']:,} warm-up steps",
             ),
-            ("regularisation", f"dropout {config.dropout}, label smoothing {config.label_smoothing}"),
+            ("regularization", f"dropout {config.dropout}, label smoothing {config.label_smoothing}"),
         ]
     if state:
-        rows.append(("steps", f"{state.global_step:,}, {state.epoch or 0:.1f} passes over the data"))
+        rows.append(("steps", f"{state.global_step:,} ({state.epoch or 0:.1f} epochs)"))
     if (work := facts.work) and work["padded"]:
         padding = 1 - work["tokens"] / work["padded"]
-        rows.append(("tokens", f"{work['tokens']:,}, and {padding:.1%} of padding in the batches"))
+        rows.append(("tokens", f"{work['tokens']:,}, not counting padding ({padding:.1%} of all positions)"))
     if (seed := facts.run.get("seed")) is not None:
         rows.append(("seed", str(seed)))
     return rows
@@ -448,12 +447,12 @@ def _recipe_block(recipe: Recipe) -> str:
 def _resources(run: Mapping[str, Any], work: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     if seconds := run.get("seconds"):
-        rows.append(("training time, in hours, minutes and seconds", str(timedelta(seconds=round(seconds)))))
+        rows.append(("training time (h:mm:ss)", str(timedelta(seconds=round(seconds)))))
     if hardware := run.get("hardware"):
         rows.append(("hardware", _line(hardware)))
     if work and work["seconds"]:
         speed, flops = work["tokens"] / work["seconds"], work["flops"] / work["seconds"]
-        rows.append(("speed of the steps", f"{speed:,.0f} tokens and {flops / 1e12:.3g} TFLOP a second"))
+        rows.append(("throughput", f"{speed:,.0f} tokens/s, {flops / 1e12:.3g} TFLOP/s"))
     if versions := run.get("versions"):
         rows.append(("versions", _versions(versions)))
     return rows
@@ -494,7 +493,7 @@ def _draw(facts: _Facts) -> bytes | None:
         return None
     from trivium.inspection import plot_attention  # only now: drawing takes time to import
 
-    tokenizer = AutoTokenizer.from_pretrained(facts.folder)
+    tokenizer = AutoTokenizer.from_pretrained(facts.folder, trust_remote_code=False)
     figure = plot_attention(model_class.from_pretrained(facts.folder), tokenizer, facts.example)
     content = io.BytesIO()
     with warnings.catch_warnings():

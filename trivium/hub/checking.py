@@ -40,7 +40,7 @@ def check_folder(folder: Path) -> None:
     model, report = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder} has no weights for {len(missing)} parameters, such as {missing[0]}.")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     _check_vocabulary(folder, len(tokenizer), "vocab_size", model.config.vocab_size)
     if not getattr(tokenizer, "shared_vocabulary", True):
         size = model.config.decoder_vocab_size or model.config.vocab_size

@@ -15,9 +15,9 @@ from trivium.hub.usage import usage_of
 
 PAGE = "trivium_demo"  # what the package with the page is called there, where `trivium` itself is absent
 SOURCE = Path(__file__).parent.parent / "demo"
-APP = '''"""A page to try {repo_id} on: {url}
+APP = '''"""Demo of {repo_id}: {url}
 
-On a machine of your own:
+To run it locally:
 
     pip install gradio=={gradio} -r requirements.txt
     python app.py           # the model from the Hub
@@ -31,7 +31,7 @@ from transformers import {auto_class}, AutoTokenizer
 from {page} import launch
 
 name = sys.argv[1] if len(sys.argv) > 1 else {repo_id!r}
-options = {{"revision": {revision!r}, "trust_remote_code": True}}  # the code that was checked, and no other
+options = {{"revision": {revision!r}, "trust_remote_code": True}}  # pinned: only this commit was checked
 model = {auto_class}.from_pretrained(name, **options).eval()
 launch(
     model.to(torch.accelerator.current_accelerator() or "cpu"),
@@ -51,7 +51,7 @@ README = """---
 
 {summary}
 
-A page to try [{repo_id}]({url}) on. If the model is private, the Space needs a secret `HF_TOKEN` that may read it.
+A demo of [{repo_id}]({url}). If the model is private, the Space needs a secret `HF_TOKEN` with read access to it.
 """
 
 

@@ -45,11 +45,12 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from transformers.utils.deprecation import deprecate_kwarg
 
 from trivium import modeling
 from trivium.configuration import TriviumConfig
 from trivium.files import check_free, whole_folder
-from trivium.modeling.cache import CACHE, self_attention_cache, takes_cache
+from trivium.modeling.cache import self_attention_cache
 
 # Every class that can be exported, and what it answers.
 OUTPUTS: dict[str, type[ModelOutput]] = {
@@ -111,7 +112,7 @@ def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     for name, what in {"config.json": "saved model", "tokenizer_config.json": "model with its tokenizer"}.items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not a {what}: it has no {name}.")
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     name = (config.architectures or [""])[0]
     if config.model_type != "trivium" or name not in OUTPUTS:
         raise ValueError(
@@ -121,7 +122,7 @@ def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     # Eager attention spells out what becomes of a query that may see nothing; a fused one leaves it to the engine.
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
     model = getattr(modeling, name).from_pretrained(folder, config=config, **options)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 class _Encoder(nn.Module):
@@ -297,7 +298,7 @@ class OnnxModel(PreTrainedModel):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} is not a model exported to ONNX: it has no {name}.")
         super().__init__(TriviumConfig.from_json_file(folder / "config.json"))
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config, trust_remote_code=False)
         if self.can_generate():
             self.generation_config = GenerationConfig.from_pretrained(folder)
         options = runtime.SessionOptions()
@@ -398,7 +399,7 @@ class OnnxForCausalLM(OnnxModel, GenerationMixin):
 
     graphs = (DECODER,)
 
-    @takes_cache
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -411,7 +412,7 @@ class OnnxForCausalLM(OnnxModel, GenerationMixin):
         """Predict every next token of (batch, length) ids; see `TriviumForCausalLM.forward`."""
         cache = self._new_cache(cache, use_cache)
         logits = self._step(input_ids, attention_mask, cache, logits_to_keep, {})
-        return CausalLMOutputWithPast(logits=logits, **{CACHE: cache})
+        return CausalLMOutputWithPast(logits=logits, cache=cache)
 
 
 class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
@@ -423,7 +424,7 @@ class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
         """What `generate()` calls, once for all steps."""
         return _EncoderSession(self)
 
-    @takes_cache
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -444,7 +445,7 @@ class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
         source = next(iter(encoder_outputs.values()))  # (batch, heads, source_len, head_dim)
         seen = {"encoder_attention_mask": _or_ones(attention_mask, source.shape[::2]), **encoder_outputs}
         logits = self._step(decoder_input_ids, decoder_attention_mask, cache, logits_to_keep, seen)
-        return Seq2SeqLMOutput(logits=logits, **{CACHE: cache})
+        return Seq2SeqLMOutput(logits=logits, cache=cache)
 
 
 class _EncoderSession(nn.Module):

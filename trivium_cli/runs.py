@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trivium.cli.common import (
+from trivium_cli.common import (
     Beams,
     LengthPenalty,
     Model,
+    TrustRemoteCode,
     as_lines,
     check_saved_model,
     given,
     load,
     mistakes_explained,
 )
-from trivium.files import write_whole
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -79,7 +79,7 @@ def train(
 
 
 @commands.command(
-    epilog='Example: `accelerate launch --config_file "$(trivium launch-config fsdp2)" -m trivium.cli train numbers`'
+    epilog='Example: `accelerate launch --config_file "$(trivium launch-config fsdp2)" -m trivium_cli train numbers`'
 )
 def launch_config(
     name: Annotated[str | None, typer.Argument(help="Which; without it, all are listed.", show_default=False)] = None,
@@ -135,9 +135,10 @@ def evaluate(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Rows at once; by default 64, or where texts are generated as for `trivium translate`."
+            min=1, help="Rows in a batch; by default 64, or where texts are generated as for `trivium translate`."
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure a model on a part of the data that its run was given.
 
@@ -158,12 +159,13 @@ def evaluate(
         recipe = load_recipe(model, overrides or [])
         from trivium import evaluation
         from trivium.data import load_data
+        from trivium.files import write_whole
 
         data = load_data(recipe.data, recipe.kind.columns)
         if split not in data:
             raise ValueError(f"--split is {split}, but the data has {', '.join(data)}: add data.{split}=...")
         rows = list(data[split])
-        loaded, tokenizer = load(model)
+        loaded, tokenizer = load(model, trust_remote_code=trust_remote_code)
         options = given(num_beams=beams, length_penalty=length_penalty)
         decoding = {}
         if "target" in recipe.kind.columns:

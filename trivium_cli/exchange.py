@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.common import mistakes_explained
+from trivium_cli.common import KINDS, architecture_of, check_saved_model, mistakes_explained
 
 ENGINES = ("ctranslate2", "onnx")
 
@@ -54,6 +54,7 @@ def convert(
 
 
 def _convert_for_engine(folder: Path, output: Path, engine: str, quantization: str | None) -> None:
+    name = architecture_of(check_saved_model(folder))
     try:
         if engine == "onnx":
             from trivium.interop.onnx import to_onnx
@@ -63,6 +64,13 @@ def _convert_for_engine(folder: Path, output: Path, engine: str, quantization: s
             from trivium.interop.ctranslate2 import to_ctranslate2
 
             to_ctranslate2(folder, output, quantization)
-    except ImportError as error:  # it is installed only where it is wanted
+    except ImportError as error:  # an extra that is not installed
         raise typer.BadParameter(str(error)) from error
-    typer.echo(f"The model is in {output}. A translator is used with `trivium translate {output} --engine {engine}`.")
+    command = next((command for ending, (_, command) in KINDS.items() if name.endswith(ending)), None)
+    loader = "onnx.OnnxModel" if engine == "onnx" else "ctranslate2.CTranslate2Model"
+    use = f"`from trivium.interop.{loader.replace('.', ' import ')}`"
+    if command == "translate":
+        use = f"`trivium translate {output} --engine {engine}`"
+    elif engine == "ctranslate2" and command != "generate":
+        use = "`ctranslate2.Encoder`"
+    typer.echo(f"The model, a {name}, is in {output}. Use it with {use}.")

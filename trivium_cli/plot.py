@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from trivium.cli.common import Model, check_saved_model, mistakes_explained
+from trivium_cli.common import Model, architecture_of, check_saved_model, mistakes_explained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -188,20 +188,22 @@ def _save(draw: Callable[[], "Figure"], output: Path) -> None:
 
 
 def _load(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Any model of ours, of a class that other commands have no use for as well, and its tokenizer."""
-    check_saved_model(folder)
-    from transformers import AutoConfig, AutoTokenizer
+    """Load a Trivium model of any class, and its tokenizer."""
+    name = architecture_of(check_saved_model(folder))
+    from transformers import AutoTokenizer
 
     from trivium import modeling
 
-    name = next(iter(AutoConfig.from_pretrained(folder).architectures or []), "model of no known class")
     if not hasattr(modeling, name):
-        raise ValueError(f"{folder} holds a {name}, which is none of Trivium's; `trivium convert` may make one of it.")
-    return getattr(modeling, name).from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+        raise ValueError(
+            f"{folder} holds a {name}, but must hold a Trivium model; `trivium convert` may make one of it."
+        )
+    model = getattr(modeling, name).from_pretrained(folder).eval()
+    return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _load_config(model: str) -> "PreTrainedConfig":
-    """The configuration in a folder, or of a preset."""
+    """Load the configuration in a folder, or of a preset."""
     if not Path(model).exists():
         from trivium.configuration import preset_config
 
@@ -209,7 +211,7 @@ def _load_config(model: str) -> "PreTrainedConfig":
     check_saved_model(Path(model))
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(model)
+    return AutoConfig.from_pretrained(model, trust_remote_code=False)
 
 
 def _indices(model: "PreTrainedModel", kind: str | None, layer: int | None, head: int | None) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from trivium.cli.common import Model, check_saved_model, mistakes_explained
-from trivium.files import write_whole
+from trivium_cli.common import Model, check_saved_model, mistakes_explained
 
 if TYPE_CHECKING:
     from trivium.hub import Push
@@ -40,6 +39,7 @@ def card(
     """
     with mistakes_explained():
         check_saved_model(model)
+        from trivium.files import write_whole
         from trivium.hub.card import CARD_FILE, MARK, has_own_card, render_card
 
         if has_own_card(model) and not overwrite:

@@ -1,14 +1,16 @@
 """The command line, `trivium`: each module here has the commands about one thing.
 
-What only some commands need is imported by those, so that the others need not wait for it.
+`trivium_cli` is a package of its own because `import trivium` loads torch and transformers, which takes seconds. Each
+command imports `trivium` when it runs, so that help, completion and usage errors need not wait for it.
 """
 
+import os
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from trivium.cli import demo, exchange, hub, parts, plot, runs, texts
+from trivium_cli import demo, exchange, hub, parts, plot, runs, texts
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,3 +35,6 @@ def main(
     ] = False,
 ) -> None:
     """Train a Transformer of your own, measure it, put it to work, cut it apart, join it again and publish it."""
+    # OpenMP's threads wait for each other spinning, which makes training 8 to 40 times slower beside another busy
+    # process. The policy is read when torch is loaded, which no command has done yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")

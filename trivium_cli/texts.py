@@ -3,29 +3,29 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice, tee
+from itertools import chain, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
 
-from trivium.cli.common import (
+from trivium_cli.common import (
     BatchSize,
     Beams,
     LengthPenalty,
     Model,
+    TrustRemoteCode,
     as_line,
     as_lines,
+    check_saved_model,
+    finite,
     given,
     load,
     mistakes_explained,
 )
-from trivium.files import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-MAX_NEW_TOKENS = 256  # of a continuation, if neither the command nor the model says how many
 
 commands = typer.Typer()
 
@@ -35,9 +35,11 @@ Input = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write here, a line for each text.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens by their probability.")]
-Temperature = Annotated[float | None, typer.Option(min=0.01, help="With --sample: above 1 is bolder, below 1 safer.")]
+Temperature = Annotated[
+    float | None, typer.Option(min=0.01, help="With --sample: above 1 is bolder, below 1 safer.", callback=finite)
+]
 TopK = Annotated[int | None, typer.Option(min=1, help="With --sample: only from the k most likely.")]
-TopP = Annotated[float | None, typer.Option(min=0, max=1, help="With --sample: only from the top p.")]
+TopP = Annotated[float | None, typer.Option(min=0, max=1, help="With --sample: only from the top p.", callback=finite)]
 Engine = Annotated[
     Literal["torch", "ctranslate2", "onnx"],
     typer.Option(help="What computes; CTranslate2 is faster, above all on a CPU."),
@@ -63,19 +65,27 @@ def translate(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Texts that the model takes at once; by default as many as have 4,096 tokens."),
+        typer.Option(min=1, help="Texts in a batch; by default as many as have 4,096 tokens."),
     ] = None,
     engine: Engine = "torch",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Translate texts given as arguments, in a file, or line by line on standard input.
+
+    A text of more than 1,024 tokens is cut, with a warning, unless the model is for longer ones.
 
     With another engine than torch the folder may be one that `trivium convert` made for it; any other is converted
     first, for this once.
     """
     _check_sampling(sample, temperature, top_k, top_p)
+    if trust_remote_code and engine != "torch":
+        raise typer.BadParameter("--trust-remote-code goes with --engine torch.")
     with mistakes_explained():
         _check_files(texts, input_file, output_file)
-        loaded, tokenizer = load(model, "translate") if engine == "torch" else _load_for_engine(model, engine)
+        if engine == "torch":
+            loaded, tokenizer = load(model, "translate", trust_remote_code=trust_remote_code)
+        else:
+            loaded, tokenizer = _load_for_engine(model, engine)
         from transformers import set_seed
 
         from trivium.translation import translate as translations_of
@@ -118,9 +128,10 @@ def generate(
     top_p: TopP = None,
     seed: Seed = 0,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help=f"Longest continuation, in tokens; by default {MAX_NEW_TOKENS}.")
+        int | None, typer.Option(min=1, help="Longest continuation, in tokens; by default 256.")
     ] = None,
     batch_size: BatchSize = 16,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Continue texts given as arguments, in a file, or line by line on standard input.
 
@@ -131,9 +142,10 @@ def generate(
     _check_sampling(sample, temperature, top_k, top_p)
     with mistakes_explained():
         _check_files(texts, input_file, output_file)
-        loaded, tokenizer = load(model, "generate")
-        from tqdm.auto import tqdm
+        loaded, tokenizer = load(model, "generate", trust_remote_code=trust_remote_code)
         from transformers import set_seed
+
+        from trivium.translation import continue_texts
 
         saved = loaded.generation_config
         if number and number > (beams or saved.num_beams or 1) and not (sample or saved.do_sample):
@@ -151,9 +163,10 @@ def generate(
 
         def answer(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
             texts, prompts = tee(texts)
-            continued = _continue(loaded, tokenizer, texts, batch_size, **options)
-            for prompt in tqdm(prompts, desc="Generating", unit=" texts", disable=not show_progress):
-                continuations = next(continued)
+            continued = continue_texts(
+                loaded, tokenizer, texts, batch_size=batch_size, show_progress=show_progress, **options
+            )
+            for continuations, prompt in zip(continued, prompts, strict=True):
                 if output_file:
                     yield json.dumps({"prompt": prompt, "continuations": continuations}, ensure_ascii=False)
                 else:
@@ -175,6 +188,7 @@ def classify(
         typer.Option(min=1, help="So many labels, the best first; by default one, or all where several can hold."),
     ] = None,
     batch_size: BatchSize = 64,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Label texts given as arguments, in a file, or line by line on standard input.
 
@@ -183,7 +197,7 @@ def classify(
     """
     with mistakes_explained():
         _check_files(texts, input_file, output_file)
-        loaded, tokenizer = load(model, "classify")
+        loaded, tokenizer = load(model, "classify", trust_remote_code=trust_remote_code)
         kind, labels = loaded.config.problem_type, loaded.config.num_labels
         is_regression = kind == "regression" or (kind is None and labels == 1)
         # Cut as in training; top_k None is all labels.
@@ -209,6 +223,7 @@ def fill_mask(
     output_file: Output = None,
     top_k: Annotated[int, typer.Option(min=1, help="So many fillings, the best first.")] = 5,
     batch_size: BatchSize = 64,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Guess what `<mask>` stands for in texts given as arguments, in a file, or line by line on standard input.
 
@@ -217,7 +232,7 @@ def fill_mask(
     """
     with mistakes_explained():
         _check_files(texts, input_file, output_file)
-        loaded, tokenizer = load(model, "fill-mask")
+        loaded, tokenizer = load(model, "fill-mask", trust_remote_code=trust_remote_code)
 
         def masked(texts: Iterable[str]) -> Iterator[str]:
             for text in texts:
@@ -239,6 +254,7 @@ def _load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokeniz
     from trivium.interop.ctranslate2 import CTranslate2Model
     from trivium.interop.onnx import OnnxModel
 
+    check_saved_model(folder)
     try:
         model: Any = (CTranslate2Model if engine == "ctranslate2" else OnnxModel).from_pretrained(folder)
     except ImportError as error:  # it is installed only where it is wanted
@@ -266,9 +282,13 @@ class _Answer(Protocol):
 
 def _answer_all(answer: _Answer, texts: list[str] | None, input_file: Path | None, output_file: Path | None) -> None:
     """Read texts from where they are, and write or print the answers to them."""
-    from trivium.data import read_lines
+    from trivium.data import decode_lines, read_lines
+    from trivium.files import write_whole
 
-    lines = texts or (read_lines(input_file) if input_file else (line.rstrip("\r\n") for line in sys.stdin))
+    if not (texts or input_file) and sys.stdin is None:
+        raise ValueError("There is nothing to read: standard input is closed. Give texts, or --input with a file.")
+    # As bytes: Python's own decoding lets through what is not UTF-8, depending on the locale.
+    lines = texts or (read_lines(input_file) if input_file else decode_lines(sys.stdin.buffer, "standard input"))
     if texts or input_file or not _at_terminal():
         answers = answer(lines, show_progress=not texts)
     else:  # an answer to every line, not to a batch
@@ -281,36 +301,7 @@ def _answer_all(answer: _Answer, texts: list[str] | None, input_file: Path | Non
 
 
 def _at_terminal() -> bool:
-    return sys.stdin.isatty()
-
-
-def _continue(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    texts: Iterable[str],
-    batch_size: int,
-    **generation: Any,
-) -> Iterator[list[str]]:
-    """Continue texts, an empty one from the beginning-of-text token.
-
-    Transformers' own pipeline samples unless told not to, loses spaces before punctuation in some of its versions,
-    and does not know where learned positions end.
-    """
-    from trivium.modeling.pipeline_translation import within_positions
-
-    texts = iter(texts)
-    while batch := list(islice(texts, batch_size)):
-        input_ids = [ids or [tokenizer.bos_token_id] for ids in tokenizer(batch)["input_ids"]]
-        # On the left: a text must end where its continuation begins.
-        inputs = tokenizer.pad({"input_ids": input_ids}, padding_side="left", return_tensors="pt").to(model.device)
-        length, longest = inputs["input_ids"].shape[1], model.generation_config.max_new_tokens or MAX_NEW_TOKENS
-        longest = max(1, within_positions(model.config, length + longest) - length)  # without room the model says so
-        output = model.generate(**inputs, **{"max_new_tokens": longest, **generation})
-        # Some tokenizers drop a space where decoding begins: decode the whole, then cut.
-        beginnings = tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True)
-        wholes = iter(tokenizer.batch_decode(output, skip_special_tokens=True))
-        for beginning in beginnings:
-            yield [whole[len(beginning) :] for whole in islice(wholes, len(output) // len(batch))]
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _pipe(
@@ -322,11 +313,11 @@ def _pipe(
     show_progress: bool,
     **options: Any,
 ) -> Iterator[list[Any]]:
-    """What transformers' pipeline for a task gives for each text, in their order; nothing for blank ones."""
+    """Run transformers' pipeline for a task on texts, and give its results in their order; none for blank texts."""
     from tqdm.auto import tqdm
     from transformers import pipeline
 
-    pipe = pipeline(task, model=model, tokenizer=tokenizer, device=model.device)
+    pipe = pipeline(task, model=model, tokenizer=tokenizer, device=model.device, trust_remote_code=False)
     texts, again = tee(texts)
     results = iter(pipe((text for text in texts if text.strip()), batch_size=batch_size, **options))
     for text in tqdm(again, desc=task, unit=" texts", disable=not show_progress):
@@ -334,6 +325,6 @@ def _pipe(
 
 
 def _as_row(scores: Iterable[tuple[str, float]]) -> str:
-    """Names and scores with tabs between; a tab or line break in a name is written as in Python."""
+    """Write names and scores with tabs between; a tab or line break in a name is written as in Python."""
     escapes = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
     return "\t".join(f"{name.translate(escapes)}\t{score:.4f}" for name, score in scores)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trivium.cli.common import Model, mistakes_explained
+from trivium_cli.common import Model, check_saved_model, mistakes_explained
 
 commands = typer.Typer()
 
@@ -22,6 +22,7 @@ def split(model: Model, output: Output) -> None:
     decoder's attention to the encoder, which neither half has, and with which `trivium join` restores the whole.
     """
     with mistakes_explained():
+        check_saved_model(model)
         from trivium.surgery import split_folder
 
         encoder, decoder, cross_attention = split_folder(model, output)
@@ -46,6 +47,8 @@ def join(
     is a warm start: the new parameters are listed, and must be trained.
     """
     with mistakes_explained():
+        for folder in (encoder, decoder):
+            check_saved_model(folder)
         from transformers import set_seed
 
         from trivium.surgery import join_folders
