@@ -405,14 +405,14 @@ def test_mistakes_are_named(folder: str, override: str, message: str, request: p
 
 
 def test_folders_that_have_no_card_are_refused(bare: Path, run: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"is not a saved model: it has no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"saved model.*config\.json"):
         render_card(tmp_path)
     (run / "evaluation_test.json").write_text(json.dumps(EVALUATION["scores"]))
-    with pytest.raises(ValueError, match=r"evaluation_test\.json is of an older version"):
+    with pytest.raises(ValueError, match=r"evaluation_test\.json.*older version"):
         render_card(run)
     config = json.loads((bare / "config.json").read_text())
     (bare / "config.json").write_text(json.dumps({**config, "architectures": ["BartModel"]}))
-    with pytest.raises(ValueError, match="says 'BartModel', but must be a class of Trivium's"):
+    with pytest.raises(ValueError, match=r"'BartModel'.*class.*Trivium's"):
         render_card(bare)
 
 

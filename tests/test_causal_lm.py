@@ -91,7 +91,7 @@ def test_attentions_and_hidden_states() -> None:
 
 
 def test_an_encoders_output_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"encoder_hidden_states are given, but this decoder-only model"):
+    with pytest.raises(ValueError, match=r"encoder_hidden_states.*decoder-only model"):
         language_model()(random_ids(1, 3), encoder_hidden_states=torch.zeros(1, 2, 24))
 
 
@@ -295,7 +295,7 @@ def test_generation_beyond_learned_positions_is_refused(from_embeddings: bool) -
     # The last of the new tokens is not read any more.
     length = model.generate(**prompt, **options, max_new_tokens=4).shape[1]
     assert length == (4 if from_embeddings else 9)
-    with pytest.raises(ValueError, match=r"has 9 tokens, but learned positions end at max_position_embeddings=8"):
+    with pytest.raises(ValueError, match=r"9 tokens.*learned positions end.*max_position_embeddings=8"):
         model.generate(**prompt, **options, max_new_tokens=5)
 
 
@@ -367,7 +367,7 @@ def test_a_packed_row_may_be_longer_than_learned_positions() -> None:
     with torch.no_grad():
         logits = model(**pack(rows)).logits
         torch.testing.assert_close(logits[:, 8:14], model(rows[2][None]).logits, **EXACT)
-    with pytest.raises(ValueError, match=r"has 7 tokens, but learned positions end at max_position_embeddings=6"):
+    with pytest.raises(ValueError, match=r"7 tokens.*learned positions end.*max_position_embeddings=6"):
         model(**pack([*rows, random_ids(7)]))
 
 

@@ -586,7 +586,7 @@ def test_marian_with_a_table_of_positions(tmp_path: Path, dtype: torch.dtype) ->
     edit_weights(folder, lambda weights: weights.update({"model.encoder.embed_positions.weight": table}))
     convert(folder, tmp_path / "ours")
     edit_weights(folder, lambda weights: weights.update({"model.encoder.embed_positions.weight": table * 1.1}))
-    with pytest.raises(ValueError, match=r"encoder\.embed_positions\.weight is not the table of sinusoids"):
+    with pytest.raises(ValueError, match=r"encoder\.embed_positions\.weight.*table.*sinusoids"):
         convert(folder, tmp_path / "other")
 
 

@@ -90,11 +90,11 @@ def test_learned_positions_are_the_models_own() -> None:
         torch.testing.assert_close(drawn(figure, place), expected)
         torch.testing.assert_close(drawn(products, place), expected @ expected.T)
     assert [axes.get_title() for axes in figure.axes[:2]] == ["encoder", "decoder"]
-    with pytest.raises(ValueError, match="length is 10, but learned positions end at max_position_embeddings=9"):
+    with pytest.raises(ValueError, match=r"length.*10.*learned positions end.*max_position_embeddings=9"):
         plot_positions(model, 10)
-    with pytest.raises(ValueError, match="a trained model has them, its configuration has not"):
+    with pytest.raises(ValueError, match=r"trained model.*configuration"):
         plot_positions(model.config)
-    with pytest.raises(ValueError, match="length is 0"):
+    with pytest.raises(ValueError, match=r"length.*0"):
         plot_position_products(tiny_config(), 0)
 
 
@@ -175,7 +175,7 @@ def test_what_is_hidden_is_so_for_a_reason() -> None:
 def test_lengths_that_are_none_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plot_masks(tiny_config(), **arguments)
-    with pytest.raises(ValueError, match="only an encoder-decoder has targets"):
+    with pytest.raises(ValueError, match=r"encoder-decoder.*targets"):
         plot_masks(preset_config("gpt2"), target_lengths=(1, 1))
 
 
@@ -217,9 +217,9 @@ def test_curves_are_what_was_logged(tmp_path: Path) -> None:
 
 
 def test_runs_without_a_log_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="runs is empty"):
+    with pytest.raises(ValueError, match=r"runs.*empty"):
         plot_learning_curves()
-    with pytest.raises(FileNotFoundError, match=r"has no trainer_state\.json"):
+    with pytest.raises(FileNotFoundError, match=r"trainer_state\.json"):
         plot_learning_curves(tmp_path)
     state = tmp_path / "trainer_state.json"
     for content, message in (("[]", "is not what a Trainer writes"), ('{"log_history": []}', "has no loss")):
@@ -380,7 +380,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="no space"):
         save_figure(figure, tmp_path / "old.png")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"old.png": b"old"}
-    with pytest.raises(ValueError, match=r"must end with one of \.png, \.svg, \.pdf"):
+    with pytest.raises(ValueError, match=r"end.*one.*\.png, \.svg, \.pdf"):
         save_figure(figure, tmp_path / "picture.jpg")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         save_figure(figure, tmp_path / "nowhere" / "picture.png")

@@ -377,7 +377,7 @@ def test_subclass_saves_only_auto_map_entries_with_files(tmp_path: Path, monkeyp
     (tmp_path / "my_tagger.py").write_text(SUBCLASS)
     monkeypatch.syspath_prepend(tmp_path)
     model = tiny_model(importlib.import_module("my_tagger").Tagger, **ENCODER_ONLY)
-    with pytest.warns(UserWarning, match=r"AutoModel, .*not saved with Tagger, which is defined in 'my_tagger'"):
+    with pytest.warns(UserWarning, match=r"AutoModel, .*not saved.*Tagger.*defined.*'my_tagger'"):
         model.save_pretrained(tmp_path / "saved")
     assert {file.name for file in (tmp_path / "saved").glob("*.py")} == {"my_tagger.py", "configuration_trivium.py"}
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["auto_map"] == {
@@ -391,7 +391,7 @@ def test_subclass_saves_only_auto_map_entries_with_files(tmp_path: Path, monkeyp
 def test_subclass_of_a_script_saves_no_model_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `__main__` defines has no file that could be saved."""
     tagger = type("Tagger", (TriviumForConditionalGeneration,), {"__module__": "__main__"})
-    with pytest.warns(UserWarning, match="AutoModelForSeq2SeqLM, .*defined in '__main__'"):
+    with pytest.warns(UserWarning, match=r"AutoModelForSeq2SeqLM, .*defined.*'__main__'"):
         tiny_model(tagger).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["auto_map"] == {"AutoConfig": "configuration_trivium.TriviumConfig"}

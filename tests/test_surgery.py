@@ -357,20 +357,20 @@ def test_fields_that_must_agree(field: str) -> None:
 
 def test_types_of_numbers_must_agree() -> None:
     encoder, decoder = halves()
-    with pytest.raises(ValueError, match=r"dtype is torch\.float64 in the encoder, but torch\.float32 in the decoder"):
+    with pytest.raises(ValueError, match=r"dtype.*torch\.float64.*encoder.*torch\.float32.*decoder"):
         join(encoder, decoder.float())
 
 
 def test_only_the_right_kinds_of_model() -> None:
     whole = tiny_model()
     encoder, decoder, _ = split(whole)
-    with pytest.raises(ValueError, match="model is a TriviumForCausalLM with encoder_layers=0 and decoder_layers=3"):
+    with pytest.raises(ValueError, match=r"model.*TriviumForCausalLM.*encoder_layers=0.*decoder_layers=3"):
         split(decoder)
-    with pytest.raises(ValueError, match=r"model is a TriviumEncoderModel .* must be an encoder-decoder"):
+    with pytest.raises(ValueError, match=r"model.*TriviumEncoderModel.*encoder-decoder"):
         split(encoder)
-    with pytest.raises(ValueError, match=r"encoder is a TriviumForCausalLM .* must be an encoder-only model"):
+    with pytest.raises(ValueError, match=r"encoder.*TriviumForCausalLM.*encoder-only model"):
         join(decoder, decoder)
-    with pytest.raises(ValueError, match=r"decoder is a TriviumForConditionalGeneration .* must be a decoder-only"):
+    with pytest.raises(ValueError, match=r"decoder.*TriviumForConditionalGeneration.*decoder-only"):
         join(encoder, whole)
 
 
@@ -380,7 +380,7 @@ def test_models_of_others_are_named() -> None:
     bert = BertModel(
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     )
-    with pytest.raises(ValueError, match=r"model is a BertModel \(model_type='bert'\)"):
+    with pytest.raises(ValueError, match=r"model.*BertModel \(model_type='bert'\)"):
         split(bert)
 
 
@@ -392,7 +392,7 @@ def test_cross_attention_must_fit() -> None:
         join(encoder, decoder, lacking)
     with pytest.raises(ValueError, match=f"cross_attention lacks {re.escape(first)}"):
         join(encoder, decoder, {})  # not a warm start
-    with pytest.raises(ValueError, match=r"cross_attention has decoder\.layers\.3\.x, which"):
+    with pytest.raises(ValueError, match=r"cross_attention.*decoder\.layers\.3\.x"):
         join(
             encoder,
             decoder,
@@ -565,7 +565,7 @@ def test_folders_of_others_are_named(tmp_path: Path) -> None:
     config = whole / "config.json"
     ours = config.read_text()
     config.write_text(ours.replace('"TriviumForConditionalGeneration"', '"Stranger"'))
-    with pytest.raises(ValueError, match=r"whole holds a model of .* architectures \['Stranger'\]"):
+    with pytest.raises(ValueError, match=r"whole.*model.*architectures \['Stranger'\]"):
         split_folder(whole, tmp_path / "parts")
     config.write_text(ours)
     tokenizer_config = whole / "tokenizer_config.json"

@@ -108,9 +108,9 @@ def test_parts_of_a_configuration() -> None:
         part.validate()
     assert encoder.encoder_only() is encoder
     assert decoder.decoder_only() is decoder
-    with pytest.raises(ValueError, match=r"decoder_layers is 0.*has no decoder"):
+    with pytest.raises(ValueError, match=r"decoder_layers.*0.*has.*decoder"):
         encoder.decoder_only()
-    with pytest.raises(ValueError, match=r"encoder_layers is 0.*has no encoder"):
+    with pytest.raises(ValueError, match=r"encoder_layers.*0.*has.*encoder"):
         decoder.encoder_only()
 
 

@@ -72,14 +72,14 @@ def test_resuming_gives_the_weights_of_an_unbroken_run(run: Path, tmp_path: Path
 
 def test_a_folder_that_holds_a_run_is_not_touched_unasked(run: Path) -> None:
     recipe = load_recipe("numbers", small_recipe(run))
-    with pytest.raises(ValueError, match=r"holds a run already .*checkpoint-6.*: resume it .*overwrite it"):
+    with pytest.raises(ValueError, match=r"run.*checkpoint-6.*: resume.*overwrite"):
         train(recipe)
 
 
 def test_a_finished_run_is_not_resumed_but_can_be_prolonged(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     recipe = load_recipe("numbers", small_recipe(tmp_path / "run"))
-    with pytest.raises(ValueError, match=r"is finished, after 6 steps: set more training\.max_steps"):
+    with pytest.raises(ValueError, match=r"finished.*6 steps.*training\.max_steps"):
         train(recipe, resume=True)
     recipe.training["max_steps"] = 8
     assert train(recipe, resume=True).state.global_step == 8
@@ -202,7 +202,7 @@ def test_the_recipe_must_fit_the_data(tmp_path: Path) -> None:
     for side in ("en", "de"):
         (tmp_path / f"x.{side}").write_text("one\ntwo\n")
     files = ["data.name=null", f"data.train={tmp_path}/x", "training.eval_strategy=steps"]
-    with pytest.raises(ValueError, match="data has no validation part"):
+    with pytest.raises(ValueError, match=r"data.*validation part"):
         train(load_recipe("numbers", small_recipe(tmp_path / "run", *files)))
     assert not (tmp_path / "run").exists()
 
@@ -245,9 +245,9 @@ def test_where_no_batch_size_is_given_batches_have_so_many_tokens(
 
 def test_translate_refuses_what_it_cannot_do(run: Path) -> None:
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
-    with pytest.raises(ValueError, match="num_return_sequences is 3"):
+    with pytest.raises(ValueError, match=r"num_return_sequences.*3"):
         next(translate(model, tokenizer, ["one"], num_return_sequences=3, num_beams=3))
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(ValueError, match=r"batch_size.*0"):
         next(translate(model, tokenizer, ["one"], batch_size=0))
 
 
@@ -704,7 +704,7 @@ def test_a_start_of_another_shape_is_refused(
 
 
 def test_a_start_without_the_half_is_refused(corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"decoder_layers is 0: .* it has no decoder"):
+    with pytest.raises(ValueError, match=r"decoder_layers.*0.*decoder"):
         train(corpus.recipe("causal-lm", tmp_path / "run", init_from=str(folder_of(runs["masked-lm"]))))
 
 
@@ -751,11 +751,11 @@ def test_numbers_in_a_table_are_learned_as_such_if_the_recipe_says_so(corpus: Co
 def test_what_the_labels_do_not_allow_is_refused_before_anything_is_written(corpus: Corpus, tmp_path: Path) -> None:
     (tmp_path / "odd.jsonl").write_text('{"text": "red cats", "label": "lukewarm"}\n')
     validation = {"validation": str(tmp_path / "odd.jsonl")}
-    with pytest.raises(ValueError, match="label 'lukewarm' is unknown: the training data has hot, not"):
+    with pytest.raises(ValueError, match=r"label 'lukewarm'.*unknown.*training data.*hot"):
         train(corpus.recipe("classification", tmp_path / "run", data=validation))
-    with pytest.raises(ValueError, match="'mse' does not fit: choose from accuracy, f1"):
+    with pytest.raises(ValueError, match=r"'mse'.*accuracy, f1"):
         train(corpus.recipe("classification", tmp_path / "run", metrics=["mse"]))
-    with pytest.raises(ValueError, match="'f1' does not fit: choose from mse, r2"):
+    with pytest.raises(ValueError, match=r"'f1'.*mse, r2"):
         train(corpus.recipe("classification", tmp_path / "run", "number", metrics=["mse", "f1"]))
     assert not (tmp_path / "run").exists()
 
@@ -764,7 +764,7 @@ def test_a_run_is_not_deleted_for_one_that_cannot_begin(corpus: Corpus, tmp_path
     train(corpus.recipe("classification", tmp_path / "run", training={"max_steps": 3}))
     (tmp_path / "odd.jsonl").write_text('{"text": "red cats", "label": "lukewarm"}\n')
     validation = {"validation": str(tmp_path / "odd.jsonl")}
-    with pytest.raises(ValueError, match="'lukewarm' is unknown"):
+    with pytest.raises(ValueError, match=r"'lukewarm'.*unknown"):
         train(corpus.recipe("classification", tmp_path / "run", data=validation), overwrite=True)
     assert (tmp_path / "run" / "checkpoint-3" / "model.safetensors").exists()
     assert len(losses(train(corpus.recipe("classification", tmp_path / "run"), overwrite=True))) == 6
