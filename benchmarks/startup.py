@@ -31,13 +31,15 @@ from transformers import PreTrainedModel
 from trivium.inspection.drawing import save_figure
 
 VOCABULARY = 10_000
-AUTO_CLASS = "from transformers import AutoModelForSeq2SeqLM"
 # Of each group, all are compared with the first.
 COMMANDS = {
     "Python": ["pass"],
-    "the package": ["import transformers", "import trivium", "import transformers; import trivium"],
-    "an Auto class": [AUTO_CLASS, f"import trivium; {AUTO_CLASS}"],
-    "a model": ["from transformers import MarianMTModel", "from trivium import TriviumForConditionalGeneration"],
+    "the package": [
+        "from transformers import MarianMTModel",
+        "from transformers import AutoModelForSeq2SeqLM",
+        "import transformers",
+        "import trivium",
+    ],
     "the command line": ["trivium --help", "trivium train --help", "trivium --version"],
 }
 Times = dict[str, list[tuple[float, float]]]

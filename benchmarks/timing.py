@@ -63,8 +63,9 @@ def interleaved(
 def surroundings() -> str:
     """What figures depend on, beside what was measured."""
     return (
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, load of the machine {os.getloadavg()[1]:.1f} "
-        f"on {os.cpu_count()} cores"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}, "
+        f"load of the machine {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
     )
 
 

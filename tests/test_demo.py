@@ -9,6 +9,7 @@ import threading
 from importlib.metadata import version
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 import yaml
@@ -26,11 +27,15 @@ from trivium import (
     TriviumForSequenceClassification,
     TriviumTokenizer,
 )
+from trivium.demo import launch
 from trivium.demo.generating import Writing, write
 from trivium.demo.judging import classify, fill_masks
 from trivium.demo.page import build
 from trivium.demo.reading import MAX_CHARACTERS, MAX_TOKENS, UnfitText, read
+from trivium.hub import render_card
+from trivium.hub.card import introduce
 from trivium.hub.space import PAGE, SOURCE, write_space
+from trivium.recipe import load_recipe
 from trivium.tokenization import train_tokenizer
 from trivium_cli import app
 
@@ -274,6 +279,33 @@ def test_the_command_serves_here_and_nowhere_else(folder: Path, monkeypatch: pyt
     assert (served["model"], served["title"]) == (TriviumForConditionalGeneration, "run")
     nowhere = CliRunner().invoke(app, ["demo", "nowhere"])
     assert (nowhere.exit_code, "nowhere is not a saved model" in nowhere.stderr) == (1, True)
+
+
+def test_titles_are_escaped_once(folder: Path, tmp_path: Path) -> None:
+    """Text for the page and the Hub's metadata; HTML in the heading of the Space's README.md."""
+    named = folder.rename(tmp_path / "cats & <dogs>")
+    assert introduce(named).title == "cats & <dogs>"
+    load_recipe("numbers", [f"training.output_dir={named}", "card.title='Cats & <dogs>'", "card.examples=[]"]).save(
+        named
+    )
+    write_space(named, tmp_path / "space", REPO)
+    app_file, readme = ((tmp_path / "space" / name).read_text() for name in ("app.py", "README.md"))
+    assert "title='Cats & <dogs>'" in app_file
+    assert yaml.safe_load(readme.split("---")[1])["title"] == "Cats & <dogs>"
+    assert "\n# Cats &amp; &lt;dogs&gt;\n" in readme
+    assert "\n# Cats &amp; &lt;dogs&gt;\n" in render_card(named, REPO)["README.md"].decode()
+
+
+def test_nothing_can_be_uploaded(writer: PreTrainedModel, beginner: TriviumTokenizer) -> None:
+    """The page takes text only, but Gradio has a route for files."""
+    page = launch(writer, beginner, title="Cats & <dogs>", prevent_thread_lock=True, quiet=True)
+    try:
+        assert "Cats &amp; &lt;dogs&gt;" in httpx.get(page.local_url).text
+        address = f"{page.local_url}gradio_api/upload"
+        for content in (b"x", b"x" * 2_000_000):
+            assert httpx.post(address, files={"files": ("file.txt", content)}, timeout=60).status_code == 413
+    finally:
+        page.close()
 
 
 # --- The Space -------------------------------------------------------------------------------------------------------

@@ -435,7 +435,9 @@ training:
 
 
 def test_our_tokenizer_goes_out_as_one_of_transformers(tmp_path: Path) -> None:
+    """It recognizes special tokens in texts: clients tokenize prompts and rendered chats later."""
     tokenizer = train_tokenizer(TEXTS, vocab_size=300, add_bos_token=True, add_eos_token=False)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|user|>"]})
     our_model("gpt2", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "ours")
     tokenizer.save_pretrained(tmp_path / "ours")
     assert convert(tmp_path / "ours", tmp_path / "native").notes == []
@@ -443,11 +445,13 @@ def test_our_tokenizer_goes_out_as_one_of_transformers(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "native" / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] in ("PreTrainedTokenizerFast", "TokenizersBackend")  # the newer name of the same
     assert "auto_map" not in config
-    texts = [*TEXTS, "a <mask> </s> 🙂\n"]
+    texts = [*TEXTS, "a <mask> 🙂<|user|>\n", "<mask>", " <mask>"]
     ids = tokenizer(texts)["input_ids"]
     assert stock(texts)["input_ids"] == ids
     assert stock.batch_decode(ids) == tokenizer.batch_decode(ids)
     assert stock.special_tokens_map == tokenizer.special_tokens_map
+    assert stock.encode("<s><|user|></s>", add_special_tokens=False) == [1, len(tokenizer) - 1, 2]
+    assert stock.decode([1, len(tokenizer) - 1, 2], skip_special_tokens=True) == ""
     assert stock.pad(tokenizer(texts))["attention_mask"] == tokenizer.pad(tokenizer(texts))["attention_mask"]
 
 
