@@ -208,7 +208,7 @@ def test_fillings_are_the_models(tokenizer: TriviumTokenizer) -> None:
             probabilities[place].topk(8).values.tolist(), abs=1e-6
         )
         assert fillings[0][0] == tokenizer.decode([probabilities[place].argmax()])
-    with pytest.raises(UnfitText, match="write <mask> for a word"):
+    with pytest.raises(UnfitText, match=r"write <mask>.*word"):
         fill_masks(model, tokenizer, read(model, tokenizer, "no mask"))
 
 
@@ -228,7 +228,7 @@ def test_labels_are_the_models(tokenizer: TriviumTokenizer, kind: str | None) ->
 
 
 def test_there_is_no_page_for_what_has_no_head(tokenizer: TriviumTokenizer) -> None:
-    with pytest.raises(ValueError, match="model is a TriviumEncoderModel: there is a page for"):
+    with pytest.raises(ValueError, match=r"model.*TriviumEncoderModel.*page"):
         build(model_of(TriviumForMaskedLM, tokenizer).base_model, tokenizer, title="None")
 
 
@@ -378,7 +378,7 @@ def test_a_space_that_is_there_already_and_private(folder: Path, hub: HubServer)
 def test_there_is_no_space_for_what_has_no_page(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["TriviumEncoderModel"]}))
-    with pytest.raises(ValueError, match="holds no model that a page is for"):
+    with pytest.raises(ValueError, match=r"model.*page"):
         write_space(folder, tmp_path / "space", REPO)
     assert not (tmp_path / "space").exists()
 

@@ -261,7 +261,7 @@ def test_a_repository_is_as_private_as_wanted(folder: Path, hub: HubServer, priv
     push(folder, REPO, private=private)
     assert hub.repositories[REPO].private == private
     push(folder, REPO)
-    with pytest.raises(ValueError, match=f"there already and {'private' if private else 'public'}"):
+    with pytest.raises(ValueError, match=f"{'private' if private else 'public'}"):
         push(folder, REPO, private=not private)
 
 
@@ -417,7 +417,7 @@ def test_only_what_is_missing_is_sent_after_an_interruption_of_the_uploads(folde
     shard = sorted(folder.glob("*.safetensors"))[-1]
     oid = hashlib.sha256(shard.read_bytes()).hexdigest()
     hub.fail("PUT", oid, status=None)
-    with pytest.raises(ConnectionError, match="Run the same again"):
+    with pytest.raises(ConnectionError, match=r"Run.*same again"):
         push(folder, REPO)
     hub.mend()
     done = len(hub.repositories[REPO].objects)
@@ -438,7 +438,7 @@ def test_the_client_goes_on_after_a_short_disturbance(folder: Path, hub: HubServ
 @pytest.mark.usefixtures("unchecked")
 def test_a_lost_answer_to_the_commit_makes_no_second_one(folder: Path, hub: HubServer) -> None:
     hub.fail("POST", "/commit/", status=None, times=1, after=True)
-    with pytest.raises(ConnectionError, match="Run the same again"):
+    with pytest.raises(ConnectionError, match=r"Run.*same again"):
         push(folder, REPO)
     assert len(hub.commits(REPO)) == 2
     push(folder, REPO)
@@ -457,7 +457,7 @@ def test_somebody_elses_commit_in_between_is_not_overwritten_unseen(
         return create_commit(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", too_late)
-    with pytest.raises(ConnectionError, match="Somebody else has changed someone/model meanwhile"):
+    with pytest.raises(ConnectionError, match=r"Somebody else.*changed someone/model meanwhile"):
         push(folder, REPO)
     assert hub.files(REPO) == {"config.json": b"theirs"}
 
@@ -466,13 +466,13 @@ def test_somebody_elses_commit_in_between_is_not_overwritten_unseen(
 def test_who_may_not_write_is_told(folder: Path, hub: HubServer) -> None:
     with pytest.raises(PermissionError, match="hf auth login"):
         push(folder, REPO, token="hf_unknown")
-    with pytest.raises(PermissionError, match="You may not write to someone/model"):
+    with pytest.raises(PermissionError, match=r"You.*write.*someone/model"):
         push(folder, REPO, token=hub.read_token)
-    with pytest.raises(PermissionError, match="You may not write to else/model"):
+    with pytest.raises(PermissionError, match=r"You.*write.*else/model"):
         push(folder, "else/model")
     assert not hub.repositories
     hub.create(REPO)
-    with pytest.raises(PermissionError, match="You may not write to someone/model"):
+    with pytest.raises(PermissionError, match=r"You.*write.*someone/model"):
         push(folder, REPO, token=hub.read_token)
     assert hub.files(REPO) == {}
 

@@ -499,7 +499,7 @@ def test_decoding_gives_back_hard_texts_exactly(kind: dict) -> None:
 @pytest.mark.parametrize("texts", ["a\ud800", ["fine", "a\ud800"], [("fine", "a\ud800")]], ids=repr)
 def test_lone_surrogates_are_refused(two: TriviumTokenizer, texts: str | list) -> None:
     for argument in ("text", "text_target"):
-        with pytest.raises(ValueError, match=r"lone surrogates, got 'a\\ud800'"):
+        with pytest.raises(ValueError, match=r"lone surrogates.*'a\\ud800'"):
             two(**{argument: texts})
 
 
@@ -559,7 +559,7 @@ def test_sides_follow_the_settings(two: TriviumTokenizer) -> None:
 
 def test_special_tokens_must_agree(two: TriviumTokenizer) -> None:
     other = Tokenizer(models.WordLevel({"<unk>": 0, "<pad>": 1}, unk_token="<unk>"))
-    with pytest.raises(ValueError, match="must have one id in both vocabularies"):
+    with pytest.raises(ValueError, match=r"one id.*vocabularies"):
         TriviumTokenizer(tokenizer_object=two.backend_tokenizer, target_tokenizer_object=other)
 
 
@@ -633,7 +633,7 @@ def test_saving_over_another_tokenizer(shared: TriviumTokenizer, two: TriviumTok
 def test_a_missing_target_vocabulary_is_noticed(two: TriviumTokenizer, tmp_path: Path) -> None:
     two.save_pretrained(tmp_path)
     (tmp_path / "target_tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"'target_tokenizer.json' is missing"):
+    with pytest.raises(ValueError, match=r"'target_tokenizer.json'.*missing"):
         TriviumTokenizer.from_pretrained(tmp_path)
 
 
