@@ -41,10 +41,13 @@ def card(
         check_saved_model(model)
         from trivium.files import write_whole
         from trivium.hub.card import CARD_FILE, MARK, has_own_card, render_card
+        from trivium.storage.manifest import record
 
         if has_own_card(model) and not overwrite:
             raise ValueError(f"{model / CARD_FILE} was written by a person: --overwrite replaces it.")
-        for name, content in reversed(render_card(model, repo_id, overrides or []).items()):  # first what it shows
+        files = render_card(model, repo_id, overrides or [])
+        record(model, *files)  # a later run may delete them
+        for name, content in reversed(files.items()):  # first what it shows
             write_whole(model / name, content)
     typer.echo(f"The model card is {model / CARD_FILE}. To go on from it yourself, remove this line of it:\n{MARK}")
     if repo_id is None:

@@ -57,7 +57,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint of the run.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the run's checkpoints and start anew.")
+        bool, typer.Option("--overwrite", help="Delete what an earlier run wrote there, nothing else, and start anew.")
     ] = False,
 ) -> None:
     """Train a model as a recipe says.
@@ -160,6 +160,7 @@ def evaluate(
         from trivium import evaluation
         from trivium.data import load_data
         from trivium.files import write_whole
+        from trivium.storage.manifest import record
 
         data = load_data(recipe.data, recipe.kind.columns)
         if split not in data:
@@ -189,6 +190,8 @@ def evaluate(
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "versions": {name: version(name) for name in ("trivium", "torch", "transformers")},
     }
+    with mistakes_explained():
+        record(model, f"predictions_{split}.txt", f"evaluation_{split}.json")  # a later run may delete them
     if predictions:
         write_whole(model / f"predictions_{split}.txt", as_lines(predictions))
     write_whole(model / f"evaluation_{split}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
