@@ -309,16 +309,16 @@ def send_in_background(planned: Push, folder: Path, *, message: str, token: str 
         message: The first line of the commit.
         token: As `send`.
     """
-    folder.mkdir()
+    folder.mkdir(parents=True)
     files: dict[str, Path | bytes] = {}
     for name, content in planned.files.items():
         files[name] = content
         if isinstance(content, Path):
-            files[name] = folder / name.replace("/", "--")
+            files[name] = kept = folder / name.replace("/", "--")
             try:
-                os.link(content, files[name])
+                os.link(content, kept)
             except OSError:  # not every file system has links
-                shutil.copy(content, files[name])
+                shutil.copy(content, kept)
 
     def send_and_clean() -> None:
         try:
