@@ -120,7 +120,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
         # Not by `copy.copy`: FSDP2 makes of each model that it shards a class of its own, in torch, which cannot be
         # copied, and which no Auto class finds.
         own_class = next(each for each in type(self).__mro__ if not each.__module__.startswith("torch."))
-        saved = object.__new__(own_class)
+        saved: TriviumPreTrainedModel = object.__new__(own_class)
         vars(saved).update(vars(self))
         saved.config = copy.copy(self.config)
         if self.is_remote_code():
