@@ -30,13 +30,15 @@ from trivium.batching import (
 from trivium.callbacks import Throughput
 from trivium.checkpoints import ResumableTrainer
 from trivium.devices import tied_weights_together
-from trivium.files import PARTIAL, write_whole
+from trivium.files import write_whole
 
 logger = logging.getLogger(__name__)
 
 
 class PublishingTrainer(Seq2SeqTrainer):
     """A Trainer whose pushes hold what `trivium push` publishes, and neither pickles nor paths of this machine."""
+
+    push_in_progress: PushInProgress | None
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Create the repository and the branch before training, not to fail after it."""
@@ -98,10 +100,9 @@ class PublishingTrainer(Seq2SeqTrainer):
         )
         saved_by_steps = self.args.save_strategy == SaveStrategy.STEPS
         place = f"step {self.state.global_step}" if saved_by_steps else f"epoch {int(self.state.epoch or 0)}"
-        folder = checkpoint.with_name(f"{PARTIAL}-push-{checkpoint.name}")
         message = f"Training in progress, {place}"
-        job = send_in_background(planned, folder, message=message, token=self.args.hub_token)
-        jobs = self.push_in_progress.jobs if is_pushing else []
+        job = send_in_background(planned, checkpoint.parent, message=message, token=self.args.hub_token)
+        jobs = [] if self.push_in_progress is None else self.push_in_progress.jobs
         self.push_in_progress = PushInProgress([*jobs, job])
 
 

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from huggingface_hub.utils import validate_repo_id
 
 from trivium.checkpoints import STATE_FILE
+from trivium.files import PARTIAL
 from trivium.hub.card import CARD_FILE, has_own_card, render_card
 from trivium.hub.checking import WEIGHTS, WEIGHTS_INDEX, check_folder, code_of, weights_of
 from trivium.hub.space import PAGE
@@ -295,28 +296,29 @@ def push(
     return planned if dry_run else send(planned, message=message, token=token)
 
 
-def send_in_background(planned: Push, folder: Path, *, message: str, token: str | None = None) -> Future[None]:
+def send_in_background(planned: Push, run: Path, *, message: str, token: str | None = None) -> Future[None]:
     """Send while training goes on; a push that fails is logged, and training goes on.
 
     Pushes are sent one after the other.
 
     Args:
         planned: What to send.
-        folder: A new folder on the same disk. It holds hard links to the files, which may be deleted meanwhile, until
-            all is sent.
+        run: The folder of the run. Until all is sent it holds hard links to the files, which may be deleted meanwhile.
         message: The first line of the commit.
         token: As `send`.
     """
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}-push-", dir=run))
     files: dict[str, Path | bytes] = {}
     for name, content in planned.files.items():
-        files[name] = content
-        if isinstance(content, Path):
-            files[name] = folder / name.replace("/", "--")
-            try:
-                os.link(content, files[name])
-            except OSError:  # not every file system has links
-                shutil.copy(content, files[name])
+        if isinstance(content, bytes):
+            files[name] = content
+            continue
+        kept = folder / name.replace("/", "--")
+        try:
+            os.link(content, kept)
+        except OSError:  # not every file system has links
+            shutil.copy(content, kept)
+        files[name] = kept
 
     def send_and_clean() -> None:
         try:
