@@ -167,18 +167,18 @@ def test_push_outlives_its_checkpoint(hub: HubServer, tmp_path: Path, monkeypatc
     tiny_model(TriviumForCausalLM, encoder_layers=0).save_pretrained(checkpoint)
     weights = (checkpoint / "model.safetensors").read_bytes()
     planned = Push("someone/late", "main", published_checkpoint(checkpoint), [], None, None, None)
-    send_in_background(planned, tmp_path / "kept", message="late")
+    send_in_background(planned, tmp_path, message="late")
     shutil.rmtree(checkpoint)
     waiting[0]()
     assert hub.files("someone/late")["model.safetensors"] == weights
-    assert not (tmp_path / "kept").exists()
+    assert not list(tmp_path.glob("_partial*"))
 
 
 def test_failed_push_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     planned = Push("someone/none", "main", {"config.json": b"{}"}, [], None, None, None)
-    send_in_background(planned, tmp_path / "kept", message="Training in progress, step 1")
+    send_in_background(planned, tmp_path, message="Training in progress, step 1")
     assert "'Training in progress, step 1' was not pushed to someone/none" in caplog.text
-    assert not (tmp_path / "kept").exists()
+    assert not list(tmp_path.glob("_partial*"))
 
 
 def test_a_card_of_ones_own_is_pushed_as_it_is(hub: HubServer, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     _tokenizer: Tokenizer  # the source's
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "target_tokenizer_file": TARGET_TOKENIZER_FILE}
     model_input_names = ["input_ids", "attention_mask"]
+    _tokenizer: Tokenizer
     _words_have_spaces = False
 
     def __init__(
