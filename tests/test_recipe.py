@@ -170,6 +170,8 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> str:
         ("card: {summary: '\\%s'}", "card.summary"),
         ("card: {summary: '${card.title}', title: x}", "card.summary"),
         ("card: {summary: 'a ${ b'}", "card.summary"),
+        (r'card: {summary: "\x24\u007boc.env:HF_TOKEN}"}', "card.summary"),
+        ("x: &x ['%s']\ncard: {examples: *x}", "x[0]"),
     ],
 )
 def test_interpolation_is_refused_in_files(yaml: str, field: str, secret: str, tmp_path: Path) -> None:
