@@ -228,9 +228,9 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     for name in "ab":
         save_model(tmp_path / name, "20KB")
     (gone := sorted((tmp_path / "b").glob("*.safetensors"))[1]).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"/b/.* names {gone.name}, but there is no such file"):
+    with pytest.raises(FileNotFoundError, match=rf"/b/.*{gone.name}.*file"):
         average([tmp_path / "a", tmp_path / "b"], tmp_path / "mean")
-    with pytest.raises(ValueError, match="folders is empty"):
+    with pytest.raises(ValueError, match=r"folders.*empty"):
         average([], tmp_path / "mean")
 
 
@@ -397,16 +397,16 @@ def test_a_checkpoint_is_complete_before_it_is_pushed_and_only_the_first_process
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, 1.5, float("nan")])
 def test_decay_is_between_0_and_1(decay: float) -> None:
-    with pytest.raises(ValueError, match=f"decay is {decay}, but must be greater than 0 and less than 1"):
+    with pytest.raises(ValueError, match=rf"decay.*{decay}.*greater.*0.*less.*1"):
         ExponentialAverage(decay)
-    with pytest.raises(ValueError, match=f"ema_decay is {decay}, but must be greater than 0 and less than 1"):
+    with pytest.raises(ValueError, match=rf"ema_decay.*{decay}.*greater.*0.*less.*1"):
         load_recipe("numbers", [f"ema_decay={str(decay).replace('nan', '.nan')}"])
 
 
 def test_weights_that_are_too_coarse_are_refused(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, ExponentialAverage(0.9))
     trainer.model.bfloat16()
-    with pytest.raises(ValueError, match=r"is torch\.bfloat16, too coarse for .* dtype=torch\.float32"):
+    with pytest.raises(ValueError, match=r"torch\.bfloat16.*coarse.*dtype=torch\.float32"):
         trainer.train()
 
 
@@ -426,10 +426,10 @@ def test_weights_in_pieces_are_refused(asked_by: str) -> None:
 def test_a_checkpoint_without_an_average_or_of_another_run_is_refused(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         make_trainer(tmp_path / name, ExponentialAverage(0.9), max_steps=2, seed=seed).train()
-    with pytest.raises(ValueError, match="is not of the run that is resumed, but of another one"):
+    with pytest.raises(ValueError, match=r"run.*resumed.*one"):
         make_trainer(tmp_path / "a", ExponentialAverage(0.9)).train(str(tmp_path / "b" / "checkpoint-2"))
     (tmp_path / "a" / "checkpoint-2" / TRAINED_WEIGHTS_FILE).unlink()
-    with pytest.raises(FileNotFoundError, match="was made with one"):
+    with pytest.raises(FileNotFoundError, match=r"made.*one"):
         make_trainer(tmp_path / "a", ExponentialAverage(0.9)).train(str(tmp_path / "a" / "checkpoint-2"))
 
 

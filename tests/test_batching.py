@@ -250,7 +250,7 @@ def test_what_contradicts_it_is_refused(override: str, message: str, tmp_path: P
 
 
 def test_packed_rows_have_no_lengths_to_make_batches_by(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"inputs\.packing is True, which does not go with batches by tokens"):
+    with pytest.raises(ValueError, match=r"inputs\.packing.*True.*batches.*tokens"):
         load_recipe("shakespeare", ["data.train=x", "data.validation=x", "inputs.packing=true", "inputs.max_tokens=9"])
 
 

@@ -15,21 +15,18 @@ from clean import run_without_trivium
 from huggingface_hub import InferenceClient, ModelCard
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from paths import ROOT
 from tiny import shake, tiny_config
 from transformers import PreTrainedModel, TrainerState
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from typer.testing import CliRunner
+from ways import LAYERS as CLASSES
 
 from trivium import (
-    TriviumDecoderModel,
-    TriviumEncoderModel,
     TriviumForCausalLM,
     TriviumForConditionalGeneration,
     TriviumForMaskedLM,
-    TriviumForQuestionAnswering,
     TriviumForSequenceClassification,
-    TriviumForTokenClassification,
-    TriviumModel,
     TriviumTokenizer,
 )
 from trivium.hub.card import MARK, has_own_card, render_card
@@ -38,20 +35,7 @@ from trivium.recipe import CardArguments, available_recipes, load_recipe
 from trivium.tokenization import train_tokenizer
 from trivium_cli import app
 
-ROOT = Path(__file__).parent.parent
 TEXTS = ["two dogs ran across the road", "the cat sat on the mat", "birds fly south in winter"]
-ENCODER_ONLY, DECODER_ONLY = {"decoder_layers": 0}, {"encoder_layers": 0}
-CLASSES: dict[type[PreTrainedModel], dict[str, int]] = {
-    TriviumModel: {},
-    TriviumForConditionalGeneration: {},
-    TriviumEncoderModel: ENCODER_ONLY,
-    TriviumForMaskedLM: ENCODER_ONLY,
-    TriviumForSequenceClassification: ENCODER_ONLY,
-    TriviumForTokenClassification: ENCODER_ONLY,
-    TriviumForQuestionAnswering: ENCODER_ONLY,
-    TriviumDecoderModel: DECODER_ONLY,
-    TriviumForCausalLM: DECODER_ONLY,
-}
 RUN = {
     "seconds": 3725.4,
     "hardware": "AMD EPYC, 2 cores",
@@ -405,14 +389,14 @@ def test_mistakes_are_named(folder: str, override: str, message: str, request: p
 
 
 def test_folders_that_have_no_card_are_refused(bare: Path, run: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"is not a saved model: it has no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"saved model.*config\.json"):
         render_card(tmp_path)
     (run / "evaluation_test.json").write_text(json.dumps(EVALUATION["scores"]))
-    with pytest.raises(ValueError, match=r"evaluation_test\.json is of an older version"):
+    with pytest.raises(ValueError, match=r"evaluation_test\.json.*older version"):
         render_card(run)
     config = json.loads((bare / "config.json").read_text())
     (bare / "config.json").write_text(json.dumps({**config, "architectures": ["BartModel"]}))
-    with pytest.raises(ValueError, match="says 'BartModel', but must be a class of Trivium's"):
+    with pytest.raises(ValueError, match=r"'BartModel'.*class.*Trivium's"):
         render_card(bare)
 
 

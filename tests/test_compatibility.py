@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 from clean import run_without_trivium
+from paths import TESTS
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from trivium.recipe import load_recipe
 from trivium.training import train
 
-OLD_RUN = Path(__file__).parent / "fixtures" / "run-0.1.0"
+OLD_RUN = TESTS / "fixtures" / "run-0.1.0"
 TEXT = "half past seven"
 
 

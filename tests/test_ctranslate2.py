@@ -274,7 +274,7 @@ def test_a_translation_ends_where_the_positions_do(tokenizer, tmp_path):
     expected = model.generate(ids, max_length=11)
     assert expected.shape[1] == 11
     torch.testing.assert_close(engine.generate(ids, max_length=50), expected)
-    with pytest.raises(ValueError, match="A text has 11 tokens, but the converted model has only 10 positions"):
+    with pytest.raises(ValueError, match=r"A text.*11 tokens.*converted model.*10 positions"):
         engine.generate(random_ids(1, 11), max_length=5)
 
 
@@ -375,19 +375,19 @@ def without_start(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def test_wrong_arguments_are_refused(copier, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="quantization is 'int4', but must be None or one of int8, "):
+    with pytest.raises(ValueError, match=r"quantization.*'int4'.*None.*one.*int8"):
         converted(copier, tokenizer, tmp_path, quantization="int4")
-    with pytest.raises(ValueError, match="tokenizer is None"):
+    with pytest.raises(ValueError, match=r"tokenizer.*None"):
         to_ctranslate2(copier, tmp_path / "converted")
-    with pytest.raises(FileNotFoundError, match=r"is not a saved model: it has no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"saved model.*config.json"):
         to_ctranslate2(tmp_path, tmp_path / "converted")
     (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
-    with pytest.raises(ValueError, match=r"model_type 'bert' and architectures .*, but must hold a Trivium model"):
+    with pytest.raises(ValueError, match=r"model_type 'bert'.*architectures .*Trivium model"):
         to_ctranslate2(tmp_path, tmp_path / "converted")
     with pytest.raises(ValueError, match="that is there already"):
         to_ctranslate2(copier, tmp_path, tokenizer=tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    with pytest.raises(FileNotFoundError, match=r"is not a converted model: it has no trivium_config.json"):
+    with pytest.raises(FileNotFoundError, match=r"converted model.*trivium_config.json"):
         CTranslate2Model(tmp_path)
 
 
@@ -403,21 +403,21 @@ def test_nothing_is_left_where_writing_fails(copier, tokenizer, tmp_path, monkey
 
 def test_an_encoder_does_not_generate(tokenizer, tmp_path):
     folder = converted(tiny_model(TriviumEncoderModel, decoder_layers=0), tokenizer, tmp_path)
-    with pytest.raises(ValueError, match="holds an encoder, which does not generate"):
+    with pytest.raises(ValueError, match=r"encoder.*generate"):
         CTranslate2Model(folder)
 
 
 def test_settings_that_would_be_ignored_are_refused(copier, tokenizer, tmp_path):
     engine = CTranslate2Model(converted(copier, tokenizer, tmp_path))
     ids = random_ids(1, 3)
-    with pytest.raises(ValueError, match=r"repetition_penalty is 1.2, but CTranslate2 is told only do_sample, "):
+    with pytest.raises(ValueError, match=r"repetition_penalty.*1.2.*CTranslate2.*do_sample"):
         engine.generate(ids, max_length=5, repetition_penalty=1.2)
-    with pytest.raises(ValueError, match="early_stopping is 'soon', but must be True, False or 'never'"):
+    with pytest.raises(ValueError, match=r"early_stopping.*'soon'.*True, False.*'never'"):
         engine.generate(ids, max_length=5, early_stopping="soon")
-    with pytest.raises(ValueError, match="Neither max_length nor max_new_tokens"):
+    with pytest.raises(ValueError, match=r"Neither max_length.*max_new_tokens"):
         engine.generate(ids)
     engine.generation_config.no_repeat_ngram_size = 2
-    with pytest.raises(ValueError, match="no_repeat_ngram_size is 2 in the saved settings, but here must be 0"):
+    with pytest.raises(ValueError, match=r"no_repeat_ngram_size.*2.*saved settings.*0"):
         engine.generate(ids, max_length=5)
     engine.generation_config.no_repeat_ngram_size = 0
     assert engine.generate(ids, max_length=5).shape[1] <= 5

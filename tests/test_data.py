@@ -169,9 +169,7 @@ def test_pairs_of_very_unlike_length_are_not_trained_on(tmp_path, origin, stream
 
 @pytest.mark.parametrize(("ratio", "columns"), [(0.9, ("source", "target")), (2, TEXT)])
 def test_a_ratio_that_says_nothing_is_refused(tmp_path, ratio, columns):
-    with pytest.raises(
-        ValueError, match=rf"max_ratio is {ratio}, but must be at least 1, and for sentence pairs only"
-    ):
+    with pytest.raises(ValueError, match=rf"max_ratio.*{ratio}.*least 1.*sentence pairs"):
         load_data(DataArguments(train=str(tmp_path / "train.jsonl"), max_ratio=ratio), columns)
 
 
@@ -311,16 +309,16 @@ def test_faulty_plain_text(tmp_path, content, whole, message, streaming):
 
 @pytest.mark.parametrize(
     ("columns", "allowed"),
-    [(TEXT, r"\.parquet, or else plain text$"), (LABELLED_TEXT, r"\.parquet$")],
+    [(TEXT, r"\.parquet, or else plain text\.$"), (LABELLED_TEXT, r"\.parquet\.$")],
 )
 def test_a_missing_file_says_what_would_do(tmp_path, columns, allowed):
-    with pytest.raises(FileNotFoundError, match=rf"train: no such file; allowed are .*{allowed}"):
+    with pytest.raises(FileNotFoundError, match=rf"train.*file.*{allowed}"):
         load_as(columns, tmp_path / "train")
 
 
 @pytest.mark.parametrize("columns", [TEXT, LABELLED_TEXT])
 def test_the_embedded_corpus_is_of_pairs(columns):
-    with pytest.raises(ValueError, match=rf"has sentence pairs, no {' and '.join(columns)}: it is for"):
+    with pytest.raises(ValueError, match=rf"sentence pairs.*{' and '.join(columns)}"):
         load_data(DataArguments(name="numbers"), columns)
 
 
@@ -374,7 +372,7 @@ def test_faulty_tables(tmp_path, name, content, message, streaming):
 
 def test_faulty_parquet(tmp_path):
     datasets.Dataset.from_dict({"en": ["a", "b"], "de": ["a", None]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet, row 2: 'de' is None"):
+    with pytest.raises(ValueError, match=r"a\.parquet, row 2: 'de'.*None"):
         load(tmp_path / "a.parquet")
 
 
@@ -389,11 +387,9 @@ def test_streaming_complains_only_when_the_line_is_reached(tmp_path):
 @eager_and_lazy
 def test_missing_files(tmp_path, streaming):
     (tmp_path / "train.en").write_bytes(b"a\n")
-    with pytest.raises(
-        FileNotFoundError, match=r"train\.de: no such file; allowed are .*\.jsonl.* prefix of parallel"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"train\.de.*file.*\.jsonl.* prefix.*parallel"):
         load(tmp_path / "train", streaming=streaming)
-    with pytest.raises(FileNotFoundError, match=r"train\.csv: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"train\.csv.*file"):
         load(tmp_path / "train.csv", streaming=streaming)
 
 
@@ -402,9 +398,9 @@ def test_faulty_named_data_set(tmp_path, streaming):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "train.jsonl").write_text('{"en": "a", "de": "b"}\n{"en": "a", "de": ""}\n')
     name = str(tmp_path / "corpus")
-    with pytest.raises(ValueError, match=r"corpus \(train\), row 2: 'de' is ''"):
+    with pytest.raises(ValueError, match=r"corpus \(train\), row 2: 'de'.*''"):
         list(load_data(DataArguments(name=name, streaming=streaming))["train"])
-    with pytest.raises(ValueError, match=r"row 1: there is no 'fr', only \['en', 'de'\]"):
+    with pytest.raises(ValueError, match=r"row 1.*'fr'.*\['en', 'de'\]"):
         list(load_data(DataArguments(name=name, target="fr", streaming=streaming))["train"])
 
 
@@ -414,7 +410,7 @@ def test_named_data_set_without_known_splits(tmp_path):
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: dev\n    path: dev.jsonl\n---\n"
     )
     (tmp_path / "corpus" / "dev.jsonl").write_text('{"en": "a", "de": "b"}\n')
-    with pytest.raises(ValueError, match=r"has the splits \['dev'\], none of .*: say which is `train`"):
+    with pytest.raises(ValueError, match=r"splits \['dev'\], none.*`train`"):
         load_data(DataArguments(name=str(tmp_path / "corpus")))
     splits = load_data(DataArguments(name=str(tmp_path / "corpus"), validation="dev"))
     assert list(splits["validation"]) == [{"source": "a", "target": "b"}]
@@ -423,10 +419,10 @@ def test_named_data_set_without_known_splits(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "no data: set `name`"),
+        ({}, "There is no data: set data.name"),
         ({"name": "numbers", "train": "x"}, "has its own splits"),
-        ({"name": "numbers", "target": "fr"}, "is English and German"),
-        ({"name": "numbers", "max_test_samples": 0}, "max_test_samples must be at least 1"),
+        ({"name": "numbers", "target": "fr"}, "`numbers` is English and German"),
+        ({"name": "numbers", "max_test_samples": 0}, "max_test_samples is 0, but must be at least 1"),
     ],
 )
 def test_contradictory_arguments(options, message):
@@ -455,5 +451,5 @@ def test_labels_of_a_hub_data_set_go_by_their_names(tmp_path, streaming):
     args = DataArguments(name=str(tmp_path / "corpus"), train="train", streaming=streaming)
     assert [row["label"] for row in load_data(args, LABELLED_TEXT)["train"]] == ["good", "bad"]
     args.train = "test"
-    with pytest.raises(ValueError, match="row 2: 'label' is missing"):
+    with pytest.raises(ValueError, match=r"row 2: 'label'.*missing"):
         list(load_data(args, LABELLED_TEXT)["train"])

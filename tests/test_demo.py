@@ -9,6 +9,7 @@ import threading
 from importlib.metadata import version
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 import yaml
@@ -26,11 +27,15 @@ from trivium import (
     TriviumForSequenceClassification,
     TriviumTokenizer,
 )
+from trivium.demo import launch
 from trivium.demo.generating import Writing, write
 from trivium.demo.judging import classify, fill_masks
 from trivium.demo.page import build
 from trivium.demo.reading import MAX_CHARACTERS, MAX_TOKENS, UnfitText, read
+from trivium.hub import render_card
+from trivium.hub.card import introduce
 from trivium.hub.space import PAGE, SOURCE, write_space
+from trivium.recipe import load_recipe
 from trivium.tokenization import train_tokenizer
 from trivium_cli import app
 
@@ -203,7 +208,7 @@ def test_fillings_are_the_models(tokenizer: TriviumTokenizer) -> None:
             probabilities[place].topk(8).values.tolist(), abs=1e-6
         )
         assert fillings[0][0] == tokenizer.decode([probabilities[place].argmax()])
-    with pytest.raises(UnfitText, match="write <mask> for a word"):
+    with pytest.raises(UnfitText, match=r"write <mask>.*word"):
         fill_masks(model, tokenizer, read(model, tokenizer, "no mask"))
 
 
@@ -223,7 +228,7 @@ def test_labels_are_the_models(tokenizer: TriviumTokenizer, kind: str | None) ->
 
 
 def test_there_is_no_page_for_what_has_no_head(tokenizer: TriviumTokenizer) -> None:
-    with pytest.raises(ValueError, match="model is a TriviumEncoderModel: there is a page for"):
+    with pytest.raises(ValueError, match=r"model.*TriviumEncoderModel.*page"):
         build(model_of(TriviumForMaskedLM, tokenizer).base_model, tokenizer, title="None")
 
 
@@ -276,6 +281,33 @@ def test_the_command_serves_here_and_nowhere_else(folder: Path, monkeypatch: pyt
     assert (nowhere.exit_code, "nowhere is not a saved model" in nowhere.stderr) == (1, True)
 
 
+def test_titles_are_escaped_once(folder: Path, tmp_path: Path) -> None:
+    """Text for the page and the Hub's metadata; HTML in the heading of the Space's README.md."""
+    named = folder.rename(tmp_path / "cats & <dogs>")
+    assert introduce(named).title == "cats & <dogs>"
+    load_recipe("numbers", [f"training.output_dir={named}", "card.title='Cats & <dogs>'", "card.examples=[]"]).save(
+        named
+    )
+    write_space(named, tmp_path / "space", REPO)
+    app_file, readme = ((tmp_path / "space" / name).read_text() for name in ("app.py", "README.md"))
+    assert "title='Cats & <dogs>'" in app_file
+    assert yaml.safe_load(readme.split("---")[1])["title"] == "Cats & <dogs>"
+    assert "\n# Cats &amp; &lt;dogs&gt;\n" in readme
+    assert "\n# Cats &amp; &lt;dogs&gt;\n" in render_card(named, REPO)["README.md"].decode()
+
+
+def test_nothing_can_be_uploaded(writer: PreTrainedModel, beginner: TriviumTokenizer) -> None:
+    """The page takes text only, but Gradio has a route for files."""
+    page = launch(writer, beginner, title="Cats & <dogs>", prevent_thread_lock=True, quiet=True)
+    try:
+        assert "Cats &amp; &lt;dogs&gt;" in httpx.get(page.local_url).text
+        address = f"{page.local_url}gradio_api/upload"
+        for content in (b"x", b"x" * 2_000_000):
+            assert httpx.post(address, files={"files": ("file.txt", content)}, timeout=60).status_code == 413
+    finally:
+        page.close()
+
+
 # --- The Space -------------------------------------------------------------------------------------------------------
 
 
@@ -295,7 +327,7 @@ def push(*arguments: str | Path) -> tuple[int, str, str]:
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trivium.hub.check_folder", lambda folder: None)
+    monkeypatch.setattr("trivium.hub.check_folder", lambda folder, trust_remote_code: None)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -346,7 +378,7 @@ def test_a_space_that_is_there_already_and_private(folder: Path, hub: HubServer)
 def test_there_is_no_space_for_what_has_no_page(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["TriviumEncoderModel"]}))
-    with pytest.raises(ValueError, match="holds no model that a page is for"):
+    with pytest.raises(ValueError, match=r"model.*page"):
         write_space(folder, tmp_path / "space", REPO)
     assert not (tmp_path / "space").exists()
 

@@ -265,8 +265,8 @@ def test_what_does_not_fit_stops_before_the_work(task: str, metrics: list[str] |
 
 def test_unknown_labels_and_nothing_at_all_are_named(both_ends: TriviumTokenizer) -> None:
     model = model_with(TriviumForSequenceClassification, both_ends, decoder_layers=0, **label_facts(["a", "b"]))
-    with pytest.raises(ValueError, match="label 'c' is unknown"):
+    with pytest.raises(ValueError, match=r"label 'c'.*unknown"):
         evaluate(model, both_ends, labelled(["a", "b", "b", "c"]), task="classification")
     for task in ("classification", "causal-lm"):
-        with pytest.raises(ValueError, match="nothing to evaluate: rows is empty"):
+        with pytest.raises(ValueError, match=r"rows.*empty"):
             evaluate(model, both_ends, [], task=task)

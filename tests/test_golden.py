@@ -4,11 +4,11 @@ After a change that is meant: `python -m pytest tests/test_golden.py --regenerat
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from paths import TESTS
 from tiny import tiny_config
 from transformers import PreTrainedModel
 
@@ -22,7 +22,7 @@ from trivium import (
 from trivium.auto import AnyModelForPreTraining
 from trivium.configuration import PRESETS
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = TESTS / "golden"
 VARIANTS: dict[str, dict[str, Any]] = {
     "gated-rms-pre-rotary-gqa": {
         "gated_ffn": True,

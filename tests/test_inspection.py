@@ -303,12 +303,12 @@ def test_labels_show_what_would_be_invisible() -> None:
 
 
 def test_what_cannot_be_drawn_is_refused(tokenizer: TriviumTokenizer) -> None:
-    with pytest.raises(ValueError, match="target is 'Katze', but only an encoder-decoder writes one"):
+    with pytest.raises(ValueError, match=r"target.*'Katze'.*encoder-decoder writes one"):
         plot_attention(model_of(TriviumForMaskedLM, tokenizer), tokenizer, "cat", "Katze")
-    with pytest.raises(ValueError, match="model is a TriviumModel, which writes nothing"):
+    with pytest.raises(ValueError, match=r"model.*TriviumModel.*writes nothing"):
         plot_attention(model_of(TriviumModel, tokenizer), tokenizer, "cat")
     bare = train_tokenizer(ENGLISH * 2, vocab_size=300, add_eos_token=False)
-    with pytest.raises(ValueError, match="source is '', but must have tokens"):
+    with pytest.raises(ValueError, match=r"source.*''.*tokens"):
         plot_attention(model_of(TriviumForCausalLM, bare), bare, "")
 
 
@@ -330,9 +330,9 @@ def test_what_a_model_does_not_have_is_named(
 
 
 def test_pictures_of_other_models_are_refused(tokenizer: TriviumTokenizer) -> None:
-    with pytest.raises(ValueError, match="kind is 'cross', but the attention of a TriviumForCausalLM is 'decoder'"):
+    with pytest.raises(ValueError, match=r"kind.*'cross'.*attention.*TriviumForCausalLM.*'decoder'"):
         plot_heads(model_of(TriviumForCausalLM, tokenizer), tokenizer, "cat", kind="cross")
-    with pytest.raises(ValueError, match="only an encoder-decoder has words to align"):
+    with pytest.raises(ValueError, match=r"encoder-decoder.*words.*align"):
         plot_alignment(model_of(TriviumForCausalLM, tokenizer), tokenizer, "cat")
-    with pytest.raises(ValueError, match="TriviumForSequenceClassification, but must have a head that predicts"):
+    with pytest.raises(ValueError, match=r"TriviumForSequenceClassification.*head.*predicts"):
         plot_logit_lens(model_of(TriviumForSequenceClassification, tokenizer), tokenizer, "cat")

@@ -180,6 +180,6 @@ def test_the_default_corpus_does_not_change(corpus):
 def test_impossible_sizes_are_refused():
     with pytest.raises(ValueError, match="at least one sample"):
         numbers_corpus(train_samples=0)
-    with pytest.raises(ValueError, match="at most 26400 samples in all"):
+    with pytest.raises(ValueError, match=r"most 26400 samples.*all"):
         numbers_corpus(train_samples=1_000_000)
     assert numbers_corpus(train_samples=24_400).num_rows["train"] == 24_400

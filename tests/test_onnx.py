@@ -166,7 +166,7 @@ def test_an_encoder_decoder_is_the_same(tokenizer: TriviumTokenizer, tmp_path: P
     ids = random_ids(2, 3)
     expected = model.generate(ids, max_new_tokens=4)
     assert torch.equal(engine.generate(ids, max_new_tokens=4, use_cache=False), expected)
-    with pytest.raises(ValueError, match="StaticLayer, but here must be a DynamicCache: leave out cache_implement"):
+    with pytest.raises(ValueError, match=r"StaticLayer.*DynamicCache: leave out cache_implement"):
         engine.generate(ids, max_new_tokens=2, cache_implementation="static")
 
 
@@ -177,7 +177,7 @@ def test_a_decoder_is_the_same(tokenizer: TriviumTokenizer, tmp_path: Path) -> N
     engine = exported(model, tokenizer, tmp_path)
     assert engine.generation_config.num_beams == 3
     check_writer(model, engine)
-    with pytest.raises(ValueError, match="21 tokens, but learned positions end at max_position_embeddings=20"):
+    with pytest.raises(ValueError, match=r"21 tokens.*learned positions end.*max_position_embeddings=20"):
         engine.generate(random_ids(1, 15), max_new_tokens=7)
     assert engine.generate(random_ids(1, 15), max_new_tokens=6, eos_token_id=None).shape == (1, 21)
 
@@ -229,30 +229,30 @@ def test_a_decoder_without_a_head_is_refused(
 ) -> None:
     model = make_model(model_class, **(DECODER_ONLY if model_class is TriviumDecoderModel else {}))
     folder = saved(model, tokenizer, tmp_path)
-    with pytest.raises(ValueError, match=f"{model_class.__name__}.*, but must hold one of TriviumForConditionalGen"):
+    with pytest.raises(ValueError, match=rf"{model_class.__name__}.*one.*TriviumForConditionalGen"):
         to_onnx(folder, tmp_path / "exported")
     assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_wrong_folders_are_refused(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     output = tmp_path / "exported"
-    with pytest.raises(FileNotFoundError, match=r"is not a saved model: it has no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"saved model.*config.json"):
         to_onnx(tmp_path, output)
-    with pytest.raises(FileNotFoundError, match=r"is not a saved model: it has no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"saved model.*config.json"):
         OnnxModel.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"is not a model exported to ONNX: it has no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"model exported.*ONNX.*config.json"):
         OnnxForCausalLM(tmp_path)
     folder = saved(make_model(TriviumForCausalLM, **DECODER_ONLY), tokenizer, tmp_path)
-    with pytest.raises(ValueError, match="that is there already: name a new or an empty folder"):
+    with pytest.raises(ValueError, match=r"new.*empty folder"):
         to_onnx(folder, folder)
-    with pytest.raises(FileNotFoundError, match=r"is not a model exported to ONNX: it has no decoder.onnx"):
+    with pytest.raises(FileNotFoundError, match=r"model exported.*ONNX.*decoder.onnx"):
         OnnxForCausalLM(folder)
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"is not a model with its tokenizer: it has no tokenizer_config.json"):
+    with pytest.raises(FileNotFoundError, match=r"model.*tokenizer.*tokenizer_config.json"):
         to_onnx(folder, output)
     (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"model_type 'bert' and architectures .*, but must hold one of"):
+    with pytest.raises(ValueError, match=r"model_type 'bert'.*architectures .*one"):
         to_onnx(tmp_path, output)
     assert not output.exists()
 

@@ -13,18 +13,17 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from figures import drawn
 from matplotlib import font_manager, get_data_path, rc_context
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from tiny import mask_of, random_ids, shake, tiny_config, tiny_model
+from paths import ROOT
+from tiny import shake, tiny_config, tiny_model
 from typer.testing import CliRunner
 
 from trivium import (
-    TriviumDecoderModel,
-    TriviumEncoderModel,
     TriviumForConditionalGeneration,
     TriviumForTokenClassification,
-    TriviumModel,
     TriviumTokenizer,
     inspection,
     preset_config,
@@ -47,11 +46,6 @@ from trivium.tokenization import train_tokenizer
 from trivium_cli import app
 
 TEXTS = ["two dogs ran across the road", "zwei Hunde liefen über die Straße", "one two three", "eins zwei drei"]
-
-
-def drawn(figure: Figure, place: int = 0) -> torch.Tensor:
-    """The numbers of the map in the `place`-th axes."""
-    return torch.tensor(figure.axes[place].images[0].get_array())
 
 
 # --- Positions -------------------------------------------------------------------------------------------------------
@@ -90,93 +84,12 @@ def test_learned_positions_are_the_models_own() -> None:
         torch.testing.assert_close(drawn(figure, place), expected)
         torch.testing.assert_close(drawn(products, place), expected @ expected.T)
     assert [axes.get_title() for axes in figure.axes[:2]] == ["encoder", "decoder"]
-    with pytest.raises(ValueError, match="length is 10, but learned positions end at max_position_embeddings=9"):
+    with pytest.raises(ValueError, match=r"length.*10.*learned positions end.*max_position_embeddings=9"):
         plot_positions(model, 10)
-    with pytest.raises(ValueError, match="a trained model has them, its configuration has not"):
+    with pytest.raises(ValueError, match=r"trained model.*configuration"):
         plot_positions(model.config)
-    with pytest.raises(ValueError, match="length is 0"):
+    with pytest.raises(ValueError, match=r"length.*0"):
         plot_position_products(tiny_config(), 0)
-
-
-# --- Masks -----------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def who_sees_whom(model: Any, inputs: dict[str, torch.Tensor], read: str, output: str) -> torch.Tensor:
-    """(batch, rows, columns): whether another embedding at a column of `read` changes the `output` at a row."""
-    embeddings = model.get_input_embeddings()
-    ids = {name: given for name, given in inputs.items() if name.endswith("input_ids")}
-    embedded = {name.replace("input_ids", "inputs_embeds"): embeddings(given) for name, given in ids.items()}
-    rest = {name: given for name, given in inputs.items() if name not in ids}
-    before = model(**rest, **embedded)[output]
-    seen = torch.zeros(*before.shape[:2], embedded[read].shape[1], dtype=torch.bool)
-    for column in range(seen.shape[2]):
-        changed = embedded[read].clone()
-        changed[:, column] += 1
-        seen[:, :, column] = (model(**rest, **{**embedded, read: changed})[output] != before).any(dim=-1)
-    return seen
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_masks_say_what_changes_what(side: str) -> None:
-    """One layer, in which only attention carries anything from one position to another."""
-    sources, targets = mask_of([6, 4, 1], side), mask_of([5, 3, 2], side)
-    ways: list[tuple[Any, dict[str, Any], list[tuple[str, str]]]] = [
-        (TriviumEncoderModel, {"decoder_layers": 0, "encoder_layers": 1}, [("inputs_embeds", "last_hidden_state")]),
-        (TriviumDecoderModel, {"encoder_layers": 0, "decoder_layers": 1}, [("inputs_embeds", "last_hidden_state")]),
-        (
-            TriviumModel,
-            {"encoder_layers": 1, "decoder_layers": 1},
-            [
-                ("inputs_embeds", "encoder_last_hidden_state"),
-                ("decoder_inputs_embeds", "last_hidden_state"),
-                ("inputs_embeds", "last_hidden_state"),
-            ],
-        ),
-    ]
-    for model_class, layers, kinds in ways:
-        model = tiny_model(model_class, **layers)
-        is_whole = model_class is TriviumModel
-        inputs = {"input_ids": random_ids(3, 6), "attention_mask": sources}
-        if is_whole:
-            inputs |= {"decoder_input_ids": random_ids(3, 5), "decoder_attention_mask": targets}
-        lengths = {"target_lengths": (5, 3, 2)} if is_whole else {}
-        for given in (model, model.config):
-            figure = plot_masks(given, (6, 4, 1), **lengths, padding_side=side)
-            for column, (read, output) in enumerate(kinds):
-                seen = who_sees_whom(model, inputs, read, output)
-                rows = targets if is_whole and output == "last_hidden_state" else sources
-                for text in range(3):
-                    real = rows[text].bool()  # what padding sees, or is left with when it sees nothing, is no matter
-                    looks = drawn(figure, text * len(kinds) + column) == 2
-                    is_own = torch.eye(*looks.shape, dtype=torch.bool) & (read != "inputs_embeds" or not column)
-                    assert torch.equal((looks | is_own)[real], (seen[text] | is_own)[real])
-                    assert looks[real].any(dim=1).all()
-
-
-def test_what_is_hidden_is_so_for_a_reason() -> None:
-    padding, later, seen = range(3)
-    figure = plot_masks(preset_config("gpt2"), (3, 2))
-    assert drawn(figure, 0).tolist() == [[seen, later, later], [seen, seen, later], [seen, seen, seen]]
-    assert drawn(figure, 1)[:2].tolist() == [[seen, later, padding], [seen, seen, padding]]
-    labels = [each.get_text() for each in figure.axes[1].get_xticklabels()]
-    assert labels == ["0", "1", "pad"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"lengths": ()}, "lengths is \\[\\], but must have a number of at least 1 for each text"),
-        ({"lengths": (3, 0)}, "lengths is \\[3, 0\\]"),
-        ({"target_lengths": (3,)}, "target_lengths is \\[3\\]"),
-        ({"padding_side": "top"}, "padding_side is 'top', but must be 'right' or 'left'"),
-    ],
-)
-def test_lengths_that_are_none_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        plot_masks(tiny_config(), **arguments)
-    with pytest.raises(ValueError, match="only an encoder-decoder has targets"):
-        plot_masks(preset_config("gpt2"), target_lengths=(1, 1))
 
 
 # --- Learning curves -------------------------------------------------------------------------------------------------
@@ -217,9 +130,9 @@ def test_curves_are_what_was_logged(tmp_path: Path) -> None:
 
 
 def test_runs_without_a_log_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="runs is empty"):
+    with pytest.raises(ValueError, match=r"runs.*empty"):
         plot_learning_curves()
-    with pytest.raises(FileNotFoundError, match=r"has no trainer_state\.json"):
+    with pytest.raises(FileNotFoundError, match=r"trainer_state\.json"):
         plot_learning_curves(tmp_path)
     state = tmp_path / "trainer_state.json"
     for content, message in (("[]", "is not what a Trainer writes"), ('{"log_history": []}', "has no loss")):
@@ -380,7 +293,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="no space"):
         save_figure(figure, tmp_path / "old.png")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"old.png": b"old"}
-    with pytest.raises(ValueError, match=r"must end with one of \.png, \.svg, \.pdf"):
+    with pytest.raises(ValueError, match=r"end.*one.*\.png, \.svg, \.pdf"):
         save_figure(figure, tmp_path / "picture.jpg")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         save_figure(figure, tmp_path / "nowhere" / "picture.png")
@@ -499,12 +412,12 @@ def test_a_missing_font_is_a_line(folder: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_gallery_shows_what_its_commands_make() -> None:
-    root = Path(__file__).parent.parent
-    text = (root / "docs" / "pictures.md").read_text(encoding="utf-8")
-    commands = runpy.run_path(str(root / "docs" / "make_gallery.py"))["commands_of"](text)
+
+    text = (ROOT / "docs" / "pictures.md").read_text(encoding="utf-8")
+    commands = runpy.run_path(str(ROOT / "docs" / "make_gallery.py"))["commands_of"](text)
     made = [arguments[-1] for arguments in commands]
     assert made == re.findall(r"!\[[^]]+\]\(pictures/(.+)\)", text)
-    assert {path.name for path in (root / "docs" / "pictures").iterdir()} >= set(made)
+    assert {path.name for path in (ROOT / "docs" / "pictures").iterdir()} >= set(made)
     assert {arguments[1] for arguments in commands} == set(COMMANDS), "there is one of every kind"
     for line in re.findall(r"`(plot_\w+)\((.*?)\)`", text):  # as the table has them
         parameters = str(inspect.signature(getattr(inspection, line[0])))

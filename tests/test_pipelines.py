@@ -329,7 +329,7 @@ def test_a_column_of_a_dataset(translator: TranslationPipeline) -> None:
 
 @pytest.mark.parametrize("wrong", [3, None, ("a", "b"), ["a", 3], [{"role": "user", "content": "a"}]])
 def test_only_texts_are_translated(translator: TranslationPipeline, wrong: Any) -> None:
-    with pytest.raises(ValueError, match="takes a text, or a list, generator or dataset of texts, but got"):
+    with pytest.raises(ValueError, match=r"text.*list, generator.*dataset.*texts"):
         translator(wrong)
 
 
@@ -340,10 +340,10 @@ def test_wrong_arguments(folders: Path, translator: TranslationPipeline) -> None
         translator(TEXTS, num_return_sequences=2)
     with pytest.raises(ValueError, match="batch_size"):
         translator(TEXTS, batch_size=0)
-    with pytest.raises(ValueError, match="tokenizer is None"):
+    with pytest.raises(ValueError, match=r"tokenizer.*None"):
         TranslationPipeline(translator.model)
     for model in (tiny_model(TriviumForCausalLM, encoder_layers=0), TriviumModel(tiny_config())):
-        with pytest.raises(ValueError, match=f"{type(model).__name__}, but translation needs an encoder-decoder"):
+        with pytest.raises(ValueError, match=rf"{type(model).__name__}.*translation.*encoder-decoder"):
             pipeline("translation", model, tokenizer=translator.tokenizer)
     with pytest.raises(ValueError, match="AutoModelForSeq2SeqLM"):
         pipeline("translation", str(folders / "writer"))

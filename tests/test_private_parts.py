@@ -18,13 +18,13 @@ from types import ModuleType
 import evaluate
 import pytest
 import transformers
+from paths import ROOT
 from torch import nn
 from transformers import GenerationMixin, Pipeline, PreTrainedConfig, PreTrainedModel, Trainer, core_model_loading
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 import trivium
 
-ROOT = Path(__file__).parent.parent
 FOLDERS = ("configuration", "modeling", "tokenization", "trivium", "trivium_cli")
 LIBRARIES = ("accelerate.", "datasets.", "evaluate.", "torch.", "transformers.")
 

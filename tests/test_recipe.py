@@ -124,8 +124,14 @@ def test_values_of_a_wrong_type_are_named(overrides: list[str], message: str) ->
         load_recipe("numbers", overrides)
 
 
+def test_a_folder_may_be_a_path(tmp_path: Path) -> None:
+    recipe = Recipe(training={"output_dir": tmp_path})
+    recipe.save(tmp_path)
+    assert load_recipe(tmp_path) == recipe
+
+
 def test_a_typo_is_named_before_what_is_missing() -> None:
-    with pytest.raises(ValueError, match=r"data\.trian is unknown\. Did you mean train"):
+    with pytest.raises(ValueError, match=r"data\.trian.*unknown\. Did you mean train"):
         load_recipe("multi30k", ["data.trian=x"])
 
 
@@ -170,7 +176,7 @@ def test_interpolation_is_refused_in_files(yaml: str, field: str, secret: str, t
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.replace("%s", secret))
     for source in (path, tmp_path):
-        with pytest.raises(ValueError, match=rf"{re.escape(field)} is .*interpolation") as caught:
+        with pytest.raises(ValueError, match=rf"{re.escape(field)}.*interpolation") as caught:
             load_recipe(source)
         assert "hf_secret" not in str(caught.value)
 
@@ -189,14 +195,14 @@ def test_interpolation_is_refused_in_files(yaml: str, field: str, secret: str, t
 def test_interpolation_is_refused_in_overrides(override: str, field: str, secret: str) -> None:
     override = override.replace("%s", secret)
     for load in (lambda: load_recipe("numbers", [override]), lambda: load_card_arguments([override])):
-        with pytest.raises(ValueError, match=rf"{re.escape(field)} is .*interpolation") as caught:
+        with pytest.raises(ValueError, match=rf"{re.escape(field)}.*interpolation") as caught:
             load()
         assert "hf_secret" not in str(caught.value)
 
 
 def test_interpolation_is_refused_in_python(secret: str) -> None:
     """A recipe that could be saved, but not loaded again."""
-    with pytest.raises(ValueError, match=r"card\.summary is .*interpolation"):
+    with pytest.raises(ValueError, match=r"card\.summary.*interpolation"):
         Recipe(training={"output_dir": "x"}, card=CardArguments(summary=secret))
 
 
@@ -215,7 +221,7 @@ def test_what_a_recipe_leaves_open_is_asked_for() -> None:
 def test_a_missing_recipe_lists_those_that_there_are(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere.*multi30k, multi30k-tiny, numbers"):
         load_recipe("nowhere")
-    with pytest.raises(FileNotFoundError, match=r"There is no recipe"):
+    with pytest.raises(FileNotFoundError, match=r"There.*recipe"):
         load_recipe(tmp_path)  # a folder without one
 
 
@@ -231,5 +237,5 @@ def test_a_file_that_is_no_recipe_is_named(content: bytes, tmp_path: Path) -> No
 
 
 def test_python_users_are_checked_too() -> None:
-    with pytest.raises(ValueError, match=r"training\.epochs is unknown"):
+    with pytest.raises(ValueError, match=r"training\.epochs.*unknown"):
         Recipe(training={"output_dir": "x", "epochs": 3})

@@ -55,6 +55,6 @@ def test_padding_to_a_multiple_resizes_all_matrices():
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_two_vocabularies_are_refused(model_class):
     model = model_class(TriviumConfig(**SIZE, decoder_vocab_size=30))
-    with pytest.raises(ValueError, match="vocab_size=20 and decoder_vocab_size=30"):
+    with pytest.raises(ValueError, match=r"vocab_size=20.*decoder_vocab_size=30"):
         model.resize_token_embeddings(27)
     assert len(model.get_input_embeddings().weight) == 20

@@ -302,7 +302,7 @@ def test_fractions_are_a_regression_and_so_is_what_is_called_one() -> None:
     regression = {"problem_type": "regression", "num_labels": 1}
     assert label_facts([1, 0.5, 2]) == regression
     assert label_facts(["0.5", "2"], "regression") == regression  # as a CSV file has them
-    with pytest.raises(ValueError, match=r"list of labels has 0\.5"):
+    with pytest.raises(ValueError, match=r"list.*labels.*0\.5"):
         label_facts([[0.5, 1.0]])
 
 
@@ -335,9 +335,9 @@ def test_several_labels_go_by_their_ids_in_whatever_order_they_are_listed() -> N
 
 def test_unknown_labels_are_named() -> None:
     config = tiny_config(**label_facts(["cat", "dog"]))
-    with pytest.raises(ValueError, match=r"label 'eel' is unknown: the training data has cat, dog"):
+    with pytest.raises(ValueError, match=r"label 'eel'.*unknown.*training data.*cat, dog"):
         encode_label("eel", config)
-    with pytest.raises(ValueError, match=r"label 'eel' is no number"):
+    with pytest.raises(ValueError, match=r"label 'eel'.*number"):
         encode_label("eel", tiny_config(**label_facts([0.5])))
 
 
@@ -380,9 +380,9 @@ def test_metrics_fit_the_task_and_the_model() -> None:
     assert kind.metrics_for(regression) == ("mse", "r2")
     assert kind.metrics_for(names) == ("accuracy", "f1")
     kind.check_metrics(["mse", "accuracy"])
-    with pytest.raises(ValueError, match="'mse' does not fit: choose from accuracy, f1"):
+    with pytest.raises(ValueError, match=r"'mse'.*accuracy, f1"):
         kind.check_metrics(["accuracy", "mse"], names)
-    with pytest.raises(ValueError, match="'f1' does not fit: choose from mse, r2"):
+    with pytest.raises(ValueError, match=r"'f1'.*mse, r2"):
         kind.check_metrics(["f1"], regression)
-    with pytest.raises(ValueError, match="'sacrebleu' does not fit: choose from perplexity, accuracy"):
+    with pytest.raises(ValueError, match=r"'sacrebleu'.*perplexity, accuracy"):
         TASKS["masked-lm"].check_metrics(["sacrebleu"])

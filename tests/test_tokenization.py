@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from clean import put_into_cache, run_without_trivium
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_config
 from tokenizers import Tokenizer, models
@@ -101,6 +101,96 @@ def test_mask_is_recognised_and_takes_in_the_space_before_it(tokenizer: TriviumT
     tokens = tokenizer.convert_ids_to_tokens(ids)
     assert ids.count(4) == 3
     assert tokens[tokens.index("<mask>") - 1].endswith("e")
+
+
+@pytest.mark.parametrize("special", ["extra", "named", "add_tokens"])
+def test_added_special_tokens_are_tokens_in_texts(special: str, tmp_path: Path) -> None:
+    """Only the reserved ones are guarded; here, when loaded, and without the package."""
+    tokenizer = train_tokenizer(SOURCE, vocab_size=400)
+    if special == "extra":
+        tokenizer.add_special_tokens({"extra_special_tokens": ["<ent>"]})
+    elif special == "named":
+        tokenizer.add_special_tokens({"sep_token": "<ent>"})
+    else:
+        tokenizer.add_tokens(["<ent>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, stock = TriviumTokenizer.from_pretrained(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    new = len(tokenizer) - 1
+    everyone = [tokenizer, loaded, stock, copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))]
+    if special == "named":
+        everyone.remove(stock)  # which guards them
+    for each in everyone:
+        ids = each.encode("a <ent> fox</s>", add_special_tokens=False)
+        assert new in ids
+        assert 2 not in ids
+        assert each.decode(ids) == "a <ent> fox</s>"
+        if each is not stock:
+            assert each.decode(ids, skip_special_tokens=True) == "a  fox</s>"
+    assert "<ent>" in loaded.all_special_tokens
+    new_tokenizer = loaded.train_new_from_iterator(TARGET, vocab_size=300)
+    ids = new_tokenizer.encode("<ent>", add_special_tokens=False)
+    assert ids == [new_tokenizer.convert_tokens_to_ids("<ent>")]
+    assert new_tokenizer.decode(ids, skip_special_tokens=True) == ""
+
+
+def test_special_tokens_added_to_the_target(two: TriviumTokenizer, tmp_path: Path) -> None:
+    size = len(two)
+    two.target.add_special_tokens({"extra_special_tokens": ["<neu>"]})
+    two.save_pretrained(tmp_path)
+    for tokenizer in (two, TriviumTokenizer.from_pretrained(tmp_path)):
+        assert len(tokenizer) == size
+        new = tokenizer.target_vocab_size - 1
+        ids = tokenizer(text_target="ein<neu></s>")["input_ids"]
+        assert ids.count(new) == 1
+        assert ids.count(2) == 1
+        assert tokenizer.decode(ids, skip_special_tokens=True) == "ein</s>"
+
+
+def test_tokenizers_of_before_recognize_added_special_tokens(tmp_path: Path) -> None:
+    """Version 0.1.0 saved them as tokens that are guarded."""
+    tokenizer = train_tokenizer(SOURCE, vocab_size=400)
+    tokenizer._tokenizer.add_special_tokens(["<ent>"])
+    tokenizer.save_pretrained(tmp_path)
+    assert '"<ent>"' not in (tmp_path / "tokenizer_config.json").read_text()
+    loaded = TriviumTokenizer.from_pretrained(tmp_path)
+    ids = loaded.encode("<ent></s>", add_special_tokens=False)
+    assert ids[0] == len(loaded) - 1
+    assert 2 not in ids
+
+
+# --- Words ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokenizer", TRAINED, ids=map(str, KINDS))
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Z", "Cc"]), min_size=1), min_size=1))
+def test_split_words_have_the_tokens_of_the_text(tokenizer: TriviumTokenizer, words: list[str]) -> None:
+    """A model that learned labels of words reads texts in a pipeline."""
+    words = [word for word in words if word.split() == [word]]
+    assume(words)
+    split = tokenizer([words, words], is_split_into_words=True, return_offsets_mapping=True)
+    assert split["input_ids"] == tokenizer([" ".join(words)] * 2)["input_ids"]
+    for word, (start, end) in zip(split.word_ids(1), split["offset_mapping"][1], strict=True):
+        assert word is None or 0 <= start <= end <= len(words[word])
+
+
+def test_prefix_space_is_honoured_and_saved(two: TriviumTokenizer, tmp_path: Path) -> None:
+    two.save_pretrained(tmp_path / "without")
+    prefixed = TriviumTokenizer.from_pretrained(tmp_path / "without", add_prefix_space=True)
+    prefixed.save_pretrained(tmp_path / "with")
+    loaded = TriviumTokenizer.from_pretrained(tmp_path / "with")
+    for tokenizer in (prefixed, loaded, loaded.target):
+        assert tokenizer.add_prefix_space
+        assert tokenizer("fox")["input_ids"] == tokenizer(" fox")["input_ids"]
+        assert tokenizer(["fox", "dog"], is_split_into_words=True)["input_ids"] == tokenizer("fox dog")["input_ids"]
+        assert tokenizer("the", return_offsets_mapping=True)["offset_mapping"][0][0] == 0
+        assert tokenizer.encode("<mask>", add_special_tokens=False) == [4]
+        assert tokenizer("  fox")["input_ids"] != tokenizer("fox")["input_ids"]
+    assert prefixed("fox")["input_ids"] == two(" fox")["input_ids"] != two("fox")["input_ids"]
+    assert prefixed.target("ein")["input_ids"] == two.target(" ein")["input_ids"]
+    assert PreTrainedTokenizerFast.from_pretrained(tmp_path / "with")("fox")["input_ids"] == two(" fox")["input_ids"]
+    again = TriviumTokenizer.from_pretrained(tmp_path / "with", add_prefix_space=False)
+    assert not again.add_prefix_space
+    assert again("fox")["input_ids"] == two("fox")["input_ids"]
 
 
 # --- Around a text ----------------------------------------------------------------------------------------------
@@ -221,8 +311,11 @@ def test_offsets_begin_anew_in_a_second_text_and_in_each_given_word() -> None:
     tokenizer = train_tokenizer(SOURCE, vocab_size=310, add_eos_token=False)
     spans = tokenizer("日", "日b", return_offsets_mapping=True)["offset_mapping"]
     assert spans == [(0, 1), (1, 1), (1, 1), (0, 1), (1, 1), (1, 1), (1, 2)]
-    spans = tokenizer(["a", "&"], is_split_into_words=True, return_offsets_mapping=True)["offset_mapping"]
-    assert spans == [(0, 1), (0, 1)]
+    words = tokenizer(["ab", "the", "fox"], is_split_into_words=True, return_offsets_mapping=True)
+    spans = zip(words.word_ids(), words["offset_mapping"], strict=True)
+    assert sorted({(word, start) for word, (start, end) in spans if end > start}) == [
+        *((0, 0), (0, 1), (1, 0), (2, 0)),
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:Random token replacement is not supported")
@@ -284,7 +377,13 @@ def test_a_chat_template_writes_special_tokens(chat: TriviumTokenizer, saved: bo
     assert chat.apply_chat_template([USER, ASSISTANT], return_dict=False) == expected
     text = chat.apply_chat_template([USER, ASSISTANT], tokenize=False)
     assert text == "<s><|user|>the fox<|assistant|> a dog </s>" == chat.decode(expected)
-    assert chat.encode("</s>", add_special_tokens=False) != [2]  # plain text is as it was
+    # Plain text is guarded until it is saved.
+    assert (chat.encode("</s>", add_special_tokens=False) == [2]) == saved
+    if saved:  # as clients do it that tokenize later
+        assert chat.encode(text, add_special_tokens=False) == expected
+        stock = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+        assert stock.encode(text, add_special_tokens=False) == expected
+        assert stock.decode(expected, skip_special_tokens=True) == "the fox a dog "
     opened = chat.apply_chat_template([USER], add_generation_prompt=True, return_dict=False)
     assert opened == chat_ids(chat, 1, user, "the fox", assistant)
     continued = chat.apply_chat_template([USER, ASSISTANT], continue_final_message=True, return_dict=False)
@@ -400,7 +499,7 @@ def test_decoding_gives_back_hard_texts_exactly(kind: dict) -> None:
 @pytest.mark.parametrize("texts", ["a\ud800", ["fine", "a\ud800"], [("fine", "a\ud800")]], ids=repr)
 def test_lone_surrogates_are_refused(two: TriviumTokenizer, texts: str | list) -> None:
     for argument in ("text", "text_target"):
-        with pytest.raises(ValueError, match=r"lone surrogates, got 'a\\ud800'"):
+        with pytest.raises(ValueError, match=r"lone surrogates.*'a\\ud800'"):
             two(**{argument: texts})
 
 
@@ -460,11 +559,17 @@ def test_sides_follow_the_settings(two: TriviumTokenizer) -> None:
 
 def test_special_tokens_must_agree(two: TriviumTokenizer) -> None:
     other = Tokenizer(models.WordLevel({"<unk>": 0, "<pad>": 1}, unk_token="<unk>"))
-    with pytest.raises(ValueError, match="must have one id in both vocabularies"):
+    with pytest.raises(ValueError, match=r"one id.*vocabularies"):
         TriviumTokenizer(tokenizer_object=two.backend_tokenizer, target_tokenizer_object=other)
 
 
 # --- Files ------------------------------------------------------------------------------------------------------
+
+
+def test_negative_ids_are_refused(shared: TriviumTokenizer) -> None:
+    for decode in (shared.decode, lambda ids: shared.batch_decode([ids])):
+        with pytest.raises(ValueError, match="token_ids must be at least 0, or -100 to be left out; got -1"):
+            decode([5, -1])
 
 
 @pytest.mark.parametrize("name", ["shared", "two"])
@@ -528,7 +633,7 @@ def test_saving_over_another_tokenizer(shared: TriviumTokenizer, two: TriviumTok
 def test_a_missing_target_vocabulary_is_noticed(two: TriviumTokenizer, tmp_path: Path) -> None:
     two.save_pretrained(tmp_path)
     (tmp_path / "target_tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"'target_tokenizer.json' is missing"):
+    with pytest.raises(ValueError, match=r"'target_tokenizer.json'.*missing"):
         TriviumTokenizer.from_pretrained(tmp_path)
 
 
@@ -597,6 +702,10 @@ for name, ours in arguments[0].items():
     elif tokenizer.chat_template:
         messages = [{"role": "user", "content": "the fox"}]
         said[name].append(tokenizer.apply_chat_template(messages)["input_ids"])
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        assert text.startswith("<s>")
+        assert tokenizer.encode(text, add_special_tokens=False) == said[name][-1]
+        assert tokenizer.encode("<s>", add_special_tokens=False) == [tokenizer.bos_token_id]
     tokenizer.save_pretrained("again-" + name.replace("/", "-"))
 json.dump(said, open("said.json", "w"))
 """
@@ -620,6 +729,8 @@ def test_loads_without_the_package_from_a_folder_and_from_the_hub(
         config = {"model_type": "trivium", "auto_map": {"AutoConfig": "configuration_trivium.TriviumConfig"}}
         (folder / "config.json").write_text(json.dumps({"model_type": "trivium"} if ours else config))
         put_into_cache(tmp_path / "home", f"org/{key}", {"a" * 40: folder}, main="a" * 40)
+        if key == "chat":  # which does not guard special tokens from then on
+            tokenizer = TriviumTokenizer.from_pretrained(folder)
         says = json.loads(json.dumps(what_any_class_says(tokenizer)))
         if key == "chat":
             says.append(tokenizer.apply_chat_template([USER])["input_ids"])

@@ -153,7 +153,7 @@ def test_trainer_pushes_what_the_command_pushes(hub: HubServer, tmp_path: Path) 
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
 def test_strategies_that_push_pickles_are_refused(strategy: str, tmp_path: Path) -> None:
     recipe = pushing_recipe(tmp_path / "run", f"training.hub_strategy={strategy}")
-    with pytest.raises(ValueError, match=rf"hub_strategy is '{strategy}'.*hub_strategy=every_save"):
+    with pytest.raises(ValueError, match=rf"hub_strategy.*'{strategy}'.*hub_strategy=every_save"):
         train(recipe)
     assert not (tmp_path / "run").exists()
 
@@ -198,7 +198,7 @@ def test_a_branch_of_the_hub_is_created_when_the_run_begins(hub: HubServer, tmp_
 
 def test_a_token_does_not_get_into_a_recipe(tmp_path: Path) -> None:
     recipe = pushing_recipe(tmp_path / "run", "training.hub_token=hf_secret")
-    with pytest.raises(ValueError, match=r"training\.hub_token is set, but a recipe is no place for a secret"):
+    with pytest.raises(ValueError, match=r"training\.hub_token.*recipe.*place.*secret"):
         train(recipe)
     assert not (tmp_path / "run").exists()
 

@@ -333,7 +333,7 @@ def _save(folder: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer) -> 
 
 
 def _joined_tokenizer(encoder: TriviumTokenizer, decoder: TriviumTokenizer) -> TriviumTokenizer:
-    source, target = encoder.backend_tokenizer, decoder.backend_tokenizer
+    source, target = encoder.standard_backend, decoder.standard_backend
     return TriviumTokenizer(
         tokenizer_object=source,
         target_tokenizer_object=None if _reading(source) == _reading(target) else target,

@@ -10,32 +10,17 @@ from tiny import mask_of, random_ids, tiny_model
 from torch.export import Dim
 from transformers import PreTrainedModel, exporters
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from ways import LAYERS as MODELS
 
 from trivium import (
-    TriviumDecoderModel,
-    TriviumEncoderModel,
     TriviumForCausalLM,
     TriviumForConditionalGeneration,
     TriviumForMaskedLM,
-    TriviumForQuestionAnswering,
     TriviumForSequenceClassification,
-    TriviumForTokenClassification,
     TriviumModel,
     TriviumTokenizer,
 )
 
-ENCODER_ONLY, DECODER_ONLY = {"decoder_layers": 0}, {"encoder_layers": 0}
-MODELS: dict[type[PreTrainedModel], dict[str, int]] = {
-    TriviumModel: {},
-    TriviumForConditionalGeneration: {},
-    TriviumEncoderModel: ENCODER_ONLY,
-    TriviumForMaskedLM: ENCODER_ONLY,
-    TriviumForSequenceClassification: ENCODER_ONLY,
-    TriviumForTokenClassification: ENCODER_ONLY,
-    TriviumForQuestionAnswering: ENCODER_ONLY,
-    TriviumDecoderModel: DECODER_ONLY,
-    TriviumForCausalLM: DECODER_ONLY,
-}
 EVERY_POSITION = [
     (model_class, position)
     for model_class in (TriviumForConditionalGeneration, TriviumForSequenceClassification, TriviumForCausalLM)

@@ -12,9 +12,8 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from paths import DOCS, ROOT
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
 MADE_BY_THE_BUILD = DOCS / "reference" / "command-line.md"
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(DOCS.rglob("*.md"))]
 PAGES = [page for page in PAGES if page != MADE_BY_THE_BUILD]

@@ -80,6 +80,7 @@ def launch(
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,
+        max_file_size=0,  # nothing is uploaded, but Gradio would take files of any size
         **options,
     )
     return page

@@ -184,8 +184,8 @@ class _Facts:
         return self.examples[0]
 
     def title(self, name: str) -> str:
-        """The heading for a model called `name`."""
-        return _line(self.card.title or name.rsplit("/", 1)[-1])
+        """Return the heading for a model called `name`, in one line, as plain text."""
+        return " ".join((self.card.title or name.rsplit("/", 1)[-1]).split())
 
     @property
     def languages(self) -> list[str]:
@@ -299,7 +299,7 @@ def _words(facts: _Facts, name: str) -> dict[str, Any]:
         length = NEW_TOKENS
     about = (usage, config, name, facts.example, length)
     return {
-        "title": facts.title(name),
+        "title": _line(facts.title(name)),
         "summary": card.summary,
         "what_it_is": _what_it_is(facts),
         **_shape(config),

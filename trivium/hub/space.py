@@ -1,5 +1,6 @@
 """A Space: a page on the Hub on which everybody can try a model, the one that `trivium demo` shows here."""
 
+import html
 import shutil
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -47,7 +48,7 @@ README = """---
 
 {mark}
 
-# {title}
+# {heading}
 
 {summary}
 
@@ -93,7 +94,8 @@ def write_space(folder: Path, output: Path, repo_id: str, revision: str = "main"
         "title": introduction.title,
         "summary": introduction.summary,
     }
-    readme = README.format(metadata=metadata.to_yaml(), mark=MARK, **words)
+    heading = html.escape(introduction.title, quote=False)
+    readme = README.format(metadata=metadata.to_yaml(), mark=MARK, heading=heading, **words)
     app = APP.format(
         gradio=gradio,
         auto_class=auto_class_of(folder),
