@@ -13,8 +13,8 @@ from tiny import tiny_config
 from typer.testing import CliRunner
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumTokenizer, translation
-from trivium.cli import app, texts
 from trivium.tokenization import train_tokenizer
+from trivium_cli import app, texts
 
 TRAIN = ["train", "numbers", "training.bf16=false", "training.output_dir=run"]
 

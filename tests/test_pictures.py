@@ -412,7 +412,6 @@ def test_a_missing_font_is_a_line(folder: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_gallery_shows_what_its_commands_make() -> None:
-
     text = (ROOT / "docs" / "pictures.md").read_text(encoding="utf-8")
     commands = runpy.run_path(str(ROOT / "docs" / "make_gallery.py"))["commands_of"](text)
     made = [arguments[-1] for arguments in commands]

@@ -27,9 +27,9 @@ from pages import ROOT, blocks, commands
 from runs import SMALL, small_recipe
 from typer.testing import CliRunner
 
-from trivium.cli import app
 from trivium.recipe import load_recipe
 from trivium.training import train
+from trivium_cli import app
 
 README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
