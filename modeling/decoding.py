@@ -221,11 +221,14 @@ class IncrementalDecoder:
         return self._read(tokens[:, None])
 
     def _read(self, ids: torch.Tensor) -> torch.Tensor:
-        embed_positions = self.decoder.embed_positions
+        embed_positions, past_length = self.decoder.embed_positions, self.self_cache.get_seq_length()
         if isinstance(embed_positions, LearnedPositions):
-            embed_positions.check_length(self.self_cache.get_seq_length() + ids.shape[1])
+            embed_positions.check_length(past_length + ids.shape[1])
         states = self.decoder.embed_tokens(ids)  # (rows, tokens to read, d_model)
-        position_ids, context = self.decoder.prepare(states, self.mask, cache=self.self_cache)
+        if self.mask is None and ids.shape[1] == 1:  # it sees all that is cached: no mask, which saves time
+            position_ids, context = token_positions(None, 1, past_length, ids.device), NO_CONTEXT
+        else:
+            position_ids, context = self.decoder.prepare(states, self.mask, cache=self.self_cache)
         states = self.decoder.run_layers(
             states, position_ids, context, self.memory, self.memory_context, cache=self.cache
         )

@@ -450,10 +450,10 @@ OPTIONS = {
     "join": {"--cross-attention", "--seed"},
     "convert": {"--to", "--max-shard-size", "--quantization"},
     "card": {"--repo-id", "--overwrite"},
-    "demo": TRUST | {"--host", "--port", "--open"},
+    "demo": {"--host", "--port", "--open"},
     "launch-config": set[str](),
     "plot": set[str](),
-    "push": {"--private", "--revision", "--message", "--space", "--dry-run"},
+    "push": TRUST | {"--private", "--revision", "--message", "--space", "--dry-run"},
 }
 
 

@@ -309,7 +309,7 @@ def test_faulty_plain_text(tmp_path, content, whole, message, streaming):
 
 @pytest.mark.parametrize(
     ("columns", "allowed"),
-    [(TEXT, r"\.parquet, or else plain text$"), (LABELLED_TEXT, r"\.parquet$")],
+    [(TEXT, r"\.parquet, or else plain text\.$"), (LABELLED_TEXT, r"\.parquet\.$")],
 )
 def test_a_missing_file_says_what_would_do(tmp_path, columns, allowed):
     with pytest.raises(FileNotFoundError, match=rf"train.*file.*{allowed}"):
@@ -419,10 +419,10 @@ def test_named_data_set_without_known_splits(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "no data: set `name`"),
+        ({}, "There is no data: set data.name"),
         ({"name": "numbers", "train": "x"}, "has its own splits"),
-        ({"name": "numbers", "target": "fr"}, "is English and German"),
-        ({"name": "numbers", "max_test_samples": 0}, "max_test_samples must be at least 1"),
+        ({"name": "numbers", "target": "fr"}, "`numbers` is English and German"),
+        ({"name": "numbers", "max_test_samples": 0}, "max_test_samples is 0, but must be at least 1"),
     ],
 )
 def test_contradictory_arguments(options, message):

@@ -327,7 +327,7 @@ def push(*arguments: str | Path) -> tuple[int, str, str]:
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trivium.hub.check_folder", lambda folder: None)
+    monkeypatch.setattr("trivium.hub.check_folder", lambda folder, trust_remote_code: None)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -268,5 +268,5 @@ def test_unknown_labels_and_nothing_at_all_are_named(both_ends: TriviumTokenizer
     with pytest.raises(ValueError, match=r"label 'c'.*unknown"):
         evaluate(model, both_ends, labelled(["a", "b", "b", "c"]), task="classification")
     for task in ("classification", "causal-lm"):
-        with pytest.raises(ValueError, match=r"nothing.*evaluate: rows.*empty"):
+        with pytest.raises(ValueError, match=r"rows.*empty"):
             evaluate(model, both_ends, [], task=task)

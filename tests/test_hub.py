@@ -59,7 +59,7 @@ def folder(tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer) 
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what comes after the checks, which take seconds."""
     for module in ("trivium.hub.pushing", "trivium.hub"):  # where the function looks, and the command
-        monkeypatch.setattr(f"{module}.check_folder", lambda folder: None)
+        monkeypatch.setattr(f"{module}.check_folder", lambda folder, trust_remote_code: None)
 
 
 def uploads(hub: HubServer) -> list[str]:
@@ -183,8 +183,21 @@ def test_a_broken_folder_is_refused(
     save(tmp_path / "saved", model, tokenizer)
     damage(tmp_path / "saved")
     with pytest.raises(ValueError, match=message) as refusal:
-        push(tmp_path / "saved", REPO)
+        push(tmp_path / "saved", REPO, trust_remote_code=True)
     assert "\n" not in str(refusal.value)
+    assert hub.requests == []
+
+
+def test_code_that_is_not_the_installed_one_is_not_run(
+    tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer, hub: HubServer
+) -> None:
+    for name in ("loss.py", "configuration_trivium.py"):
+        folder = tmp_path / name.removesuffix(".py")
+        save(folder, model, tokenizer)
+        append(folder / name, f"\nfrom pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+        with pytest.raises(ValueError, match=rf"{name} is not the code of the installed trivium.*trust_remote_code"):
+            push(folder, REPO)
+        assert not (tmp_path / "ran").exists()
     assert hub.requests == []
 
 

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from together import run_together, start_together
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from trivium.checkpoints import checkpoints_of, flaw_of
+from trivium.checkpoints import checkpoints_of, find_defect
 from trivium.devices import launch_configs
 from trivium.recipe import load_recipe
+from trivium.storage.manifest import ROOM
 from trivium.training import train
 
 CONFIGS = launch_configs()
@@ -65,12 +66,12 @@ def test_one_of_two_is_killed_in_a_checkpoint_and_both_go_on_from_the_one_before
 
     killed = start_together(train_here, settings_of(broken), False, "checkpoint-4/rng_state_1.pth", **together)
     assert -9 in killed
-    assert (broken / "_partial").exists()
+    assert (broken / ROOM / "partial").exists()
     assert [path.name for path in checkpoints_of(broken)] == ["checkpoint-2"]
     assert run_together(train_here, settings_of(broken), True, **together) == [losses, losses]
     assert_same_model(broken, run)
     assert [path.name for path in checkpoints_of(broken)] == ["checkpoint-2", "checkpoint-4"]
-    assert not (broken / "_partial").exists()
+    assert not (broken / ROOM / "partial").exists()
 
     last = broken / "checkpoint-4"
     if config == "fsdp2":
@@ -99,14 +100,14 @@ def test_pieces_that_are_not_all_there_make_no_checkpoint(tmp_path: Path) -> Non
     settings = [*settings_of(tmp_path / "run"), "training.max_steps=2"]
     run_together(train_here, settings, folder=tmp_path, config=CONFIGS["fsdp2"])
     checkpoint = tmp_path / "run" / "checkpoint-2"
-    assert flaw_of(checkpoint) is None
+    assert find_defect(checkpoint) is None
     for broken in ("optimizer_0/__1_0.distcp", "pytorch_model_fsdp_0/.metadata", "pytorch_model_fsdp_0/__0_0.distcp"):
         content = (checkpoint / broken).read_bytes()
         (checkpoint / broken).write_bytes(content[:-1])
-        flaw = flaw_of(checkpoint)
+        flaw = find_defect(checkpoint)
         assert flaw is not None
         (checkpoint / broken).unlink()
-        assert flaw_of(checkpoint) == flaw
+        assert find_defect(checkpoint) == flaw
         assert flaw.startswith(broken.split("/")[0])
         (checkpoint / broken).write_bytes(content)
-    assert flaw_of(checkpoint) is None
+    assert find_defect(checkpoint) is None

@@ -124,6 +124,12 @@ def test_values_of_a_wrong_type_are_named(overrides: list[str], message: str) ->
         load_recipe("numbers", overrides)
 
 
+def test_a_folder_may_be_a_path(tmp_path: Path) -> None:
+    recipe = Recipe(training={"output_dir": tmp_path})
+    recipe.save(tmp_path)
+    assert load_recipe(tmp_path) == recipe
+
+
 def test_a_typo_is_named_before_what_is_missing() -> None:
     with pytest.raises(ValueError, match=r"data\.trian.*unknown\. Did you mean train"):
         load_recipe("multi30k", ["data.trian=x"])

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from dying import Moment, folder_of, trained
+from dying import Moment, folder_of, said_by, trained
 from safetensors.torch import load_file
 
 from trivium.callbacks.averaging import TRAINED_WEIGHTS_FILE
-from trivium.checkpoints import BROKEN, STATE_FILE, checkpoints_of, flaw_of, last_whole_checkpoint
+from trivium.checkpoints import BROKEN, STATE_FILE, checkpoints_of, find_defect, last_whole_checkpoint
 from trivium.recipe import load_recipe
+from trivium.storage.manifest import ROOM, RunFolder
 from trivium.training import train
 
 STEPS, EVERY = 9, 3  # an epoch has 7: step 9 is in the second
@@ -63,7 +64,7 @@ def run(unbroken: Path, tmp_path: Path) -> Path:
 
 
 def said(folder: Path) -> str:
-    return (folder / "said.txt").read_text()
+    return said_by(folder).read_text()
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
@@ -93,8 +94,10 @@ def assert_same_end(folder: Path, unbroken: Path) -> None:
         assert_same(ours, theirs, name)
     assert told(folder) == told(unbroken)
     assert [path.name for path in checkpoints_of(folder)] == [path.name for path in checkpoints_of(unbroken)]
-    assert not list(folder.glob("_partial*")) + list(folder.rglob("*.partial"))
-    assert all(flaw_of(path, [TRAINED_WEIGHTS_FILE]) is None for path in checkpoints_of(folder))
+    assert [path.name for path in (folder / ROOM).iterdir()] == ["manifest.json"]
+    assert not RunFolder(folder).foreign
+    assert not list(folder.rglob("*.partial"))
+    assert all(find_defect(path, [TRAINED_WEIGHTS_FILE]) is None for path in checkpoints_of(folder))
 
 
 def assert_same(one: Any, other: Any, place: str) -> None:
@@ -119,8 +122,8 @@ MOMENTS: dict[str, Moment] = {
         for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", STATE_FILE)
     },
     "half of the trained weights": ("half", f"checkpoint-6/{TRAINED_WEIGHTS_FILE}"),
-    "before a checkpoint has its name": ("os.rename", "_partial/checkpoint-6"),
-    "before the folder of parts is deleted": ("shutil.rmtree", "/_partial"),
+    "before a checkpoint has its name": ("os.rename", "partial/checkpoint-6"),
+    "before the folder of parts is deleted": ("shutil.rmtree", "/partial"),
     "before an old checkpoint is deleted": ("shutil.rmtree", "checkpoint-3"),
     "before the model has its place": ("os.rename", "/model.safetensors"),
     "before it is said that all is done": ("os.rename", f"/{STATE_FILE}"),
@@ -162,7 +165,7 @@ def test_a_full_disk_is_explained_and_the_run_goes_on_when_there_is_room(unbroke
     assert "checkpoint-6 could not be written" in message
     assert "Nothing half-written is left. When there is room, checkpoint-4 is whole: go on from it" in message
     assert [path.name for path in checkpoints_of(tmp_path / "run")] == ["checkpoint-3", "checkpoint-4"]
-    assert not list((tmp_path / "run").glob("_partial*"))
+    assert [path.name for path in (tmp_path / "run" / ROOM).iterdir()] == ["manifest.json"]
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")  # of a run whose schedule ended there
     assert trained(settings_of(tmp_path / "run"), resume=True) == 0
 

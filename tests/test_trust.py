@@ -111,6 +111,7 @@ def test_no_command_asks(arguments: str, foreign: Path, marker: Path, tmp_path: 
     assert not marker.exists()
     assert "Do you wish to run" not in output
     assert "trust_remote_code" not in output, "there is no such option of a command"
+    assert ("--trust-remote-code" in output) == arguments.startswith("evaluate")
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,34 @@
 """Checkpoints of a run: which of them are whole, and how one is written whole or not at all."""
 
 import json
+import logging
 import math
-import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.distributed.checkpoint import FileSystemReader
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from trivium.callbacks.averaging import ExponentialAverage
-from trivium.files import PARTIAL, sync, whole_files
+from trivium.callbacks.checkpoints import checkpoints_of
+from trivium.callbacks.non_finite import NonFiniteGuard, has_finite_weights, refuse_non_finite
+from trivium.files import sync
+from trivium.storage.checksums import find_changed_file, write_checksums
+from trivium.storage.manifest import BROKEN, ROOM, delete_checkpoint, record, run_files
+from trivium.storage.names import STATE_FILE, model_files_in
+from trivium.storage.pickles import PICKLE_SUFFIXES, SHARD_FOLDERS, check_pickles, read_shards
 
-STATE_FILE = "trainer_state.json"
-BROKEN = "_broken"  # the folder in a run's for checkpoints that cannot be used
+__all__ = ["BROKEN", "STATE_FILE", "ResumableTrainer", "checkpoints_of", "find_defect", "last_whole_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
 # What training goes on from, and the files or folders that have it: of one process, FSDP or DeepSpeed.
 PARTS = {
     "weights": ("model.safetensors", "*.index.json", "**/adapter_model.safetensors", "pytorch_model*", "global_step*"),
@@ -31,21 +38,11 @@ PARTS = {
 }
 
 
-def checkpoints_of(run: Path) -> list[Path]:
-    """The folders of a run's checkpoints, whole or not, in the order of their steps."""
-    numbered = {
-        int(found[1]): path
-        for path in run.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if (found := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)) and path.is_dir()
-    }
-    return [numbered[step] for step in sorted(numbered)]
+def find_defect(checkpoint: Path, others: Iterable[str] = ()) -> str | None:
+    """Return why training cannot go on from a checkpoint, or None if it can.
 
-
-def flaw_of(checkpoint: Path, others: Iterable[str] = ()) -> str | None:
-    """Why training cannot go on from a checkpoint; None: it is whole.
-
-    Files are not read, only their ends are looked for: that is what a killed process or a full disk leave out. That
-    every file has the very bytes that were written is not checked.
+    Missing and truncated files come first, which a killed process or a full disk leave; then files that differ from
+    their checksums, which all files are read for; then weights that are not finite.
 
     Args:
         checkpoint: Its folder.
@@ -53,8 +50,9 @@ def flaw_of(checkpoint: Path, others: Iterable[str] = ()) -> str | None:
 
     Raises:
         OSError: A file is there, but cannot be read.
+        UnsafePickleError: A list of shards names what is no part of one.
     """
-    if not (checkpoint / STATE_FILE).exists():  # which a Trainer writes last
+    if not (checkpoint / STATE_FILE).exists():
         return f"it has no {STATE_FILE}"
     try:
         if not isinstance(json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["global_step"], int):
@@ -69,13 +67,15 @@ def flaw_of(checkpoint: Path, others: Iterable[str] = ()) -> str | None:
     for name in [*others, *_shards_of(checkpoint)]:
         if not (checkpoint / name).exists():
             return f"it has no {name}"
-    for folder in (*checkpoint.glob("pytorch_model_fsdp_*/"), *checkpoint.glob("optimizer_*/")):
-        if flaw := _flaw_of_pieces(folder):
-            return flaw
     for path in sorted(checkpoint.rglob("*")):
         if not has_end(path):
             return f"{path.relative_to(checkpoint)} has no end"
-    return None
+    if defect := find_changed_file(checkpoint):
+        return defect
+    for folder in [folder for pattern in SHARD_FOLDERS for folder in sorted(checkpoint.glob(f"{pattern}/"))]:
+        if defect := _find_missing_piece(folder):
+            return defect
+    return _find_non_finite(checkpoint)
 
 
 def _shards_of(folder: Path) -> set[str]:
@@ -87,17 +87,34 @@ def _shards_of(folder: Path) -> set[str]:
         return {"whole index of its weights"}
 
 
-def _flaw_of_pieces(folder: Path) -> str | None:
-    """What is missing of FSDP's pieces of a model or an optimizer, by their own list, which is written last."""
+def _find_missing_piece(folder: Path) -> str | None:
+    """Return what is missing of FSDP's pieces of a model or an optimizer, by their own list, which is written last."""
     try:
-        pieces = FileSystemReader(folder).read_metadata().storage_data.values()
-    except (FileNotFoundError, EOFError, UnpicklingError):
+        shards = read_shards(folder / ".metadata")
+    except (FileNotFoundError, EOFError):
         return f"{folder.name} has no whole .metadata"
-    for piece in pieces:
-        path = folder / piece.relative_path
-        if not path.exists() or path.stat().st_size < piece.offset + piece.length:
-            return f"{folder.name}/{path.name} is not all there"
+    for shard in shards:
+        if not shard.is_complete:
+            return f"{folder.name}/{shard.path.name} is not all there"
     return None
+
+
+def _find_non_finite(checkpoint: Path) -> str | None:
+    """Return which weights of a checkpoint are not finite, or None."""
+    for path in sorted(checkpoint.rglob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118, it is no dictionary
+                if not _is_finite(file.get_tensor(name)):
+                    return f"{path.name} has weights that are not finite ({name})"
+    for folder in checkpoint.glob("pytorch_model_fsdp_*/"):
+        for shard in read_shards(folder / ".metadata"):
+            if shard.is_tensor and not _is_finite(shard.load()):
+                return f"{folder.name} has weights that are not finite ({shard.name})"
+    return None
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return tensor.dtype.itemsize < 2 or bool(torch.isfinite(tensor).all())  # of one byte: quantized, or no number
 
 
 def has_end(path: Path) -> bool:
@@ -106,7 +123,7 @@ def has_end(path: Path) -> bool:
     Raises:
         OSError: It cannot be read.
     """
-    if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
+    if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
         return True
     path.open("rb").close()  # safetensors and zipfile do not tell what cannot be read from what has no end
     if path.suffix != ".safetensors":
@@ -119,7 +136,7 @@ def has_end(path: Path) -> bool:
 
 
 def last_whole_checkpoint(run: Path, others: Iterable[str] = ()) -> tuple[Path | None, dict[Path, str]]:
-    """The checkpoint to go on from, or None, and of each one after it why it is not that.
+    """Return the checkpoint to resume from, or None, and of each later one why it cannot be resumed from.
 
     Args:
         run: The folder of the run.
@@ -127,41 +144,57 @@ def last_whole_checkpoint(run: Path, others: Iterable[str] = ()) -> tuple[Path |
 
     Raises:
         OSError: A file of a checkpoint is there, but cannot be read.
+        UnsafePickleError: The checkpoint has a pickle that could run code.
         ValueError: There are checkpoints, but none is whole.
     """
-    flaws: dict[Path, str] = {}
+    defects: dict[Path, str] = {}
     for checkpoint in reversed(checkpoints_of(run)):
-        flaw = flaw_of(checkpoint, others)
-        if flaw is None:
-            return checkpoint, flaws
-        flaws[checkpoint] = flaw
-    if flaws:
-        told = "; ".join(f"{path.name}: {flaw}" for path, flaw in flaws.items())
+        defect = find_defect(checkpoint, others)
+        if defect is None:
+            check_pickles(checkpoint)
+            return checkpoint, defects
+        defects[checkpoint] = defect
+    if defects:
+        found = "; ".join(f"{path.name}: {defect}" for path, defect in defects.items())
         raise ValueError(
-            f"No checkpoint in {run} is whole ({told}), and nothing was changed: start the run again (--overwrite, "
+            f"No checkpoint in {run} is whole ({found}), and nothing was changed: start the run again (--overwrite, "
             "overwrite=True), or set another training.output_dir."
         )
-    return None, flaws
+    return None, defects
 
 
 def set_aside(checkpoints: Iterable[Path]) -> None:
-    """Move checkpoints that cannot be used out of the way: no one is to take them for others' predecessors."""
+    """Move checkpoints that cannot be used to `_broken/`, beside what lies there already."""
     for checkpoint in checkpoints:
-        place = checkpoint.parent / BROKEN / checkpoint.name
-        place.parent.mkdir(exist_ok=True)
-        if place.exists():
-            shutil.rmtree(place)
+        folder = checkpoint.parent / BROKEN
+        folder.mkdir(exist_ok=True)
+        place, count = folder / checkpoint.name, 1
+        while place.exists():
+            count += 1
+            place = folder / f"{checkpoint.name}-{count}"
         checkpoint.rename(place)
+
+
+def delete_old_checkpoints(run: Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints beyond a limit, but never the last one, the best one or foreign files."""
+    found = checkpoints_of(run)
+    if not limit or limit < 0 or not found:
+        return
+    protected = {found[-1], *([] if best is None else [run / Path(best).name])} & set(found)
+    surplus = len(found) - max(limit, len(protected))
+    for checkpoint in [checkpoint for checkpoint in found if checkpoint not in protected][: max(0, surplus)]:
+        delete_checkpoint(checkpoint)
 
 
 def partial_of(checkpoint: Path) -> Path:
     """Where a checkpoint is written until it is whole."""
-    return checkpoint.parent / PARTIAL / checkpoint.name
+    return checkpoint.parent / ROOM / "partial" / checkpoint.name
 
 
 def put_in_place(checkpoint: Path) -> None:
-    """Give a checkpoint its name, now that all of it is written, on the disk and not only on its way there."""
+    """Give a checkpoint its checksums and its name, now that all of it is on the disk and not on its way there."""
     partial = partial_of(checkpoint)
+    write_checksums(partial)
     for path in (*partial.rglob("*"), partial):
         sync(path)
     if checkpoint.exists():  # not a whole one, or the run would have gone on from it
@@ -169,6 +202,8 @@ def put_in_place(checkpoint: Path) -> None:
     partial.rename(checkpoint)
     sync(checkpoint.parent)
     shutil.rmtree(partial.parent)
+    with suppress(OSError):  # a Trainer without a manifest leaves no empty folder
+        partial.parent.parent.rmdir()
 
 
 @contextmanager
@@ -199,16 +234,46 @@ class ResumableTrainer(Seq2SeqTrainer):
     ones deleted. What the Trainer does not take from a checkpoint is added: the place in a stream that was read more
     than once and the patience of early stopping; and taken from the arguments what it would take from there: how
     often to log, to evaluate and to save. From a checkpoint that has all steps it goes to the end without one more.
+
+    A checkpoint whose weights are not finite is not written, and a run that stays so is stopped (`NonFiniteGuard`).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._written_to: str | None = None  # while a checkpoint is written: the folder that it lies in
         super().__init__(*args, **kwargs)
+        self._guard = NonFiniteGuard(lambda: self.accelerator.optimizer_step_was_skipped)
+        self.add_callback(self._guard)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The Trainer's; the guard sees the loss."""
+        loss = super().training_step(*args, **kwargs)
+        self._guard.observe(loss)
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if norm is not None:
+            self._guard.observe(norm)
+        return norm
+
+    def check_finite(self) -> None:
+        """Refuse to go on with trained weights that are not finite.
+
+        Raises:
+            NonFiniteError: They are not.
+        """
+        if not has_finite_weights(self.model):
+            refuse_non_finite(self.args, self.state, "the trained weights are not finite")
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._written_to is None else self._written_to
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if not has_finite_weights(self.model):
+            logger.warning(
+                "The weights are not finite after step %d: no checkpoint is written.", self.state.global_step
+            )
+            return
         run = Path(self._get_output_dir(trial))
         checkpoint = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         partial = partial_of(checkpoint)
@@ -234,23 +299,27 @@ class ResumableTrainer(Seq2SeqTrainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))
         if self.args.should_save:
-            rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint)
+            delete_old_checkpoints(run, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._written_to is None:
-            super()._push_from_checkpoint(checkpoint_folder)
+        if self._written_to is not None:
+            return
+        if self.is_world_process_zero():  # a push copies model and tokenizer into the run
+            folder, run = Path(checkpoint_folder), Path(self.args.output_dir)
+            record(run, *model_files_in(folder), *([] if (run / ".gitignore").exists() else [".gitignore"]))
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self._written_to is not None or not self.args.should_save:
             super()._save(output_dir, state_dict)
             return
-        with whole_files(Path(output_dir or self.args.output_dir)) as partial:
+        with run_files(Path(output_dir or self.args.output_dir)) as partial:
             super()._save(str(partial), state_dict)
 
     def save_state(self) -> None:
         """The Trainer's, but the file is whole or the one before."""
         if self.args.should_save:
-            with whole_files(Path(self.args.output_dir)) as partial:
+            with run_files(Path(self.args.output_dir)) as partial:
                 self.state.save_to_json(str(partial / STATE_FILE))
 
     def _init_training_state(
@@ -270,11 +339,12 @@ class ResumableTrainer(Seq2SeqTrainer):
         self.state.compute_steps(self.args, max_steps)
         if saved.best_model_checkpoint is not None:  # where it lay then; the run may have been moved
             best = Path(self.args.output_dir) / Path(saved.best_model_checkpoint).name
-            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+            is_there = best in checkpoints_of(Path(self.args.output_dir))
+            self.state.best_model_checkpoint = str(best) if is_there else None
         run = Path(self.args.output_dir)
         if self.args.should_save and checkpoints_of(run)[-1:] == [Path(resume_from_checkpoint)]:
             # It may have been killed before it had deleted the old ones.
-            rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint)
+            delete_old_checkpoints(run, self.args.save_total_limit, self.state.best_model_checkpoint)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
                 callback.early_stopping_patience_counter = patience_spent(saved)

@@ -41,9 +41,23 @@ def check_devices(args: TrainingArguments) -> None:
 
 
 def from_first_process(make: Callable[[], T]) -> T:
-    """What `make` gives in the first of all processes, for every one: it may not give the same in each."""
-    made = [make() if PartialState().is_main_process else None]
-    result = broadcast_object_list(made)[0]
+    """Call `make` in the first of all processes, and give every one its result, or raise its error in every one.
+
+    Raises:
+        OSError: `make` raised it.
+        ValueError: `make` raised it.
+    """
+    made: tuple[T | None, Exception | None] = (None, None)
+    if PartialState().is_main_process:
+        try:
+            made = (make(), None)
+        except (OSError, ValueError) as error:  # of others the launcher hears, and ends the rest
+            if PartialState().num_processes == 1:
+                raise
+            made = (None, error)
+    result, failure = broadcast_object_list([made])[0]
+    if failure is not None:
+        raise failure
     assert result is not None
     return result
 

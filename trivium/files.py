@@ -1,13 +1,12 @@
 """Files and folders that are written whole or not at all."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-PARTIAL = "_partial"  # begins the names of what is not whole yet in a run's folder; a Trainer pushes no "_*"
+PARTIAL = "_partial"  # begins the names of what is not whole yet
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -62,9 +61,3 @@ def whole_files(folder: Path) -> Iterator[Path]:
             place = folder / path.relative_to(temporary)
             place.parent.mkdir(parents=True, exist_ok=True)
             path.replace(place)
-
-
-def remove_partial(folder: Path) -> None:
-    """Remove from a run's folder what was not written to its end when the run was killed."""
-    for left in folder.glob(f"{PARTIAL}*"):
-        shutil.rmtree(left, ignore_errors=True)

@@ -286,10 +286,10 @@ def refuse_interpolation(content: Any, path: str = "") -> None:
     OmegaConf would resolve it, from the environment for example, and the result would be saved and published with the
     recipe. There is no escape: one that survives neither loading nor saving would be worse than none.
     """
-    if isinstance(content, str) and "${" in content:
+    if isinstance(content, str | Path) and "${" in str(content):
         raise ValueError(
-            f"{path} is {content!r}, but a recipe is taken literally: interpolation with `${{...}}` is not allowed. "
-            "Write the value itself; a Markdown text can show these characters as `&#36;{`."
+            f"{path} is {str(content)!r}, but a recipe is taken literally: interpolation with `${{...}}` is not "
+            "allowed. Write the value itself; a Markdown text can show these characters as `&#36;{`."
         )
     if isinstance(content, dict):
         for key, value in content.items():
@@ -473,7 +473,10 @@ SECTION_CHECKS = (
 def _check_kind(name: str, value: Any, kinds: tuple[type, ...]) -> None:
     """Raise a ValueError if a value has another type; null is always allowed, and a whole number is a number."""
     is_number = float in kinds and isinstance(value, int) and not isinstance(value, bool)
-    is_other = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds) or value != value  # NaN
+    classes = (*kinds, Path) if str in kinds else kinds
+    is_other = (
+        not isinstance(value, classes) or (isinstance(value, bool) and bool not in kinds) or value != value
+    )  # NaN
     if value is not None and not is_number and is_other:
         allowed = " or ".join(KINDS.get(kind, kind.__name__) for kind in kinds if kind is not NoneType)
         raise ValueError(f"{name} is {value!r}, but must be {allowed}.")

@@ -12,8 +12,10 @@ from omegaconf import OmegaConf
 from transformers import Seq2SeqTrainingArguments, TrainerState
 
 from trivium.callbacks.averaging import TRAINED_WEIGHTS_FILE
-from trivium.checkpoints import STATE_FILE, has_end, last_whole_checkpoint, patience_spent
+from trivium.checkpoints import STATE_FILE, checkpoints_of, has_end, last_whole_checkpoint, patience_spent
 from trivium.recipe import RECIPE_FILE, Recipe, load_recipe
+from trivium.storage.checksums import CHECKSUMS_FILE
+from trivium.storage.pickles import check_pickles
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +51,8 @@ def checkpoint_to_resume(recipe: Recipe, args: Seq2SeqTrainingArguments) -> tupl
 
     Raises:
         OSError: A file of a checkpoint cannot be read.
-        ValueError: There is no checkpoint, or no whole one; it is of another run than `recipe` describes; or the run
-            is finished.
+        ValueError: There is no checkpoint, or no whole one; it has a pickle that could run code; it is of another run
+            than `recipe` describes; or the run is finished.
     """
     run = Path(args.output_dir)
     others = [] if recipe.ema_decay is None else [TRAINED_WEIGHTS_FILE]
@@ -58,8 +60,14 @@ def checkpoint_to_resume(recipe: Recipe, args: Seq2SeqTrainingArguments) -> tupl
         check_same_recipe(run, load_recipe(run), recipe)
     checkpoint, flaws = last_whole_checkpoint(run, others)
     if checkpoint is None:
-        raise ValueError(f"There is no checkpoint in {run} to resume: leave resume out to start a run.")
+        raise ValueError(
+            f"There is no checkpoint in {run} to resume: leave resume out to start a run, or, if one was begun there, "
+            "start it again (--overwrite, overwrite=True)."
+        )
     state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+    best = run / Path(state.best_model_checkpoint or "").name
+    if best != checkpoint and best in checkpoints_of(run):  # it is loaded in the end
+        check_pickles(best)
     if (run / RECIPE_FILE).is_file():
         check_same_rows(run, load_recipe(run), state, args)
     if done := steps_of_finished_run(run, state, recipe, args):
@@ -68,8 +76,9 @@ def checkpoint_to_resume(recipe: Recipe, args: Seq2SeqTrainingArguments) -> tupl
             "training.num_train_epochs to go on, or, if it was stopped early, a larger early_stopping_patience."
         )
     for path, flaw in flaws.items():
-        if args.process_index == 0:
-            logger.warning("%s is not whole: %s. The run goes on from %s, which is.", path, flaw, checkpoint)
+        logger.warning("%s is not whole: %s. The run goes on from %s, which is.", path, flaw, checkpoint)
+    if not (checkpoint / CHECKSUMS_FILE).is_file():
+        logger.warning("%s has no checksums: its files are taken to be what was written.", checkpoint)
     return checkpoint, list(flaws)
 
 
@@ -136,7 +145,7 @@ def check_same_rows(run: Path, kept: Recipe, state: TrainerState, args: Seq2SeqT
             f"A step of the run in {run} had {told[0]} and would have {told[1]}, which are rows of a process x "
             "training.gradient_accumulation_steps x processes: make the product what it was."
         )
-    if before != now and args.process_index == 0:
+    if before != now:
         logger.warning("A step of the run had %s and has %s: the same rows, but other roundings.", *told)
 
 

@@ -30,13 +30,16 @@ from trivium.batching import (
 from trivium.callbacks import Throughput
 from trivium.checkpoints import ResumableTrainer
 from trivium.devices import tied_weights_together
-from trivium.files import PARTIAL, write_whole
+from trivium.files import write_whole
+from trivium.storage.manifest import ROOM
 
 logger = logging.getLogger(__name__)
 
 
 class PublishingTrainer(Seq2SeqTrainer):
     """A Trainer whose pushes hold what `trivium push` publishes, and neither pickles nor paths of this machine."""
+
+    push_in_progress: PushInProgress | None
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Create the repository and the branch before training, not to fail after it."""
@@ -77,8 +80,10 @@ class PublishingTrainer(Seq2SeqTrainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
-        is_pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if is_pushing and not self.args.hub_always_push:
+        running = self.push_in_progress
+        if running is not None and running.is_done():
+            running = None
+        if running is not None and not self.args.hub_always_push:
             return
         from trivium.hub.pushing import Push, published_checkpoint, send_in_background
 
@@ -98,11 +103,10 @@ class PublishingTrainer(Seq2SeqTrainer):
         )
         saved_by_steps = self.args.save_strategy == SaveStrategy.STEPS
         place = f"step {self.state.global_step}" if saved_by_steps else f"epoch {int(self.state.epoch or 0)}"
-        folder = checkpoint.with_name(f"{PARTIAL}-push-{checkpoint.name}")
+        folder = checkpoint.parent / ROOM / f"push-{checkpoint.name}"
         message = f"Training in progress, {place}"
         job = send_in_background(planned, folder, message=message, token=self.args.hub_token)
-        jobs = self.push_in_progress.jobs if is_pushing else []
-        self.push_in_progress = PushInProgress([*jobs, job])
+        self.push_in_progress = PushInProgress([*([] if running is None else running.jobs), job])
 
 
 class RunTrainer(ResumableTrainer, PublishingTrainer):

@@ -1,7 +1,7 @@
 """From a recipe to a trained model, by transformers' own Trainer."""
 
-import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,27 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerState,
     set_seed,
 )
 
 from trivium.callbacks import ExponentialAverage, RunFacts
 from trivium.callbacks.pushing import check_hub_arguments
-from trivium.checkpoints import checkpoints_of, failure_explained, set_aside
+from trivium.checkpoints import STATE_FILE, checkpoints_of, failure_explained, set_aside
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
 from trivium.devices import check_devices, from_first_process
-from trivium.files import remove_partial
 from trivium.metrics import load_metric
-from trivium.recipe import Recipe
+from trivium.recipe import RECIPE_FILE, Recipe
 from trivium.resuming import checkpoint_to_resume
+from trivium.storage.lock import lock_run
+from trivium.storage.manifest import CARD, MANIFEST, RunFolder, record, start_manifest
 from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_targets, make_collator
 from trivium.tokenization import train_tokenizer
 from trivium.trainer import RunTrainer
+
+SHOWN = 5  # foreign files that an error names
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Seq2SeqTrainer:
@@ -39,7 +44,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     Args:
         recipe: What to do.
         resume: Go on from the last whole checkpoint in the output folder, as if nothing had been.
-        overwrite: Start anew in a folder that holds a run, whose checkpoints are deleted.
+        overwrite: Start anew in a folder that is not empty; what an earlier run wrote there is deleted, nothing else.
 
     Returns:
         The trainer, with the trained model as `.model` and the tokenizer as `.processing_class`.
@@ -47,22 +52,101 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     Raises:
         FileNotFoundError: `init_from` is no folder.
         OSError: The disk is full, or a checkpoint cannot be read.
-        ValueError: The output folder holds a run already and neither `resume` nor `overwrite` is set; there is no
-            whole checkpoint to resume, or it is of another run than the recipe's; the recipe has a secret; or it asks
-            for what its data cannot give. Nothing is changed in the output folder then.
+        NonFiniteError: The loss, the gradients or the weights were no longer finite.
+        ValueError: The output folder is not empty and neither `resume` nor `overwrite` is set, or it holds foreign
+            files where the run has its own; another training runs there; there is no whole checkpoint to resume, or
+            it is of another run than the recipe's, or has a pickle that could run code; the recipe has a secret; or it
+            asks for what its data cannot give. Nothing is changed in the output folder then.
+    """
+    args = check_arguments(recipe)
+    with lock_run(Path(args.output_dir)):
+        start = from_first_process(lambda: choose_start(recipe, args, resume, overwrite))
+        trainer = build_trainer(recipe, args, start)
+        if args.should_save:  # of several processes one
+            prepare_folder(recipe, start)
+        return run_training(trainer, start.checkpoint)
+
+
+# --- Validate --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins.
+
+    Attributes:
+        run: Its folder.
+        checkpoint: What it goes on from; None: it starts anew.
+        broken: Later checkpoints, which cannot be used.
+    """
+
+    run: Path
+    checkpoint: Path | None
+    broken: list[Path]
+
+
+def check_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
+    """Return the training arguments of a recipe, if they can be trained with here.
+
+    Raises:
+        ValueError: They cannot.
     """
     args = recipe.training_arguments()
     check_hub_arguments(args)
     check_devices(args)
     recipe.check_start()
+    if recipe.ema_decay is not None:
+        ExponentialAverage.check_arguments(args)
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # there are none, and to look for them in every step takes time
+    args.remove_unused_columns = False  # the collator leaves out what the model does not take
+    return args
+
+
+def choose_start(recipe: Recipe, args: Seq2SeqTrainingArguments, resume: bool, overwrite: bool) -> Start:
+    """Return where the training begins, after looking at its folder; nothing is changed there.
+
+    Raises:
+        OSError: A checkpoint cannot be read.
+        ValueError: It cannot begin there.
+    """
     run = Path(args.output_dir)
-    found = checkpoints_of(run)
-    if found and not (resume or overwrite):
+    folder = RunFolder(run)
+    if resume:
+        return Start(run, *checkpoint_to_resume(recipe, args))
+    if folder.is_run and not overwrite:
+        found = checkpoints_of(run) or [run / path for path in folder.own]
         raise ValueError(
             f"{run} holds a run already ({found[-1]}): resume it (--resume, resume=True), overwrite it "
             "(--overwrite, overwrite=True), or set another training.output_dir."
         )
-    checkpoint, broken = checkpoint_to_resume(recipe, args) if resume else (None, [])
+    if folder.foreign and not overwrite:
+        raise ValueError(
+            f"{run} is not empty: it holds {_listed(folder.foreign)}, which no training of Trivium wrote. Set another "
+            "training.output_dir; or keep them beside the run (--overwrite, overwrite=True)."
+        )
+    if folder.in_the_way:
+        raise ValueError(
+            f"{run} holds {_listed(folder.in_the_way)}, which no training of Trivium wrote, where a run has files of "
+            "its own. They are not deleted: move them away, or set another training.output_dir."
+        )
+    return Start(run, None, [])
+
+
+def _listed(paths: list[Path]) -> str:
+    shown = ", ".join(map(str, paths[:SHOWN]))
+    return shown if len(paths) <= SHOWN else f"{shown} and {len(paths) - SHOWN} more"
+
+
+# --- Build -----------------------------------------------------------------------------------------------------------
+
+
+def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) -> RunTrainer:
+    """Return a Trainer with data, tokenizer and model; nothing is changed in the run's folder.
+
+    Raises:
+        ValueError: The data cannot give what the recipe asks for, or are not those that the run began with.
+    """
     task = recipe.kind
     data = load_data(recipe.data, task.columns)
     data.pop("test", None)  # evaluation reads it; to encode it here would be wasted
@@ -70,26 +154,15 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         raise ValueError(f"There is nothing to train on: data has {', '.join(data)}, but no train.")
     if args.eval_strategy != "no" and "validation" not in data:
         raise ValueError(f"training.eval_strategy is {args.eval_strategy.value}, but data has no validation part.")
+    facts = RunFacts(fingerprint(recipe.data, data["train"]) if args.should_save else None)
+    if start.checkpoint is not None:
+        facts.check_data(TrainerState.load_from_json(str(start.checkpoint / STATE_FILE)))
     set_seed(args.seed)
-    model, tokenizer = load_or_build(recipe, data["train"], checkpoint)
+    model, tokenizer = load_or_build(recipe, data["train"], start.checkpoint)
     task.check_metrics(recipe.metrics or [], model.config)
     if model.can_generate():
         model.generation_config.update(**recipe.generation)
-    if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # there are none, and to look for them in every step takes time
-    args.remove_unused_columns = False  # the collator leaves out what the model does not take
     encoded = encode_data(data, task, tokenizer, model.config, recipe.inputs)
-    run.mkdir(parents=True, exist_ok=True)
-    if args.should_save:  # of several processes one
-        for old in found if overwrite else []:
-            shutil.rmtree(old)
-        set_aside(broken)
-        remove_partial(run)
-        for old in (*run.glob("evaluation_*.json"), *run.glob("predictions_*.txt")):  # of weights that are no more
-            old.unlink()
-        recipe.save(run)
-
-    known = fingerprint(recipe.data, data["train"]) if args.should_save else None
     trainer = RunTrainer(
         model=model,
         args=args,
@@ -100,23 +173,66 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         ),
         processing_class=tokenizer,
         compute_metrics=scoring(recipe, model, tokenizer),
-        callbacks=[RunFacts(known)],
+        callbacks=[facts],
         max_tokens=recipe.inputs.max_tokens,
         buffer_size=recipe.inputs.buffer_size,
     )
     if recipe.ema_decay is not None:
-        trainer.add_callback(ExponentialAverage(recipe.ema_decay))
+        average = ExponentialAverage(recipe.ema_decay)
+        average.check_weights(model)
+        trainer.add_callback(average)
     if recipe.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
+    return trainer
+
+
+# --- Run -------------------------------------------------------------------------------------------------------------
+
+
+def prepare_folder(recipe: Recipe, start: Start) -> None:
+    """Delete what an earlier run left, and write the recipe: never beside weights that it did not make."""
+    folder = RunFolder(start.run)
+    if folder.is_run:
+        folder.adopt()  # first: a run that is killed here is recognised all the same
+    if start.checkpoint is None:
+        outdated = [path for path in folder.own if path != MANIFEST and not _is_written_by_hand(start.run / path)]
+        folder.delete(sorted(outdated, key=lambda path: path.name == RECIPE_FILE))  # last: it describes the rest
+        start_manifest(start.run, [RECIPE_FILE])
+    else:
+        set_aside(start.broken)
+        folder.delete(folder.outdated)
+        record(start.run, RECIPE_FILE)
+    recipe.save(start.run)
+
+
+def _is_written_by_hand(path: Path) -> bool:
+    """Return whether a file is a card that somebody has made their own."""
+    if path.name != CARD.name:
+        return False
+    from trivium.hub.card import has_own_card  # here: it draws, and needs the libraries for it
+
+    return has_own_card(path.parent)
+
+
+def run_training(trainer: RunTrainer, checkpoint: Path | None) -> RunTrainer:
+    """Train to the end, save the model, and push it if that is asked for."""
+    args, run = trainer.args, Path(trainer.args.output_dir)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.check_finite()
     if trainer.has_shards:  # the model is to be whole
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     with failure_explained("The model", run):
         trainer.save_model(_internal_call=True)  # which pushes nothing
         trainer.save_state()  # after the model: by this a run is known to be finished
     if args.push_to_hub:
+        before = set(run.iterdir())
         trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
+        if args.should_save:
+            record(run, *(path.name for path in set(run.iterdir()) - before if path.is_file()))  # as the card
     return trainer
+
+
+# --- Model and tokenizer ---------------------------------------------------------------------------------------------
 
 
 def load_or_build(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trivium_cli.common import Model, TrustRemoteCode, load, mistakes_explained
+from trivium_cli.common import Model, check_saved_model, load, mistakes_explained
 
 commands = typer.Typer()
 
@@ -18,7 +18,6 @@ def demo(
         int | None, typer.Option(min=1, max=65535, help="By default the first free one from 7860.", show_default=False)
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in your browser.")] = False,
-    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Serve a page to try a model on.
 
@@ -31,7 +30,9 @@ def demo(
     with mistakes_explained():
         if find_spec("gradio") is None:
             raise ValueError("`trivium demo` needs gradio, which is not installed: `pip install gradio`.")
-        loaded, tokenizer = load(model, trust_remote_code=trust_remote_code)
+        if (model_type := check_saved_model(model).get("model_type")) != "trivium":
+            raise ValueError(f"{model} holds a model of model_type {model_type!r}, but must hold a Trivium model.")
+        loaded, tokenizer = load(model)
         from trivium.demo import launch
         from trivium.hub.card import introduce
 

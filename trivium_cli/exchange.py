@@ -1,4 +1,4 @@
-"""The command that changes what a model is saved as: `trivium convert`."""
+"""The command that converts models between families and engines: `trivium convert`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +19,8 @@ def convert(
     to: Annotated[
         str | None,
         typer.Option(
-            help="What a Trivium model shall become: bart, bert, gpt2, llama, marian, mistral, qwen2 or roberta of "
-            "transformers, by default the only one that can hold it; or ctranslate2 or onnx, for another engine."
+            help="The target for a Trivium model: bart, bert, gpt2, llama, marian, mistral, qwen2 or roberta of "
+            "transformers, by default the only family that fits; or ctranslate2 or onnx, for another engine."
         ),
     ] = None,
     max_shard_size: Annotated[
@@ -30,11 +30,11 @@ def convert(
         str | None, typer.Option(help="Of CTranslate2: int8, int8_float16, float16, ...; by default float32.")
     ] = None,
 ) -> None:
-    """Make a Trivium model of one of transformers' own, or one of theirs, or of another engine, of a Trivium model.
+    """Convert a model of transformers to Trivium, or a Trivium model to transformers or another engine.
 
-    What comes in are models of the kinds that `--to` knows; what goes out loads without any code of ours. Weights,
-    configuration, generation settings and tokenizer go along, and the new model computes the same. What the other
-    side cannot hold is refused by name, and nothing is written.
+    Models of the families that `--to` names are converted; a converted model of transformers loads without Trivium.
+    Weights, configuration, generation settings and tokenizer are converted, and the new model computes the same. What
+    the target cannot represent is refused by name, and nothing is written.
     """
     if quantization and to != "ctranslate2":
         raise typer.BadParameter("--quantization goes with --to ctranslate2.")

@@ -41,10 +41,13 @@ def card(
         check_saved_model(model)
         from trivium.files import write_whole
         from trivium.hub.card import CARD_FILE, MARK, has_own_card, render_card
+        from trivium.storage.manifest import record
 
         if has_own_card(model) and not overwrite:
             raise ValueError(f"{model / CARD_FILE} was written by a person: --overwrite replaces it.")
-        for name, content in reversed(render_card(model, repo_id, overrides or []).items()):  # first what it shows
+        files = render_card(model, repo_id, overrides or [])
+        record(model, *files)  # a later run may delete them
+        for name, content in reversed(files.items()):  # first what it shows
             write_whole(model / name, content)
     typer.echo(f"The model card is {model / CARD_FILE}. To go on from it yourself, remove this line of it:\n{MARK}")
     if repo_id is None:
@@ -66,6 +69,9 @@ def push(
         bool, typer.Option("--space", help="Publish a page to try it on, too, as the Space of the same name.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, but change nothing.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code in the folder that is not the installed package's.")
+    ] = False,
 ) -> None:
     """Check a model and publish it on the Hub, in one commit.
 
@@ -84,7 +90,7 @@ def push(
         from trivium import hub
 
         console.print(f"Loading {model} where trivium is not installed, and comparing ...")
-        hub.check_folder(model)
+        hub.check_folder(model, trust_remote_code=trust_remote_code)
         console.print("Others can load it: it computes the same there.")
         planned = hub.plan(model, repo_id, private=private, revision=revision)
         _show(console, planned)

@@ -1,4 +1,4 @@
-"""Commands that draw what a model does: `trivium plot attention`, `heads`, `alignment` and so on."""
+"""Commands that draw a model at work: `trivium plot attention`, `heads`, `alignment` and so on."""
 
 import warnings
 from collections.abc import Callable
@@ -176,7 +176,7 @@ def lens(model: Model, source: Source, output: Output, target: Target = None) ->
 
 
 def _save(draw: Callable[[], "Figure"], output: Path) -> None:
-    """Draw a picture and write it; a warning, of a script without a font for example, is a line."""
+    """Draw a picture and write it; print each warning, such as of a script without a font, as a line."""
     with mistakes_explained(), warnings.catch_warnings(record=True) as noticed:
         from trivium.inspection.drawing import check_picture, save_figure
 
@@ -215,10 +215,10 @@ def _load_config(model: str) -> "PreTrainedConfig":
 
 
 def _indices(model: "PreTrainedModel", kind: str | None, layer: int | None, head: int | None) -> dict[str, Any]:
-    """Layer and head as Python counts them.
+    """Return layer and head as Python counts them.
 
     Raises:
-        ValueError: There is none of that number.
+        ValueError: The model has fewer layers or heads.
     """
     config = model.config
     stack = config.encoder_layers if kind == "encoder" else config.decoder_layers or config.encoder_layers

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 EXAMPLES = 5  # rows that an evaluation shows
-GREEDY = {  # what generation does if nobody says otherwise
+GREEDY = {  # the defaults of generation
     "do_sample": False,
     "num_beams": 1,
     "length_penalty": 1.0,
@@ -55,9 +55,9 @@ def train(
         str, typer.Argument(help="A YAML file, the folder of a run, or the name of a recipe that comes along.")
     ],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint of the run.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the run's checkpoints and start anew.")
+        bool, typer.Option("--overwrite", help="Delete what an earlier run wrote there, nothing else, and start anew.")
     ] = False,
 ) -> None:
     """Train a model as a recipe says.
@@ -82,9 +82,11 @@ def train(
     epilog='Example: `accelerate launch --config_file "$(trivium launch-config fsdp2)" -m trivium_cli train numbers`'
 )
 def launch_config(
-    name: Annotated[str | None, typer.Argument(help="Which; without it, all are listed.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The name of one; without it, all are listed.", show_default=False)
+    ] = None,
 ) -> None:
-    """Print where a configuration for `accelerate launch` lies, to train on several devices."""
+    """Print the path of a configuration for `accelerate launch`, to train on several devices."""
     with mistakes_explained():
         from trivium.devices import launch_configs
 
@@ -106,9 +108,7 @@ def average(
         ),
     ],
     output: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
-    last: Annotated[
-        int | None, typer.Option(min=1, help="Of a run: only so many of its checkpoints, the last ones.")
-    ] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Of a run: only this many of its last checkpoints.")] = None,
 ) -> None:
     """Average the weights of a run's checkpoints, or of other models, into a new model.
 
@@ -160,6 +160,7 @@ def evaluate(
         from trivium import evaluation
         from trivium.data import load_data
         from trivium.files import write_whole
+        from trivium.storage.manifest import record
 
         data = load_data(recipe.data, recipe.kind.columns)
         if split not in data:
@@ -189,6 +190,8 @@ def evaluate(
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "versions": {name: version(name) for name in ("trivium", "torch", "transformers")},
     }
+    with mistakes_explained():
+        record(model, f"predictions_{split}.txt", f"evaluation_{split}.json")  # a later run may delete them
     if predictions:
         write_whole(model / f"predictions_{split}.txt", as_lines(predictions))
     write_whole(model / f"evaluation_{split}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
@@ -198,7 +201,7 @@ def evaluate(
         table.add_row(name, f"{result['score']:.4f}", result.get("signature", ""))
     Console().print(table)
     if predictions:
-        examples = Table(title="The first of them", show_lines=True)
+        examples = Table(title="First examples", show_lines=True)
         for column in (*recipe.kind.columns, "prediction"):
             examples.add_column(column, overflow="fold")
         for row, prediction in islice(zip(rows, predictions, strict=True), EXAMPLES):
@@ -207,12 +210,12 @@ def evaluate(
 
 
 def _decoding(saved: "GenerationConfig", chosen: Iterable[str], options: dict[str, Any]) -> dict[str, Any]:
-    """How texts are generated: as the command says, else as saved with the model.
+    """Return the generation settings that an evaluation used.
 
     Args:
-        saved: What was saved; once it has generated, a model has transformers' own defaults in there, too.
-        chosen: What the recipe of the model has chosen, to be said even if rare.
-        options: What the command says.
+        saved: The settings saved with the model, which after generating include transformers' own defaults.
+        chosen: Names of the settings in the model's recipe, to be reported even if rare.
+        options: The settings given to the command, which replace the saved ones.
     """
     values = {name: value for name in (*GREEDY, *chosen) if (value := getattr(saved, name, None)) is not None}
     values = {**GREEDY, **values, **options}

@@ -34,17 +34,22 @@ Input = Annotated[
     Path | None, typer.Option("--input", "-i", help="A file with a text a line.", exists=True, dir_okay=False)
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write here, a line for each text.")]
-Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens by their probability.")]
+Sample = Annotated[bool, typer.Option("--sample", help="Sample tokens by their probability.")]
 Temperature = Annotated[
     float | None, typer.Option(min=0.01, help="With --sample: above 1 is bolder, below 1 safer.", callback=finite)
 ]
-TopK = Annotated[int | None, typer.Option(min=1, help="With --sample: only from the k most likely.")]
-TopP = Annotated[float | None, typer.Option(min=0, max=1, help="With --sample: only from the top p.", callback=finite)]
+TopK = Annotated[int | None, typer.Option(min=1, help="With --sample: only the k most likely tokens.")]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="With --sample: only the likeliest tokens with this total probability.", callback=finite
+    ),
+]
 Engine = Annotated[
     Literal["torch", "ctranslate2", "onnx"],
-    typer.Option(help="What computes; CTranslate2 is faster, above all on a CPU."),
+    typer.Option(help="The engine that computes; CTranslate2 is faster, above all on a CPU."),
 ]
-Seed = Annotated[int, typer.Option(help="With --sample: the same seed draws the same.")]
+Seed = Annotated[int, typer.Option(help="With --sample: the same seed gives the same texts.")]
 
 
 @commands.command(epilog="Example: `trivium translate runs/numbers --input english.txt --output german.txt --beams 5`")
@@ -119,7 +124,7 @@ def generate(
         Path | None, typer.Option("--output", "-o", help="Write here, a line of JSON for each text.")
     ] = None,
     number: Annotated[
-        int | None, typer.Option("--num", "-n", min=1, help="So many continuations of each text; by default one.")
+        int | None, typer.Option("--num", "-n", min=1, help="Continuations of each text; by default one.")
     ] = None,
     beams: Beams = None,
     sample: Sample = False,
@@ -185,7 +190,7 @@ def classify(
     output_file: Output = None,
     top_k: Annotated[
         int | None,
-        typer.Option(min=1, help="So many labels, the best first; by default one, or all where several can hold."),
+        typer.Option(min=1, help="Number of labels, the best first; by default one, or all where several can hold."),
     ] = None,
     batch_size: BatchSize = 64,
     trust_remote_code: TrustRemoteCode = False,
@@ -221,7 +226,7 @@ def fill_mask(
     texts: Texts = None,
     input_file: Input = None,
     output_file: Output = None,
-    top_k: Annotated[int, typer.Option(min=1, help="So many fillings, the best first.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="Number of fillings, the best first.")] = 5,
     batch_size: BatchSize = 64,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -257,7 +262,7 @@ def _load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokeniz
     check_saved_model(folder)
     try:
         model: Any = (CTranslate2Model if engine == "ctranslate2" else OnnxModel).from_pretrained(folder)
-    except ImportError as error:  # it is installed only where it is wanted
+    except ImportError as error:  # an extra that is not installed
         raise typer.BadParameter(str(error)) from error
     if not model.config.is_encoder_decoder:
         raise ValueError(f"{folder} holds no translator, so it is not for `trivium translate`.")
@@ -281,7 +286,7 @@ class _Answer(Protocol):
 
 
 def _answer_all(answer: _Answer, texts: list[str] | None, input_file: Path | None, output_file: Path | None) -> None:
-    """Read texts from where they are, and write or print the answers to them."""
+    """Read texts, and write or print the answers to them."""
     from trivium.data import decode_lines, read_lines
     from trivium.files import write_whole
 

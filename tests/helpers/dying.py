@@ -38,7 +38,7 @@ def trained(settings: list[str], resume: bool = False, dies: Moment | None = Non
         largest: How many bytes a file can have: as if the disk were full then.
 
     Returns:
-        How it ended: 0, or 1 after an error, or -9 for SIGKILL. What it said is in `said.txt` in its folder.
+        How it ended: 0, or 1 after an error, or -9 for SIGKILL. What it said is in `said_by(folder)`.
     """
     process = FORKS.Process(target=_train, args=(settings, resume, dies, largest))
     process.start()
@@ -51,12 +51,15 @@ def folder_of(settings: list[str]) -> Path:
     return Path(load_recipe("numbers", settings).training["output_dir"])
 
 
+def said_by(folder: Path) -> Path:
+    """The file, beside the run's folder, with what its training printed."""
+    return folder.with_name(f"{folder.name}-said.txt")
+
+
 def _train(settings: list[str], resume: bool, dies: Moment | None, largest: int | None) -> None:
     torch.set_num_threads(1)
     recipe = load_recipe("numbers", settings)
-    folder = folder_of(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    said = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    said = os.open(said_by(folder_of(settings)), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
     RunTrainer.training_step = drawing(RunTrainer.training_step)
@@ -68,7 +71,7 @@ def _train(settings: list[str], resume: bool, dies: Moment | None, largest: int 
         sys.addaudithook(lambda event, args: die() if event == dies[0] and str(args[0]).endswith(dies[1]) else None)
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-    train(recipe, resume=resume)
+    train(recipe, resume=resume, overwrite=not resume)
 
 
 def die() -> None:

@@ -2,7 +2,8 @@
 
 from trivium.callbacks.averaging import ExponentialAverage
 from trivium.callbacks.facts import RunFacts
+from trivium.callbacks.non_finite import NonFiniteGuard
 from trivium.callbacks.pushing import CompletePush
 from trivium.callbacks.throughput import Throughput
 
-__all__ = ["CompletePush", "ExponentialAverage", "RunFacts", "Throughput"]
+__all__ = ["CompletePush", "ExponentialAverage", "NonFiniteGuard", "RunFacts", "Throughput"]

@@ -47,19 +47,38 @@ class ExponentialAverage(TrainerCallback):
         self._in_step = False
         self._kept_at: int | None = None  # the step whose checkpoint has the trained weights
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Begin with the model's own weights, or go on from a checkpoint."""
-        if isinstance(kwargs["model"], FSDPModule) or args.fsdp or args.deepspeed_plugin:
+    @staticmethod
+    def check_arguments(args: TrainingArguments, in_pieces: bool = False) -> None:
+        """Refuse FSDP and DeepSpeed.
+
+        Raises:
+            ValueError: They are asked for, or the weights are `in_pieces`.
+        """
+        if in_pieces or args.fsdp or args.deepspeed_plugin:
             raise ValueError("An exponential average needs whole weights, but FSDP or DeepSpeed has them in pieces.")
-        trained = {name: weight for name, weight in kwargs["model"].named_parameters() if weight.requires_grad}
+
+    @staticmethod
+    def check_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the weights that are trained, by their names.
+
+        Raises:
+            ValueError: They are of a type too coarse to be averaged.
+        """
+        trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         for name, weight in trained.items():
             if weight.dtype not in (torch.float32, torch.float64):
                 raise ValueError(
                     f"{name} is {weight.dtype}, too coarse for an exponential average: load the model with "
                     "dtype=torch.float32; bf16=True in the training arguments computes in bfloat16 all the same."
                 )
+        return trained
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin with the model's own weights, or go on from a checkpoint."""
+        self.check_arguments(args, in_pieces=isinstance(kwargs["model"], FSDPModule))
+        trained = self.check_weights(kwargs["model"])
         self._parameters, self._in_step, self._kept_at = trained, False, None
         if state.global_step == 0:
             self._put_by = {name: weight.detach().clone() for name, weight in trained.items()}

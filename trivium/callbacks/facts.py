@@ -44,18 +44,26 @@ class RunFacts(TrainerCallback, ExportableState):
         self.versions: dict[str, str] = {}
         self._started: float | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Go on from the checkpoint's facts, if there is one."""
-        # Read here: `restore_callback_states_from_checkpoint` would restore every other callback as well.
-        earlier = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
-        known = earlier.get("data")
+    def check_data(self, state: TrainerState) -> None:
+        """Compare the fingerprint of the training data with the one in the state of a checkpoint.
+
+        Raises:
+            ValueError: They differ.
+        """
+        known = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {}).get("data")
         if None not in (known, self.data) and known != self.data:
             raise ValueError(
                 f"The training data are not those that the run began with: their fingerprint was {known} and is "
                 f"{self.data}. Take them back; or begin a new run, with another training.output_dir."
             )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on from the checkpoint's facts, if there is one."""
+        self.check_data(state)
+        # Read here: `restore_callback_states_from_checkpoint` would restore every other callback as well.
+        earlier = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
         self._started = time.perf_counter() - earlier.get("seconds", 0.0)
         here = describe_hardware(args.device, args.world_size * max(args.n_gpu, 1))
         before = (earlier.get("hardware") or here).split(THEN)

@@ -1,4 +1,4 @@
-"""Reading of files, a row at a time, each with its place, so that what is wrong with one can be said."""
+"""Read files row by row, each row with its place for error messages."""
 
 import codecs
 import csv
@@ -66,7 +66,7 @@ def _whole_lines(path: str | Path) -> Iterator[str]:
 
 
 def parallel_rows(source_file: str, target_file: str, source: str, target: str) -> Iterator[PlacedRow]:
-    """Yields the lines of two files side by side, as the columns `source` and `target`.
+    """Yield the lines of two files side by side, as the columns `source` and `target`.
 
     Raises:
         ValueError: One file has more lines than the other.
@@ -78,13 +78,13 @@ def parallel_rows(source_file: str, target_file: str, source: str, target: str) 
             count = number + sum(1 for _ in lines)
             raise ValueError(
                 f"{shorter} ends after line {number - 1}, but {longer} has {count} lines; line N of one file must "
-                "be the translation of line N of the other"
+                "be the translation of line N of the other."
             )
         yield f"{source_file} and {target_file}, line {number}", {source: source_line, target: target_line}
 
 
 def document_rows(file: str, text: str, whole: bool) -> Iterator[PlacedRow]:
-    """Yields the lines of a file, but for blank ones, as the column `text`; or all of it, as it is, in one row."""
+    """Yield the lines of a file, but for blank ones, as the column `text`; or all of it, as it is, in one row."""
     if whole:
         yield file, {text: "".join(_whole_lines(file))}
         return
@@ -99,9 +99,9 @@ def _json_rows(file: str) -> Iterator[PlacedRow]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: not JSON ({error}); every line must be one JSON object") from error
+            raise ValueError(f"{place}: not JSON ({error}); every line must be one JSON object.") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{place}: found {type(row).__name__}; every line must be one JSON object")
+            raise ValueError(f"{place}: found {type(row).__name__}; every line must be one JSON object.")
         yield place, row
 
 
@@ -117,17 +117,17 @@ def _csv_rows(file: str) -> Iterator[PlacedRow]:
         for cells in reader:
             place = f"{file}, line {reader.line_num}"
             if len(cells) != len(header):
-                raise ValueError(f"{place}: found {len(cells)} cells; line 1 announces {len(header)}: {header}")
+                raise ValueError(f"{place}: found {len(cells)} cells; line 1 announces {len(header)}: {header}.")
             yield place, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num}: {error}") from error
+        raise ValueError(f"{file}, line {reader.line_num}: {error}.") from error
 
 
 def _parquet_rows(file: str) -> Iterator[PlacedRow]:
     try:
         table = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{file}: not a Parquet file ({error})") from error
+        raise ValueError(f"{file}: not a Parquet file ({error}).") from error
     rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
     for number, row in enumerate(rows, start=1):
         yield f"{file}, row {number}", row

@@ -266,6 +266,7 @@ def push(
     message: str | None = None,
     token: str | None = None,
     dry_run: bool = False,
+    trust_remote_code: bool = False,
 ) -> Push:
     """Check a saved model and publish it on the Hub, in one commit.
 
@@ -281,6 +282,7 @@ def push(
         message: The first line of the commit.
         token: By default who is logged in with `hf auth login`, or HF_TOKEN.
         dry_run: Check and plan, but write nothing.
+        trust_remote_code: Whether the check may run code in the folder that is not the installed package's.
 
     Returns:
         What was done; with `dry_run`, what would be.
@@ -290,7 +292,7 @@ def push(
         PermissionError: The Hub does not know the user, or does not let them write there.
         ConnectionError: Somebody else pushed meanwhile, or the Hub could not be reached, or refused.
     """
-    check_folder(Path(folder))
+    check_folder(Path(folder), trust_remote_code=trust_remote_code)
     planned = plan(Path(folder), repo_id, private=private, revision=revision, token=token)
     return planned if dry_run else send(planned, message=message, token=token)
 
@@ -307,16 +309,16 @@ def send_in_background(planned: Push, folder: Path, *, message: str, token: str 
         message: The first line of the commit.
         token: As `send`.
     """
-    folder.mkdir()
+    folder.mkdir(parents=True)
     files: dict[str, Path | bytes] = {}
     for name, content in planned.files.items():
         files[name] = content
         if isinstance(content, Path):
-            files[name] = folder / name.replace("/", "--")
+            files[name] = kept = folder / name.replace("/", "--")
             try:
-                os.link(content, files[name])
+                os.link(content, kept)
             except OSError:  # not every file system has links
-                shutil.copy(content, files[name])
+                shutil.copy(content, kept)
 
     def send_and_clean() -> None:
         try:

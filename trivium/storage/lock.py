@@ -1,0 +1,51 @@
+"""A lock on the folder of a run: one training at a time."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from trivium.devices import from_first_process
+from trivium.storage.manifest import LOCK, ROOM
+
+
+@contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder, which is made if need be; of several processes the first one holds it.
+
+    The system releases the lock when the process ends, however it ends. Folders that were made for it and are still
+    empty in the end are removed.
+
+    Raises:
+        ValueError: Another training holds it.
+    """
+    with ExitStack() as stack:
+        from_first_process(lambda: stack.enter_context(_lock_here(run)) or True)
+        yield
+
+
+@contextmanager
+def _lock_here(run: Path) -> Iterator[None]:
+    room = run / ROOM
+    missing = [folder for folder in (room, *room.parents) if not folder.exists()]
+    room.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / LOCK)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"{run} is in use: another training holds {run / LOCK}. Wait until it ends, stop it, or set "
+                "another training.output_dir."
+            ) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # while it is held: who waits for it notices that it is gone (filelock)
+                (run / LOCK).unlink()
+            lock.release()
+    finally:
+        for folder in dict.fromkeys((room, *missing)):
+            with suppress(OSError):
+                folder.rmdir()
