@@ -22,6 +22,8 @@ from trivium.batching import TokenBatchStream
 from trivium.trainer import RunTrainer
 from trivium.training import train
 
+pytestmark = pytest.mark.trains
+
 STREAMED = ["data.streaming=true", "inputs.buffer_size=70"]  # of 200 rows: two whole buffers, and the rest of them
 
 

@@ -23,6 +23,8 @@ from trivium.hub.card import render_card
 from trivium.recipe import Recipe, load_recipe
 from trivium.training import train
 
+pytestmark = pytest.mark.trains
+
 BY_TOKENS = [
     "training.per_device_train_batch_size=null",
     "training.train_sampling_strategy=null",

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from trivium.data import numbers_corpus
 from trivium_cli import app
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.trains, pytest.mark.subprocess, pytest.mark.slow]
 
 # What makes every training a short one.
 IN_SHORT = [
@@ -45,7 +45,7 @@ def run_commands(code: str) -> None:
     """Every call of `trivium`, one after the other; what reads standard input is given a line."""
     for call in commands(NETWORK.sub("", code)):
         short = []
-        if call[0] == "demo":  # it serves until somebody ends it: tests/test_demo.py does
+        if call[0] == "demo":  # it serves until somebody ends it: tests/demo/test_demo.py does
             continue
         if call[0] == "train":
             goes_on = "--resume" in call

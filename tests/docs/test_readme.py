@@ -31,6 +31,8 @@ from trivium.recipe import load_recipe
 from trivium.training import train
 from trivium_cli import app
 
+pytestmark = pytest.mark.trains
+
 README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 PYTHON = [block.code for block in blocks(README) if block.language == "python"]

@@ -44,6 +44,8 @@ from trivium import (
 )
 from trivium.tokenization import train_tokenizer
 
+pytestmark = pytest.mark.subprocess
+
 PORTABLE = ["modeling", "configuration/configuration_trivium.py", "tokenization/tokenization_trivium.py"]
 
 

@@ -33,6 +33,8 @@ from trivium.hub.pushing import published_checkpoint, send_in_background
 from trivium.recipe import Recipe, load_recipe
 from trivium.training import train
 
+pytestmark = pytest.mark.trains
+
 SMALL = [
     "model.d_model=32",
     "model.ffn_dim=64",

@@ -170,6 +170,7 @@ def test_an_encoder_decoder_is_the_same(tokenizer: TriviumTokenizer, tmp_path: P
         engine.generate(ids, max_new_tokens=2, cache_implementation="static")
 
 
+@pytest.mark.slow
 def test_a_decoder_is_the_same(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     options = {"position_embedding_type": "learned", "max_position_embeddings": 20, "norm_position": "pre"}
     model = make_model(TriviumForCausalLM, **DECODER_ONLY, **options)

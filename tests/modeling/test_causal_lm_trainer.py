@@ -13,6 +13,8 @@ from transformers import DataCollatorWithFlattening, PreTrainedModel, Trainer, T
 
 from trivium import TriviumForMaskedLM, TriviumForSequenceClassification
 
+pytestmark = pytest.mark.trains
+
 # --- Through transformers' Trainer ---
 
 

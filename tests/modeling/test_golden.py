@@ -1,6 +1,6 @@
 """Names and shapes of all parameters, as files, so that a rename shows in a diff: old checkpoints would not load.
 
-After a change that is meant: `python -m pytest tests/test_golden.py --regenerate`, and commit what it wrote.
+After a change that is meant: `python -m pytest tests/modeling/test_golden.py --regenerate`, and commit what it wrote.
 """
 
 import json

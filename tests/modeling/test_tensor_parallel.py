@@ -12,6 +12,8 @@ from torch.distributed.tensor import DTensor
 
 import trivium
 
+pytestmark = pytest.mark.subprocess
+
 WAYS: dict[str, dict[str, Any]] = {
     "TriviumForConditionalGeneration": {},
     "TriviumForMaskedLM": {"decoder_layers": 0},

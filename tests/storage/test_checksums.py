@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import TESTS
 from safetensors.torch import load_file, save_file
 
 from trivium.checkpoints import find_defect
@@ -13,7 +14,7 @@ from trivium.recipe import load_recipe
 from trivium.resuming import checkpoint_to_resume
 from trivium.storage.checksums import CHECKSUMS_FILE, read_checksums, write_checksums
 
-OLD_RUN = Path(__file__).parent / "fixtures" / "run-0.1.0"
+OLD_RUN = TESTS / "fixtures" / "run-0.1.0"
 
 
 @pytest.fixture

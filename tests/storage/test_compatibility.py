@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from clean import run_without_trivium
 from paths import TESTS
@@ -11,6 +12,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from trivium.recipe import load_recipe
 from trivium.training import train
+
+pytestmark = pytest.mark.trains
 
 OLD_RUN = TESTS / "fixtures" / "run-0.1.0"
 TEXT = "half past seven"

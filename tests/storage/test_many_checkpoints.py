@@ -17,6 +17,8 @@ from trivium.recipe import load_recipe
 from trivium.storage.manifest import ROOM
 from trivium.training import train
 
+pytestmark = pytest.mark.trains
+
 CONFIGS = launch_configs()
 SMALL = [
     *("data.max_train_samples=100", "data.max_validation_samples=10", "tokenizer.vocab_size=300"),

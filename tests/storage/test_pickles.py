@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from paths import TESTS
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
@@ -19,7 +20,7 @@ from trivium.recipe import load_recipe
 from trivium.storage.pickles import UnsafePickleError, check_pickles, read_shards
 from trivium.training import train
 
-OLD_RUN = Path(__file__).parent / "fixtures" / "run-0.1.0"
+OLD_RUN = TESTS / "fixtures" / "run-0.1.0"
 
 
 class Calling:

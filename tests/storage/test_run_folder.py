@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import TESTS
 from together import run_together
 
 from trivium.checkpoints import checkpoints_of, delete_old_checkpoints, set_aside
@@ -28,7 +29,7 @@ from trivium.storage.manifest import (
 )
 from trivium.training import Start, choose_start, prepare_folder, train
 
-OLD_RUN = Path(__file__).parent / "fixtures" / "run-0.1.0"
+OLD_RUN = TESTS / "fixtures" / "run-0.1.0"
 REPORT = {"scores": {}, "data": "numbers", "rows": 3, "generation": {}, "date": "2026-01-01", "versions": {}}
 
 

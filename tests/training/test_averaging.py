@@ -26,6 +26,8 @@ from trivium.tokenization import train_tokenizer
 from trivium.training import train
 from trivium_cli import app
 
+pytestmark = pytest.mark.trains
+
 Weights = dict[str, torch.Tensor]
 
 

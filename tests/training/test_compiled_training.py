@@ -10,6 +10,8 @@ from torch._dynamo.utils import counters
 from trivium.recipe import load_recipe
 from trivium.training import train
 
+pytestmark = pytest.mark.trains
+
 SMALL = [
     *("inputs.max_tokens=120", "training.per_device_train_batch_size=null", "training.train_sampling_strategy=null"),
     *("model.d_model=16", "model.ffn_dim=24", "model.dropout=0.1", "training.max_steps=8", "training.logging_steps=1"),

@@ -17,6 +17,8 @@ from trivium.batching import SeededLengthGroupedSampler
 from trivium.devices import launch_configs
 from trivium.trainer import RunTrainer
 
+pytestmark = pytest.mark.trains
+
 ROWS, BATCH = 20, 4  # 5 batches an epoch: with two batches a step, the third step has one
 STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance", "max_tokens")
 QUICK = [("group_by_length", 1), ("group_by_length", 2), ("random", 2), ("sequential", 2), ("max_tokens", 2)]

@@ -15,6 +15,8 @@ from trivium.recipe import load_recipe
 from trivium.training import train
 from trivium_cli import app
 
+pytestmark = pytest.mark.trains
+
 SMALL = [
     *("tokenizer.vocab_size=400", "tokenizer.sample=40", "model.d_model=48", "model.ffn_dim=32"),
     *("training.max_steps=2", "training.save_steps=1", "training.eval_steps=2", "training.logging_steps=1"),

@@ -25,6 +25,8 @@ from trivium.trainer import RunTrainer
 from trivium.training import train
 from trivium_cli import app
 
+pytestmark = [pytest.mark.trains, pytest.mark.subprocess]
+
 CONFIGS = launch_configs()
 WAYS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "encoder-decoder": (TriviumForConditionalGeneration, {}),

@@ -15,6 +15,8 @@ from trivium.cli import app
 from trivium.recipe import load_recipe
 from trivium.training import train
 
+pytestmark = pytest.mark.trains
+
 SMALL = [
     *("data.max_train_samples=60", "data.max_validation_samples=4", "tokenizer.vocab_size=300", "model.dropout=0"),
     *("model.d_model=16", "model.ffn_dim=24", "model.encoder_layers=1", "model.decoder_layers=1"),

@@ -18,6 +18,8 @@ from trivium.recipe import load_recipe
 from trivium.storage.manifest import ROOM, RunFolder
 from trivium.training import train
 
+pytestmark = [pytest.mark.trains, pytest.mark.subprocess]
+
 STEPS, EVERY = 9, 3  # an epoch has 7: step 9 is in the second
 SETTINGS = [
     "model.d_model=16",

@@ -22,6 +22,8 @@ from trivium.flops import COUNTED, TokenCounts, count_tokens, peak_of, training_
 from trivium.tasks import pack
 from trivium.training import train
 
+pytestmark = pytest.mark.trains
+
 WAYS = {
     "encoder-decoder": (TriviumForConditionalGeneration, {}),
     "masked words": (TriviumForMaskedLM, {"decoder_layers": 0}),

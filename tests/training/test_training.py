@@ -23,6 +23,8 @@ from trivium.training import train
 from trivium.translation import translate
 from trivium_cli import app
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

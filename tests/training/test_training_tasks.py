@@ -21,6 +21,8 @@ from trivium.tasks import TASKS, InputArguments
 from trivium.training import train
 from trivium_cli import app
 
+pytestmark = pytest.mark.trains
+
 # --- Runs of every task ----------------------------------------------------------------------------------------------
 
 WORDS = ["red", "green", "blue", "cold", "warm", "dogs", "cats", "run", "sleep", "sing"]
