@@ -7,7 +7,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 from paths import ROOT
+
+pytestmark = pytest.mark.subprocess
 
 
 def test_every_package_is_listed() -> None:
@@ -18,6 +21,7 @@ def test_every_package_is_listed() -> None:
     assert listed == {".".join(parts if parts[0] in top_level else ("trivium", *parts)) for parts in found}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_and_imports_everything(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(
