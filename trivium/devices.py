@@ -55,9 +55,9 @@ def from_first_process(make: Callable[[], T]) -> T:
             if PartialState().num_processes == 1:
                 raise
             made = (None, error)
-    result, error = broadcast_object_list([made])[0]
-    if error is not None:
-        raise error
+    result, failure = broadcast_object_list([made])[0]
+    if failure is not None:
+        raise failure
     assert result is not None
     return result
 

@@ -17,7 +17,7 @@ ALGORITHM = "xxh3_128"  # against accidents, not against attackers, who could re
 def checksum(path: Path) -> str:
     """Return the checksum of a file's content."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def write_checksums(checkpoint: Path) -> None:
