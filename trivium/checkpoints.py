@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from trivium.callbacks.averaging import ExponentialAverage
 from trivium.callbacks.checkpoints import checkpoints_of
-from trivium.callbacks.non_finite import NonFiniteGuard, has_finite_weights, refuse_non_finite
+from trivium.callbacks.non_finite import NonFiniteGuard, has_finite_weights, is_finite, refuse_non_finite
 from trivium.files import sync
 from trivium.storage.checksums import find_changed_file, write_checksums
 from trivium.storage.manifest import BROKEN, ROOM, delete_checkpoint, record, run_files
@@ -104,17 +104,13 @@ def _find_non_finite(checkpoint: Path) -> str | None:
     for path in sorted(checkpoint.rglob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118, it is no dictionary
-                if not _is_finite(file.get_tensor(name)):
+                if not is_finite(file.get_tensor(name)):
                     return f"{path.name} has weights that are not finite ({name})"
     for folder in checkpoint.glob("pytorch_model_fsdp_*/"):
         for shard in read_shards(folder / ".metadata"):
-            if shard.is_tensor and not _is_finite(shard.load()):
+            if shard.is_tensor and not is_finite(shard.load()):
                 return f"{folder.name} has weights that are not finite ({shard.name})"
     return None
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    return tensor.dtype.itemsize < 2 or bool(torch.isfinite(tensor).all())  # of one byte: quantized, or no number
 
 
 def has_end(path: Path) -> bool:

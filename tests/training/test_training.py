@@ -19,6 +19,7 @@ from trivium.callbacks.facts import describe_hardware
 from trivium.data import fingerprint, load_data, numbers_corpus
 from trivium.evaluation import evaluate
 from trivium.recipe import load_recipe
+from trivium.storage.manifest import record
 from trivium.training import train
 from trivium.translation import translate
 from trivium_cli import app
@@ -111,9 +112,11 @@ def test_what_it_took_is_counted_over_all_sessions(run: Path, tmp_path: Path, re
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     (folder / "evaluation_test.json").write_text("{}")
+    record(folder, "evaluation_test.json")
 
     def change(checkpoint: str, **facts: Any) -> None:
         path = folder / checkpoint / "trainer_state.json"
+        (folder / checkpoint / "manifest.json").unlink()  # the checksums
         state = json.loads(path.read_text())
         state["stateful_callbacks"]["RunFacts"]["attributes"].update(facts)
         if not facts:

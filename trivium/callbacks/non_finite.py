@@ -70,13 +70,20 @@ class NonFiniteGuard(TrainerCallback):
                 )  # fmt: skip
 
 
+def is_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Return whether all elements are finite, on the tensor's device: in one pass, and without a copy of it."""
+    if not tensor.numel() or not tensor.is_floating_point() or tensor.itemsize < 2:  # of one byte: quantized
+        return torch.tensor(True, device=tensor.device)
+    return torch.isfinite(torch.stack(tensor.aminmax())).all()
+
+
 def has_finite_weights(model: nn.Module) -> bool:
     """Return whether all parameters are finite, in all processes, whichever pieces they hold."""
     flags = list[torch.Tensor]()
     with torch.no_grad():
         for parameter in model.parameters():
             local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-            flags.append(torch.isfinite(local).all())
+            flags.append(is_finite(local))
     device = flags[0].device if flags else torch.device("cpu")
     finite = torch.stack([flag.to(device) for flag in flags]).all() if flags else torch.tensor(True)
     return bool(_over_all_processes(finite.int(), "MIN"))
