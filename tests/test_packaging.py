@@ -41,7 +41,7 @@ for module in pkgutil.walk_packages(trivium.__path__, "trivium."):
     if not module.name.endswith("__main__"):  # it would run
         importlib.import_module(module.name)
 from trivium.recipe import available_recipes
-from trivium.devices import launch_configs
+from trivium.training.distributed import launch_configs
 print(trivium.__file__, available_recipes(), list(launch_configs()))
 print(importlib.resources.files("trivium.hub").joinpath("hub_card.md").read_text())
 assert all(importlib.resources.files("trivium.demo").joinpath(name).is_file() for name in ("page.css", "page.js"))

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_batching import losses_of, random_pairs, recipe_for, sampler, some_lengths
 
-from trivium.batching import TokenBatchStream
-from trivium.trainer import RunTrainer
+from trivium.data.token_batches import TokenBatchStream
+from trivium.training.trainer import RunTrainer
 from trivium.training import train
 
 pytestmark = pytest.mark.trains

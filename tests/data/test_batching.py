@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import Seq2SeqTrainer
 
-from trivium.batching import TokenBatchSampler, lengths_of
+from trivium.data.token_batches import TokenBatchSampler, lengths_of
 from trivium.hub.card import render_card
 from trivium.recipe import Recipe, load_recipe
 from trivium.training import train

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from trivium import TriviumForCausalLM
-from trivium.callbacks import CompletePush
+from trivium.training.callbacks import CompletePush
 from trivium.hub import Push, push
 from trivium.hub.card import MARK
 from trivium.hub.pushing import published_checkpoint, send_in_background

@@ -15,7 +15,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM
 from trivium.modeling import loss as objectives
 from trivium.modeling.loss import label_smoothed_cross_entropy, projected_cross_entropy
-from trivium.trainer import RunTrainer
+from trivium.training.trainer import RunTrainer
 
 VOCABULARY, WIDTH = 37, 6
 MODELS = [

@@ -9,9 +9,9 @@ import torch
 from paths import TESTS
 from safetensors.torch import load_file, save_file
 
-from trivium.checkpoints import find_defect
+from trivium.storage.checkpoints import find_defect
 from trivium.recipe import load_recipe
-from trivium.resuming import checkpoint_to_resume
+from trivium.training.resume import checkpoint_to_resume
 from trivium.storage.checksums import CHECKSUMS_FILE, read_checksums, write_checksums
 
 OLD_RUN = TESTS / "fixtures" / "run-0.1.0"

@@ -13,7 +13,7 @@ import pytest
 from paths import TESTS
 from together import run_together
 
-from trivium.checkpoints import checkpoints_of, delete_old_checkpoints, set_aside
+from trivium.storage.checkpoints import checkpoints_of, delete_old_checkpoints, set_aside
 from trivium.recipe import RECIPE_FILE, Recipe, load_recipe
 from trivium.storage.lock import lock_run
 from trivium.storage.manifest import (

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from trivium import TriviumForConditionalGeneration, TriviumForMaskedLM
 from trivium.averaging import average, last_checkpoints
-from trivium.callbacks import ExponentialAverage
-from trivium.callbacks.averaging import TRAINED_WEIGHTS_FILE
+from trivium.training.callbacks import ExponentialAverage
+from trivium.training.callbacks.ema import TRAINED_WEIGHTS_FILE
 from trivium.interop.checkpoint import Checkpoint
 from trivium.recipe import load_recipe
 from trivium.tokenization import train_tokenizer

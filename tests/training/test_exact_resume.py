@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainingArguments, set_seed
 
 from trivium import TriviumForCausalLM
-from trivium.batching import SeededLengthGroupedSampler
-from trivium.devices import launch_configs
-from trivium.trainer import RunTrainer
+from trivium.data.token_batches import SeededLengthGroupedSampler
+from trivium.training.distributed import launch_configs
+from trivium.training.trainer import RunTrainer
 
 pytestmark = pytest.mark.trains
 

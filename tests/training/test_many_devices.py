@@ -19,9 +19,9 @@ from transformers import Seq2SeqTrainingArguments, set_seed
 from typer.testing import CliRunner
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM
-from trivium.devices import launch_configs
+from trivium.training.distributed import launch_configs
 from trivium.recipe import load_recipe
-from trivium.trainer import RunTrainer
+from trivium.training.trainer import RunTrainer
 from trivium.training import train
 from trivium_cli import app
 

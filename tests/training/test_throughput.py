@@ -18,7 +18,7 @@ from trivium import (
     TriviumForMaskedLM,
     TriviumForSequenceClassification,
 )
-from trivium.flops import COUNTED, TokenCounts, count_tokens, peak_of, training_flops
+from trivium.training.flops import COUNTED, TokenCounts, count_tokens, peak_of, training_flops
 from trivium.tasks import pack
 from trivium.training import train
 
@@ -100,7 +100,7 @@ def log_of(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
 def test_the_log_tells_it_however_batches_are_accumulated_and_after_resuming(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trivium.callbacks.throughput.peak_flops", lambda device: 1e12)
+    monkeypatch.setattr("trivium.training.callbacks.throughput.peak_flops", lambda device: 1e12)
     options = ["training.gradient_accumulation_steps=2", "training.logging_steps=2", "training.save_steps=3"]
     recipe = recipe_for(tmp_path, *options, "training.max_steps=5", max_tokens=200)
     trainer = train(recipe)

@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from trivium import TriviumForConditionalGeneration
-from trivium.callbacks.facts import describe_hardware
+from trivium.training.callbacks.run_facts import describe_hardware
 from trivium.data import fingerprint, load_data, numbers_corpus
 from trivium.evaluation import evaluate
 from trivium.recipe import load_recipe

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trivium.callbacks.checkpoints import checkpoint_of
+from trivium.storage.names import checkpoint_of
 
 TRAINED_WEIGHTS_FILE = "trained_weights.safetensors"  # beside the averaged ones, in a checkpoint
 

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from trivium.callbacks.checkpoints import checkpoint_of
+from trivium.storage.names import checkpoint_of
 
 # Pickles, such as the Trainer's own arguments and optimizers, and TensorBoard's files, which name the machine.
 UNPUBLISHED = ("*.bin", "*.pt", "*.pth", "events.out.tfevents.*")

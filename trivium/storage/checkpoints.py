@@ -16,10 +16,10 @@ from torch import nn
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
-from trivium.callbacks.averaging import ExponentialAverage
-from trivium.callbacks.checkpoints import checkpoints_of
-from trivium.callbacks.non_finite import NonFiniteGuard, has_finite_weights, is_finite, refuse_non_finite
-from trivium.files import sync
+from trivium.training.callbacks.ema import ExponentialAverage
+from trivium.storage.names import checkpoints_of
+from trivium.training.callbacks.non_finite import NonFiniteGuard, has_finite_weights, is_finite, refuse_non_finite
+from trivium.storage.atomic import sync
 from trivium.storage.checksums import find_changed_file, write_checksums
 from trivium.storage.manifest import BROKEN, ROOM, delete_checkpoint, record, run_files
 from trivium.storage.names import STATE_FILE, model_files_in

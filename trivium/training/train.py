@@ -20,20 +20,20 @@ from transformers import (
     set_seed,
 )
 
-from trivium.callbacks import ExponentialAverage, RunFacts
-from trivium.callbacks.pushing import check_hub_arguments
-from trivium.checkpoints import STATE_FILE, checkpoints_of, failure_explained, set_aside
+from trivium.training.callbacks import ExponentialAverage, RunFacts
+from trivium.training.callbacks.push import check_hub_arguments
+from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, failure_explained, set_aside
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
-from trivium.devices import check_devices, from_first_process
+from trivium.training.distributed import check_devices, from_first_process
 from trivium.metrics import load_metric
 from trivium.recipe import RECIPE_FILE, Recipe
-from trivium.resuming import checkpoint_to_resume
+from trivium.training.resume import checkpoint_to_resume
 from trivium.storage.lock import lock_run
 from trivium.storage.manifest import CARD, MANIFEST, RunFolder, record, start_manifest
 from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_targets, make_collator
 from trivium.tokenization import train_tokenizer
-from trivium.trainer import RunTrainer
+from trivium.training.trainer import RunTrainer
 
 SHOWN = 5  # foreign files that an error names
 

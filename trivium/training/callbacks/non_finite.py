@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trivium.callbacks.checkpoints import checkpoints_of
+from trivium.storage.names import checkpoints_of
 
 MAX_NON_FINITE_STEPS = 10
 

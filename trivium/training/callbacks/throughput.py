@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from trivium.flops import COUNTED, TokenCounts, count_tokens, peak_flops, training_flops
+from trivium.training.flops import COUNTED, TokenCounts, count_tokens, peak_flops, training_flops
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Work:
     Attributes:
         tokens: Real ones, source and target.
         padded: With those that filled up batches.
-        flops: The arithmetic that the real ones needed (`trivium.flops`).
+        flops: The arithmetic that the real ones needed (`trivium.training.flops`).
         seconds: Of the steps, with waiting for their batches; evaluating, saving and, after resuming, finding the
             place in the data are not in it.
     """
@@ -42,7 +42,7 @@ class Throughput(TrainerCallback, ExportableState):
     """Counts what a training computes on; kept in every `trainer_state.json`, under `stateful_callbacks`.
 
     A Trainer must tell it of every step's batches (`begin_step`), and add `since_last_log()` to what it logs, as
-    `trivium.trainer.RunTrainer` does. Counts are of all processes, which come together only where something is logged
+    `trivium.training.trainer.RunTrainer` does. Counts are of all processes, which come together only where something is logged
     or saved.
 
     Attributes:

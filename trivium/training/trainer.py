@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSa
 from transformers.trainer_utils import HubStrategy, SaveStrategy, has_length
 from transformers.utils import PushInProgress
 
-from trivium.batching import (
+from trivium.data.token_batches import (
     BatchReport,
     SeededBatchRebalanceSampler,
     SeededLengthGroupedSampler,
@@ -27,10 +27,10 @@ from trivium.batching import (
     TokenBatchStream,
     lengths_of,
 )
-from trivium.callbacks import Throughput
-from trivium.checkpoints import ResumableTrainer
-from trivium.devices import tied_weights_together
-from trivium.files import write_whole
+from trivium.training.callbacks import Throughput
+from trivium.storage.checkpoints import ResumableTrainer
+from trivium.training.distributed import tied_weights_together
+from trivium.storage.atomic import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ class InputArguments:
     Attributes:
         max_length: Tokens at which a text is cut; None: as many as the model has positions.
         max_tokens: Train in batches of like length and of at most so many tokens, on each device and step, instead of
-            `training.per_device_train_batch_size` rows; see `trivium.batching`. None: batches of rows.
+            `training.per_device_train_batch_size` rows; see `trivium.data.token_batches`. None: batches of rows.
         buffer_size: For `max_tokens` of streamed data: so many rows are read before batches are made of them.
         packing: For `causal-lm`: texts share rows of `max_length` tokens, without seeing each other, instead of being
             padded, and long ones are continued in the next row instead of being cut.
