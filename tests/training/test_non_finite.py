@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from trivium.callbacks.non_finite import NonFiniteError, NonFiniteGuard, has_finite_weights
 from trivium.checkpoints import checkpoints_of, find_defect
-from trivium.cli import app
 from trivium.recipe import load_recipe
 from trivium.training import train
+from trivium_cli import app
 
 pytestmark = pytest.mark.trains
 
