@@ -39,7 +39,7 @@ from trivium.data import load_data
 from trivium.inspection.drawing import MARKERS, SERIES, save_figure
 from trivium.recipe import load_recipe
 from trivium.tasks import encode_data, make_collator
-from trivium.trainer import RunTrainer
+from trivium.training.trainer import RunTrainer
 from trivium.training import load_or_build
 
 OURS, THEIRS = "Trivium, batches by tokens", "MarianMTModel, Seq2SeqTrainer"

@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 from timing import Ratio, interleaved, surroundings, write_ratios
 
-from trivium.flops import TokenCounts, count_tokens, training_flops
+from trivium.training.flops import TokenCounts, count_tokens, training_flops
 
 PEAK = "products of matrices"
 NOT_TIMED = 2

@@ -1,9 +1,9 @@
 """Greedy and beam search for `generate()`, over a batch that sentences leave as they finish.
 
-Both searches return what the loops of transformers return, token by token. Where two sequences score exactly the same,
-they may come out in another order, or one in place of the other, for candidates are selected per beam before they are
-compared across beams. What these searches do not cover is left to transformers: see `_can_search`, and `beam_search`
-for the searches that run out of allowed tokens.
+Both searches return what the loops of transformers return, token by token. Exact ties, which are common in half
+precision, may be broken in another way: candidates are selected per beam before they are compared across beams. What
+these searches do not cover is left to transformers: see `_can_search`, and `beam_search` for a search that runs out of
+allowed tokens.
 
 They are faster because finished sentences are not computed on, the beams of a sentence share the keys and values of
 its source, and a step calls the decoder's layers and little else.

@@ -233,12 +233,11 @@ class TriviumDecoder(TriviumStack):
         tokens = RealTokens.of_padded(inputs_embeds, attention_mask) if skip_padding else None
         # Padding at the end no real token sees anyway, and without a mask attention is faster, but looks for packing.
         mask_is_idle = tokens is not None and tokens.come_first and position_ids is None
-        cache = self_attention_cache(cache)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=None if mask_is_idle else attention_mask,
-            cache=cache,
+            cache=self_attention_cache(cache),
             position_ids=position_ids,  # restarting positions are packed sentences, which do not see each other
         )
         if position_ids is None:

@@ -7,7 +7,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 from paths import ROOT
+
+pytestmark = pytest.mark.subprocess
 
 
 def test_every_package_is_listed() -> None:
@@ -18,6 +21,7 @@ def test_every_package_is_listed() -> None:
     assert listed == {".".join(parts if parts[0] in top_level else ("trivium", *parts)) for parts in found}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_and_imports_everything(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(
@@ -37,7 +41,7 @@ for module in pkgutil.walk_packages(trivium.__path__, "trivium."):
     if not module.name.endswith("__main__"):  # it would run
         importlib.import_module(module.name)
 from trivium.recipe import available_recipes
-from trivium.devices import launch_configs
+from trivium.training.distributed import launch_configs
 print(trivium.__file__, available_recipes(), list(launch_configs()))
 print(importlib.resources.files("trivium.hub").joinpath("hub_card.md").read_text())
 assert all(importlib.resources.files("trivium.demo").joinpath(name).is_file() for name in ("page.css", "page.js"))

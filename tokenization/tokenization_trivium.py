@@ -88,9 +88,9 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         ValueError: If the two vocabularies disagree about the id of a special token, or if the target's is missing.
     """
 
-    _tokenizer: Tokenizer  # the source's
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "target_tokenizer_file": TARGET_TOKENIZER_FILE}
     model_input_names = ["input_ids", "attention_mask"]
+    _tokenizer: Tokenizer
     _words_have_spaces = False
 
     def __init__(

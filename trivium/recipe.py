@@ -23,7 +23,7 @@ from yaml import YAMLError
 
 from trivium.configuration import PRESETS, TriviumConfig, preset_config
 from trivium.data import DataArguments
-from trivium.files import write_whole
+from trivium.storage.atomic import write_whole
 from trivium.metrics import METRICS
 from trivium.tasks import TASKS, InputArguments, Task
 

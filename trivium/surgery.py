@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from trivium import modeling
-from trivium.files import check_free, whole_folder
+from trivium.storage.atomic import check_free, whole_folder
 from trivium.modeling import (
     TriviumDecoderModel,
     TriviumEncoderModel,

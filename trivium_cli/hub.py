@@ -39,7 +39,7 @@ def card(
     """
     with mistakes_explained():
         check_saved_model(model)
-        from trivium.files import write_whole
+        from trivium.storage.atomic import write_whole
         from trivium.hub.card import CARD_FILE, MARK, has_own_card, render_card
         from trivium.storage.manifest import record
 

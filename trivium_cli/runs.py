@@ -88,7 +88,7 @@ def launch_config(
 ) -> None:
     """Print the path of a configuration for `accelerate launch`, to train on several devices."""
     with mistakes_explained():
-        from trivium.devices import launch_configs
+        from trivium.training.distributed import launch_configs
 
         configs = launch_configs()
         if name is not None and name not in configs:
@@ -159,7 +159,7 @@ def evaluate(
         recipe = load_recipe(model, overrides or [])
         from trivium import evaluation
         from trivium.data import load_data
-        from trivium.files import write_whole
+        from trivium.storage.atomic import write_whole
         from trivium.storage.manifest import record
 
         data = load_data(recipe.data, recipe.kind.columns)

@@ -288,7 +288,7 @@ class _Answer(Protocol):
 def _answer_all(answer: _Answer, texts: list[str] | None, input_file: Path | None, output_file: Path | None) -> None:
     """Read texts, and write or print the answers to them."""
     from trivium.data import decode_lines, read_lines
-    from trivium.files import write_whole
+    from trivium.storage.atomic import write_whole
 
     if not (texts or input_file) and sys.stdin is None:
         raise ValueError("There is nothing to read: standard input is closed. Give texts, or --input with a file.")

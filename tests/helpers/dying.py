@@ -18,9 +18,9 @@ import transformers.modeling_utils
 from forks import FORKS
 from transformers import TrainerState
 
-import trivium.callbacks.averaging
+import trivium.training.callbacks.ema
 from trivium.recipe import load_recipe
-from trivium.trainer import RunTrainer
+from trivium.training.trainer import RunTrainer
 from trivium.training import train
 
 # When a training dies: after so many seconds; or when it has written half of a file, which stays so, the first whose
@@ -103,5 +103,5 @@ def die_in_writing(ending: str) -> None:
 
     torch.save = half(torch.save, 1)
     transformers.modeling_utils.safe_save_file = half(safetensors.torch.save_file, 1)
-    trivium.callbacks.averaging.save_file = half(safetensors.torch.save_file, 1)
+    trivium.training.callbacks.ema.save_file = half(safetensors.torch.save_file, 1)
     TrainerState.save_to_json = half(TrainerState.save_to_json, 1)

@@ -1,6 +1,6 @@
 """Training data: the embedded corpus of numbers, and loading from files and from the Hub."""
 
-from trivium.data.files import decode_lines, read_lines
+from trivium.data.readers import decode_lines, read_lines
 from trivium.data.fingerprints import fingerprint
 from trivium.data.loading import DataArguments, load_data
 from trivium.data.numbers import numbers_corpus

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset, IterableDataset, load_dataset_builder
 
-from trivium.data.files import READERS
+from trivium.data.readers import READERS
 from trivium.data.loading import SLICE, DataArguments, files_of
 
 ROWS_AT_ONCE = 1000

@@ -24,7 +24,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
-from trivium.data.files import READERS, PlacedRow, Row, document_rows, parallel_rows
+from trivium.data.readers import READERS, PlacedRow, Row, document_rows, parallel_rows
 from trivium.data.numbers import numbers_corpus
 
 SPLITS = ("train", "validation", "test")

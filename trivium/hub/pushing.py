@@ -16,11 +16,12 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from trivium.checkpoints import STATE_FILE
+from trivium.storage.checkpoints import STATE_FILE
 from trivium.hub.card import CARD_FILE, has_own_card, render_card
 from trivium.hub.checking import WEIGHTS, WEIGHTS_INDEX, check_folder, code_of, weights_of
 from trivium.hub.space import PAGE
 from trivium.recipe import RECIPE_FILE, load_recipe, public_recipe
+from trivium.storage.manifest import ROOM
 
 logger = logging.getLogger(__name__)
 
@@ -297,28 +298,31 @@ def push(
     return planned if dry_run else send(planned, message=message, token=token)
 
 
-def send_in_background(planned: Push, folder: Path, *, message: str, token: str | None = None) -> Future[None]:
+def send_in_background(planned: Push, run: Path, *, message: str, token: str | None = None) -> Future[None]:
     """Send while training goes on; a push that fails is logged, and training goes on.
 
     Pushes are sent one after the other.
 
     Args:
         planned: What to send.
-        folder: A new folder on the same disk. It holds hard links to the files, which may be deleted meanwhile, until
-            all is sent.
+        run: The folder of the run. Until all is sent it holds hard links to the files, which may be deleted meanwhile.
         message: The first line of the commit.
         token: As `send`.
     """
-    folder.mkdir(parents=True)
+    room = run / ROOM
+    room.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="push-", dir=room))
     files: dict[str, Path | bytes] = {}
     for name, content in planned.files.items():
-        files[name] = content
-        if isinstance(content, Path):
-            files[name] = kept = folder / name.replace("/", "--")
-            try:
-                os.link(content, kept)
-            except OSError:  # not every file system has links
-                shutil.copy(content, kept)
+        if isinstance(content, bytes):
+            files[name] = content
+            continue
+        kept = folder / name.replace("/", "--")
+        try:
+            os.link(content, kept)
+        except OSError:  # not every file system has links
+            shutil.copy(content, kept)
+        files[name] = kept
 
     def send_and_clean() -> None:
         try:

@@ -9,7 +9,7 @@ from huggingface_hub import SpaceCardData, constants
 from packaging.requirements import Requirement
 
 from trivium.configuration import TriviumConfig
-from trivium.files import whole_files
+from trivium.storage.atomic import whole_files
 from trivium.hub.card import CARD_FILE, MARK, has_own_card, introduce
 from trivium.hub.checking import auto_class_of
 from trivium.hub.usage import usage_of

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils import logging
 
 from trivium import modeling
-from trivium.files import check_free, whole_folder
+from trivium.storage.atomic import check_free, whole_folder
 from trivium.interop.checkpoint import Checkpoint, write_weights
 from trivium.interop.exchange import Exchange
 from trivium.interop.families import FAMILIES

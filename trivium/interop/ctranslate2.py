@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from trivium import modeling
 from trivium.configuration import TriviumConfig
-from trivium.files import check_free, whole_folder
+from trivium.storage.atomic import check_free, whole_folder
 from trivium.modeling import TriviumEncoderModel, TriviumForCausalLM, TriviumForConditionalGeneration
 from trivium.modeling.attention import MultiHeadAttention
 from trivium.modeling.feed_forward import FeedForward

@@ -49,7 +49,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 
 from trivium import modeling
 from trivium.configuration import TriviumConfig
-from trivium.files import check_free, whole_folder
+from trivium.storage.atomic import check_free, whole_folder
 from trivium.modeling.cache import self_attention_cache
 
 # Every class that can be exported, and what it answers.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import xxhash
 
-from trivium.files import write_whole
+from trivium.storage.atomic import write_whole
 from trivium.storage.names import check_relative
 from trivium.storage.pickles import TRAINING_ARGUMENTS_FILE
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from trivium.devices import from_first_process
+from trivium.training.distributed import from_first_process
 from trivium.storage.manifest import LOCK, ROOM
 
 

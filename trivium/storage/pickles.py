@@ -28,7 +28,7 @@ class UnsafePickleError(ValueError):
 def check_pickles(checkpoint: Path) -> None:
     """Refuse a checkpoint whose pickles name anything but tensors and plain values. Nothing in it is executed.
 
-    Truncated files pass: `trivium.checkpoints.find_defect` names them.
+    Truncated files pass: `trivium.storage.checkpoints.find_defect` names them.
 
     Raises:
         OSError: A file cannot be read.
