@@ -13,7 +13,7 @@ import pytest
 from paths import TESTS
 from together import run_together
 
-from trivium.recipe import RECIPE_FILE, Recipe, load_recipe
+from trivium.recipe import Recipe, load_recipe
 from trivium.storage.checkpoints import checkpoints_of, delete_old_checkpoints, set_aside
 from trivium.storage.manifest import (
     BROKEN,
@@ -26,6 +26,7 @@ from trivium.storage.manifest import (
     run_files,
     start_manifest,
 )
+from trivium.storage.names import RECIPE_FILE
 from trivium.training.distributed import lock_run
 from trivium.training.train import Start, choose_start, prepare_folder, train
 
