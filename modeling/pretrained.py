@@ -121,7 +121,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
         # copied, and which no Auto class finds.
         own_class = next(each for each in type(self).__mro__ if not each.__module__.startswith("torch."))
         saved: TriviumPreTrainedModel = object.__new__(own_class)
-        vars(saved).update(vars(self))
+        saved.__dict__.update(self.__dict__)
         saved.config = copy.copy(self.config)
         if self.is_remote_code():
             saved._fill_auto_map()
