@@ -19,7 +19,6 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from trivium import modeling
-from trivium.storage.atomic import check_free, whole_folder
 from trivium.modeling import (
     TriviumDecoderModel,
     TriviumEncoderModel,
@@ -27,6 +26,7 @@ from trivium.modeling import (
     TriviumForConditionalGeneration,
     TriviumModel,
 )
+from trivium.storage.atomic import check_free, whole_folder
 from trivium.tokenization import TriviumTokenizer
 
 Weights = Mapping[str, torch.Tensor]

@@ -39,8 +39,8 @@ def card(
     """
     with mistakes_explained():
         check_saved_model(model)
-        from trivium.storage.atomic import write_whole
         from trivium.hub.card import CARD_FILE, MARK, has_own_card, render_card
+        from trivium.storage.atomic import write_whole
         from trivium.storage.manifest import record
 
         if has_own_card(model) and not overwrite:

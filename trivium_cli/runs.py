@@ -149,7 +149,8 @@ def evaluate(
     """
     with mistakes_explained():
         check_saved_model(model)
-        from trivium.recipe import RECIPE_FILE, data_name, load_recipe
+        from trivium.hub.public import data_name
+        from trivium.recipe import RECIPE_FILE, load_recipe
 
         if not (model / RECIPE_FILE).is_file():
             raise FileNotFoundError(

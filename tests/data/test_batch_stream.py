@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from test_batching import losses_of, random_pairs, recipe_for, sampler, some_lengths
 
 from trivium.data.token_batches import TokenBatchStream
-from trivium.training.trainer import RunTrainer
 from trivium.training import train
+from trivium.training.trainer import RunTrainer
 
 pytestmark = pytest.mark.trains
 

@@ -29,9 +29,9 @@ from trivium import (
 )
 from trivium.demo import launch
 from trivium.demo.generating import Writing, write
+from trivium.demo.introspect import MAX_CHARACTERS, MAX_TOKENS, UnfitText, read
 from trivium.demo.judging import classify, fill_masks
 from trivium.demo.page import build
-from trivium.demo.introspect import MAX_CHARACTERS, MAX_TOKENS, UnfitText, read
 from trivium.hub import render_card
 from trivium.hub.card import introduce
 from trivium.hub.space import PAGE, SOURCE, write_space

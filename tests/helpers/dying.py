@@ -20,8 +20,8 @@ from transformers import TrainerState
 
 import trivium.training.callbacks.ema
 from trivium.recipe import load_recipe
-from trivium.training.trainer import RunTrainer
 from trivium.training import train
+from trivium.training.trainer import RunTrainer
 
 # When a training dies: after so many seconds; or when it has written half of a file, which stays so, the first whose
 # path ends so; or when Python is about to do something to a path that ends so.

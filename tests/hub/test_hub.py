@@ -69,6 +69,7 @@ def uploads(hub: HubServer) -> list[str]:
 # --- The check -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # test_the_command_checks_shows_and_publishes checks one by default
 def test_a_saved_folder_passes(folder: Path) -> None:
     check_folder(folder)
 

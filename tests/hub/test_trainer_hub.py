@@ -26,12 +26,12 @@ from transformers import (
 )
 
 from trivium import TriviumForCausalLM
-from trivium.training.callbacks import CompletePush
 from trivium.hub import Push, push
 from trivium.hub.card import MARK
 from trivium.hub.pushing import published_checkpoint, send_in_background
 from trivium.recipe import Recipe, load_recipe
 from trivium.training import train
+from trivium.training.callbacks import CompletePush
 
 pytestmark = pytest.mark.trains
 

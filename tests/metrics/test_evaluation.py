@@ -17,7 +17,8 @@ from trivium import (
     TriviumTokenizer,
 )
 from trivium.evaluation import evaluate
-from trivium.tasks import IGNORED, TASKS, InputArguments, encode_rows, label_facts, make_collator
+from trivium.modeling.loss import IGNORED
+from trivium.tasks import TASKS, InputArguments, encode_rows, label_facts, make_collator
 from trivium.tokenization import train_tokenizer
 
 TEXTS = ["one", "two dogs ran across the road and never came back to the house", "three cats", "birds fly south"]

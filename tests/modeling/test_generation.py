@@ -79,7 +79,9 @@ def greedy_by_hand(model: TriviumForConditionalGeneration, inputs: Tensors) -> t
 
 
 @pytest.mark.parametrize("norm_position", ["post", pytest.param("pre", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize(
+    "position", ["sinusoidal", *(pytest.param(position, marks=pytest.mark.slow) for position in ("learned", "rotary"))]
+)
 def test_a_trained_model_copies(position: str, norm_position: str) -> None:
     """Sentences that it has not seen; by chance it would get none of them right."""
     model = copier(steps=300, position_embedding_type=position, norm_position=norm_position)

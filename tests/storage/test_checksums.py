@@ -9,10 +9,10 @@ import torch
 from paths import TESTS
 from safetensors.torch import load_file, save_file
 
-from trivium.storage.checkpoints import find_defect
 from trivium.recipe import load_recipe
-from trivium.training.resume import checkpoint_to_resume
+from trivium.storage.checkpoints import find_defect
 from trivium.storage.checksums import CHECKSUMS_FILE, read_checksums, write_checksums
+from trivium.training.resume import checkpoint_to_resume
 
 OLD_RUN = TESTS / "fixtures" / "run-0.1.0"
 

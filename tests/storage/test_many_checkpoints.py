@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from together import run_together, start_together
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from trivium.storage.checkpoints import checkpoints_of, find_defect
-from trivium.training.distributed import launch_configs
 from trivium.recipe import load_recipe
+from trivium.storage.checkpoints import checkpoints_of, find_defect
 from trivium.storage.manifest import ROOM
 from trivium.training import train
+from trivium.training.distributed import launch_configs
 
 pytestmark = pytest.mark.trains
 

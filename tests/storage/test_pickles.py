@@ -15,8 +15,8 @@ from paths import TESTS
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
-from trivium.storage.checkpoints import find_defect
 from trivium.recipe import load_recipe
+from trivium.storage.checkpoints import find_defect
 from trivium.storage.pickles import UnsafePickleError, check_pickles, read_shards
 from trivium.training import train
 

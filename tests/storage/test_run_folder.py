@@ -13,9 +13,8 @@ import pytest
 from paths import TESTS
 from together import run_together
 
-from trivium.storage.checkpoints import checkpoints_of, delete_old_checkpoints, set_aside
 from trivium.recipe import RECIPE_FILE, Recipe, load_recipe
-from trivium.storage.lock import lock_run
+from trivium.storage.checkpoints import checkpoints_of, delete_old_checkpoints, set_aside
 from trivium.storage.manifest import (
     BROKEN,
     LOCK,
@@ -27,7 +26,8 @@ from trivium.storage.manifest import (
     run_files,
     start_manifest,
 )
-from trivium.training import Start, choose_start, prepare_folder, train
+from trivium.training.distributed import lock_run
+from trivium.training.train import Start, choose_start, prepare_folder, train
 
 OLD_RUN = TESTS / "fixtures" / "run-0.1.0"
 REPORT = {"scores": {}, "data": "numbers", "rows": 3, "generation": {}, "date": "2026-01-01", "versions": {}}

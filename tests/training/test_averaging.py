@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 
 from trivium import TriviumForConditionalGeneration, TriviumForMaskedLM
 from trivium.averaging import average, last_checkpoints
-from trivium.training.callbacks import ExponentialAverage
-from trivium.training.callbacks.ema import TRAINED_WEIGHTS_FILE
 from trivium.interop.checkpoint import Checkpoint
 from trivium.recipe import load_recipe
 from trivium.tokenization import train_tokenizer
 from trivium.training import train
+from trivium.training.callbacks import ExponentialAverage
+from trivium.training.callbacks.ema import TRAINED_WEIGHTS_FILE
 from trivium_cli import app
 
 pytestmark = pytest.mark.trains

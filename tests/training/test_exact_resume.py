@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainingArguments, set_seed
 
 from trivium import TriviumForCausalLM
-from trivium.data.token_batches import SeededLengthGroupedSampler
+from trivium.data.length_grouped import SeededLengthGroupedSampler
 from trivium.training.distributed import launch_configs
 from trivium.training.trainer import RunTrainer
 

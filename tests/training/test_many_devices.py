@@ -19,10 +19,10 @@ from transformers import Seq2SeqTrainingArguments, set_seed
 from typer.testing import CliRunner
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM
-from trivium.training.distributed import launch_configs
 from trivium.recipe import load_recipe
-from trivium.training.trainer import RunTrainer
 from trivium.training import train
+from trivium.training.distributed import launch_configs
+from trivium.training.trainer import RunTrainer
 from trivium_cli import app
 
 pytestmark = [pytest.mark.trains, pytest.mark.subprocess]

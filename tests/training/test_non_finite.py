@@ -9,11 +9,11 @@ from together import run_together
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from typer.testing import CliRunner
 
-from trivium.training.callbacks.non_finite import NonFiniteError, NonFiniteGuard, has_finite_weights
-from trivium.storage.checkpoints import checkpoints_of, find_defect
-from trivium.cli import app
 from trivium.recipe import load_recipe
+from trivium.storage.checkpoints import checkpoints_of, find_defect
 from trivium.training import train
+from trivium.training.callbacks.non_finite import NonFiniteError, NonFiniteGuard, has_finite_weights
+from trivium_cli import app
 
 pytestmark = pytest.mark.trains
 

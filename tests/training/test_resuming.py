@@ -12,11 +12,11 @@ import torch
 from dying import Moment, folder_of, said_by, trained
 from safetensors.torch import load_file
 
-from trivium.training.callbacks.ema import TRAINED_WEIGHTS_FILE
-from trivium.storage.checkpoints import BROKEN, STATE_FILE, checkpoints_of, find_defect, last_whole_checkpoint
 from trivium.recipe import load_recipe
+from trivium.storage.checkpoints import BROKEN, STATE_FILE, checkpoints_of, find_defect, last_whole_checkpoint
 from trivium.storage.manifest import ROOM, RunFolder
 from trivium.training import train
+from trivium.training.callbacks.ema import TRAINED_WEIGHTS_FILE
 
 pytestmark = [pytest.mark.trains, pytest.mark.subprocess]
 

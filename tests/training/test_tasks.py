@@ -16,8 +16,8 @@ from trivium import (
     TriviumTokenizer,
 )
 from trivium.configuration import TriviumConfig
+from trivium.modeling.loss import IGNORED
 from trivium.tasks import (
-    IGNORED,
     TASKS,
     InputArguments,
     encode_label,

@@ -18,9 +18,9 @@ from trivium import (
     TriviumForMaskedLM,
     TriviumForSequenceClassification,
 )
-from trivium.training.flops import COUNTED, TokenCounts, count_tokens, peak_of, training_flops
 from trivium.tasks import pack
 from trivium.training import train
+from trivium.training.flops import COUNTED, TokenCounts, count_tokens, peak_of, training_flops
 
 pytestmark = pytest.mark.trains
 

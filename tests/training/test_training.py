@@ -15,12 +15,12 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from trivium import TriviumForConditionalGeneration
-from trivium.training.callbacks.run_facts import describe_hardware
 from trivium.data import fingerprint, load_data, numbers_corpus
 from trivium.evaluation import evaluate
 from trivium.recipe import load_recipe
 from trivium.storage.manifest import record
 from trivium.training import train
+from trivium.training.callbacks.run_facts import describe_hardware
 from trivium.translation import translate
 from trivium_cli import app
 

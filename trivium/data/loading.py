@@ -24,8 +24,8 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
-from trivium.data.readers import READERS, PlacedRow, Row, document_rows, parallel_rows
 from trivium.data.numbers import numbers_corpus
+from trivium.data.readers import READERS, PlacedRow, Row, document_rows, parallel_rows
 
 SPLITS = ("train", "validation", "test")
 PAIR = ("source", "target")

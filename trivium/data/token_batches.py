@@ -6,11 +6,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute
-import torch
 from datasets import Dataset
 from torch.utils.data import IterableDataset, Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
 
 
 class TokenBatchSampler(Sampler[list[int]]):
@@ -67,48 +64,6 @@ class TokenBatchSampler(Sampler[list[int]]):
         batches = token_batches(self._lengths, self._max_tokens, random)
         for place in random.permutation(len(batches)):
             yield batches[place].tolist()
-
-
-class SeededLengthGroupedSampler(LengthGroupedSampler):
-    """Group rows of similar length as transformers does, in an order that depends only on seed and epoch.
-
-    The Trainer's own sampler draws from torch's global generator: every process may get another order, and a run that
-    is resumed inside a later epoch does.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
-        """Store the lengths of the rows.
-
-        Args:
-            lengths: Length of each row.
-            batch_size: Rows of an optimizer step, which are of similar length.
-            seed: Seed of the order.
-            epoch: Return the epoch that begins. It is called at every iteration, because Accelerate does not forward
-                `set_epoch` to this sampler.
-        """
-        super().__init__(batch_size, lengths=lengths)
-        self._seed, self._epoch = seed, epoch
-
-    def __iter__(self) -> Iterator[int]:
-        [seed] = np.random.SeedSequence((self._seed, self._epoch())).generate_state(1)
-        self.generator = torch.Generator().manual_seed(int(seed))
-        return super().__iter__()
-
-
-class SeededBatchRebalanceSampler(BatchRebalanceSampler):
-    """Balance the lengths of batches over processes as transformers does, in an order that follows seed and epoch.
-
-    Accelerate does not forward `set_epoch` to the Trainer's own sampler when several processes resume inside an epoch.
-    """
-
-    def __init__(self, *args: Any, epoch: Callable[[], int], **kwargs: Any) -> None:
-        """Take the arguments of `BatchRebalanceSampler`, and `epoch` as `SeededLengthGroupedSampler` does."""
-        super().__init__(*args, **kwargs)
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        self.set_epoch(self._epoch())
-        return super().__iter__()
 
 
 class TokenBatchStream(IterableDataset):
@@ -211,17 +166,3 @@ def with_more(batches: list[np.ndarray], missing: int) -> list[np.ndarray]:
 def lengths_of(rows: Dataset, column: str) -> np.ndarray:
     """How many tokens each row has in `column`, without reading them."""
     return pyarrow.compute.list_value_length(rows.with_format("arrow")[column][:]).to_numpy()
-
-
-class BatchReport(TrainerCallback):
-    """Logs what the batches are like, when training begins."""
-
-    def __init__(self, batches: TokenBatchSampler, log: Callable[[dict[str, float]], None]) -> None:
-        self._batches, self._log = batches, log
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Log it, as a Trainer logs losses: on the terminal, in `trainer_state.json`, to TensorBoard and the like."""
-        facts = {"batches_per_epoch": len(self._batches), "tokens_per_batch": self._batches.mean_tokens}
-        self._log({**facts, "padding": self._batches.padding})

@@ -16,11 +16,12 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from trivium.storage.checkpoints import STATE_FILE
 from trivium.hub.card import CARD_FILE, has_own_card, render_card
 from trivium.hub.checking import WEIGHTS, WEIGHTS_INDEX, check_folder, code_of, weights_of
+from trivium.hub.public import public_recipe
 from trivium.hub.space import PAGE
-from trivium.recipe import RECIPE_FILE, load_recipe, public_recipe
+from trivium.recipe import RECIPE_FILE, load_recipe
+from trivium.storage.checkpoints import STATE_FILE
 from trivium.storage.manifest import ROOM
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from huggingface_hub import SpaceCardData, constants
 from packaging.requirements import Requirement
 
 from trivium.configuration import TriviumConfig
-from trivium.storage.atomic import whole_files
 from trivium.hub.card import CARD_FILE, MARK, has_own_card, introduce
 from trivium.hub.checking import auto_class_of
 from trivium.hub.usage import usage_of
+from trivium.storage.atomic import whole_files
 
 PAGE = "trivium_demo"  # what the package with the page is called there, where `trivium` itself is absent
 SOURCE = Path(__file__).parent.parent / "demo"

@@ -21,11 +21,11 @@ from transformers import (
 from transformers.utils import logging
 
 from trivium import modeling
-from trivium.storage.atomic import check_free, whole_folder
 from trivium.interop.checkpoint import Checkpoint, write_weights
 from trivium.interop.exchange import Exchange
 from trivium.interop.families import FAMILIES
 from trivium.interop.mapping import Family
+from trivium.storage.atomic import check_free, whole_folder
 from trivium.tokenization import TriviumTokenizer
 
 MAX_SHARD_SIZE = "5GB"

@@ -26,13 +26,13 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from trivium import modeling
 from trivium.configuration import TriviumConfig
-from trivium.storage.atomic import check_free, whole_folder
 from trivium.modeling import TriviumEncoderModel, TriviumForCausalLM, TriviumForConditionalGeneration
 from trivium.modeling.attention import MultiHeadAttention
 from trivium.modeling.feed_forward import FeedForward
 from trivium.modeling.layers import Residual
 from trivium.modeling.positions import sinusoidal_encoding
 from trivium.modeling.stacks import TriviumDecoder, TriviumEncoder, TriviumStack
+from trivium.storage.atomic import check_free, whole_folder
 
 CONFIG_FILE = "trivium_config.json"  # CTranslate2 has a config.json of its own
 CONVERTIBLE = (TriviumForConditionalGeneration, TriviumForCausalLM, TriviumEncoderModel)

@@ -49,8 +49,8 @@ from transformers.utils.deprecation import deprecate_kwarg
 
 from trivium import modeling
 from trivium.configuration import TriviumConfig
-from trivium.storage.atomic import check_free, whole_folder
 from trivium.modeling.cache import self_attention_cache
+from trivium.storage.atomic import check_free, whole_folder
 
 # Every class that can be exported, and what it answers.
 OUTPUTS: dict[str, type[ModelOutput]] = {

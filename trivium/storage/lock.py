@@ -1,32 +1,24 @@
 """A lock on the folder of a run: one training at a time."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from trivium.training.distributed import from_first_process
 from trivium.storage.manifest import LOCK, ROOM
 
 
 @contextmanager
-def lock_run(run: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder, which is made if need be; of several processes the first one holds it.
+def lock_folder(run: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder, which is created if it is missing.
 
-    The system releases the lock when the process ends, however it ends. Folders that were made for it and are still
-    empty in the end are removed.
+    The operating system releases the lock when the process ends, however it ends. Folders that were created for it and
+    are still empty in the end are removed.
 
     Raises:
-        ValueError: Another training holds it.
+        ValueError: Another training holds the lock.
     """
-    with ExitStack() as stack:
-        from_first_process(lambda: stack.enter_context(_lock_here(run)) or True)
-        yield
-
-
-@contextmanager
-def _lock_here(run: Path) -> Iterator[None]:
     room = run / ROOM
     missing = [folder for folder in (room, *room.parents) if not folder.exists()]
     room.mkdir(parents=True, exist_ok=True)

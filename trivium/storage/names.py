@@ -1,7 +1,11 @@
 """Names that a run gives to its files, and names that a manifest may have."""
 
+import re
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 STATE_FILE = "trainer_state.json"  # the Trainer writes it last
 MODEL_FILES = (  # what a Trainer, a model and a tokenizer save beside one another
@@ -60,3 +64,19 @@ def check_relative(name: str, manifest: Path) -> None:
             f"{manifest} names {name!r}, but a manifest may only name relative paths inside its own folder. It was "
             "not written by Trivium: do not use this folder, or delete the file."
         )
+
+
+def checkpoint_of(args: TrainingArguments, state: TrainerState) -> Path:
+    """Return the folder of the checkpoint of a Trainer's current step."""
+    assert args.output_dir is not None  # the Trainer has set it
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """Return the folders of a run's checkpoints, complete or not, ordered by step."""
+    numbered = {
+        int(found[1]): path
+        for path in run.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (found := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)) and path.is_dir()
+    }
+    return [numbered[step] for step in sorted(numbered)]

@@ -3,7 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +12,8 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
+
+from trivium.storage.lock import lock_folder
 
 T = TypeVar("T")
 
@@ -60,6 +62,18 @@ def from_first_process(make: Callable[[], T]) -> T:
         raise failure
     assert result is not None
     return result
+
+
+@contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder in the first of all processes; if it is refused, every process raises.
+
+    Raises:
+        ValueError: Another training holds the lock.
+    """
+    with ExitStack() as stack:
+        from_first_process(lambda: stack.enter_context(lock_folder(run)) or True)
+        yield
 
 
 @contextmanager

@@ -20,19 +20,18 @@ from transformers import (
     set_seed,
 )
 
-from trivium.training.callbacks import ExponentialAverage, RunFacts
-from trivium.training.callbacks.push import check_hub_arguments
-from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, failure_explained, set_aside
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
-from trivium.training.distributed import check_devices, from_first_process
 from trivium.metrics import load_metric
 from trivium.recipe import RECIPE_FILE, Recipe
-from trivium.training.resume import checkpoint_to_resume
-from trivium.storage.lock import lock_run
+from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, failure_explained, set_aside
 from trivium.storage.manifest import CARD, MANIFEST, RunFolder, record, start_manifest
 from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_targets, make_collator
 from trivium.tokenization import train_tokenizer
+from trivium.training.callbacks import ExponentialAverage, RunFacts
+from trivium.training.callbacks.push import check_hub_arguments
+from trivium.training.distributed import check_devices, from_first_process, lock_run
+from trivium.training.resume import checkpoint_to_resume
 from trivium.training.trainer import RunTrainer
 
 SHOWN = 5  # foreign files that an error names

@@ -19,18 +19,13 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSa
 from transformers.trainer_utils import HubStrategy, SaveStrategy, has_length
 from transformers.utils import PushInProgress
 
-from trivium.data.token_batches import (
-    BatchReport,
-    SeededBatchRebalanceSampler,
-    SeededLengthGroupedSampler,
-    TokenBatchSampler,
-    TokenBatchStream,
-    lengths_of,
-)
-from trivium.training.callbacks import Throughput
-from trivium.storage.checkpoints import ResumableTrainer
-from trivium.training.distributed import tied_weights_together
+from trivium.data.length_grouped import SeededBatchRebalanceSampler, SeededLengthGroupedSampler
+from trivium.data.token_batches import TokenBatchSampler, TokenBatchStream, lengths_of
 from trivium.storage.atomic import write_whole
+from trivium.training.callbacks import Throughput
+from trivium.training.callbacks.throughput import BatchReport
+from trivium.training.distributed import tied_weights_together
+from trivium.training.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
 

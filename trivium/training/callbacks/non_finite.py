@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trivium.storage.checkpoints import is_finite
 from trivium.storage.names import checkpoints_of
 
 MAX_NON_FINITE_STEPS = 10
@@ -68,13 +69,6 @@ class NonFiniteGuard(TrainerCallback):
                     args, state, f"the loss or the gradient norm was not finite for {steps} optimizer steps in a row",
                     self._learning_rate,
                 )  # fmt: skip
-
-
-def is_finite(tensor: torch.Tensor) -> torch.Tensor:
-    """Return whether all elements are finite, on the tensor's device: in one pass, and without a copy of it."""
-    if not tensor.numel() or not tensor.is_floating_point() or tensor.itemsize < 2:  # of one byte: quantized
-        return torch.tensor(True, device=tensor.device)
-    return torch.isfinite(torch.stack(tensor.aminmax())).all()
 
 
 def has_finite_weights(model: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """How fast a training goes, and how much of it is for nothing."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from trivium.data.token_batches import TokenBatchSampler
 from trivium.training.flops import COUNTED, TokenCounts, count_tokens, peak_flops, training_flops
 
 
@@ -42,7 +43,7 @@ class Throughput(TrainerCallback, ExportableState):
     """Counts what a training computes on; kept in every `trainer_state.json`, under `stateful_callbacks`.
 
     A Trainer must tell it of every step's batches (`begin_step`), and add `since_last_log()` to what it logs, as
-    `trivium.training.trainer.RunTrainer` does. Counts are of all processes, which come together only where something is logged
+    `trivium.training.RunTrainer` does. Counts are of all processes, which come together only where something is logged
     or saved.
 
     Attributes:
@@ -137,3 +138,17 @@ class Throughput(TrainerCallback, ExportableState):
         self._since_last_log += done
         self.work += done
         self._counts, self._seconds = None, 0.0
+
+
+class BatchReport(TrainerCallback):
+    """Logs what the batches are like, when training begins."""
+
+    def __init__(self, batches: TokenBatchSampler, log: Callable[[dict[str, float]], None]) -> None:
+        self._batches, self._log = batches, log
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log it, as a Trainer logs losses: on the terminal, in `trainer_state.json`, to TensorBoard and the like."""
+        facts = {"batches_per_epoch": len(self._batches), "tokens_per_batch": self._batches.mean_tokens}
+        self._log({**facts, "padding": self._batches.padding})
