@@ -25,17 +25,24 @@ demo: install  ## train on the embedded data, evaluate, translate, and show wher
 	@echo "The model, its tokenizer, scores and translations are in $(DEMO)."
 	@echo "Its learning curves: $(BIN)/tensorboard --logdir $(DEMO)"
 
+# Models in tests are tiny: a second thread costs more than it gives, most of all while it waits for work.
+test test-slow contract: export OMP_NUM_THREADS = 1
+test test-slow contract: export OMP_WAIT_POLICY = passive
+test test-slow contract: export HF_HUB_OFFLINE = 1
+# Two processes, each with consecutive tests, so that few of them share a fixture.
+PARALLEL := --numprocesses 2 --dist worksteal
+
 test: install check  ## lint, type checks and the default test suite
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: install  ## the longer tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 TRANSFORMERS_TESTS ?= build/transformers
 
 contract: install $(TRANSFORMERS_TESTS)  ## transformers' own common tests on our classes
-	HF_HUB_OFFLINE=1 RUN_SLOW=1 PYTHONPATH=$(TRANSFORMERS_TESTS) $(BIN)/python -m pytest \
-		-m slow -o strict=false -W ignore -rs tests/contract
+	RUN_SLOW=1 PYTHONPATH=$(TRANSFORMERS_TESTS) $(BIN)/python -m pytest \
+		-m slow -o strict=false -W default --disable-warnings -rs tests/contract
 
 build/transformers: | install  # the source of the installed transformers, for its tests; delete it after an upgrade
 	rm -rf build/sdist

@@ -22,8 +22,8 @@ from transformers import set_seed
 from trivium.data import load_data
 from trivium.recipe import load_recipe
 from trivium.tasks import encode_data, make_collator
-from trivium.trainer import RunTrainer
 from trivium.training import load_or_build
+from trivium.training.trainer import RunTrainer
 
 BY_TOKENS = [
     "inputs.max_tokens=1152",

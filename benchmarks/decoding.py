@@ -21,7 +21,7 @@ from peers import BOS, EOS, PAD, SHAPES, ours_of, ours_of_decoders
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import Ratio, draw_ratios, interleaved, surroundings
+from timing import Ratio, interleaved, surroundings, write_ratios
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, get_inverse_sqrt_schedule
 from transformers.utils import logging
 
@@ -104,7 +104,7 @@ def weights_of_a_token(model: torch.nn.Module) -> int:
 
 
 def main() -> None:
-    """Print a table of all shapes, and draw it."""
+    """Print a table of all shapes; write it as JSON if `--results` is given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder of Multi30k")
     parser.add_argument("--models", type=Path, required=True, help="folder for the models")
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--vocabularies", nargs="+", type=int, default=[10_000])
     parser.add_argument("--steps", type=int, default=200, help="to train for")
     parser.add_argument("--seconds", type=float, default=20, help="for each cell, but at least three rounds")
-    parser.add_argument("--plot", type=Path, help="picture to write")
+    parser.add_argument("--results", type=Path, help="JSON to write, for draw.py")
     options = parser.parse_args()
     logging.set_verbosity_error()
     texts = list(read_lines(options.data / "test_2016_flickr.en"))
@@ -130,7 +130,7 @@ def main() -> None:
         "bandwidth, ours",
         "theirs",
     )
-    ratios: dict[tuple[str, str], Ratio] = {}
+    ratios: dict[tuple[str, str, str], Ratio] = {}
     memory = torch.ones(2**26)
     for way in options.ways:
         auto_class: Any = AutoModelForSeq2SeqLM if way == "encoder-decoder" else AutoModelForCausalLM
@@ -173,10 +173,8 @@ def main() -> None:
                             candidates[READ] = lambda _: memory.sum()
                         seconds = interleaved(candidates, options.seconds, fewest=3)
                         ratio = Ratio.of(seconds["theirs"], seconds["ours"])
-                        ratios[
-                            f"{way}\n{shape}, {vocabulary:,}, {search}, {at_once} at once",
-                            type(models["theirs"]).__name__,
-                        ] = ratio
+                        panel = f"{type(models['theirs']).__name__}, batch size {at_once}"
+                        ratios[panel, f"{shape}, {vocabulary:,}", search] = ratio
                         pairs = [
                             rows for pair in zip(*written.values(), strict=True) for rows in zip(*pair, strict=True)
                         ]
@@ -206,8 +204,8 @@ def main() -> None:
                 table.add_section()
     Console(width=140).print(table)
     print(surroundings())
-    if options.plot:
-        draw_ratios(ratios, "generate(): time, as a multiple of ours", options.plot, target=1.5)
+    if options.results:
+        write_ratios(ratios, "generate(): time as a multiple of Trivium's", options.results, target=1.5)
 
 
 def strip(ids: torch.Tensor) -> list[int]:

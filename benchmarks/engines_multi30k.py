@@ -22,10 +22,10 @@ import typer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from trivium.data import read_lines
-from trivium.files import write_whole
 from trivium.interop.ctranslate2 import CTranslate2Model, to_ctranslate2
 from trivium.interop.onnx import OnnxModel
 from trivium.metrics import load_metric
+from trivium.storage.atomic import write_whole
 from trivium.translation import translate
 
 SEARCHES: dict[str, dict[str, Any]] = {

@@ -3,9 +3,10 @@
     python benchmarks/gpu.py
 
 Training: bf16 autocast, compiled, AdamW, rows of one length without padding; told are milliseconds of a step, real
-tokens a second and the share of the device's peak (`trivium.flops`), and how many times as fast as MarianMTModel in
-the same rounds. Generation: greedy, 64 tokens for each row of the first shape, as `generate()` does it by itself, and
-with a static cache, whose steps transformers compiles into CUDA graphs. It needs no data and less than ten minutes.
+tokens a second, the share of the device's peak (`trivium.training.flops`), and how many times as fast as MarianMTModel
+in the same rounds. Generation: greedy, 64 tokens for each row of the first shape, as `generate()` does it by itself,
+and with a static cache, whose steps transformers compiles into CUDA graphs. It needs no data and less than ten
+minutes.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from torch import nn
 from training import arithmetic
 from transformers.utils import logging
 
-from trivium.flops import peak_flops
+from trivium.training.flops import peak_flops
 
 VOCABULARY = 32_000
 NAMES = ("Trivium", "MarianMTModel")

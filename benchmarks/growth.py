@@ -39,8 +39,7 @@ from transformers.utils import is_flash_attn_2_available
 from trivium import TriviumConfig
 from trivium.inspection import save_figure
 from trivium.inspection.drawing import MARKERS, SERIES, check_picture
-from trivium.modeling.attention import MultiHeadAttention
-from trivium.modeling.cache import CACHE
+from trivium.modeling.attention import AttentionContext, MultiHeadAttention
 
 WIDTH, HEADS, KERNEL = 256, 4, 3
 SHORTEST = 64
@@ -63,11 +62,11 @@ class Attention(nn.Module):
             d_model=WIDTH, num_attention_heads=HEADS, attention_dropout=0.0, attn_implementation=function
         )
         self.layer = MultiHeadAttention(config, layer_idx=0, is_causal=True)
-        self.mask = create_causal_mask(config, inputs, attention_mask=None, **{CACHE: None})
+        self.context = AttentionContext(create_causal_mask(config, inputs, attention_mask=None, cache=None))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Let each token look at itself and those before it."""
-        return self.layer(inputs, attention_mask=self.mask)[0]
+        return self.layer(inputs, self.context)[0]
 
 
 class Recurrence(nn.LSTM):

@@ -5,7 +5,7 @@
 Each model is built and takes two steps of AdamW in a process of its own, on the same batch. What is told is the most
 memory that the process had in RAM, less what it had before the model was built. Ours once as our Trainer trains, which
 needs no logits (`skip_logits=True`), once more so with what is inside a layer computed again in the backward pass
-(`gradient_checkpointing`), and once with all logits.
+(`activation_checkpointing`), and once with all logits.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def measure(
 def checkpointing(build: Callable[[], Any]) -> nn.Module:
     """A model that keeps what comes into its layers, and not what is inside."""
     model = build()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     return model
 
 

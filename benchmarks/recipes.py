@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from trivium.flops import COUNTED, PEAK_TFLOPS, TokenCounts, count_tokens, training_flops
 from trivium.recipe import load_recipe
+from trivium.training.flops import COUNTED, PEAK_TFLOPS, TokenCounts, count_tokens, training_flops
 
 # The tokens of a text as they are assumed, of a step on the longer side, and rows to be measured with.
 RECIPES = {

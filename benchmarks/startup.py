@@ -31,13 +31,15 @@ from transformers import PreTrainedModel
 from trivium.inspection.drawing import save_figure
 
 VOCABULARY = 10_000
-AUTO_CLASS = "from transformers import AutoModelForSeq2SeqLM"
 # Of each group, all are compared with the first.
 COMMANDS = {
     "Python": ["pass"],
-    "the package": ["import transformers", "import trivium", "import transformers; import trivium"],
-    "an Auto class": [AUTO_CLASS, f"import trivium; {AUTO_CLASS}"],
-    "a model": ["from transformers import MarianMTModel", "from trivium import TriviumForConditionalGeneration"],
+    "the package": [
+        "from transformers import MarianMTModel",
+        "from transformers import AutoModelForSeq2SeqLM",
+        "import transformers",
+        "import trivium",
+    ],
     "the command line": ["trivium --help", "trivium train --help", "trivium --version"],
 }
 Times = dict[str, list[tuple[float, float]]]
@@ -66,7 +68,7 @@ def interleaved(candidates: dict[str, Callable[[], object]], rounds: int, title:
 def process_of(command: str) -> Callable[[], object]:
     """What runs a command: Python's, or `trivium` with arguments."""
     program, *arguments = command.split()
-    arguments = ["-m", "trivium.cli", *arguments] if program == "trivium" else ["-c", command]
+    arguments = ["-m", "trivium_cli", *arguments] if program == "trivium" else ["-c", command]
     return lambda: subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 

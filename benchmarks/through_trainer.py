@@ -39,8 +39,8 @@ from trivium.data import load_data
 from trivium.inspection.drawing import MARKERS, SERIES, save_figure
 from trivium.recipe import load_recipe
 from trivium.tasks import encode_data, make_collator
-from trivium.trainer import RunTrainer
 from trivium.training import load_or_build
+from trivium.training.trainer import RunTrainer
 
 OURS, THEIRS = "Trivium, batches by tokens", "MarianMTModel, Seq2SeqTrainer"
 NOT_TIMED = 10

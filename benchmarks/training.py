@@ -23,9 +23,9 @@ from peers import SHAPES, WAYS, Batch, batch_of, real_lengths
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import Ratio, draw_ratios, interleaved, surroundings
+from timing import Ratio, interleaved, surroundings, write_ratios
 
-from trivium.flops import TokenCounts, count_tokens, training_flops
+from trivium.training.flops import TokenCounts, count_tokens, training_flops
 
 PEAK = "products of matrices"
 NOT_TIMED = 2
@@ -49,7 +49,7 @@ def steps_of(models: dict[str, Any], batches: list[Batch]) -> dict[str, Callable
 
 
 def main() -> None:
-    """Print a table of all shapes, and draw it."""
+    """Print a table of all shapes; write it as JSON if `--results` is given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder of Multi30k, for its lengths")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
@@ -58,11 +58,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32, help="sentences in a batch")
     parser.add_argument("--checkpointing", action="store_true", help="ours with gradient checkpointing, too")
     parser.add_argument("--seconds", type=float, default=40, help="for each shape, but at least five rounds")
-    parser.add_argument("--plot", type=Path, help="picture to write")
+    parser.add_argument("--results", type=Path, help="JSON to write, for draw.py")
     options = parser.parse_args()
     lengths = real_lengths(options.data, 8 * options.rows)
     table = Table("way", "shape", "vocabulary", "model", "time / ours", "quartiles", "rounds", "use of the machine")
-    ratios: dict[tuple[str, str], Ratio] = {}
+    ratios: dict[tuple[str, str, str], Ratio] = {}
     square = torch.randn(2048, 2048)
     combinations = [(w, s, v) for w in options.ways for s in options.shapes for v in options.vocabularies]
     for way, name, vocabulary in track(combinations, console=Console(stderr=True)):
@@ -83,7 +83,7 @@ def main() -> None:
         for model in models:
             ratio = Ratio.of(seconds[model], seconds[ours])
             if model != ours:
-                ratios[f"{way}\n{name}, {vocabulary:,}", model] = ratio
+                ratios[way, f"{name}, {vocabulary:,}", model] = ratio
             table.add_row(
                 *(way, name, f"{vocabulary:,}", model, f"{ratio.median:.2f}", ratio.spread),
                 *(str(len(seconds[model])), f"{speeds[model] / peak:.0%}"),
@@ -91,8 +91,8 @@ def main() -> None:
         table.add_section()
     Console(width=140).print(table)
     print(f"{options.rows} rows; {surroundings()}")
-    if options.plot:
-        draw_ratios(ratios, "A training step: time, as a multiple of ours", options.plot, target=1.15)
+    if options.results:
+        write_ratios(ratios, "Training step: time as a multiple of Trivium's", options.results, target=1.15)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from decoding import SEARCHES, trained
 from peers import SHAPES
 from rich.console import Console
 from rich.table import Table
-from timing import Ratio, draw_ratios, interleaved, surroundings
+from timing import Ratio, interleaved, surroundings, write_ratios
 from transformers import AutoModelForSeq2SeqLM
 from transformers.utils import logging
 
@@ -42,7 +42,7 @@ def plain_loop(model: Any, tokenizer: TriviumTokenizer, texts: list[str], at_onc
 
 
 def main() -> None:
-    """Print a table of all shapes, and draw it."""
+    """Print a table of all shapes; write it as JSON if `--results` is given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder of Multi30k")
     parser.add_argument("--models", type=Path, required=True, help="folder for the models")
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--at-once", nargs="+", type=int, default=[64, 256], help="sentences, by plain loops")
     parser.add_argument("--sentences", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=40, help="for each cell, but at least three rounds")
-    parser.add_argument("--plot", type=Path, help="picture to write")
+    parser.add_argument("--results", type=Path, help="JSON to write, for draw.py")
     options = parser.parse_args()
     logging.set_verbosity_error()
     texts = list(read_lines(options.data / "test_2016_flickr.en"))[: options.sentences]
@@ -60,7 +60,7 @@ def main() -> None:
     table = Table(
         "shape", "search", "who", "rounds", f"lines as of {first}", *(f"times as fast as {name}" for name in plain)
     )
-    ratios: dict[tuple[str, str], Ratio] = {}
+    ratios: dict[tuple[str, str, str], Ratio] = {}
     for shape in options.shapes:
         folder = trained("encoder-decoder", shape, 10_000, options.data, options.models, 200)
         tokenizer = TriviumTokenizer.from_pretrained(folder)
@@ -90,7 +90,7 @@ def main() -> None:
                 same = sum(one == other for one, other in zip(written[first], written[name], strict=True))
                 beside = [Ratio.of(seconds[other], seconds[name]) for other in plain]
                 if name not in plain:
-                    ratios[f"{shape}, {search}", name] = beside[0]
+                    ratios["", f"{shape}, {search}", name] = beside[0]
                 table.add_row(
                     *(shape, search, name, str(len(seconds[name])), f"{same} of {len(texts)}"),
                     *(f"{ratio.median:.2f} ({ratio.spread})" for ratio in beside),
@@ -98,9 +98,9 @@ def main() -> None:
             table.add_section()
     Console(width=140).print(table)
     print(f"{len(texts)} sentences; {surroundings()}")
-    if options.plot:
-        title = f"Translating a file: how many times as fast as {first}"
-        draw_ratios(ratios, title, options.plot, target=3)
+    if options.results:
+        title = f"Translating a file: times as fast as {first}"
+        write_ratios(ratios, title, options.results, target=3)
 
 
 if __name__ == "__main__":

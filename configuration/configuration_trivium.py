@@ -7,11 +7,35 @@ This file travels to the Hub inside every saved model, so it imports transformer
 """
 
 import copy
+import math
 from typing import Any, Literal
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+from transformers.utils.versions import require_version
+
+# Every load starts with this file. An older transformers would fail later, in the model's code, and not say why.
+require_version("transformers>=5.24", "Upgrade it: pip install --upgrade transformers")
+
+from huggingface_hub.dataclasses import strict  # noqa: E402
+from transformers import PreTrainedConfig  # noqa: E402
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging  # noqa: E402
+
+logger = logging.get_logger(__name__)
+
+# What other families call a field; transformers keeps such a name as an attribute, which no model of ours reads.
+OTHER_NAMES = {
+    **dict.fromkeys(("hidden_dropout_prob", "hidden_dropout", "resid_pdrop", "embd_pdrop", "dropout_rate"), "dropout"),
+    **dict.fromkeys(("attention_probs_dropout_prob", "attn_pdrop"), "attention_dropout"),
+    **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "d_ff"), "ffn_dim"),
+    **dict.fromkeys(("hidden_act", "hidden_activation", "feed_forward_proj"), "activation_function"),
+    **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps"), "norm_eps"),
+    **dict.fromkeys(("n_positions", "n_ctx"), "max_position_embeddings"),
+    **dict.fromkeys(("n_head", "num_heads"), "num_attention_heads"),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), "num_attention_heads"),
+    **dict.fromkeys(("n_layer", "num_layers"), "encoder_layers and decoder_layers"),
+    **dict.fromkeys(("rope_parameters", "rope_scaling"), "rope_theta"),
+    **{"n_embd": "d_model", "num_kv_heads": "num_key_value_heads", "mlp_bias": "ffn_bias"},
+    **{"qkv_bias": "attention_bias", "num_decoder_layers": "decoder_layers", "num_encoder_layers": "encoder_layers"},
+}
 
 
 @strict
@@ -59,7 +83,7 @@ class TriviumConfig(PreTrainedConfig):
     """
 
     model_type = "trivium"
-    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # as transformers calls it, and did before 5.24
+    keys_to_ignore_at_inference = ["cache"]
     attribute_map = {"hidden_size": "d_model"}
 
     vocab_size: int = 37000
@@ -98,7 +122,17 @@ class TriviumConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Fill in what follows from other fields."""
+        """Fill in what follows from other fields, and look at what is no field.
+
+        Raises:
+            ValueError: The fields are of a model of another family.
+        """
+        model_type, head_dim = kwargs.get("model_type", self.model_type), kwargs.pop("head_dim", None)
+        if model_type != self.model_type:
+            raise ValueError(
+                f"model_type is {model_type!r}, but must be {self.model_type!r}: load other models with transformers' "
+                "Auto classes, or make a Trivium model of one with `trivium convert`."
+            )
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.is_encoder_decoder is None:
@@ -106,7 +140,23 @@ class TriviumConfig(PreTrainedConfig):
         if not type(self).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             # They are for where Trivium is not installed; here they would have transformers ask for trust.
             kwargs.pop("custom_pipelines", None)
+        for name in OTHER_NAMES.keys() & kwargs.keys() - type(self).__dataclass_fields__.keys():
+            logger.warning_once(f"{name} has no effect on a Trivium model: set {OTHER_NAMES[name]}.")
+        if "num_hidden_layers" in kwargs and self.is_encoder_decoder:
+            logger.warning_once("num_hidden_layers is of the encoder alone: set encoder_layers and decoder_layers.")
         super().__post_init__(**kwargs)
+        if head_dim is not None and head_dim * self.num_attention_heads != self.d_model:
+            raise ValueError(
+                f"head_dim is {head_dim}, but must be d_model / num_attention_heads ({self.d_model} / "
+                f"{self.num_attention_heads}): leave it out."
+            )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field by either of its names; the type check of `@strict` goes by its own name."""
+        if name in self.attribute_map:
+            setattr(self, self.attribute_map[name], value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def head_dim(self) -> int:
@@ -196,8 +246,8 @@ class TriviumConfig(PreTrainedConfig):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}, but must be in [0, 1).")
         for name in ("norm_eps", "rope_theta"):
-            if not (value := getattr(self, name)) > 0:  # NaN neither
-                raise ValueError(f"{name} is {value}, but must be above 0.")
+            if not 0 < (value := getattr(self, name)) < math.inf:  # nor NaN; JSON has neither
+                raise ValueError(f"{name} is {value}, but must be above 0 and finite.")
         if self.d_model % self.num_attention_heads:
             raise ValueError(
                 f"d_model is {self.d_model}, but must be a multiple of num_attention_heads "
@@ -253,6 +303,8 @@ class TriviumConfig(PreTrainedConfig):
             "decoder_start_token_id": self.target_vocab_size,
         }.items():
             value = getattr(self, name)
+            if value == []:
+                raise ValueError(f"{name} is [], but must be an id, a list of at least one, or None.")
             for token_id in value if isinstance(value, list) else [value]:
                 if token_id is not None and not 0 <= token_id < size:
                     raise ValueError(f"{name} is {value}, but must be in [0, {size}), the ids of the vocabulary.")

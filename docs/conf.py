@@ -41,7 +41,7 @@ def write_commands(app: Sphinx) -> None:
             sys.executable,
             "-m",
             "typer",
-            "trivium.cli",
+            "trivium_cli",
             "utils",
             "docs",
             "--name",

@@ -11,7 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from trivium.cli import app
+from trivium_cli import app
 
 PAGE = Path(__file__).resolve().parent / "pictures.md"
 LARGEST = 150_000  # bytes: pictures stay in the repository's history for good

@@ -9,7 +9,8 @@ from trivium.modeling.modeling_trivium_encoder import (
     TriviumForSequenceClassification,
     TriviumForTokenClassification,
 )
-from trivium.modeling.stacks import TriviumDecoder, TriviumEncoder, TriviumPreTrainedModel
+from trivium.modeling.pretrained import TriviumPreTrainedModel
+from trivium.modeling.stacks import TriviumDecoder, TriviumEncoder
 
 __all__ = [
     "TriviumDecoder",

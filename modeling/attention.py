@@ -4,6 +4,7 @@ Shapes: B batch, L queries, S keys, h heads (h_kv of keys and values), d_k width
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,9 +14,28 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_trivium import TriviumConfig
-from .linear import Linear
 from .padding import RealTokens
 from .positions import Rotation, rotate
+
+
+class AttentionContext(NamedTuple):
+    """What attention needs to know about a sequence, the same for all layers: a stack prepares it once.
+
+    It holds nothing that needs a gradient, which reentrant checkpointing would not find in a tuple.
+
+    Attributes:
+        mask: Which positions of the sequence are seen, in the form that the attention function takes; None: all, or,
+            where attention is causal, all before.
+        rotation: (cos, sin) of the positions, with rotary positions.
+        tokens: Where the rows have them, if hidden states are only those of real tokens, (tokens, d_model).
+    """
+
+    mask: torch.Tensor | None = None
+    rotation: Rotation | None = None
+    tokens: RealTokens | None = None
+
+
+NO_CONTEXT = AttentionContext()
 
 
 def eager_attention_forward(
@@ -45,23 +65,24 @@ def eager_attention_forward(
     Returns:
         The output, (B, L, h, d_k), and the attention weights, (B, h, L, S).
     """
-    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
-    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
-    scores = (query @ key.transpose(2, 3) * scaling).to(torch.promote_types(query.dtype, torch.float32))
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)  # (B, h, S, d_k)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)  # (B, h, S, d_k)
+    scores = query @ key.transpose(2, 3) * scaling  # (B, h, L, S)
+    scores = scores.to(torch.promote_types(query.dtype, torch.float32))
     if attention_mask is not None:
         scores = scores + attention_mask  # in float32: a negative score plus float16's minimum is minus infinity
     weights = scores.softmax(dim=-1).to(query.dtype)
     if attention_mask is not None:
         weights = weights * (attention_mask > torch.finfo(attention_mask.dtype).min)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
+    return (weights @ value).transpose(1, 2).contiguous(), weights  # (B, L, h, d_k), (B, h, L, S)
 
 
 class MultiHeadAttention(nn.Module):
     """MultiHead(Q, K, V) = Concat(head_1, ..., head_h) W^O with head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V).
 
     One class for the three uses of section 3.2.3: self-attention in the encoder, self-attention in the decoder
-    (`is_causal`), and cross-attention, whose keys and values come from the encoder (`key_value_states`).
+    (`is_causal`), and cross-attention, whose keys and values come from the encoder's output, the `memory`.
     """
 
     def __init__(self, config: TriviumConfig, layer_idx: int, is_causal: bool = False) -> None:
@@ -74,49 +95,48 @@ class MultiHeadAttention(nn.Module):
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         key_value_dim = config.num_key_value_heads * self.head_dim
-        self.q_proj = Linear(config.d_model, config.d_model, bias=config.attention_bias)
-        self.k_proj = Linear(config.d_model, key_value_dim, bias=config.attention_bias)
-        self.v_proj = Linear(config.d_model, key_value_dim, bias=config.attention_bias)
-        self.o_proj = Linear(config.d_model, config.d_model, bias=config.attention_bias)
+        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.d_model, key_value_dim, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.d_model, key_value_dim, bias=config.attention_bias)
+        self.o_proj = nn.Linear(config.d_model, config.d_model, bias=config.attention_bias)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        key_value_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        context: AttentionContext = NO_CONTEXT,
+        memory: torch.Tensor | None = None,
+        memory_context: AttentionContext = NO_CONTEXT,
         cache: Cache | None = None,
-        rotation: Rotation | None = None,
-        tokens: RealTokens | None = None,
-        key_value_tokens: RealTokens | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Let every position of `hidden_states` look at `key_value_states`, or at `hidden_states` if there are none.
+        """Let every position of `hidden_states` look at `memory`, or at `hidden_states` if there is none.
 
         Args:
-            hidden_states: (B, L, d_model), what asks.
-            key_value_states: (B, S, d_model), what is looked at in cross-attention.
-            attention_mask: In the form that the attention function in use wants.
+            hidden_states: (B, L, d_model), what asks; (tokens, d_model) if its context has `tokens`.
+            context: The context of `hidden_states`.
+            memory: (B, S, d_model), what is looked at in cross-attention; (tokens, d_model) likewise.
+            memory_context: The context of `memory`.
             cache: Keys and values of earlier calls; this call's are added.
-            rotation: (cos, sin) of the positions, with rotary positions, in self-attention.
-            tokens: Where the rows have them, if `hidden_states` are only those of real tokens, (tokens, d_model).
-            key_value_tokens: The same of `key_value_states`.
             **kwargs: Handed on to the attention function.
 
         Returns:
             As many vectors as `hidden_states`, and the attention weights, (B, h, L, S), or None if the function in use
             has none.
         """
-        query = self._split_heads(self.q_proj(hidden_states), tokens)
-        if key_value_states is None:
-            key, value = self._project_keys_and_values(hidden_states, tokens)
-            if rotation is not None:
-                query, key = rotate(query, rotation), rotate(key, rotation)
+        query = self._split_heads(self.q_proj(hidden_states), context.tokens)  # (B, h, L, d_k)
+        if memory is None:
+            mask = context.mask
+            key, value = self._project_keys_and_values(hidden_states, context.tokens)  # (B, h_kv, L, d_k)
+            if context.rotation is not None:
+                query, key = rotate(query, context.rotation), rotate(key, context.rotation)
             if cache is not None:
-                key, value = cache.update(key, value, self.layer_idx)
+                key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)  # (B, h_kv, S, d_k)
         else:
-            key, value = self._project_memory(key_value_states, key_value_tokens, cache)
-            if query.shape[0] > key.shape[0]:  # the beams of a sentence look at one memory: (B, h, beams * L, d_k)
-                query = query.unflatten(0, (key.shape[0], -1)).transpose(1, 2).flatten(2, 3)
+            mask = memory_context.mask
+            key, value = self._project_memory(memory, memory_context.tokens, cache)  # (B, h_kv, S, d_k)
+            if query.shape[0] > key.shape[0]:  # the beams of a sentence look at one memory
+                query = query.unflatten(0, (key.shape[0], -1))  # (B, beams, h, L, d_k)
+                query = query.transpose(1, 2).flatten(2, 3)  # (B, h, beams * L, d_k)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -126,21 +146,24 @@ class MultiHeadAttention(nn.Module):
             query,
             key,
             value,
-            attention_mask,
+            mask,
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
-        output = output.reshape(*hidden_states.shape[:-1], -1) if tokens is None else tokens.pick(output.flatten(2))
+        if context.tokens is None:
+            output = output.reshape(*hidden_states.shape[:-1], -1)  # (B, L, d_model)
+        else:
+            output = context.tokens.pick(output.flatten(2))  # (tokens, d_model)
         return self.o_proj(output), weights
 
     def _split_heads(self, states: torch.Tensor, tokens: RealTokens | None) -> torch.Tensor:
         if tokens is not None:
-            states = tokens.place(states)
-        return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)  # (B, h or h_kv, L or S, d_k)
+            states = tokens.place(states)  # (B, L or S, heads * d_k)
+        return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)  # (B, heads, L or S, d_k)
 
     def _project_keys_and_values(
-        self, states: torch.Tensor, tokens: RealTokens | None
+        self, states: torch.Tensor, tokens: RealTokens | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return self._split_heads(self.k_proj(states), tokens), self._split_heads(self.v_proj(states), tokens)
 

@@ -1,8 +1,12 @@
-"""How `generate()` searches for tokens: greedily or with beams, in a batch that sentences leave as they end.
+"""Greedy and beam search for `generate()`, over a batch that sentences leave as they finish.
 
-Both searches find what transformers' loops find. They stand in for them where nothing is asked for that only those can
-do, and are faster, for what has ended is not computed on, the beams of a sentence share the keys and values of its
-source, and a step is the decoder's layers and little else.
+Both searches return what the loops of transformers return, token by token. Exact ties, which are common in half
+precision, may be broken in another way: candidates are selected per beam before they are compared across beams. What
+these searches do not cover is left to transformers: see `_can_search`, and `beam_search` for a search that runs out of
+allowed tokens.
+
+They are faster because finished sentences are not computed on, the beams of a sentence share the keys and values of
+its source, and a step calls the decoder's layers and little else.
 """
 
 from typing import Any, NamedTuple
@@ -25,12 +29,11 @@ from transformers.generation import (
     StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
 )
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
-from .cache import CACHE
+from .attention import NO_CONTEXT
 from .positions import LearnedPositions, token_positions
 
-# Those that look at each row by itself, whatever other rows there are.
+# Processors without a state, whose result for a row does not depend on the other rows: rows may leave the batch.
 PROCESSORS = {
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
@@ -40,12 +43,13 @@ PROCESSORS = {
     NoRepeatNGramLogitsProcessor,
     SuppressTokensLogitsProcessor,
 }
-INPUTS = {"attention_mask", "encoder_outputs", "logits_to_keep", "position_ids", "use_cache", CACHE}
-NEVER = -1e9  # the score of what is not to be chosen
+INPUTS = {"attention_mask", "encoder_outputs", "logits_to_keep", "position_ids", "use_cache", "cache"}
+NEG_INF = -1e9  # added to the scores of candidates that must not be selected, as in transformers
+MIN_SCORE = NEG_INF / 10  # the score of a sequence of allowed tokens is above it, any other score below
 
 
 class TriviumGenerationMixin(GenerationMixin):
-    """transformers' `generate()`, with searches of our own for what is mostly asked for: sequences, and no more."""
+    """`generate()` of transformers, with greedy and beam search of our own where only sequences are returned."""
 
     def _prepare_cache_for_generation(
         self,
@@ -54,9 +58,10 @@ class TriviumGenerationMixin(GenerationMixin):
         generation_mode: GenerationMode,
         *sizes: Any,
     ) -> None:
-        """As in transformers, but a search of ours makes its own cache, not to shrink one that somebody brings."""
-        ours = generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.BEAM_SEARCH)
-        if not ours or not self._is_plain(generation_config) or model_kwargs.get(CACHE) is not None:
+        """Create no cache where our searches run: they create their own, whose rows they may drop."""
+        searches = generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.BEAM_SEARCH)
+        plain = searches and self._returns_sequences_only(generation_config)
+        if not plain or model_kwargs.get("cache") is not None:
             super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *sizes)
 
     def _sample(
@@ -67,11 +72,12 @@ class TriviumGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig,
         **kwargs: Any,
     ) -> Any:
-        if not self._searches_itself(input_ids, logits_processor, stopping_criteria, generation_config, kwargs):
+        if not self._can_search(input_ids, logits_processor, stopping_criteria, generation_config, kwargs):
             return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
         with torch.inference_mode():
-            found = greedy_search(Steps(self, input_ids, **kwargs), input_ids, logits_processor, generation_config)
-        return found.clone()  # which may be changed in place, as nothing made in inference mode may
+            decoder = IncrementalDecoder(self, input_ids, **kwargs)
+            sequences = greedy_search(decoder, input_ids, logits_processor, generation_config)
+        return sequences.clone()  # inference tensors cannot be changed in place, a copy made here can
 
     def _beam_search(
         self,
@@ -81,15 +87,16 @@ class TriviumGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig,
         **kwargs: Any,
     ) -> Any:
-        if not self._searches_itself(input_ids, logits_processor, stopping_criteria, generation_config, kwargs):
-            return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
-        beams = generation_config.num_beams
-        with torch.inference_mode():
-            steps = Steps(self, input_ids, beams, **kwargs)
-            found = beam_search(steps, input_ids[::beams], logits_processor, generation_config)
-        return found.clone()
+        if self._can_search(input_ids, logits_processor, stopping_criteria, generation_config, kwargs):
+            num_beams = generation_config.num_beams
+            with torch.inference_mode():
+                decoder = IncrementalDecoder(self, input_ids, num_beams, **kwargs)
+                sequences = beam_search(decoder, input_ids[::num_beams], logits_processor, generation_config)
+            if sequences is not None:
+                return sequences.clone()
+        return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
-    def _searches_itself(
+    def _can_search(
         self,
         input_ids: torch.Tensor,
         logits_processor: LogitsProcessorList,
@@ -97,21 +104,22 @@ class TriviumGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig,
         inputs: dict[str, Any],
     ) -> bool:
-        """Whether our searches can do all that is asked for."""
+        """Return True if our searches cover these arguments of `_sample` or `_beam_search`."""
         mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
         return (
-            self._is_plain(generation_config)
+            self._returns_sequences_only(generation_config)
             and input_ids.device == self.device
             and (mask is None or mask.ndim == 2)
+            and (mask is None or self.config.is_encoder_decoder or ends_in_real_tokens(mask, input_ids))
             and (positions is None or counts_real_tokens(positions, mask))
             and all(inputs[name] is None or inputs[name] is False for name in inputs.keys() - INPUTS)
-            and inputs.get(CACHE) is None
-            and {type(each) for each in logits_processor} <= PROCESSORS
-            and {type(each) for each in stopping_criteria} <= {EosTokenCriteria, MaxLengthCriteria}
+            and inputs.get("cache") is None
+            and {type(processor) for processor in logits_processor} <= PROCESSORS
+            and all(is_default_criterion(criterion, generation_config) for criterion in stopping_criteria)
         )
 
-    def _is_plain(self, generation_config: GenerationConfig) -> bool:
-        """Whether sequences are wanted and nothing else, from a model that nobody has changed how it is called."""
+    def _returns_sequences_only(self, generation_config: GenerationConfig) -> bool:
+        """Return True if only sequences are asked for, of a model whose `forward` is ours."""
         return not (
             generation_config.do_sample
             or generation_config.return_dict_in_generate
@@ -119,20 +127,36 @@ class TriviumGenerationMixin(GenerationMixin):
             or generation_config.cache_implementation
             or generation_config.prefill_chunk_size
             or generation_config.is_assistant
+            or generation_config.low_memory
             or self.config._attn_implementation not in ("eager", "sdpa")
-            or any(is_called_otherwise(module) for module in (self, self.model, self.model.decoder))
+            or any(has_custom_forward(module) for module in (self, self.model, self.model.decoder))
         )
 
 
+def ends_in_real_tokens(mask: torch.Tensor, input_ids: torch.Tensor) -> bool:
+    """Return True if (rows, length) `mask` has the shape of the prompts and none of them ends in padding.
+
+    After padding transformers counts positions in another way than `token_positions`.
+    """
+    return mask.shape == input_ids.shape and bool(mask[:, -1].all())
+
+
 def counts_real_tokens(position_ids: torch.Tensor, mask: torch.Tensor | None) -> bool:
-    """Whether positions, (rows, length), are those that a decoder has by itself, as `generate()` makes them."""
+    """Return True if (rows, length) positions are the decoder's defaults, which `generate()` passes explicitly."""
     expected = token_positions(mask, position_ids.shape[-1], 0, position_ids.device)
     differs = position_ids != expected
     return not (differs if mask is None else differs & (mask != 0)).any()
 
 
-def is_called_otherwise(module: nn.Module) -> bool:
-    """Whether more happens than our `forward` when a module is called: that of a subclass, a compiled one, hooks."""
+def is_default_criterion(criterion: Any, config: GenerationConfig) -> bool:
+    """Return True if a stopping criterion follows from `config`; one of the caller may have other values."""
+    if type(criterion) is MaxLengthCriteria:
+        return criterion.max_length == config.max_length
+    return type(criterion) is EosTokenCriteria and criterion.eos_token_id is config._eos_token_tensor
+
+
+def has_custom_forward(module: nn.Module) -> bool:
+    """Return True if `forward` is overridden, compiled or hooked."""
     package = __name__.rpartition(".")[0]
     return (
         type(module).forward.__module__.rpartition(".")[0] != package
@@ -142,204 +166,303 @@ def is_called_otherwise(module: nn.Module) -> bool:
     )
 
 
-class Steps:
-    """A decoder that reads prompts and then a token of every row at a time.
+class IncrementalDecoder:
+    """A decoder that reads the prompts, then one token of every row at a time.
 
     Args:
-        model: What has the decoder, and a projection to the vocabulary.
-        input_ids: (rows, prompt_len), the rows of one sentence, its beams, one after the other.
-        beams: How many.
+        model: A model with a decoder and a projection to the vocabulary.
+        input_ids: (rows, prompt_len), the beams of a sentence one after the other.
+        num_beams: Rows of each sentence.
         attention_mask: (rows, source_len) of an encoder-decoder, else (rows, prompt_len).
-        encoder_outputs: What the encoder returned.
-        **kwargs: What else `generate()` hands over, which follows from these.
+        encoder_outputs: Output of the encoder.
+        **kwargs: Other arguments of `generate()`, which follow from these.
     """
 
     def __init__(
         self,
         model: Any,
         input_ids: torch.Tensor,
-        beams: int = 1,
+        num_beams: int = 1,
         attention_mask: torch.Tensor | None = None,
         encoder_outputs: Any = None,
         **kwargs: Any,
     ) -> None:
-        self.head, self.decoder, self.config = model.lm_head, model.model.decoder, model.config
-        self.beams, self.prompts = beams, input_ids[::beams]
-        self.length = 0  # of what has been read
-        mask = None if attention_mask is None else attention_mask[::beams]
-        self.own_cache, self.cross_cache = DynamicCache(), DynamicCache()
-        self.cache: Cache = self.own_cache
-        self.mask, self.memory, self.memory_mask = mask, None, None
+        self.head, self.decoder, self.num_beams = model.lm_head, model.model.decoder, num_beams
+        self.prompts = input_ids[::num_beams]
+        self.self_cache, self.cross_cache = DynamicCache(), DynamicCache()
+        self.cache: Cache = self.self_cache
+        self.mask: torch.Tensor | None = None
+        self.memory: torch.Tensor | None = None
+        self.memory_context = NO_CONTEXT
+        mask = None if attention_mask is None else attention_mask[::num_beams]
         if encoder_outputs is not None:
-            self.cache = EncoderDecoderCache(self.own_cache, self.cross_cache)
-            self.mask, self.memory = None, encoder_outputs[0][::beams]
-            self.memory_mask = create_bidirectional_mask(  # for all steps alike, each of which has one query
-                config=self.config,
-                inputs_embeds=self.memory[:, :1],
-                attention_mask=mask,
-                encoder_hidden_states=self.memory,
-            )
-        elif mask is not None and mask.all():
-            self.mask = None
+            self.cache = EncoderDecoderCache(self.self_cache, self.cross_cache)
+            memory = encoder_outputs[0][::num_beams]
+            # The mask of one query, (batch, 1, 1, source_len), serves all beams of a sentence at every step.
+            self.memory, self.memory_context = self.decoder.prepare_memory(memory, mask, memory[:, :1])
+        elif mask is not None and not mask.all():
+            self.mask = mask
 
-    def read_prompts(self) -> torch.Tensor:
-        """Logits, (rows, vocabulary), of what comes after the prompts, those of all beams alike."""
+    def prefill(self) -> torch.Tensor:
+        """Read the prompts and return the logits of the next tokens, (rows, vocabulary).
+
+        A prompt is read once, then its keys, values and logits are repeated for the beams of its sentence.
+        """
         logits = self._read(self.prompts)
         if self.mask is not None:
-            self.mask = self.mask.repeat_interleave(self.beams, dim=0)
-        self.own_cache.batch_repeat_interleave(self.beams)
-        return logits.repeat_interleave(self.beams, dim=0)
+            self.mask = self.mask.repeat_interleave(self.num_beams, dim=0)
+        self.self_cache.batch_repeat_interleave(self.num_beams)
+        return logits.repeat_interleave(self.num_beams, dim=0)
 
-    def read(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits, (rows, vocabulary), of what comes after (rows,) tokens."""
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Read (rows,) tokens and return the logits of the next ones, (rows, vocabulary)."""
         if self.mask is not None:
             self.mask = torch.cat((self.mask, self.mask.new_ones(len(tokens), 1)), dim=1)
         return self._read(tokens[:, None])
 
     def _read(self, ids: torch.Tensor) -> torch.Tensor:
-        embed_positions, count = self.decoder.embed_positions, ids.shape[1]
+        embed_positions, past_length = self.decoder.embed_positions, self.self_cache.get_seq_length()
         if isinstance(embed_positions, LearnedPositions):
-            embed_positions.check_length(self.length + count)
-        mask, states = None, self.decoder.embed_tokens(ids)
-        if self.mask is not None or count > 1:
-            cache = {CACHE: self.own_cache}
-            mask = create_causal_mask(config=self.config, inputs_embeds=states, attention_mask=self.mask, **cache)
-        positions = token_positions(self.mask, count, self.length, ids.device)
-        self.length += count
-        states = self.decoder.run_layers(states, positions, mask, self.memory, self.memory_mask, self.cache)
+            embed_positions.check_length(past_length + ids.shape[1])
+        states = self.decoder.embed_tokens(ids)  # (rows, tokens to read, d_model)
+        if self.mask is None and ids.shape[1] == 1:  # it sees all that is cached: no mask, which saves time
+            position_ids, context = token_positions(None, 1, past_length, ids.device), NO_CONTEXT
+        else:
+            position_ids, context = self.decoder.prepare(states, self.mask, cache=self.self_cache)
+        states = self.decoder.run_layers(
+            states, position_ids, context, self.memory, self.memory_context, cache=self.cache
+        )
         return self.head(states[:, -1:])[:, -1].float()
 
-    def keep(self, sentences: torch.Tensor | None, rows: torch.Tensor) -> None:
-        """Go on with other rows, as a search with beams wants after each step, and perhaps with fewer sentences.
+    def select(self, rows: torch.Tensor, sentences: torch.Tensor | None = None) -> None:
+        """Keep these rows, in this order; a row may be taken more than once.
 
         Args:
-            sentences: (sentences that stay,), which of those that there are; None: all.
-            rows: (rows from now on,), from which of those that there are each one comes.
+            rows: (rows to keep,), indices of rows.
+            sentences: (sentences to keep,), indices of the sentences that the rows belong to; None keeps all.
         """
-        self.own_cache.reorder_cache(rows)
+        self.self_cache.reorder_cache(rows)
         if self.mask is not None:
             self.mask = self.mask[rows]
         if self.memory is not None and sentences is not None:
             self.cross_cache.reorder_cache(sentences)
             self.memory = self.memory[sentences]
-            if self.memory_mask is not None:
-                self.memory_mask = self.memory_mask[sentences]
+            if (mask := self.memory_context.mask) is not None:
+                self.memory_context = self.memory_context._replace(mask=mask[sentences])
 
 
 def greedy_search(
-    steps: Steps, prompts: torch.Tensor, processors: LogitsProcessorList, config: GenerationConfig
+    decoder: IncrementalDecoder, prompts: torch.Tensor, processors: LogitsProcessorList, config: GenerationConfig
 ) -> torch.Tensor:
-    """Take the likeliest token each time, until every sentence has ended or is `config.max_length` long.
+    """Select the most likely token at every step, until all sentences have ended or have `config.max_length` tokens.
+
+    Args:
+        decoder: Has not read anything yet.
+        prompts: (batch, prompt_len).
+        processors: Change the logits at every step.
+        config: Prepared by `generate()`.
 
     Returns:
-        (sentences, length), the prompts, (sentences, prompt_len), among it.
+        (batch, length), each prompt with its continuation.
     """
     eos, pad = config._eos_token_tensor, config._pad_token_tensor
-    written = prompts.new_full((len(prompts), config.max_length), 0 if pad is None else pad)
-    written[:, : prompts.shape[1]] = prompts
-    running = torch.arange(len(prompts), device=prompts.device)
-    logits = steps.read_prompts()
-    for length in range(prompts.shape[1], config.max_length):
-        tokens = processors(written[running, :length], logits).argmax(dim=-1) if processors else logits.argmax(dim=-1)
-        written[running, length] = tokens
+    prompt_length, max_length = prompts.shape[1], config.max_length
+    sequences = torch.full((len(prompts), max_length), 0 if pad is None else pad, device=prompts.device)
+    sequences[:, :prompt_length] = prompts
+    unfinished = torch.arange(len(prompts), device=prompts.device)
+    logits = decoder.prefill()
+    for length in range(prompt_length, max_length):
+        if processors:
+            logits = processors(sequences[unfinished, :length], logits)
+        tokens = logits.argmax(dim=-1)
+        sequences[unfinished, length] = tokens
         if eos is not None and (ends := torch.isin(tokens, eos)).any():
-            going_on = (~ends).nonzero().squeeze(1)
-            if len(going_on) == 0:
-                return written[:, : length + 1]
-            running, tokens = running[going_on], tokens[going_on]
-            steps.keep(going_on, going_on)
-        if length + 1 < config.max_length:
-            logits = steps.read(tokens)
-    return written
+            rows = (~ends).nonzero().squeeze(1)
+            if len(rows) == 0:
+                return sequences[:, : length + 1]
+            unfinished, tokens = unfinished[rows], tokens[rows]
+            decoder.select(rows, sentences=rows)
+        if length + 1 < max_length:
+            logits = decoder.step(tokens)
+    return sequences
 
 
 class Beams(NamedTuple):
-    """Sequences of each sentence, (sentences, any number, ...)."""
+    """Some sequences of each sentence."""
 
-    scores: torch.Tensor  # summed log-probabilities, or, of those that have ended, what is compared
-    ids: torch.Tensor  # (..., max_length)
-    lengths: torch.Tensor  # of those that have ended, 0 of others
+    scores: torch.Tensor  # (batch, k), summed log-probabilities; of finished beams after the length penalty
+    ids: torch.Tensor  # (batch, k, max_length)
+    lengths: torch.Tensor  # (batch, k), generated tokens of finished beams; 0 for all others
 
-    def take(self, which: torch.Tensor) -> "Beams":
-        """Those of each sentence that (sentences, some number) indices say."""
-        ids = self.ids.gather(1, which[..., None].expand(-1, -1, self.ids.shape[-1]))
-        return Beams(self.scores.gather(1, which), ids, self.lengths.gather(1, which))
+    def take(self, indices: torch.Tensor) -> "Beams":
+        """Select beams by indices of shape (batch, k)."""
+        ids = self.ids.gather(1, indices[..., None].expand(-1, -1, self.ids.shape[-1]))
+        return Beams(self.scores.gather(1, indices), ids, self.lengths.gather(1, indices))
 
-    def of(self, sentences: torch.Tensor) -> "Beams":
-        """Those of some sentences."""
-        return Beams(*(each[sentences] for each in self))
+    def select(self, sentences: torch.Tensor) -> "Beams":
+        """Select sentences, by indices or by a mask of shape (batch,)."""
+        return Beams(*(tensor[sentences] for tensor in self))
+
+
+class BeamSearch:
+    """State of a beam search: running and finished beams of the sentences that are not done.
+
+    Args:
+        prompts: (batch, prompt_len).
+        config: Prepared by `generate()`.
+    """
+
+    def __init__(self, prompts: torch.Tensor, config: GenerationConfig) -> None:
+        self.eos, self.num_beams = config._eos_token_tensor, config.num_beams
+        self.length_penalty, self.early_stopping = config.length_penalty, config.early_stopping
+        self.prompt_length, self.max_length = prompts.shape[1], config.max_length
+        # Enough candidates that `num_beams` are left if all others end in one of the EOS tokens.
+        self.num_candidates = max(2, 1 + (0 if self.eos is None else len(self.eos))) * self.num_beams
+
+        shape, device = (len(prompts), self.num_beams), prompts.device
+        fill = -1 if self.eos is None else (config._pad_token_tensor or self.eos[0])  # as in transformers
+        ids = torch.full((*shape, self.max_length), fill, device=device)
+        ids[..., : self.prompt_length] = prompts[:, None]
+        none = Beams(torch.full(shape, NEG_INF, device=device), ids, torch.zeros_like(ids[..., 0]))
+        self.running = none._replace(scores=none.scores.clone())
+        self.running.scores[:, 0] = 0.0  # all beams start alike: expand only one
+        self.finished = none
+        self.unfinished = torch.arange(len(prompts), device=device)
+        self.hypotheses = Beams(*(tensor.clone() for tensor in none))
+
+    def expand(
+        self, logits: torch.Tensor, processors: LogitsProcessorList, length: int
+    ) -> tuple[Beams, torch.Tensor, torch.Tensor]:
+        """Append a token to the running beams.
+
+        Args:
+            logits: (batch * num_beams, vocabulary), of the next token.
+            processors: Change the log-probabilities.
+            length: Tokens of the running beams, the prompt included.
+
+        Returns:
+            The best `num_candidates` of each sentence, best first, the beams they come from, and whether they end,
+            both (batch, num_candidates).
+        """
+        log_probs = logits.log_softmax(dim=-1)
+        if processors:
+            log_probs = processors(self.running.ids[..., :length].flatten(0, 1), log_probs)
+        # Selecting per beam first is faster than one top-k over (num_beams * vocabulary), with the same result.
+        per_beam = min(self.num_candidates, log_probs.shape[-1])
+        log_probs, tokens = log_probs.topk(per_beam)
+        scores = self.running.scores[..., None] + log_probs.view(-1, self.num_beams, per_beam)
+        scores, indices = scores.flatten(1).topk(self.num_candidates)  # of (batch, num_beams * per_beam)
+        sources = indices // per_beam
+        tokens = tokens.view(-1, self.num_beams * per_beam).gather(1, indices)
+        candidates = self.running.take(sources)._replace(scores=scores)
+        candidates.ids[..., length] = tokens
+        ends = torch.full_like(tokens, length + 1 == self.max_length, dtype=torch.bool)
+        if self.eos is not None:
+            ends |= torch.isin(tokens, self.eos)
+        return candidates, sources, ends
+
+    def update_finished(self, candidates: Beams, ends: torch.Tensor, length: int) -> None:
+        """Keep the best `num_beams` of the finished beams and of those among the best `num_beams` candidates that end.
+
+        Args:
+            candidates: As `expand` returns them.
+            ends: (batch, num_candidates).
+            length: Tokens of the candidates, the prompt included.
+        """
+        finishes = ends.clone()
+        finishes[:, self.num_beams :] = False
+        generated = length - self.prompt_length
+        scores = candidates.scores / generated**self.length_penalty + ~finishes * NEG_INF
+        candidates = candidates._replace(scores=scores, lengths=finishes * generated)
+        merged = Beams(*(torch.cat(pair, dim=1) for pair in zip(self.finished, candidates, strict=True)))
+        self.finished = merged.take(merged.scores.topk(self.num_beams).indices)
+
+    def update_running(self, candidates: Beams, ends: torch.Tensor) -> torch.Tensor:
+        """Go on with the best `num_beams` candidates that do not end, and return their indices, (batch, num_beams)."""
+        scores, indices = (candidates.scores + ends * NEG_INF).topk(self.num_beams)
+        self.running = candidates.take(indices)._replace(scores=scores)
+        return indices
+
+    def is_done(self, length: int) -> torch.Tensor:
+        """Return, (batch,), whether the finished beams of a sentence are final, by the rules of transformers.
+
+        They are when the best running beam cannot become better than the worst finished one, by an estimate that
+        `config.early_stopping` selects, or as soon as there are `num_beams` of them (`early_stopping=True`).
+        """
+        is_finished = self.finished.lengths > 0
+        if self.early_stopping == "never" and self.length_penalty > 0:
+            best_length = self.max_length - self.prompt_length
+        else:
+            best_length = length - self.prompt_length
+        best_running = self.running.scores[:, :1] / best_length**self.length_penalty
+        worst_finished = self.finished.scores.min(dim=1, keepdim=True).values.where(is_finished, NEG_INF)
+        done = ~(best_running > worst_finished).any(dim=1)
+        if self.early_stopping is True:
+            done |= is_finished.all(dim=1)
+        return done
+
+    def retire(self, done: torch.Tensor) -> torch.Tensor:
+        """Store the finished beams of sentences that are done, and return the indices of the others, (batch,)."""
+        for stored, finished in zip(self.hypotheses, self.finished, strict=True):
+            stored[self.unfinished[done]] = finished[done]
+        kept = (~done).nonzero().squeeze(1)
+        self.unfinished = self.unfinished[kept]
+        self.running, self.finished = self.running.select(kept), self.finished.select(kept)
+        return kept
 
 
 def beam_search(
-    steps: Steps, prompts: torch.Tensor, processors: LogitsProcessorList, config: GenerationConfig
-) -> torch.Tensor:
-    """Keep the `config.num_beams` likeliest beginnings of each sentence, and the best sequences that have ended.
+    decoder: IncrementalDecoder, prompts: torch.Tensor, processors: LogitsProcessorList, config: GenerationConfig
+) -> torch.Tensor | None:
+    """Keep the best `config.num_beams` running beams of each sentence, and as many finished ones.
 
-    A sentence is done when no beginning can become better than the worst of them, by transformers' reckoning:
-    `config.early_stopping` says when that is, and `config.length_penalty` what is better.
+    Args:
+        decoder: Has not read anything yet.
+        prompts: (batch, prompt_len).
+        processors: Change the log-probabilities at every step.
+        config: Prepared by `generate()`.
 
     Returns:
-        (sentences * config.num_return_sequences, length), the prompts, (sentences, prompt_len), among it.
+        (batch * config.num_return_sequences, length), each prompt with its continuations, best first. None if a
+        sentence has too few allowed continuations: transformers then returns forbidden ones, which depend on how long
+        the other sentences of the batch are searched, so only its own loop can tell which.
     """
-    eos, pad, beams = config._eos_token_tensor, config._pad_token_tensor, config.num_beams
-    max_length, penalty, early_stopping = config.max_length, config.length_penalty, config.early_stopping
-    sentences, prompt_length = prompts.shape
-    fill = (pad or eos[0]) if eos is not None else -1  # transformers', though 0 may well be a padding token
-    ids = prompts.new_full((sentences, beams, max_length), fill)
-    ids[:, :, :prompt_length] = prompts[:, None]
-    nothing = ids.new_zeros(sentences, beams)
-    running = Beams(torch.full(nothing.shape, NEVER, device=ids.device), ids, nothing)
-    running.scores[:, 0] = 0.0  # they are all alike: one is enough to begin with
-    ended = running._replace(scores=torch.full_like(running.scores, NEVER))
-    results = Beams(*(each.clone() for each in ended))
-    searched = torch.arange(sentences, device=ids.device)
-    candidates = max(2, 1 + (0 if eos is None else len(eos))) * beams  # so that beams are left if all others end
-    logits = steps.read_prompts()
-    of_each = min(candidates, logits.shape[-1])
+    prompt_length, max_length, num_beams = prompts.shape[1], config.max_length, config.num_beams
+    search = BeamSearch(prompts, config)
+    logits = decoder.prefill()
     for length in range(prompt_length, max_length):
-        log_p = logits.log_softmax(dim=-1)
-        if processors:
-            log_p = processors(running.ids[..., :length].flatten(0, 1), log_p)
-        log_p, tokens = (each.unflatten(0, (-1, beams)) for each in log_p.topk(of_each))  # of each beam
-        best, which = (running.scores[..., None] + log_p).flatten(1).topk(candidates)  # of each sentence
-        source, tokens = which // of_each, tokens.flatten(1).gather(1, which)
-        grown = running.take(source)._replace(scores=best)
-        grown.ids[..., length] = tokens
-        ends = torch.full_like(tokens, length + 1 >= max_length, dtype=torch.bool)
-        if eos is not None:
-            ends |= torch.isin(tokens, eos)
+        # 1) Append the most likely tokens to the running beams.
+        candidates, sources, ends = search.expand(logits, processors, length)
 
-        generated = length + 1 - prompt_length
-        counts = ends.clone()
-        counts[:, beams:] = False  # others could not have been among the beams
-        final = grown.scores / generated**penalty + ~counts * NEVER
-        grown = grown._replace(lengths=counts * generated)
-        both = Beams(*(torch.cat(pair, dim=1) for pair in zip(ended, grown._replace(scores=final), strict=True)))
-        ended = both.take(both.scores.topk(beams).indices)
+        # 2) Candidates that end compete with the finished beams, the best of the others go on.
+        search.update_finished(candidates, ends, length + 1)
+        running = search.update_running(candidates, ends)
 
-        going_on = (grown.scores + ends * NEVER).topk(beams)
-        running = grown.take(going_on.indices)._replace(scores=going_on.values)
-        source = source.gather(1, going_on.indices)
-
-        longest = max_length - prompt_length if early_stopping == "never" and penalty > 0 else generated
-        hope = running.scores[:, :1] / longest**penalty
-        worst = ended.scores.min(dim=1, keepdim=True).values.where(ended.lengths > 0, NEVER)
-        done = ~(hope > worst).any(dim=1)
-        if early_stopping is True:
-            done |= (ended.lengths > 0).all(dim=1)
-        if length + 1 == max_length:
+        # 3) Retire sentences that are done, or that have run out of allowed tokens. The first step may run out of
+        # them, with a forced BOS: all its candidates come from one beam.
+        is_last = length + 1 == max_length
+        weakest = candidates.scores[:, num_beams - 1] if is_last else search.running.scores[:, -1]
+        is_exhausted = ~(weakest > MIN_SCORE)
+        done = search.is_done(length + 1)
+        if is_last:
             done[:] = True
+        elif length > prompt_length:
+            done |= is_exhausted
         kept = None
         if done.any():
-            for result, end in zip(results, ended, strict=True):
-                result[searched[done]] = end[done]
-            kept = (~done).nonzero().squeeze(1)
+            has_forbidden = ~(search.finished.scores > MIN_SCORE).all(dim=1)
+            if ((is_exhausted | has_forbidden) & done).any():
+                return None
+            kept = search.retire(done)
             if len(kept) == 0:
                 break
-            searched, running, ended = searched[kept], running.of(kept), ended.of(kept)
-        rows = torch.arange(len(source), device=ids.device)[:, None] * beams + source
-        steps.keep(kept, (rows if kept is None else rows[kept]).flatten())
-        logits = steps.read(running.ids[..., length].flatten())
-    returned = config.num_return_sequences
-    longest = prompt_length + results.lengths[:, :returned].max()
-    return results.ids[:, :returned, :longest].flatten(0, 1)
+
+        # 4) Reorder the cache and read the new tokens.
+        sources = sources.gather(1, running)
+        rows = torch.arange(len(sources), device=sources.device)[:, None] * num_beams + sources
+        decoder.select((rows if kept is None else rows[kept]).flatten(), sentences=kept)
+        logits = decoder.step(search.running.ids[..., length].flatten())
+
+    # 5) Return the best sequences, as long as the longest of them.
+    ids, lengths = search.hypotheses.ids, search.hypotheses.lengths[:, : config.num_return_sequences]
+    return ids[:, : config.num_return_sequences, : prompt_length + lengths.max()].flatten(0, 1)

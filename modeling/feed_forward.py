@@ -5,7 +5,6 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .configuration_trivium import TriviumConfig
-from .linear import Linear
 
 
 class FeedForward(nn.Module):
@@ -17,9 +16,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__()
-        self.up_proj = Linear(config.d_model, config.ffn_dim, bias=config.ffn_bias)
-        self.gate_proj = Linear(config.d_model, config.ffn_dim, bias=config.ffn_bias) if config.gated_ffn else None
-        self.down_proj = Linear(config.ffn_dim, config.d_model, bias=config.ffn_bias)
+        self.up_proj = nn.Linear(config.d_model, config.ffn_dim, bias=config.ffn_bias)
+        self.gate_proj = nn.Linear(config.d_model, config.ffn_dim, bias=config.ffn_bias) if config.gated_ffn else None
+        self.down_proj = nn.Linear(config.ffn_dim, config.d_model, bias=config.ffn_bias)
         self.activation = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.activation_dropout)
 

@@ -9,13 +9,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-from .attention import MultiHeadAttention
+from .attention import NO_CONTEXT, AttentionContext, MultiHeadAttention
 from .cache import self_attention_cache
 from .configuration_trivium import TriviumConfig
 from .feed_forward import FeedForward
 from .normalization import NORMS
-from .padding import RealTokens
-from .positions import Rotation
 
 
 class Residual(nn.Module):
@@ -64,16 +62,11 @@ class EncoderLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        rotation: Rotation | None = None,
-        tokens: RealTokens | None = None,
+        context: AttentionContext = NO_CONTEXT,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Map (batch, source_len, d_model), or of real `tokens` alone (tokens, d_model), to the same shape."""
-        hidden_states = self.self_attn_residual(
-            hidden_states,
-            lambda x: self.self_attn(x, attention_mask=attention_mask, rotation=rotation, tokens=tokens, **kwargs)[0],
-        )
+        """Map (batch, source_len, d_model), or (tokens, d_model) if the context has `tokens`, to the same shape."""
+        hidden_states = self.self_attn_residual(hidden_states, lambda x: self.self_attn(x, context, **kwargs)[0])
         return self.feed_forward_residual(hidden_states, lambda x: self.feed_forward(x))
 
 
@@ -94,37 +87,24 @@ class DecoderLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
+        context: AttentionContext = NO_CONTEXT,
+        memory: torch.Tensor | None = None,
+        memory_context: AttentionContext = NO_CONTEXT,
         cache: Cache | None = None,
-        rotation: Rotation | None = None,
-        tokens: RealTokens | None = None,
-        encoder_tokens: RealTokens | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Map (batch, target_len, d_model) to the same shape, looking at (batch, source_len, d_model).
+        """Map (batch, target_len, d_model) to the same shape, looking at the memory, (batch, source_len, d_model).
 
-        Both may be of real tokens alone, (tokens, d_model), whose places `tokens` and `encoder_tokens` know.
+        Each of the two is (tokens, d_model) if its context has `tokens`. The cache goes by its name: by that
+        transformers finds it, and leaves it out, when activations are computed again in the backward pass.
         """
         self_cache = self_attention_cache(cache)
         hidden_states = self.self_attn_residual(
-            hidden_states,
-            lambda x: self.self_attn(
-                x, attention_mask=attention_mask, cache=self_cache, rotation=rotation, tokens=tokens, **kwargs
-            )[0],
+            hidden_states, lambda x: self.self_attn(x, context, cache=self_cache, **kwargs)[0]
         )
         if self.attends_to_encoder:
             hidden_states = self.cross_attn_residual(
                 hidden_states,
-                lambda x: self.cross_attn(
-                    x,
-                    key_value_states=encoder_hidden_states,
-                    attention_mask=encoder_attention_mask,
-                    cache=cache,
-                    tokens=tokens,
-                    key_value_tokens=encoder_tokens,
-                    **kwargs,
-                )[0],
+                lambda x: self.cross_attn(x, context, memory, memory_context, cache=cache, **kwargs)[0],
             )
         return self.feed_forward_residual(hidden_states, lambda x: self.feed_forward(x))

@@ -8,15 +8,15 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
 
-from .cache import CACHE, takes_cache
 from .configuration_trivium import TriviumConfig
 from .decoding import TriviumGenerationMixin
 from .embeddings import TokenEmbedding
-from .linear import Linear
 from .loss import IGNORED, up_to_last
 from .positions import LearnedPositions, token_positions
-from .stacks import TriviumDecoder, TriviumEncoder, TriviumPreTrainedModel
+from .pretrained import TriviumPreTrainedModel
+from .stacks import TriviumDecoder, TriviumEncoder
 
 
 class TriviumModel(TriviumPreTrainedModel):
@@ -49,7 +49,7 @@ class TriviumModel(TriviumPreTrainedModel):
         if self.config.tie_word_embeddings and self.config.decoder_vocab_size is None:
             self.decoder.embed_tokens = value
 
-    @takes_cache
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
     def forward(
         self,
@@ -102,7 +102,7 @@ class TriviumModel(TriviumPreTrainedModel):
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
-            **{CACHE: decoder_outputs.get(CACHE)},
+            cache=decoder_outputs.cache,
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
@@ -123,10 +123,10 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationM
         if config.decoder_vocab_size is None:
             self._tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
         self.model = TriviumModel(config)
-        self.lm_head = Linear(config.d_model, config.target_vocab_size, bias=config.lm_head_bias)
+        self.lm_head = nn.Linear(config.d_model, config.target_vocab_size, bias=config.lm_head_bias)
         self.post_init()
 
-    @takes_cache
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
     def forward(
         self,
@@ -171,10 +171,9 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationM
             use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        if labels is not None and self._can_skip_padding(labels, decoder_attention_mask, skip_logits, **kwargs):
-            kwargs["skip_padding"] = True
-            if decoder_attention_mask is None:
-                decoder_attention_mask = up_to_last(labels)
+        skip_padding = self._can_skip_padding(labels, decoder_attention_mask, skip_logits, **kwargs)
+        if labels is not None and skip_padding and decoder_attention_mask is None:
+            decoder_attention_mask = up_to_last(labels)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -186,6 +185,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationM
             decoder_inputs_embeds=decoder_inputs_embeds,
             decoder_position_ids=decoder_position_ids,
             use_cache=use_cache,
+            skip_padding=skip_padding,
             **kwargs,
         )
         loss, logits = self._predict_tokens(
@@ -199,7 +199,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationM
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            **{CACHE: outputs.get(CACHE)},
+            cache=outputs.cache,
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions,

@@ -9,15 +9,15 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
 
-from .cache import CACHE, takes_cache
 from .configuration_trivium import TriviumConfig
 from .decoding import TriviumGenerationMixin
 from .embeddings import TokenEmbedding
-from .linear import Linear
 from .loss import shift_left
 from .positions import LearnedPositions
-from .stacks import TriviumDecoder, TriviumPreTrainedModel
+from .pretrained import TriviumPreTrainedModel
+from .stacks import TriviumDecoder
 
 
 class TriviumDecoderPreTrainedModel(TriviumPreTrainedModel):
@@ -76,7 +76,7 @@ class TriviumDecoderModel(TriviumDecoderPreTrainedModel):
         """Replace the token embedding."""
         self.decoder.embed_tokens = value
 
-    @takes_cache
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
     def forward(
         self,
@@ -114,7 +114,7 @@ class TriviumDecoderModel(TriviumDecoderPreTrainedModel):
         )
         return BaseModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            **{CACHE: outputs.get(CACHE)},
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -129,10 +129,10 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, TriviumGenerationMixin):
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__(config)
         self.model = TriviumDecoderModel(self.config)
-        self.lm_head = Linear(self.config.d_model, self.config.vocab_size, bias=self.config.lm_head_bias)
+        self.lm_head = nn.Linear(self.config.d_model, self.config.vocab_size, bias=self.config.lm_head_bias)
         self.post_init()
 
-    @takes_cache
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
     def forward(
         self,
@@ -173,8 +173,6 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, TriviumGenerationMixin):
             next_tokens = shift_left(labels)
         if next_tokens is not None:
             use_cache = False
-        if self._can_skip_padding(next_tokens, attention_mask, skip_logits, **kwargs):
-            kwargs["skip_padding"] = True
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -182,6 +180,7 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, TriviumGenerationMixin):
             cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            skip_padding=self._can_skip_padding(next_tokens, attention_mask, skip_logits, **kwargs),
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -196,7 +195,7 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, TriviumGenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            **{CACHE: outputs.get(CACHE)},
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -17,7 +17,8 @@ from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
 from .loss import IGNORED, classification_loss, label_smoothed_cross_entropy
 from .normalization import NORMS
-from .stacks import TriviumEncoder, TriviumPreTrainedModel
+from .pretrained import TriviumPreTrainedModel
+from .stacks import TriviumEncoder
 
 
 class TriviumEncoderPreTrainedModel(TriviumPreTrainedModel):
@@ -146,9 +147,15 @@ class TriviumForMaskedLM(TriviumEncoderPreTrainedModel):
             `logits`: (batch, length, vocabulary), or None if skipped, `loss`: a scalar, smoothed in training mode
             only.
         """
-        if self._can_skip_padding(labels, attention_mask, skip_logits, **kwargs):
-            kwargs["skip_padding"] = True
-        outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            skip_padding=self._can_skip_padding(labels, attention_mask, skip_logits, **kwargs),
+            **kwargs,
+        )
         loss, logits = self._predict_tokens(
             self.mlm_head,
             outputs.last_hidden_state,

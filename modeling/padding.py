@@ -36,10 +36,12 @@ class RealTokens:
 
     def pick(self, states: torch.Tensor) -> torch.Tensor:
         """Take the real tokens, (tokens, d_model), out of rows, (batch, length, d_model)."""
-        return states.flatten(0, 1).index_select(0, self.indices.to(states.device))
+        states = states.flatten(0, 1)  # (batch * length, d_model)
+        return states.index_select(0, self.indices.to(states.device))
 
     def place(self, states: torch.Tensor) -> torch.Tensor:
         """Put (tokens, d_model) back where they stand in rows, (batch, length, d_model), and zeros in padding."""
-        rows = states.new_zeros(self.mask.numel(), states.shape[-1])
+        rows = states.new_zeros(self.mask.numel(), states.shape[-1])  # (batch * length, d_model)
         # Not `index_copy`, which would keep `states` for the backward pass.
-        return rows.index_put_((self.indices.to(states.device),), states).unflatten(0, self.mask.shape)
+        rows = rows.index_put_((self.indices.to(states.device),), states)
+        return rows.unflatten(0, self.mask.shape)  # (batch, length, d_model)

@@ -54,7 +54,8 @@ def sinusoidal_encoding(position_ids: torch.Tensor, d_model: int, dtype: torch.d
         (..., d_model) for position ids of shape (...).
     """
     angle = angles(position_ids, d_model, 10000.0, dtype)
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2).to(dtype)
+    pairs = torch.stack((angle.sin(), angle.cos()), dim=-1)  # (..., d_model / 2, 2)
+    return pairs.flatten(-2).to(dtype)  # (..., d_model)
 
 
 class SinusoidalPositions(nn.Module):
@@ -97,7 +98,7 @@ class LearnedPositions(nn.Module):
             ValueError: The sequence is longer than `max_position_embeddings`; one that is packed of several, with
                 positions that restart, may be.
         """
-        if position_ids.shape[-1] > self.embedding.num_embeddings:
+        if position_ids.shape[-1] > self.embedding.num_embeddings and not torch.compiler.is_compiling():
             self.check_length(int(position_ids.max()) + 1)
         return hidden_states + self.embedding(position_ids), None
 
@@ -112,7 +113,8 @@ class RotaryPositions(nn.Module):
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, Rotation | None]:
         """Leave the hidden states alone and give (cos, sin), each (batch or 1, 1, length, head_dim)."""
         angle = angles(position_ids, self.head_dim, self.base, hidden_states.dtype)
-        angle = torch.cat((angle, angle), dim=-1)[:, None]  # the dimensions i and i + head_dim/2 form a pair
+        # The dimensions i and i + head_dim/2 form a pair.
+        angle = torch.cat((angle, angle), dim=-1)[:, None]  # (batch or 1, 1, length, head_dim)
         return hidden_states, (angle.cos().to(hidden_states.dtype), angle.sin().to(hidden_states.dtype))
 
 

@@ -1,153 +1,35 @@
-"""The two stacks of Figure 1, encoder and decoder (paper section 3.1), and what all Trivium models have in common."""
+"""The two stacks of Figure 1, encoder and decoder (paper section 3.1)."""
 
-import copy
 import re
 from collections.abc import Iterable
-from typing import Any
+from itertools import islice
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, initialization
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import MultiHeadAttention
-from .cache import CACHE, self_attention_cache, takes_cache
+from .attention import NO_CONTEXT, AttentionContext, MultiHeadAttention
+from .cache import self_attention_cache
 from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
 from .layers import DecoderLayer, EncoderLayer, final_norm
-from .loss import IGNORED, label_smoothed_cross_entropy, projected_cross_entropy
 from .normalization import NORMS
 from .padding import RealTokens
 from .positions import POSITIONS, token_positions
+from .pretrained import TriviumPreTrainedModel
 
 # How tensor parallelism cuts each projection, so that one sum over the devices ends every sub-layer.
 TENSOR_PARALLEL_STYLES = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), "colwise"),
     **dict.fromkeys(("o_proj", "down_proj"), "rowwise"),
 }
-
-
-class TriviumPreTrainedModel(PreTrainedModel):
-    """What all Trivium models have in common: initialisation, and what transformers may do with them."""
-
-    config: TriviumConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
-    _skip_keys_device_placement = ["cache", "past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as the authors' code (tensor2tensor) did; the paper itself does not say how.
-
-        Projections: Glorot uniform, biases 0. Embeddings: normal with variance 1 / d_model, so that multiplied by
-        sqrt(d_model) they have unit variance, and tied to the output they give logits of about unit variance.
-        """
-        if isinstance(module, nn.Linear):
-            initialization.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                initialization.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            initialization.normal_(module.weight, std=self.config.d_model**-0.5)
-        elif isinstance(module, tuple(NORMS.values())):
-            initialization.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                initialization.zeros_(module.bias)
-
-    @property
-    def label_smoothing(self) -> float:
-        """What the loss is smoothed by (section 5.4): nothing in evaluation, so that exp(loss) is the perplexity."""
-        return self.config.label_smoothing if self.training else 0.0
-
-    def _can_skip_padding(
-        self,
-        labels: torch.Tensor | None,
-        mask: torch.Tensor | None,
-        skip_logits: bool,
-        output_hidden_states: bool | None = None,
-        **kwargs: Any,
-    ) -> bool:
-        """Whether nothing computed for padding would be seen: no logits, no hidden states, and no label stands there.
-
-        In a language model with padding on the left one does: the first token's, which the padding before it predicts.
-        """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if labels is None or not skip_logits or output_hidden_states or torch.compiler.is_compiling():
-            return False
-        return mask is None or mask.shape != labels.shape or not ((labels != IGNORED) & (mask == 0)).any()
-
-    def _predict_tokens(
-        self,
-        head: nn.Module,
-        hidden_states: torch.Tensor,
-        labels: torch.Tensor | None,
-        vocab_size: int,
-        skip_logits: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The loss, if there are labels, and the logits, unless there is a loss and they are not wanted."""
-        if labels is not None and skip_logits:
-            loss = projected_cross_entropy(
-                hidden_states, head, labels, vocab_size, self.label_smoothing, num_items_in_batch
-            )
-            return loss, None
-        logits = head(hidden_states)
-        if labels is None:
-            return None, logits
-        return label_smoothed_cross_entropy(logits, labels, self.label_smoothing, num_items_in_batch), logits
-
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Embedding:
-        """As in transformers, for one vocabulary: all its matrices are resized, tied or not.
-
-        Raises:
-            ValueError: There are two vocabularies, and one number cannot say which.
-        """
-        if self.config.decoder_vocab_size is not None:
-            raise ValueError(
-                "resize_token_embeddings serves models with one vocabulary, but this one has vocab_size="
-                f"{self.config.vocab_size} and decoder_vocab_size={self.config.decoder_vocab_size}."
-            )
-        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        decoder = getattr(self.base_model, "decoder", None)
-        if decoder is not None and decoder.embed_tokens.weight is not embeddings.weight:
-            decoder.resize_token_embeddings(embeddings.num_embeddings, mean_resizing=mean_resizing)
-        return embeddings
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, and let every fitting Auto class and pipeline find its class in the folder."""
-        from .auto_map import auto_map, custom_pipelines  # here, for it imports all; and so all their files are copied
-
-        config, own_class = self.config, type(self)
-        # Not FSDP's class, which it makes of each that it shards: that is in torch, and no Auto class finds it.
-        self.__class__ = next(
-            each
-            for each in own_class.__mro__
-            if issubclass(each, TriviumPreTrainedModel) and not each.__name__.startswith("FSDP")
-        )
-        if self.is_remote_code():
-            self.config = copy.copy(config)
-            self.config.auto_map = auto_map(config)
-            if pipelines := custom_pipelines(config):
-                self.config.custom_pipelines = pipelines
-        try:
-            super().save_pretrained(*args, **kwargs)
-        finally:
-            self.config, self.__class__ = config, own_class
 
 
 class TriviumStack(TriviumPreTrainedModel):
@@ -198,7 +80,7 @@ class TriviumEncoder(TriviumStack):
             self.embed_token_types = nn.Embedding(config.type_vocab_size, config.d_model)
         self.post_init()
 
-    @takes_cache  # a prefix of PEFT's, which goes to the attention
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")  # PEFT's prefix, for the attention
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -232,7 +114,7 @@ class TriviumEncoder(TriviumStack):
         tokens = RealTokens.of_padded(inputs_embeds, attention_mask) if skip_padding else None
         if position_ids is None:
             position_ids = token_positions(attention_mask, inputs_embeds.shape[1], 0, inputs_embeds.device)
-        attention_mask = create_bidirectional_mask(
+        mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
         )
         if self.config.type_vocab_size:
@@ -244,11 +126,14 @@ class TriviumEncoder(TriviumStack):
         hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
         hidden_states = self.dropout(self.embedding_norm(hidden_states))
         if tokens is not None:
-            hidden_states = tokens.pick(hidden_states)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, rotation, tokens, **kwargs)
+            hidden_states = tokens.pick(hidden_states)  # (tokens, d_model)
+        context = AttentionContext(mask, rotation, tokens)
+        for layer in islice(self.layers, self.config.encoder_layers):
+            hidden_states = layer(hidden_states, context, **kwargs)
         hidden_states = self.norm(hidden_states)
-        return BaseModelOutput(last_hidden_state=hidden_states if tokens is None else tokens.place(hidden_states))
+        if tokens is not None:
+            hidden_states = tokens.place(hidden_states)  # (batch, source_len, d_model)
+        return BaseModelOutput(last_hidden_state=hidden_states)
 
 
 class TriviumDecoder(TriviumStack):
@@ -269,7 +154,7 @@ class TriviumDecoder(TriviumStack):
         super().__init__(config, config.target_vocab_size, layers)
         self.post_init()
 
-    @takes_cache
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -312,64 +197,113 @@ class TriviumDecoder(TriviumStack):
                 else "encoder_hidden_states are given, but this decoder-only model has no attention to them."
             )
         inputs_embeds = self.embed(input_ids, inputs_embeds)
-        tokens = encoder_tokens = None
-        if skip_padding:
-            tokens = RealTokens.of_padded(inputs_embeds, attention_mask)
-            if encoder_hidden_states is not None:
-                encoder_tokens = RealTokens.of_padded(encoder_hidden_states, encoder_attention_mask)
+        position_ids, context = self.prepare(inputs_embeds, attention_mask, position_ids, cache, skip_padding)
+        memory, memory_context = encoder_hidden_states, NO_CONTEXT
+        if memory is not None:
+            memory, memory_context = self.prepare_memory(memory, encoder_attention_mask, inputs_embeds, skip_padding)
+        if use_cache and cache is None:  # after the mask, which with a cache would not look for packing
+            cache = DynamicCache(config=self.config)
+            if self.config.is_encoder_decoder:
+                cache = EncoderDecoderCache(cache, DynamicCache(config=self.config))
+        hidden_states = self.run_layers(
+            inputs_embeds, position_ids, context, memory, memory_context, cache=cache, **kwargs
+        )
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, cache=cache)
+
+    def prepare(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        skip_padding: bool = False,
+    ) -> tuple[torch.Tensor, AttentionContext]:
+        """Prepare the positions of the target and its context, all but the rotation.
+
+        Args:
+            inputs_embeds: (batch, target_len, d_model).
+            attention_mask: (batch, cached length + target_len), 1 for a real token, 0 for padding.
+            position_ids: (batch, target_len); by default real tokens count from 0.
+            cache: Keys and values of earlier calls.
+            skip_padding: Whether the layers are to work on real tokens alone.
+
+        Returns:
+            Position ids, (batch or 1, target_len), and the context.
+        """
+        tokens = RealTokens.of_padded(inputs_embeds, attention_mask) if skip_padding else None
         # Padding at the end no real token sees anyway, and without a mask attention is faster, but looks for packing.
         mask_is_idle = tokens is not None and tokens.come_first and position_ids is None
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=None if mask_is_idle else attention_mask,
-            **{CACHE: self_attention_cache(cache)},
+            cache=self_attention_cache(cache),
             position_ids=position_ids,  # restarting positions are packed sentences, which do not see each other
         )
-        encoder_mask = None
-        if encoder_hidden_states is not None:
-            encoder_mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=encoder_attention_mask,
-                encoder_hidden_states=encoder_hidden_states,
-            )
-        past_length = cache.get_seq_length() if cache is not None else 0
-        if use_cache and cache is None:  # after the mask, which with a cache would not look for packing
-            cache = DynamicCache(config=self.config)
-            if self.config.is_encoder_decoder:
-                cache = EncoderDecoderCache(cache, DynamicCache(config=self.config))
         if position_ids is None:
+            past_length = cache.get_seq_length() if cache is not None else 0
             position_ids = token_positions(attention_mask, inputs_embeds.shape[1], past_length, inputs_embeds.device)
-        hidden_states = self.run_layers(
-            *(inputs_embeds, position_ids, mask, encoder_hidden_states, encoder_mask, cache, tokens, encoder_tokens),
-            **kwargs,
+        return position_ids, AttentionContext(mask, tokens=tokens)
+
+    def prepare_memory(
+        self,
+        memory: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        skip_padding: bool = False,
+    ) -> tuple[torch.Tensor, AttentionContext]:
+        """Prepare the encoder's output and its context.
+
+        Args:
+            memory: (batch, source_len, d_model).
+            attention_mask: (batch, source_len), 1 for a real token, 0 for padding.
+            inputs_embeds: (batch, target_len, d_model), what looks at the memory.
+            skip_padding: Whether the layers are to work on real tokens alone.
+
+        Returns:
+            The memory, (tokens, d_model) if its context has `tokens`, and the context.
+        """
+        mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            encoder_hidden_states=memory,
         )
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE: cache})
+        tokens = RealTokens.of_padded(memory, attention_mask) if skip_padding else None
+        if tokens is not None:
+            memory = tokens.pick(memory)  # (tokens, d_model)
+        return memory, AttentionContext(mask, tokens=tokens)
 
     def run_layers(
         self,
         inputs_embeds: torch.Tensor,
         position_ids: torch.Tensor,
-        mask: torch.Tensor | None,
-        encoder_hidden_states: torch.Tensor | None,
-        encoder_mask: torch.Tensor | None,
-        cache: Cache | None,
-        tokens: RealTokens | None = None,
-        encoder_tokens: RealTokens | None = None,
+        context: AttentionContext = NO_CONTEXT,
+        memory: torch.Tensor | None = None,
+        memory_context: AttentionContext = NO_CONTEXT,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """What `forward` does when all is prepared: masks in the form that the attention function in use wants."""
+        """Run embedded tokens through the stack, with all prepared but the rotation.
+
+        Args:
+            inputs_embeds: (batch, target_len, d_model).
+            position_ids: (batch or 1, target_len).
+            context: The mask in the form that the attention function takes, and where the real tokens are.
+            memory: (batch, source_len, d_model), the encoder's output; (tokens, d_model) if its context has `tokens`.
+            memory_context: The same of the memory.
+            cache: Keys and values of earlier calls.
+            **kwargs: What the attention function takes.
+
+        Returns:
+            (batch, target_len, d_model).
+        """
         hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
         hidden_states = self.dropout(self.embedding_norm(hidden_states))
-        if tokens is not None:
-            hidden_states = tokens.pick(hidden_states)
-        if encoder_tokens is not None and encoder_hidden_states is not None:
-            encoder_hidden_states = encoder_tokens.pick(encoder_hidden_states)
-        for layer in self.layers:
-            hidden_states = layer(
-                *(hidden_states, mask, encoder_hidden_states, encoder_mask, cache, rotation, tokens, encoder_tokens),
-                **kwargs,
-            )
+        context = context._replace(rotation=rotation)
+        if context.tokens is not None:
+            hidden_states = context.tokens.pick(hidden_states)  # (tokens, d_model)
+        for layer in islice(self.layers, self.config.decoder_layers):
+            hidden_states = layer(hidden_states, context, memory, memory_context, cache=cache, **kwargs)
         hidden_states = self.norm(hidden_states)
-        return hidden_states if tokens is None else tokens.place(hidden_states)
+        return hidden_states if context.tokens is None else context.tokens.place(hidden_states)

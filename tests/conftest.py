@@ -1,3 +1,6 @@
+import logging
+import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -5,12 +8,25 @@ from types import SimpleNamespace
 import huggingface_hub
 import hypothesis
 import pytest
-import torch
 from hub_server import HubServer
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded; see `trivium_cli`
+import torch
 
 hypothesis.settings.register_profile("trivium", deadline=None)  # a timing never decides a test
 hypothesis.settings.load_profile("trivium")
 torch.set_num_threads(1)  # the models are tiny: threads cost more than they give, and xdist fills the cores
+
+
+class LoggedDeprecations(logging.Handler):
+    """Warn about what transformers only logs as deprecated, so that `filterwarnings` decides about it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecated" in record.getMessage():
+            warnings.warn(record.getMessage(), FutureWarning, stacklevel=2)
+
+
+logging.getLogger("transformers").addHandler(LoggedDeprecations())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

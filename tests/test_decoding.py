@@ -3,26 +3,26 @@
 import copy
 from functools import cache
 from typing import Any
-from unittest.mock import Mock, patch
 
 import pytest
 import torch
+from searches import search, search_with_transformers
 from tiny import BOS, EOS, PAD, POSITIONS, mask_of, random_ids, tiny_config, train_to_copy
 from torch import nn
 from torch._dynamo.utils import counters
 from transformers import (
     CompileConfig,
+    EosTokenCriteria,
     GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
+    MaxLengthCriteria,
     MaxTimeCriteria,
     StoppingCriteriaList,
 )
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration
-from trivium.modeling import decoding
-from trivium.modeling.cache import CACHE
 
 VOCABULARY, LONGEST = 16, 6
 SEARCHES = [
@@ -43,7 +43,7 @@ SEARCHES = [
     {"num_beams": 3, "bad_words_ids": [[6], [8, 9]]},
 ]
 every_search = pytest.mark.parametrize(
-    "search", SEARCHES, ids=lambda search: "-".join(map(str, search.values())) or "greedy"
+    "options", SEARCHES, ids=lambda options: "-".join(map(str, options.values())) or "greedy"
 )
 
 
@@ -87,42 +87,26 @@ def prompts(sentences: int = 7, padded: bool = True) -> dict[str, torch.Tensor]:
     return {"input_ids": ids.masked_fill(mask == 0, PAD), "attention_mask": mask}
 
 
-def theirs(model: Any, **inputs: Any) -> torch.Tensor:
-    """What transformers' loops find."""
-    no = Mock(return_value=False)
-    with patch.multiple(type(model), _searches_itself=no, _is_plain=no):
-        return model.generate(**inputs)
-
-
-def searched(model: Any, **inputs: Any) -> tuple[torch.Tensor, int]:
-    """What `generate` finds, and how often a search of ours did it."""
-    with (
-        patch.object(decoding, "greedy_search", wraps=decoding.greedy_search) as greedy,
-        patch.object(decoding, "beam_search", wraps=decoding.beam_search) as beam,
-    ):
-        return model.generate(**inputs), greedy.call_count + beam.call_count
-
-
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @every_search
-def test_translations_are_the_same(search: dict[str, Any], attention: str) -> None:
+def test_translations_are_the_same(options: dict[str, Any], attention: str) -> None:
     model = erring(TriviumForConditionalGeneration, attn_implementation=attention, num_key_value_heads=2)
-    inputs = {**sources(), **search}
-    found, ours = searched(model, **inputs)
+    inputs = {**sources(), **options}
+    found, ours = search(model, **inputs)
     assert ours == 1
-    assert torch.equal(found, theirs(model, **inputs))
-    if search == {}:
+    assert torch.equal(found, search_with_transformers(model, **inputs))
+    if options == {}:
         assert (found != PAD).sum(dim=1).unique().numel() > 2  # sentences left the batch one by one
 
 
 @pytest.mark.parametrize("padded", [True, False])
 @every_search
-def test_continuations_are_the_same(search: dict[str, Any], padded: bool) -> None:
+def test_continuations_are_the_same(options: dict[str, Any], padded: bool) -> None:
     model = erring(TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary", norm_position="pre")
-    inputs = {**prompts(padded=padded), **search}
-    found, ours = searched(model, **inputs)
+    inputs = {**prompts(padded=padded), **options}
+    found, ours = search(model, **inputs)
     assert ours == 1
-    assert torch.equal(found, theirs(model, **inputs))
+    assert torch.equal(found, search_with_transformers(model, **inputs))
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -132,7 +116,7 @@ def test_so_they_are_for_all_positions_and_two_vocabularies(position: str, num_b
         model_class = TriviumForCausalLM if "encoder_layers" in shape else TriviumForConditionalGeneration
         model = erring(model_class, position_embedding_type=position, **shape)
         inputs = {**(sources() if model.config.is_encoder_decoder else prompts()), "num_beams": num_beams}
-        assert torch.equal(searched(model, **inputs)[0], theirs(model, **inputs))
+        assert torch.equal(search(model, **inputs)[0], search_with_transformers(model, **inputs))
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -140,9 +124,9 @@ def test_longer_prompts_of_a_decoder(num_beams: int) -> None:
     model = erring(TriviumForConditionalGeneration)
     begun = torch.cat((torch.full((7, 1), BOS), random_ids(7, 2, vocab_size=VOCABULARY)), dim=1)
     inputs = {**sources(), "decoder_input_ids": begun}
-    found, ours = searched(model, **inputs, num_beams=num_beams)
+    found, ours = search(model, **inputs, num_beams=num_beams)
     assert ours == 1
-    assert torch.equal(found, theirs(model, **inputs, num_beams=num_beams))
+    assert torch.equal(found, search_with_transformers(model, **inputs, num_beams=num_beams))
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -152,15 +136,15 @@ def test_positions_of_ones_own_are_kept(num_beams: int) -> None:
     inputs = {**prompts(), "num_beams": num_beams}
     positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
     for given, expected in ((positions, 1), (positions + 1, 0)):
-        found, ours = searched(model, **inputs, position_ids=given)
+        found, ours = search(model, **inputs, position_ids=given)
         assert ours == expected
-        assert torch.equal(found, theirs(model, **inputs, position_ids=given))
+        assert torch.equal(found, search_with_transformers(model, **inputs, position_ids=given))
 
 
 def test_what_the_encoder_returned_may_be_a_tuple() -> None:
     model, inputs = erring(TriviumForConditionalGeneration), sources()
     encoded = model.model.encoder(**inputs, return_dict=False)
-    found, ours = searched(model, encoder_outputs=encoded, attention_mask=inputs["attention_mask"])
+    found, ours = search(model, encoder_outputs=encoded, attention_mask=inputs["attention_mask"])
     assert ours == 1
     assert torch.equal(found, model.generate(**inputs))
 
@@ -185,19 +169,71 @@ class Shout(LogitsProcessor):
         {"logits_processor": LogitsProcessorList([Shout()])},
         {"stopping_criteria": StoppingCriteriaList([MaxTimeCriteria(100.0)])},
         {"decoder_attention_mask": torch.ones(7, 1, dtype=torch.long)},
-        {CACHE: None},
+        {"cache": None},
     ],
     ids=lambda asked: next(iter(asked)),
 )
 def test_what_only_transformers_can_do_it_does(asked: dict[str, Any], num_beams: int) -> None:
     model = erring(TriviumForConditionalGeneration)
-    if CACHE in asked:
-        asked = {CACHE: EncoderDecoderCache(DynamicCache(), DynamicCache())}
-    found, ours = searched(model, **sources(), num_beams=num_beams, **asked)
+    if "cache" in asked:
+        asked = {"cache": EncoderDecoderCache(DynamicCache(), DynamicCache())}
+    found, ours = search(model, **sources(), num_beams=num_beams, **asked)
     assert ours == 0
     assert len(found[0] if "return_dict_in_generate" in asked else found) == 7
-    if CACHE in asked:
-        assert asked[CACHE].get_seq_length() > 0  # what somebody brings is filled
+    if "cache" in asked:
+        assert asked["cache"].get_seq_length() > 0  # what somebody brings is filled
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("criterion", [MaxLengthCriteria(4), EosTokenCriteria(5)], ids=["length", "eos"])
+def test_stopping_criteria_of_the_caller_are_obeyed(criterion: Any, num_beams: int) -> None:
+    """They replace those of the same type that follow from the configuration."""
+    model = erring(TriviumForConditionalGeneration)
+    inputs = {**sources(), "num_beams": num_beams, "stopping_criteria": StoppingCriteriaList([criterion])}
+    found, ours = search(model, **inputs)
+    assert ours == 0
+    assert torch.equal(found, search_with_transformers(model, **inputs))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("padding", ["last token", "whole row"])
+def test_prompts_that_end_in_padding_are_left_to_transformers(padding: str, num_beams: int) -> None:
+    model = erring(TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary")
+    inputs = {**prompts(), "num_beams": num_beams}
+    inputs["attention_mask"][1, -1 if padding == "last token" else slice(None)] = 0
+    found, ours = search(model, **inputs)
+    assert ours == 0
+    assert torch.equal(found, search_with_transformers(model, **inputs))
+
+
+@pytest.mark.parametrize("num_return_sequences", [1, 4])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"no_repeat_ngram_size": 1, "max_length": 20, "eos_token_id": None}, 0),  # longer than the vocabulary
+        ({"suppress_tokens": [PAD, BOS, EOS, *range(4, VOCABULARY)]}, 0),  # one allowed token, four beams
+        ({"suppress_tokens": [PAD, BOS, EOS, *range(7, VOCABULARY)]}, 1),
+        ({"forced_bos_token_id": 5, "forced_eos_token_id": EOS}, 1),
+    ],
+    ids=["no repetition", "one token", "four tokens", "forced"],
+)
+def test_beams_without_allowed_tokens_are_left_to_transformers(
+    options: dict[str, Any], expected: int, num_return_sequences: int
+) -> None:
+    model = erring(TriviumForConditionalGeneration)
+    inputs = {**sources(), "num_beams": 4, "num_return_sequences": num_return_sequences, **options}
+    found, ours = search(model, **inputs)
+    assert ours == expected
+    assert torch.equal(found, search_with_transformers(model, **inputs))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_sequences_of_int32_prompts_are_int64(num_beams: int) -> None:
+    model, inputs = erring(TriviumForCausalLM, encoder_layers=0), prompts()
+    found, ours = search(model, **{**inputs, "input_ids": inputs["input_ids"].int()}, num_beams=num_beams)
+    assert ours == 1
+    assert found.dtype == torch.int64
+    assert torch.equal(found, model.generate(**inputs, num_beams=num_beams))
 
 
 def louder(outputs: Any) -> Any:
@@ -217,7 +253,7 @@ class Loud(TriviumForConditionalGeneration):
 def test_a_compiled_model_is_asked(num_beams: int) -> None:
     model = erring(TriviumForConditionalGeneration)
     model.compile(backend="eager")
-    assert searched(model, **sources(), num_beams=num_beams)[1] == 0
+    assert search(model, **sources(), num_beams=num_beams)[1] == 0
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
@@ -233,7 +269,7 @@ def test_what_somebody_changed_is_asked(change: str, num_beams: int) -> None:
         model.register_forward_hook(lambda module, args, outputs: louder(outputs))
     elif change == "stack":
         model.model.decoder.register_forward_hook(lambda *_: calls.append(1))
-    found, ours = searched(model, **sources(), num_beams=num_beams)
+    found, ours = search(model, **sources(), num_beams=num_beams)
     assert ours == 0
     if change == "stack":
         assert len(calls) == found.shape[1] - 1
@@ -245,7 +281,7 @@ def test_a_layer_that_somebody_changed_is_called() -> None:
     model = erring(TriviumForConditionalGeneration)
     calls: list[int] = []
     model.model.decoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
-    found, ours = searched(model, **sources())
+    found, ours = search(model, **sources())
     assert ours == 1
     assert len(calls) == found.shape[1] - 1
 
@@ -257,9 +293,7 @@ def test_what_has_ended_is_not_computed_on(num_beams: int) -> None:
     rows, memories = [], []
     model.model.decoder.layers[0].register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     attention = model.model.decoder.layers[0].cross_attn
-    attention.register_forward_pre_hook(
-        lambda _, __, inputs: memories.append(len(inputs["key_value_states"])), with_kwargs=True
-    )
+    attention.register_forward_pre_hook(lambda _, args: memories.append(len(args[2])))
     model.generate(**sources(), num_beams=num_beams)
     assert rows == [memories[0], *(count * num_beams for count in memories[1:])]
     assert memories[0] == 7

@@ -7,17 +7,21 @@ import sys
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+import pytest
+from paths import ROOT
+
+pytestmark = pytest.mark.subprocess
 
 
 def test_every_package_is_listed() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    roots = [ROOT / name for name in ("configuration", "modeling", "recipes", "tokenization", "trivium")]
-    found = {init.parent.relative_to(ROOT) for root in roots for init in root.rglob("__init__.py")}
-    names = {".".join(path.parts if path.parts[0] == "trivium" else ("trivium", *path.parts)) for path in found}
-    assert listed == names
+    top_level = {"trivium", "trivium_cli"}
+    roots = [ROOT / name for name in ("configuration", "modeling", "recipes", "tokenization", *top_level)]
+    found = [init.parent.relative_to(ROOT).parts for root in roots for init in root.rglob("__init__.py")]
+    assert listed == {".".join(parts if parts[0] in top_level else ("trivium", *parts)) for parts in found}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_and_imports_everything(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(
@@ -32,12 +36,12 @@ def test_the_wheel_holds_and_imports_everything(tmp_path: Path) -> None:
     code = """
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-import importlib.resources, pkgutil, trivium
+import importlib.resources, pkgutil, trivium, trivium_cli
 for module in pkgutil.walk_packages(trivium.__path__, "trivium."):
     if not module.name.endswith("__main__"):  # it would run
         importlib.import_module(module.name)
 from trivium.recipe import available_recipes
-from trivium.devices import launch_configs
+from trivium.training.distributed import launch_configs
 print(trivium.__file__, available_recipes(), list(launch_configs()))
 print(importlib.resources.files("trivium.hub").joinpath("hub_card.md").read_text())
 assert all(importlib.resources.files("trivium.demo").joinpath(name).is_file() for name in ("page.css", "page.js"))

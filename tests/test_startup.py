@@ -1,20 +1,20 @@
-"""What `import trivium` and the command line import, and that Trivium is registered all the same, in any order."""
+"""Start-up: registration in any import order, and what the help of the command line imports."""
 
 import json
+import pickle
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import transformers
 from tiny import tiny_config
 
 import trivium
-from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, auto
+from trivium import TriviumConfig, TriviumForCausalLM, TriviumForConditionalGeneration
 from trivium.modeling.auto_map import WITH_BOTH
 from trivium.tokenization import train_tokenizer
-
-HEAVY = ("accelerate", "datasets", "matplotlib", "numpy", "sklearn", "tokenizers", "torch", "transformers")
 
 
 def run(code: str, *arguments: str | Path) -> str:
@@ -23,51 +23,59 @@ def run(code: str, *arguments: str | Path) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-# --- Imports ---------------------------------------------------------------------------------------------------------
+# --- The command line ------------------------------------------------------------------------------------------------
 
-IMPORTED = """
-import json, sys
-import trivium
-
-def imported():
-    return [name for name in sys.argv[1:] if name in sys.modules]
-
-found = {"import trivium": imported()}
+HEAVY = ("accelerate", "datasets", "matplotlib", "numpy", "sklearn", "tokenizers", "torch", "transformers", "trivium")
+HELP = """
+import json, os, sys
 from typer.testing import CliRunner
-from trivium.cli import app
+from trivium_cli import app
+
 for arguments in (["--help"], ["train", "--help"], ["--version"]):
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    found[" ".join(arguments)] = imported()
-print(json.dumps(found))
+imported = [name for name in sys.argv[1:] if name in sys.modules]
+
+@app.command()
+def policy():
+    assert "torch" not in sys.modules
+    print(os.environ["OMP_WAIT_POLICY"])
+
+print(json.dumps([imported, CliRunner().invoke(app, ["policy"]).stdout.strip()]))
 """
 
 
-def test_the_package_and_the_help_of_the_command_line_import_nothing_that_takes_time() -> None:
+def test_help_imports_nothing_heavy() -> None:
     assert all(find_spec(name) for name in HEAVY)
-    found = json.loads(run(IMPORTED, *HEAVY))
-    assert found == {"import trivium": [], "--help": [], "train --help": [], "--version": []}
+    assert json.loads(run(HELP, *HEAVY))[0] == []
 
 
-def test_public_names_are_there_and_listed() -> None:
-    assert all(getattr(trivium, name).__name__ == name for name in trivium.__all__)
-    assert set(trivium.__all__) <= set(dir(trivium))
-    with pytest.raises(AttributeError, match="'trivium' has no attribute 'TriviumForAudio'"):
-        _ = trivium.TriviumForAudio
+@pytest.mark.parametrize(("given", "found"), [(None, "passive"), ("active", "active")])
+def test_commands_set_the_thread_policy_unless_the_user_has(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, found: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert json.loads(run(HELP))[1] == found
 
 
 # --- Registration ----------------------------------------------------------------------------------------------------
 
-# Each in a process of its own, forked from one that has what takes time; then comes all that Trivium promises, each
-# time beginning with something else. Where transformers comes first, the other tests would fail, too.
+
+def test_public_names_exist() -> None:
+    assert all(getattr(trivium, name).__name__ == name for name in trivium.__all__)
+
+
+# Each runs in a process of its own, forked from one that has imported what takes time; then follows all that Trivium
+# promises.
 ORDERS = [
     "import trivium",
     "import trivium.modeling",
-    "import trivium; from transformers import LlamaForCausalLM",  # imports Auto classes halfway through what it needs
+    "from transformers import AutoModel, LlamaForCausalLM, pipeline; import trivium",
 ]
 MORE_ORDERS = [
     "import transformers; import trivium",
-    "from transformers import AutoConfig; import trivium",
-    "from transformers import AutoModel, pipeline; import trivium",
+    "import trivium; from transformers import LlamaForCausalLM",
     "from trivium.modeling.pipeline_translation import TranslationPipeline",
     "from trivium.tokenization import TriviumTokenizer",
 ]
@@ -113,14 +121,13 @@ def loading():
     assert type(loaded).__name__ == "TriviumForConditionalGeneration"
     assert type(AutoModel.from_pretrained(f"{folder}/decoder")).__name__ == "TriviumDecoderModel"
 
-promises = [configuration, translating, tokenizer, building, loading, saving]
-for turn, order in enumerate(orders):
+for order in orders:
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == 0, order
         continue
     exec(order)
-    for place in range(len(promises)):
-        promises[place - turn]()
+    for promise in (configuration, translating, tokenizer, building, loading, saving):
+        promise()
     os._exit(0)
 """
 
@@ -145,5 +152,7 @@ def test_registered_in_every_order(orders: list[str], folder: Path) -> None:
     run(PROMISES, folder, *orders)
 
 
-def test_something_stands_for_every_model() -> None:
-    assert sorted(auto.AUTO_MODELS) == sorted(WITH_BOTH)
+@pytest.mark.parametrize("name", WITH_BOTH)
+def test_auto_class_entries_can_be_pickled(name: str) -> None:
+    entry = getattr(transformers, name)._model_mapping[TriviumConfig]
+    assert pickle.loads(pickle.dumps(entry)) is entry

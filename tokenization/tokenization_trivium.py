@@ -5,11 +5,12 @@ This file travels to the Hub inside a saved tokenizer that needs it, so it impor
 
 import copy
 import json
+import operator
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from tokenizers import Encoding, Tokenizer, models, trainers
+from tokenizers import AddedToken, Encoding, Regex, Tokenizer, models, normalizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchEncoding, PreTrainedTokenizerFast
@@ -23,6 +24,7 @@ SPECIAL_TOKENS = {
     "mask_token": "<mask>",
 }
 IGNORE_INDEX = -100
+MAX_VOCAB_SIZE = 2**20  # trainers allocate memory for it
 TARGET_TOKENIZER_FILE = "target_tokenizer.json"
 
 
@@ -47,7 +49,15 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     sentence early, and decoding gives the text back. Pass `split_special_tokens=False` to have them recognised. Only
     `<mask>`, which people do write (`"Paris is the <mask> of France"`), always becomes the special token. It takes in
     the space before it, as the pieces it stands for do (in a vocabulary of characters it does not), and decoding with
-    `skip_special_tokens=True` leaves it out.
+    `skip_special_tokens=True` leaves it out. A tokenizer with a chat template is saved with
+    `split_special_tokens=False`, because clients render the template as text and tokenize it later.
+
+    Tokens that you add, with `add_tokens` or `add_special_tokens`, are recognized in texts: only the reserved ones
+    above are guarded. (Transformers' own class, see below, guards those with a name as well, such as `sep_token`.)
+
+    **Words.** With `is_split_into_words=True` the tokens are those of the words joined by spaces, as a pipeline
+    would read them, and `offset_mapping` is relative to each word. With `add_prefix_space=True` the first word of a
+    text begins with a space as well, which decoding gives back.
 
     **Offsets.** A piece has the space before its word inside, but `offset_mapping` leaves it out, so that there is a
     gap before every word: whole-word masking looks for it. Of the pieces that spell one character in bytes the first
@@ -56,11 +66,12 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     **Without this class.** With one vocabulary and no chat template a saved tokenizer needs no code of ours: where
     `trivium` is not installed, `AutoTokenizer` gives transformers' own class, without `trust_remote_code`, and that
     encodes and decodes the same. So does `tokenizers.Tokenizer.from_file(folder + "/tokenizer.json")`, once its
-    `encode_special_tokens` is True. Only here are labels of -100 left out when decoding, and spaces of the offsets; is
-    a lone surrogate a `ValueError`; do `add_bos_token` and `add_eos_token` tell what is put around a text, and either
-    of them, given to `from_pretrained`, leave the other as it is (elsewhere, give both); and does
-    `train_new_from_iterator` keep the special tokens' ids. With two vocabularies or a chat template the code is saved
-    as well, and loading it takes `trust_remote_code=True`.
+    `encode_special_tokens` is True. Only here are labels of -100 left out when decoding, and spaces of the offsets;
+    are split words joined by spaces; does `skip_special_tokens=True` leave out special tokens that you added; is a
+    lone surrogate a `ValueError`; does `add_prefix_space`, given to `from_pretrained`, take effect; do `add_bos_token`
+    and `add_eos_token` tell what is put around a text, and either of them, given to `from_pretrained`, leave the other
+    as it is (elsewhere, give both); and does `train_new_from_iterator` keep the special tokens' ids. With two
+    vocabularies or a chat template the code is saved as well, and loading it takes `trust_remote_code=True`.
 
     Args:
         tokenizer_object: The backend; of the source language, if there are two.
@@ -70,6 +81,7 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         shared_vocabulary: What the saved configuration says, so that a missing file is noticed.
         add_bos_token: Whether a text, or a pair, begins with `<s>`. `None` leaves it as the backend has it.
         add_eos_token: Whether a text, and each of a pair, ends with `</s>`. `None` leaves it as the backend has it.
+        add_prefix_space: Whether a text that begins without a space gets one. `None` leaves it as the backend has it.
         kwargs: What every `PreTrainedTokenizerFast` takes, such as `model_max_length` and `padding_side`.
 
     Raises:
@@ -78,6 +90,8 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "target_tokenizer_file": TARGET_TOKENIZER_FILE}
     model_input_names = ["input_ids", "attention_mask"]
+    _tokenizer: Tokenizer
+    _words_have_spaces = False
 
     def __init__(
         self,
@@ -88,6 +102,7 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         shared_vocabulary: bool | None = None,
         add_bos_token: bool | None = None,
         add_eos_token: bool | None = None,
+        add_prefix_space: bool | None = None,
         **kwargs: Any,
     ) -> None:
         if shared_vocabulary:
@@ -100,6 +115,7 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
             raise ValueError(f"This tokenizer has two vocabularies, but {TARGET_TOKENIZER_FILE!r} is missing.")
 
         self._target_tokenizer = target_tokenizer_object
+        self._added_special_tokens = set[str]()  # shared by the two sides
         defaults = {**SPECIAL_TOKENS, "split_special_tokens": True, "clean_up_tokenization_spaces": False}
         super().__init__(
             tokenizer_object=tokenizer_object,
@@ -107,6 +123,11 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
             shared_vocabulary=target_tokenizer_object is None,
             **{**defaults, **kwargs},
         )
+        self._recognize_added_tokens()
+        if add_prefix_space is not None:
+            for backend in self._backends():
+                _set_prefix_space(backend, add_prefix_space)
+        self.add_prefix_space = _adds_prefix_space(self._tokenizer)
         around = self._tokenizer.encode("").ids
         self._add_bos_token = self.bos_token_id in around if add_bos_token is None else add_bos_token
         self._add_eos_token = self.eos_token_id in around if add_eos_token is None else add_eos_token
@@ -148,6 +169,9 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         """The number of tokens in the target's vocabulary, added ones included; `len(self)` if it is shared."""
         return len(self.target)
 
+    def _backends(self) -> list[Tokenizer]:
+        return [self._tokenizer] if self._target_tokenizer is None else [self._tokenizer, self._target_tokenizer]
+
     def _side(self, backend: Tokenizer) -> "TriviumTokenizer":
         # A shallow copy follows the settings of this tokenizer and shares the backend, without loading anything.
         side = copy.copy(self)
@@ -167,9 +191,63 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
             pair=[*start, "$A", *end, "$B:1", *(f"{token}:1" for token in end)],
             special_tokens=[(token, self.convert_tokens_to_ids(token)) for token in start + end],
         )
-        for backend in (self._tokenizer, self._target_tokenizer):
-            if backend is not None:
-                backend.post_processor = template
+        for backend in self._backends():
+            backend.post_processor = template
+
+    def add_tokens(
+        self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
+    ) -> int:
+        """Add tokens at the end of the vocabulary.
+
+        Args:
+            new_tokens: One token, or several. They are recognized in texts; of special ones this holds for all but
+                those that are reserved (`bos_token` and the like).
+            special_tokens: Whether they are special: not normalized, and left out by `skip_special_tokens=True`.
+
+        Returns:
+            The number of tokens that are new.
+        """
+        if not (special_tokens and self.split_special_tokens):
+            return super().add_tokens(new_tokens, special_tokens=special_tokens)
+        added = 0
+        for token in [new_tokens] if isinstance(new_tokens, (str, AddedToken)) else new_tokens:
+            if str(token) in self._reserved_tokens():
+                added += super().add_tokens(token, special_tokens=True)
+                continue
+            # The backend guards every token that it knows as special.
+            plain = AddedToken(token, normalized=False) if isinstance(token, str) else copy.deepcopy(token)
+            plain.special = False
+            self._added_special_tokens.add(plain.content)
+            added += super().add_tokens(plain)
+        return added
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Added tokens by their ids; special ones are so here, also where the backend must not know."""
+        tokens = super().added_tokens_decoder
+        for token in tokens.values():
+            token.special = token.special or token.content in self._added_special_tokens
+        return tokens
+
+    def _reserved_tokens(self) -> set[str]:
+        return {*SPECIAL_TOKENS.values(), *(str(getattr(self, name)) for name in SPECIAL_TOKENS)}
+
+    def _recognize_added_tokens(self) -> None:
+        """Find the special tokens that were added, and do not let backends guard them as they do the reserved ones."""
+        reserved = self._reserved_tokens()
+        self._added_special_tokens |= {token for token in self.all_special_tokens if token not in reserved}
+        for backend in self._backends():
+            special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+            self._added_special_tokens |= special - reserved
+        if self.split_special_tokens and self._added_special_tokens:
+            self._tokenizer = _mark_special(self._tokenizer, self._added_special_tokens, False)
+            if self._target_tokenizer is not None:
+                self._target_tokenizer = _mark_special(self._target_tokenizer, self._added_special_tokens, False)
+
+    @property
+    def standard_backend(self) -> Tokenizer:
+        """A copy of the backend for another tokenizer or class, which recognizes all special tokens in texts."""
+        return _unguarded(self._tokenizer, self._added_special_tokens)
 
     def __call__(
         self,
@@ -205,12 +283,16 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         return encoding
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:
+        tokenizer = self
+        if kwargs.get("is_split_into_words"):
+            text, text_pair = _with_spaces(text), _with_spaces(text_pair)
+            tokenizer = copy.copy(self)
+            tokenizer._words_have_spaces = True
         try:
-            return super()._encode_plus(text, text_pair, **kwargs)
-        except TypeError as error:  # the backend says no more than that its input must be a string
+            return super(TriviumTokenizer, tokenizer)._encode_plus(text, text_pair, **kwargs)
+        except TypeError:  # the backend says no more than that its input must be a string
             for each in _strings([text, text_pair]):
-                if any("\ud800" <= character <= "\udfff" for character in each):
-                    raise ValueError(f"A text must not have lone surrogates, got {each!r}.") from error
+                _check_surrogates(each)
             raise
 
     def _convert_encoding(self, encoding: Encoding, **kwargs: Any) -> tuple[dict[str, Any], list[Encoding]]:
@@ -228,10 +310,16 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         words = zip(encoding.sequence_ids, encoding.word_ids, strict=True)
         offsets, last_word, last_end = list[tuple[int, int]](), None, 0
         for token, word, (start, end) in zip(encoding.tokens, words, encoding.offsets, strict=True):
-            start += spaces[token]
+            space = spaces[token]
+            joined = int(
+                self._words_have_spaces and (word[1] or 0) > 0
+            )  # the word begins with a space of `_with_spaces`
+            if self.add_prefix_space and not joined and start == 0 and space:
+                space -= 1  # as GPT-2's offsets: this one is taken to be the prefix, and not in the text
+            start += space
             if word == last_word:
                 start = max(start, last_end)
-            offsets.append((min(start, end), end))
+            offsets.append((max(min(start, end) - joined, 0), max(end - joined, 0)))
             last_word, last_end = word, end
         return offsets
 
@@ -262,14 +350,21 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         if isinstance(token_ids, int):
             token_ids = [token_ids]
         token_ids = [token_id for token_id in token_ids if token_id != IGNORE_INDEX]
-        return super(TriviumTokenizer, self.target)._decode(token_ids, **kwargs)
+        if negative := [token_id for token_id in token_ids if token_id < 0]:
+            raise ValueError(f"token_ids must be at least 0, or {IGNORE_INDEX} to be left out; got {negative[0]}.")
+        target = self.target
+        if kwargs.get("skip_special_tokens") and self._added_special_tokens:  # which the backend may not skip
+            skipped = set(target.convert_tokens_to_ids(sorted(self._added_special_tokens)))
+            token_ids = [token_id for token_id in token_ids if token_id not in skipped]
+        return super(TriviumTokenizer, target)._decode(token_ids, **kwargs)
 
     # --- Files --------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
-        """As in transformers, but with this code only where no other class will do.
+        """Save the tokenizer as transformers does, but with this code only where no other class will do.
 
-        That is with two vocabularies or a chat template; every other folder loads without `trust_remote_code`.
+        That is with two vocabularies or a chat template; every other folder loads without `trust_remote_code`. With a
+        chat template, `split_special_tokens` is saved as False.
 
         Args:
             args: What every tokenizer takes, the folder first.
@@ -283,6 +378,12 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         saved.init_kwargs = {name: given for name, given in self.init_kwargs.items() if name != "auto_map"}
         if self.shared_vocabulary and not self.chat_template:
             saved._auto_class = None
+        if self.chat_template:
+            saved.split_special_tokens = False
+        if self.shared_vocabulary:  # of the target's tokens, its file tells
+            known = {str(token) for token in self.extra_special_tokens} | set(self.special_tokens_map.values())
+            added = sorted(self._added_special_tokens - known)
+            saved._extra_special_tokens = [*self._extra_special_tokens, *added]
         return super(TriviumTokenizer, saved).save_pretrained(*args, **kwargs)
 
     def _save_pretrained(
@@ -297,6 +398,10 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         for name, backend in backends.items():
             path = os.path.join(save_directory, prefix + self.vocab_files_names[name])
             if backend is not None:
+                if not self.split_special_tokens:
+                    backend = _unguarded(backend, self._added_special_tokens)
+                elif self._added_special_tokens:  # another class than this one would guard them
+                    backend = _mark_special(backend, self._added_special_tokens, self._auto_class is not None)
                 # The last call's padding and truncation are not the tokenizer's; each call sets its own.
                 backend.no_padding()
                 backend.no_truncation()
@@ -332,7 +437,9 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         backend = train_backend(copy.deepcopy(self._tokenizer), text_iterator, vocab_size, show_progress)
         tokenizer = type(self)(tokenizer_object=backend, **self.init_kwargs)
         old_tokens = self.added_tokens_decoder.values()
-        tokenizer.add_tokens([token for token in old_tokens if backend.token_to_id(token.content) is None])
+        for token in old_tokens:
+            if backend.token_to_id(token.content) is None:
+                tokenizer.add_tokens(token, special_tokens=token.content in self._added_special_tokens)
         return tokenizer
 
 
@@ -352,8 +459,13 @@ def train_backend(
         The trained backend.
 
     Raises:
-        ValueError: If `vocab_size` cannot hold the special tokens and the alphabet.
+        ValueError: If `vocab_size` is no integer, too large, or cannot hold the special tokens and the alphabet; or if
+            a text has a lone surrogate.
     """
+    try:
+        vocab_size = operator.index(vocab_size)
+    except TypeError as error:
+        raise ValueError(f"vocab_size must be an integer, got {vocab_size!r}.") from error
     special_tokens = list(SPECIAL_TOKENS.values())
     byte_level = sorted(ByteLevel.alphabet())
     # Every piece that some text might need must be in the vocabulary, whether these texts need it or not.
@@ -377,12 +489,14 @@ def train_backend(
     smallest = len(special_tokens) + len(pieces) + len(alphabet)
     if vocab_size < smallest:
         raise ValueError(f"vocab_size must hold the special tokens and the alphabet, {smallest}; got {vocab_size}.")
+    if vocab_size > MAX_VOCAB_SIZE:
+        raise ValueError(f"vocab_size must be at most {MAX_VOCAB_SIZE:,}, got {vocab_size:,}.")
     trainer = make_trainer(
         special_tokens=special_tokens + pieces,  # which is how a trainer is told to keep a piece
         show_progress=show_progress,
         **options,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator(_without_surrogates(texts), trainer)
 
     state = json.loads(backend.to_str())
     if state["model"]["type"] == "Unigram":
@@ -408,6 +522,65 @@ def _settle_unigram(vocab: list[list[Any]], alphabet: list[str], vocab_size: int
     kept = by_score[: vocab_size - len(special) - len(characters)]
     settled = sorted([*characters.items(), *kept], key=lambda item: (-item[1], item[0]))
     return special + [list(item) for item in settled]
+
+
+def _without_surrogates(texts: Iterable[str] | Iterable[list[str]]) -> Iterator[str | list[str]]:
+    """Pass texts, or batches of them, on, and raise if one has a lone surrogate."""
+    for each in texts:
+        for text in _strings(each):
+            _check_surrogates(text)
+        yield each
+
+
+def _check_surrogates(text: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"A text must not have lone surrogates, got {text!r}.")
+
+
+def _with_spaces(words: Any) -> Any:
+    """Begin every word but the first of a text, or of each text of a batch, with a space."""
+    if not isinstance(words, (list, tuple)):
+        return words
+    if any(isinstance(word, (list, tuple)) for word in words):
+        return [_with_spaces(text) for text in words]
+    return [f" {word}" if number and isinstance(word, str) else word for number, word in enumerate(words)]
+
+
+def _adds_prefix_space(backend: Tokenizer) -> bool:
+    return backend.normalizer is not None and backend.normalizer.normalize_str("a") == " a"
+
+
+def _set_prefix_space(backend: Tokenizer, wanted: bool) -> None:
+    """Make a backend begin every text with a space, unless it does; or take that away again."""
+    if wanted == _adds_prefix_space(backend):
+        return
+    if wanted:
+        prefix = [normalizers.Prepend(" "), normalizers.Replace(Regex(r"\A {2}"), " ")]  # of two leading spaces one
+        backend.normalizer = normalizers.Sequence([*prefix, backend.normalizer or normalizers.Sequence([])])
+    else:
+        backend.normalizer = backend.normalizer[2]
+
+
+def _unguarded(backend: Tokenizer, added: Iterable[str]) -> Tokenizer:
+    """Return a copy of a backend that is to recognize all special tokens in texts, those that were `added` as well."""
+    backend = _mark_special(backend, added, True)
+    mask = SPECIAL_TOKENS["mask_token"]
+    if backend.normalizer is not None and backend.normalizer.normalize_str(f" {mask}") == mask:
+        # It is then recognized before the normalizer could take the space away.
+        state = json.loads(backend.to_str())
+        for token in state["added_tokens"]:
+            token["lstrip"] = token["lstrip"] or token["content"] == mask
+        backend = Tokenizer.from_str(json.dumps(state))
+    return backend
+
+
+def _mark_special(backend: Tokenizer, tokens: Iterable[str], special: bool) -> Tokenizer:
+    """Return a copy of a backend in which `tokens`, if they were added to it, are special ones or are not."""
+    state = json.loads(backend.to_str())
+    for token in state["added_tokens"]:
+        if token["content"] in tokens:
+            token["special"] = special
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def _strings(nested: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""How good a model is, whichever way it is built: by what it writes, by its labels, and by what it thinks of texts."""
+"""Evaluate a model: generation metrics, label metrics, perplexity."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from trivium.tasks import (
 )
 from trivium.translation import translate
 
-ROWS_AT_ONCE = 64  # whose logits are computed, where nobody says how many
+ROWS_AT_ONCE = 64  # in a batch of logits, where `batch_size` is None
 
 Row = Mapping[str, Any]
 Score = dict[str, Any]
@@ -42,7 +42,7 @@ def evaluate(
     show_progress: bool = False,
     **generation: Any,
 ) -> tuple[dict[str, Score], list[str]]:
-    """Let a model do what it was made for on all `rows`, and compare with what they say. No logits are kept.
+    """Run a model on `rows` and compute the metrics of its task. No logits are kept.
 
     Args:
         model: A model with the head that `task` is for.
@@ -51,16 +51,16 @@ def evaluate(
         metrics: Names of `trivium.metrics.load_metric`; None: what is usual for the task.
         task: A key of `trivium.tasks.TASKS`. Where there are targets, texts are generated and compared with them.
         inputs: As the model was trained with.
-        batch_size: Rows that are computed at once; None: 64, and for texts that are generated as `translate` has it.
+        batch_size: Rows in a batch; None: 64, and for generated texts as in `translate`.
         show_progress: Whether to show a progress bar.
         **generation: What `generate()` takes; the rest is as saved with the model.
 
     Returns:
-        For each metric its `score` and the figures that go with it; and what the model said of each row, its text or
-        its label, where it says something.
+        For each metric its `score` and the figures that go with it; and the predictions, a text or label for each row,
+        of a model that makes any.
 
     Raises:
-        ValueError: A metric is unknown, or is not for this task or this model; there is no such task; or no row.
+        ValueError: A metric is unknown or not for this task or model, the task is unknown, or `rows` is empty.
     """
     if task not in TASKS:
         raise ValueError(f"task is {task!r}, but must be one of {', '.join(TASKS)}.")
@@ -70,7 +70,7 @@ def evaluate(
     run = _Evaluation(model.eval(), tokenizer, kind, inputs or InputArguments(), batch_size, show_progress)
     rows = list(rows)
     if not rows:
-        raise ValueError("There is nothing to evaluate: rows is empty.")
+        raise ValueError("rows is empty, but must have at least one row to evaluate.")
     scores: dict[str, Score] = {}
     predictions: list[Any] = []
     if "target" in kind.columns:
@@ -82,8 +82,8 @@ def evaluate(
     for name in metrics:
         if name not in scores:
             scores[name] = load_metric(name).compute(predictions=predictions, references=references)
-    said = [" ".join(each) if isinstance(each, list) else str(each) for each in predictions]
-    return {name: scores[name] for name in metrics}, said
+    texts = [" ".join(labels) if isinstance(labels, list) else str(labels) for labels in predictions]
+    return {name: scores[name] for name in metrics}, texts
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class _Evaluation:
     show_progress: bool
 
     def texts(self, rows: list[Row], generation: dict[str, Any]) -> list[str]:
-        """What the model makes of the sources."""
+        """Generate from the sources."""
         sources = [row["source"] for row in rows]
         prompts = sources if self.model.config.is_encoder_decoder else prompts_of(sources, self.inputs)
         options = {"batch_size": self.batch_size, "show_progress": self.show_progress, **generation}
@@ -104,21 +104,21 @@ class _Evaluation:
 
     @torch.inference_mode()
     def labels(self, rows: list[Row]) -> list[Any]:
-        """The labels that the model gives, in the order of the rows."""
+        """Predict labels, in the order of the rows."""
         predictions: list[Any] = [None] * len(rows)
-        for places, batch in self._batches(
+        for indices, batch in self._batches(
             encode_rows(rows, self.task, self.tokenizer, self.model.config, self.inputs)
         ):
             del batch["labels"]
-            said = labels_of_logits(self.model(**batch).logits, self.model.config)
-            for place, label in zip(places, said, strict=True):
-                predictions[place] = label
+            predicted = labels_of_logits(self.model(**batch).logits, self.model.config)
+            for index, label in zip(indices, predicted, strict=True):
+                predictions[index] = label
         return predictions
 
     @torch.inference_mode()
     def tokens(self, rows: list[Row]) -> dict[str, Score]:
-        """How likely the model finds the tokens that it would have had to say, and how often it says just them."""
-        sums, counts, right = [], [], 0
+        """Compute perplexity and accuracy over the target tokens."""
+        sums, counts, correct = [], [], 0
         if self.task is TASKS["causal-lm"]:
             examples = windows_of_rows(rows, self.tokenizer, self.model.config, self.inputs)
         else:
@@ -130,18 +130,18 @@ class _Evaluation:
             output = self.model(**batch, num_items_in_batch=1)  # the sum over tokens
             sums.append(output.loss.item())
             counts.append(int((labels != IGNORED).sum()))
-            right += int((output.logits.argmax(dim=-1) == labels).sum())
+            correct += int((output.logits.argmax(dim=-1) == labels).sum())
         perplexity = load_metric("perplexity").compute(nll=sums, num_tokens=counts)
-        return {"perplexity": perplexity, "accuracy": {"score": right / sum(counts)}}
+        return {"perplexity": perplexity, "accuracy": {"score": correct / sum(counts)}}
 
     def _batches(self, examples: list[dict[str, Any]]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        """Batches of similar length, the longest first, with the places of their examples."""
+        """Yield batches of similar length, the longest first, with the indices of their examples."""
         inputs = replace(self.inputs, packing=False)  # windows need no packing
         collate = make_collator(self.task, self.tokenizer, self.model, inputs)
         order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["input_ids"]))
         batch_size = ROWS_AT_ONCE if self.batch_size is None else self.batch_size
         starts = range(0, len(order), batch_size)
         for start in tqdm(starts, desc="Evaluating", unit=" batches", disable=not self.show_progress):
-            places = order[start : start + batch_size]
-            batch = collate([examples[i] for i in places])
-            yield places, {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+            indices = order[start : start + batch_size]
+            batch = collate([examples[i] for i in indices])
+            yield indices, {name: tensor.to(self.model.device) for name, tensor in batch.items()}

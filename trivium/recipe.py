@@ -3,25 +3,31 @@
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from enum import Enum
 from importlib import resources
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from transformers import GenerationConfig, Seq2SeqTrainingArguments
 from yaml import YAMLError
 
 from trivium.configuration import PRESETS, TriviumConfig, preset_config
 from trivium.data import DataArguments
-from trivium.files import write_whole
 from trivium.metrics import METRICS
+from trivium.storage.atomic import write_whole
+from trivium.storage.names import RECIPE_FILE
 from trivium.tasks import TASKS, InputArguments, Task
 
-RECIPE_FILE = "recipe.yaml"
 CLASSIFIER_FIELDS = ("problem_type", "label2id", "id2label", "num_labels")
 # Of the Trainer, and what they may be where batches are not of rows but of tokens.
 OF_BATCHES_OF_ROWS: tuple[tuple[str, list[Any]], ...] = (
@@ -144,76 +150,40 @@ class Recipe:
     card: CardArguments = field(default_factory=CardArguments)
 
     def __post_init__(self) -> None:
-        """Refuse what no later step would understand.
+        """Check every section, alone and against the others.
 
         Raises:
-            ValueError: A field of a section is unknown; the message names it and lists what is allowed.
+            ValueError: The message names the field, its value and what is allowed.
         """
-        _refuse_unknown("task", [self.task], list(TASKS))
-        arguments = list(inspect.signature(Seq2SeqTrainingArguments).parameters)
-        _refuse_unknown("model", self.model, ["preset", *(f.name for f in fields(TriviumConfig)), *CLASSIFIER_FIELDS])
-        _refuse_unknown("training", self.training, arguments)
-        _refuse_unknown("generation", self.generation, list(GenerationConfig().to_dict()))
-        _refuse_unknown("metrics", self.metrics or [], list(METRICS))
-        self.kind.check_metrics(self.metrics or [])
-        for name, default in vars(InputArguments()).items():
-            given = getattr(self.inputs, name)
-            tasks = [task for task, entry in TASKS.items() if name in entry.inputs]
-            if tasks and self.task not in tasks and given != default:
-                raise ValueError(
-                    f"inputs.{name} is {given}, but it is for {', '.join(tasks)}; the task is {self.task}."
-                )
-        if self.task != "translation":
-            for name, given, allowed in (
-                ("tokenizer.shared", self.tokenizer.shared, True),
-                ("training.predict_with_generate", self.training.get("predict_with_generate", False), False),
-            ):
-                if given != allowed:
-                    raise ValueError(f"{name} is {given}, but it is for translation; the task is {self.task}.")
-        if self.inputs.max_tokens is not None:
-            for name, given, possible in (
-                ("inputs.packing", self.inputs.packing, [False]),  # whose rows are full
-                *((f"training.{name}", self.training.get(name), possible) for name, possible in OF_BATCHES_OF_ROWS),
-            ):
-                if given not in possible:
-                    raise ValueError(
-                        f"inputs.max_tokens is {self.inputs.max_tokens}, but {name} is {given}, which does not go "
-                        f"with batches by tokens: set {name}={json.dumps(possible[0])}, or inputs.max_tokens=null."
-                    )
-        if self.inputs.max_tokens is not None and self.data.streaming:
-            workers = self.training.get("dataloader_num_workers") or 0
-            if workers > 1:
-                raise ValueError(
-                    f"training.dataloader_num_workers is {workers}, but must be 0 or 1 with data.streaming and "
-                    "inputs.max_tokens: one worker reads the stream."
-                )
-        elif self.inputs.buffer_size != InputArguments.buffer_size:
-            raise ValueError(
-                f"inputs.buffer_size is {self.inputs.buffer_size}, but it is for data.streaming=true with "
-                "inputs.max_tokens: leave it out."
-            )
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}, but must be greater than 0 and less than 1, or null.")
-        if not self.training.get("output_dir"):
-            raise ValueError("training.output_dir is missing: it says where the run is kept.")
-        if self.init_from and "preset" in self.model:
-            raise ValueError(
-                f"init_from brings its own configuration, but model.preset is {self.model['preset']!r}: leave one out."
-            )
+        refuse_interpolation(asdict(self))
+        for check in SECTION_CHECKS:
+            check(self)
 
     @property
     def kind(self) -> Task:
-        """The task, with all that goes with it."""
+        """The entry of `task` in `trivium.tasks.TASKS`."""
         return TASKS[self.task]
 
     def training_arguments(self) -> Seq2SeqTrainingArguments:
-        """The `training:` section, as the Trainer takes it."""
+        """Return the `training:` section as the Trainer takes it."""
         return Seq2SeqTrainingArguments(**{name: given for name, given in self.training.items() if given is not None})
 
     def model_config(self, **facts: Any) -> TriviumConfig:
-        """The `model:` section as a configuration, completed by `facts` that the tokenizer knows."""
+        """Return the `model:` section as a configuration, completed by `facts` that the tokenizer knows."""
         options = dict(self.model)
         return preset_config(options.pop("preset", next(iter(PRESETS))), **{**facts, **options})
+
+    def check_start(self) -> None:
+        """Raise a FileNotFoundError if `init_from` is neither a folder nor what a model on the Hub can be called."""
+        if self.init_from is None or Path(self.init_from).is_dir():
+            return
+        try:
+            validate_repo_id(self.init_from)
+        except HFValidationError as error:
+            raise FileNotFoundError(
+                f"init_from is {self.init_from!r}, but there is no such folder: give the folder of a saved model, or "
+                "the name of one on the Hub."
+            ) from error
 
     def save(self, folder: str | Path) -> None:
         """Write the recipe to `folder`, as `recipe.yaml`."""
@@ -221,7 +191,7 @@ class Recipe:
 
 
 def available_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the bundled recipes."""
     return sorted(
         entry.name.removesuffix(".yaml")
         for entry in resources.files("trivium.recipes").iterdir()
@@ -230,15 +200,15 @@ def available_recipes() -> list[str]:
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
+    """Load a recipe. Nothing in it is resolved or looked up: `${...}` is refused wherever it stands.
 
     Args:
-        source: The name of one that comes with the package, a YAML file, or a folder that a run was kept in.
+        source: The name of a bundled recipe, a YAML file, or the folder of a run.
         overrides: Single fields to replace, as `section.field=value`, the value as YAML writes it.
 
     Raises:
-        FileNotFoundError: There is no such recipe; the message lists those that come with the package.
-        ValueError: The recipe does not say what it must, or says something unknown.
+        FileNotFoundError: There is no such recipe; the message lists the bundled ones.
+        ValueError: A field is missing, unknown or has a value that is not allowed, or the file is not a recipe.
     """
     path = Path(source)
     if path.is_dir():
@@ -250,73 +220,250 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             f"There is no recipe {str(source)!r}: give a YAML file, the folder of a run, or one of "
             f"{', '.join(available_recipes())}."
         )
-    for override in overrides:
-        if "=" not in override:
-            raise ValueError(f"{override!r} is not an override: write section.field=value, such as model.dropout=0.2.")
-    try:
-        content = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+    with _yaml_errors(f"{path}: "):
+        content = OmegaConf.merge(_read_file(path), _read_overrides(overrides))
         if missing := sorted(OmegaConf.missing_keys(content)):
             raise ValueError(
-                f"{path} leaves open what you have to say: add {' '.join(f'{k}=...' for k in missing)} "
-                "(null, if there is none)."
+                f"{path} has no value for {', '.join(missing)}: add {' '.join(f'{name}=...' for name in missing)} "
+                "(null for none)."
             )
         recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), content))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ValueError(f"{path}: {error}") from error
     assert isinstance(recipe, Recipe)  # what the schema is made of
     return recipe
 
 
-def load_card_arguments(overrides: Sequence[str]) -> CardArguments:
-    """The `card:` section for a model that has no recipe, made of nothing but `card.field=value`.
+# --- Reading ---------------------------------------------------------------------------------------------------------
 
-    Raises:
-        ValueError: There is no such field, or it cannot have this value.
+
+def refuse_interpolation(content: Any, path: str = "") -> None:
+    """Raise a ValueError that names the first key or value with `${` in `content`, nested as deeply as it may be.
+
+    OmegaConf would resolve it, from the environment for example, and the result would be saved and published with the
+    recipe. There is no escape: one that survives neither loading nor saving would be worse than none.
     """
+    if isinstance(content, str | Path) and "${" in str(content):
+        raise ValueError(
+            f"{path} is {str(content)!r}, but a recipe is taken literally: interpolation with `${{...}}` is not "
+            "allowed. Write the value itself; a Markdown text can show these characters as `&#36;{`."
+        )
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if "${" in str(key):
+                refuse_interpolation(str(key), f"The name of a field of {path or 'the recipe'}")
+            refuse_interpolation(value, f"{path}.{key}".removeprefix("."))
+    if isinstance(content, list | tuple):
+        for index, value in enumerate(content):
+            refuse_interpolation(value, f"{path}[{index}]")
+
+
+def _read_file(path: Path) -> DictConfig:
+    text = path.read_text(encoding="utf-8")
     try:
-        given = OmegaConf.from_dotlist(list(overrides)).get("card", {})
-        card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CardArguments), given))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ValueError(str(error)) from error
-    assert isinstance(card, CardArguments)  # what the schema is made of
-    return card
+        content = OmegaConf.load(StringIO(text))
+    except OSError:  # what OmegaConf raises for a scalar
+        content = None
+    if not isinstance(content, DictConfig):
+        raise ValueError(f"{path} is not a recipe: it must hold sections such as `training:`, a map of maps.")
+    return _check_content(content)
 
 
-def data_name(data: DataArguments, split: str) -> str:
-    """What to call a part of the data: by the data set, or by its file, but not by where that lies on this machine."""
-    expression = getattr(data, split)
-    if data.name is None:
-        return without_home(expression)
-    return " ".join(name for name in (without_home(data.name), data.config_name, expression) if name)
+def _read_overrides(overrides: Sequence[str]) -> DictConfig:
+    for override in overrides:
+        if not re.match(r"[^=]+=", override):
+            raise ValueError(f"{override!r} is not an override: write section.field=value, such as model.dropout=0.2.")
+    return _check_content(OmegaConf.from_dotlist(list(overrides)))
 
 
-def public_recipe(recipe: Recipe) -> str:
-    """As YAML what is not as it is by default, without the folders of this machine."""
-    default, given = (OmegaConf.to_container(OmegaConf.structured(each)) for each in (Recipe, recipe))
-    assert isinstance(default, dict)
-    assert isinstance(given, dict)
-    return OmegaConf.to_yaml(OmegaConf.create({"task": recipe.task, **_difference(given, default)}))
+def _check_content(content: DictConfig) -> DictConfig:
+    """Return a part of a recipe as it is meant: without interpolation or unknown fields, with "no" as a text."""
+    plain: Any = OmegaConf.to_container(content)
+    refuse_interpolation(plain)
+    _refuse_unknown("", plain, [each.name for each in fields(Recipe)])
+    for section in fields(Recipe):
+        given, kind = plain.get(section.name, {}), section.default_factory
+        if kind is not MISSING and not isinstance(given, dict):
+            raise ValueError(f"{section.name} is {given!r}, but must be a map of fields to values.")
+        if is_dataclass(kind):
+            _refuse_unknown(section.name, given, [each.name for each in fields(kind)])
+    _restore_no(plain)
+    return OmegaConf.create(plain)
 
 
-def _difference(given: Mapping[Any, Any], default: Mapping[Any, Any]) -> dict[Any, Any]:
-    difference: dict[Any, Any] = {}
-    for name, value in given.items():
-        if isinstance(value, dict):
-            if inside := _difference(value, default.get(name) or {}):
-                difference[name] = inside
-        elif name not in default or value != default[name]:
-            difference[name] = without_home(value) if isinstance(value, str) else value
-    return difference
+def _restore_no(content: dict[str, dict[str, Any]]) -> None:
+    """Put the text "no" back where YAML 1.1 has read false, but a choice or a language (Norwegian) is meant."""
+    for section, names in {"training": _strategies(), "data": ["source", "target"]}.items():
+        for name in names:
+            if content.get(section, {}).get(name) is False:
+                content[section][name] = "no"
+    languages = content.get("card", {}).get("languages")
+    if isinstance(languages, list):
+        content["card"]["languages"] = ["no" if code is False else code for code in languages]
 
 
-def without_home(path: str) -> str:
-    """Of an absolute path the last two parts, which tell data apart: the others are nobody's business."""
-    return Path(*Path(path).parts[1:][-2:]).as_posix() if Path(path).is_absolute() else path
+@contextmanager
+def _yaml_errors(prefix: str = "") -> Iterator[None]:
+    """Turn what YAML and OmegaConf raise into a ValueError in one sentence."""
+    try:
+        yield
+    except GrammarParseError as error:  # a malformed interpolation, which OmegaConf reads at once
+        refuse_interpolation("${", error.full_key or "A field")
+    except OmegaConfBaseException as error:
+        sentence = str(error.msg or error).splitlines()[0].rstrip(".")
+        field_name = f"{error.full_key}: " if error.full_key else ""
+        raise ValueError(f"{prefix}{field_name}{sentence}.") from error
+    except YAMLError as error:
+        raise ValueError(f"{prefix}{error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{prefix}byte 0x{error.object[error.start]:02x} is not UTF-8.") from error
+    except RecursionError as error:
+        raise ValueError(f"{prefix}the values are nested too deeply.") from error
 
 
-def _refuse_unknown(section: str, given: Sequence[str] | dict[str, Any], allowed: list[str]) -> None:
+# --- Checks, one for each section ------------------------------------------------------------------------------------
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list", dict: "a map"}
+GENERATION_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("num_beams", "max_length", "max_new_tokens", "min_length", "min_new_tokens"), (int,)),
+    **dict.fromkeys(("top_k", "no_repeat_ngram_size", "num_return_sequences"), (int,)),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "length_penalty", "repetition_penalty"), (float,)),
+    **dict.fromkeys(("do_sample", "use_cache"), (bool,)),
+    "early_stopping": (bool, str),
+}
+
+
+def _check_task(recipe: Recipe) -> None:
+    _refuse_other("task", recipe.task, list(TASKS))
+
+
+def _check_model(recipe: Recipe) -> None:
+    _refuse_unknown("model", recipe.model, ["preset", *(f.name for f in fields(TriviumConfig)), *CLASSIFIER_FIELDS])
+    if recipe.init_from and "preset" in recipe.model:
+        raise ValueError(
+            f"init_from brings its own configuration, but model.preset is {recipe.model['preset']!r}: leave one out."
+        )
+
+
+def _check_training(recipe: Recipe) -> None:
+    hints = get_type_hints(Seq2SeqTrainingArguments)
+    _refuse_unknown("training", recipe.training, list(inspect.signature(Seq2SeqTrainingArguments).parameters))
+    for name, value in recipe.training.items():
+        kinds = get_args(hints[name]) if get_origin(hints[name]) in (Union, UnionType) else (hints[name],)
+        if choices := _choices(kinds):
+            _refuse_other(f"training.{name}", getattr(value, "value", value), [*choices, None])
+        elif name != "fsdp" and not any(get_origin(kind) is Literal for kind in kinds):  # fsdp says str, takes true
+            _check_kind(f"training.{name}", value, tuple(get_origin(kind) or kind for kind in kinds))
+    if not recipe.training.get("output_dir"):
+        raise ValueError("training.output_dir is missing: it says where the run is kept.")
+    generates = recipe.training.get("predict_with_generate", False)
+    if recipe.task != "translation" and generates:
+        raise ValueError(
+            f"training.predict_with_generate is {generates}, but it is for translation; the task is {recipe.task}."
+        )
+
+
+def _check_generation(recipe: Recipe) -> None:
+    _refuse_unknown("generation", recipe.generation, list(GenerationConfig().to_dict()))
+    for name, value in recipe.generation.items():
+        if name in GENERATION_KINDS:
+            _check_kind(f"generation.{name}", value, GENERATION_KINDS[name])
+
+
+def _check_metrics(recipe: Recipe) -> None:
+    for name in recipe.metrics or []:
+        _refuse_other("metrics", name, list(METRICS))
+    recipe.kind.check_metrics(recipe.metrics or [])
+
+
+def _check_inputs(recipe: Recipe) -> None:
+    for name, default in vars(InputArguments()).items():
+        given = getattr(recipe.inputs, name)
+        tasks = [task for task, entry in TASKS.items() if name in entry.inputs]
+        if tasks and recipe.task not in tasks and given != default:
+            raise ValueError(f"inputs.{name} is {given}, but it is for {', '.join(tasks)}; the task is {recipe.task}.")
+
+
+def _check_tokenizer(recipe: Recipe) -> None:
+    if recipe.task != "translation" and not recipe.tokenizer.shared:
+        raise ValueError(f"tokenizer.shared is False, but it is for translation; the task is {recipe.task}.")
+
+
+def _check_token_batches(recipe: Recipe) -> None:
+    """Check what does not go with batches by tokens, `inputs.max_tokens`, or only with them."""
+    max_tokens, training = recipe.inputs.max_tokens, recipe.training
+    if max_tokens is not None:
+        for name, given, possible in (
+            ("inputs.packing", recipe.inputs.packing, [False]),  # whose rows are full
+            *((f"training.{name}", training.get(name), possible) for name, possible in OF_BATCHES_OF_ROWS),
+        ):
+            if given not in possible:
+                raise ValueError(
+                    f"inputs.max_tokens is {max_tokens}, but {name} is {given}, which does not go with batches by "
+                    f"tokens: set {name}={json.dumps(possible[0])}, or inputs.max_tokens=null."
+                )
+    if max_tokens is not None and recipe.data.streaming:
+        workers = training.get("dataloader_num_workers") or 0
+        if workers > 1:
+            raise ValueError(
+                f"training.dataloader_num_workers is {workers}, but must be 0 or 1 with data.streaming and "
+                "inputs.max_tokens: one worker reads the stream."
+            )
+    elif recipe.inputs.buffer_size != InputArguments.buffer_size:
+        raise ValueError(
+            f"inputs.buffer_size is {recipe.inputs.buffer_size}, but it is for data.streaming=true with "
+            "inputs.max_tokens: leave it out."
+        )
+
+
+def _check_averaging(recipe: Recipe) -> None:
+    if recipe.ema_decay is not None and not 0 < recipe.ema_decay < 1:
+        raise ValueError(f"ema_decay is {recipe.ema_decay}, but must be greater than 0 and less than 1, or null.")
+
+
+SECTION_CHECKS = (
+    *(_check_task, _check_metrics, _check_inputs, _check_tokenizer, _check_model, _check_training, _check_generation),
+    *(_check_token_batches, _check_averaging),  # fields of several sections
+)
+
+
+def _check_kind(name: str, value: Any, kinds: tuple[type, ...]) -> None:
+    """Raise a ValueError if a value has another type; null is always allowed, and a whole number is a number."""
+    is_number = float in kinds and isinstance(value, int) and not isinstance(value, bool)
+    classes = (*kinds, Path) if str in kinds else kinds
+    is_other = (
+        not isinstance(value, classes) or (isinstance(value, bool) and bool not in kinds) or value != value
+    )  # NaN
+    if value is not None and not is_number and is_other:
+        allowed = " or ".join(KINDS.get(kind, kind.__name__) for kind in kinds if kind is not NoneType)
+        raise ValueError(f"{name} is {value!r}, but must be {allowed}.")
+
+
+def _choices(kinds: Sequence[Any]) -> list[str]:
+    """Return the values of an enumeration among `kinds`; without one, an empty list."""
+    return [choice.value for kind in kinds if isinstance(kind, type) and issubclass(kind, Enum) for choice in kind]
+
+
+def _strategies() -> list[str]:
+    """Return the fields of the `training:` section for which "no" is one of the choices."""
+    hints = get_type_hints(Seq2SeqTrainingArguments)
+    return [name for name, hint in hints.items() if "no" in _choices(get_args(hint))]
+
+
+def _refuse_other(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        listed = ", ".join(str(choice) for choice in allowed if choice is not None)
+        raise ValueError(f"{name} is {value!r}, but must be one of {listed}.{_hint(value, allowed)}")
+
+
+def _refuse_unknown(section: str, given: Mapping[str, Any], allowed: Sequence[str]) -> None:
     for name in given:
         if name not in allowed:
-            close = get_close_matches(name, allowed)
-            hint = f" Did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(f"{section} says {name!r}, but can only say {', '.join(sorted(allowed))}.{hint}")
+            unknown = f"{section}.{name}".removeprefix(".")
+            raise ValueError(
+                f"{unknown} is unknown.{_hint(name, allowed)} The fields of {section or 'a recipe'} are "
+                f"{', '.join(sorted(allowed))}."
+            )
+
+
+def _hint(name: Any, allowed: Sequence[Any]) -> str:
+    close = get_close_matches(str(name), [choice for choice in allowed if isinstance(choice, str)])
+    return f" Did you mean {' or '.join(close)}?" if close else ""

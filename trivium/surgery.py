@@ -19,7 +19,6 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from trivium import modeling
-from trivium.files import check_free, whole_folder
 from trivium.modeling import (
     TriviumDecoderModel,
     TriviumEncoderModel,
@@ -27,6 +26,7 @@ from trivium.modeling import (
     TriviumForConditionalGeneration,
     TriviumModel,
 )
+from trivium.storage.atomic import check_free, whole_folder
 from trivium.tokenization import TriviumTokenizer
 
 Weights = Mapping[str, torch.Tensor]
@@ -302,14 +302,14 @@ def _load(folder: Path) -> tuple[Any, TriviumTokenizer]:
     for name, what in {"config.json": "saved model", "tokenizer_config.json": "model with its tokenizer"}.items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not a {what}: it has no {name}.")
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model_class = getattr(modeling, (config.architectures or [""])[0], None)
     if config.model_type != "trivium" or model_class is None:
         raise ValueError(
             f"{folder} holds a model of model_type {config.model_type!r} and architectures {config.architectures}, "
             "but must hold a Trivium model."
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(tokenizer, TriviumTokenizer):
         raise ValueError(
             f"The tokenizer in {folder} is a {type(tokenizer).__name__}, but must be a TriviumTokenizer. In Python, "
@@ -333,7 +333,7 @@ def _save(folder: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer) -> 
 
 
 def _joined_tokenizer(encoder: TriviumTokenizer, decoder: TriviumTokenizer) -> TriviumTokenizer:
-    source, target = encoder.backend_tokenizer, decoder.backend_tokenizer
+    source, target = encoder.standard_backend, decoder.standard_backend
     return TriviumTokenizer(
         tokenizer_object=source,
         target_tokenizer_object=None if _reading(source) == _reading(target) else target,

@@ -11,6 +11,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from paths import DOCS
 
 from trivium import TriviumTokenizer
 from trivium.tokenization import train_tokenizer
@@ -26,7 +27,7 @@ TEXTS = [
     "she reads a book about the sea",
 ]
 
-PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
+PAGE = DOCS / "clients.md"
 WITHOUT_TRIVIUM = """
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]

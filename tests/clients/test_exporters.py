@@ -10,32 +10,17 @@ from tiny import mask_of, random_ids, tiny_model
 from torch.export import Dim
 from transformers import PreTrainedModel, exporters
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from ways import LAYERS as MODELS
 
 from trivium import (
-    TriviumDecoderModel,
-    TriviumEncoderModel,
     TriviumForCausalLM,
     TriviumForConditionalGeneration,
     TriviumForMaskedLM,
-    TriviumForQuestionAnswering,
     TriviumForSequenceClassification,
-    TriviumForTokenClassification,
     TriviumModel,
     TriviumTokenizer,
 )
 
-ENCODER_ONLY, DECODER_ONLY = {"decoder_layers": 0}, {"encoder_layers": 0}
-MODELS: dict[type[PreTrainedModel], dict[str, int]] = {
-    TriviumModel: {},
-    TriviumForConditionalGeneration: {},
-    TriviumEncoderModel: ENCODER_ONLY,
-    TriviumForMaskedLM: ENCODER_ONLY,
-    TriviumForSequenceClassification: ENCODER_ONLY,
-    TriviumForTokenClassification: ENCODER_ONLY,
-    TriviumForQuestionAnswering: ENCODER_ONLY,
-    TriviumDecoderModel: DECODER_ONLY,
-    TriviumForCausalLM: DECODER_ONLY,
-}
 EVERY_POSITION = [
     (model_class, position)
     for model_class in (TriviumForConditionalGeneration, TriviumForSequenceClassification, TriviumForCausalLM)
@@ -44,10 +29,6 @@ EVERY_POSITION = [
 CASES = [(model_class, "sinusoidal") for model_class in MODELS] + EVERY_POSITION
 ONE_OF_EACH_WAY = (TriviumForConditionalGeneration, TriviumForMaskedLM, TriviumForCausalLM)
 EVERY_DAY = [(model_class, "sinusoidal") for model_class in ONE_OF_EACH_WAY]
-EXPORTED_MODELS = pytest.mark.skipif(
-    not hasattr(exporters, "ExportedModel"),
-    reason="in this release of transformers the exporters return bare programs, each run in another way",
-)
 LONG = "each of its graphs takes about 10 seconds to be made"
 
 
@@ -91,7 +72,6 @@ def test_torch_export(model_class: type[PreTrainedModel], position: str) -> None
     assert_same_outputs(model, program.module())
 
 
-@EXPORTED_MODELS
 @pytest.mark.parametrize(
     "model_class",
     [pytest.param(each, marks=pytest.mark.slow) for each in (TriviumModel, TriviumForMaskedLM, TriviumForCausalLM)],
@@ -110,7 +90,6 @@ def check_onnx(model: PreTrainedModel, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@EXPORTED_MODELS
 def test_onnx_and_the_page(
     tmp_path: Path, tokenizer: TriviumTokenizer, run_page: Callable[[str], dict[str, Any]]
 ) -> None:
@@ -122,7 +101,6 @@ def test_onnx_and_the_page(
     assert_same_outputs(model, exported, rtol=1e-4, atol=1e-5)
 
 
-@EXPORTED_MODELS
 @pytest.mark.slow(reason=LONG)
 @pytest.mark.parametrize(("model_class", "position"), CASES)
 def test_onnx_of_every_model(tmp_path: Path, model_class: type[PreTrainedModel], position: str) -> None:
@@ -145,7 +123,6 @@ def likeliest(outputs: Any) -> torch.Tensor:
     return outputs.logits[:, -1:].argmax(dim=-1)
 
 
-@EXPORTED_MODELS
 @pytest.mark.slow(reason=LONG)
 @pytest.mark.parametrize("backend", ["Dynamo", "Onnx"])
 def test_a_decoder_generates_with_its_cache(backend: str) -> None:
@@ -162,7 +139,7 @@ def test_a_decoder_generates_with_its_cache(backend: str) -> None:
         return (mask.cumsum(dim=-1) - 1).clamp(min=0)
 
     empty = DynamicCache(config=model.config)
-    outputs = prefill(input_ids=prompt, attention_mask=mask, position_ids=positions(), past_key_values=empty)
+    outputs = prefill(input_ids=prompt, attention_mask=mask, position_ids=positions(), cache=empty)
     written = [prompt, likeliest(outputs)]
     while len(written) < 6:
         mask = torch.cat((mask, mask.new_ones(3, 1)), dim=1)
@@ -170,13 +147,12 @@ def test_a_decoder_generates_with_its_cache(backend: str) -> None:
             input_ids=written[-1],
             attention_mask=mask,
             position_ids=positions()[:, -1:],
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
         )
         written.append(likeliest(outputs))
     assert torch.equal(torch.cat(written, dim=1), expected)
 
 
-@EXPORTED_MODELS
 @pytest.mark.slow(reason=LONG)
 @pytest.mark.parametrize("backend", ["Dynamo", "Onnx"])
 def test_an_encoder_decoder_generates_with_its_cache(backend: str) -> None:
@@ -197,9 +173,9 @@ def test_an_encoder_decoder_generates_with_its_cache(backend: str) -> None:
         }
     empty = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
     written = [expected[:, :3]]  # the start and the two that were given
-    outputs = prefill(decoder_input_ids=written[0], past_key_values=empty, **common)
+    outputs = prefill(decoder_input_ids=written[0], cache=empty, **common)
     written.append(likeliest(outputs))
     while len(written) < 6:
-        outputs = decode(decoder_input_ids=written[-1], past_key_values=outputs.past_key_values, **common)
+        outputs = decode(decoder_input_ids=written[-1], cache=outputs.cache, **common)
         written.append(likeliest(outputs))
     assert torch.equal(torch.cat(written, dim=1), expected)

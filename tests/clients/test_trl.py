@@ -15,6 +15,8 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from trivium import TriviumForCausalLM, TriviumTokenizer
 
+pytestmark = pytest.mark.trains
+
 # It says with `generation` what the assistant said, which `assistant_only_loss` looks for.
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<s>' if loop.first }}{{ m.role }}:{% if m.role == 'assistant' %}"

@@ -147,9 +147,6 @@ class CommonTests(ModelTesterMixin):
     def test_resize_position_vector_embeddings(self) -> None:
         self.skipTest("no `resize_position_embeddings`: positions are computed, or learned for one longest length")
 
-    def test_bc_cache_name_forward(self) -> None:
-        self.skipTest("no warning of the cache's old name, the only one of releases before 5.24: test_generation.py")
-
 
 class CommonGenerationTests(CommonTests, GenerationTesterMixin):
     """And those of models that generate."""
@@ -218,7 +215,7 @@ class EncoderDecoderTests(CommonGenerationTests):
             )
             for implementation in ("dynamic", "static")
         )
-        assert isinstance(static.past_key_values.self_attention_cache, StaticCache)
+        assert isinstance(static.cache.self_attention_cache, StaticCache)
         assert dynamic.sequences.tolist() == static.sequences.tolist()
         torch.testing.assert_close(static.logits, dynamic.logits)
 

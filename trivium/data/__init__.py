@@ -1,8 +1,8 @@
-"""Data to learn from: the embedded corpus of numbers, and loading of everybody else's."""
+"""Training data: the embedded corpus of numbers, and loading from files and from the Hub."""
 
-from trivium.data.files import read_lines
 from trivium.data.fingerprints import fingerprint
 from trivium.data.loading import DataArguments, load_data
 from trivium.data.numbers import numbers_corpus
+from trivium.data.readers import decode_lines, read_lines
 
-__all__ = ["DataArguments", "fingerprint", "load_data", "numbers_corpus", "read_lines"]
+__all__ = ["DataArguments", "decode_lines", "fingerprint", "load_data", "numbers_corpus", "read_lines"]

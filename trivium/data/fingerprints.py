@@ -6,8 +6,8 @@ from pathlib import Path
 
 from datasets import Dataset, IterableDataset, load_dataset_builder
 
-from trivium.data.files import READERS
 from trivium.data.loading import SLICE, DataArguments, files_of
+from trivium.data.readers import READERS
 
 ROWS_AT_ONCE = 1000
 

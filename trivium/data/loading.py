@@ -24,8 +24,8 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
-from trivium.data.files import READERS, PlacedRow, Row, document_rows, parallel_rows
 from trivium.data.numbers import numbers_corpus
+from trivium.data.readers import READERS, PlacedRow, Row, document_rows, parallel_rows
 
 SPLITS = ("train", "validation", "test")
 PAIR = ("source", "target")
@@ -83,7 +83,7 @@ class DataArguments:
 
 
 def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict | IterableDatasetDict:
-    """Loads data of one kind.
+    """Load data of one kind.
 
     Args:
         args: Where they come from.
@@ -93,15 +93,15 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
         Those of the splits `train`, `validation` and `test` that exist, with these columns.
 
     Raises:
-        FileNotFoundError: If there is no such file or data set.
-        ValueError: If the arguments contradict each other; or if a row lacks a column, is empty, or is not UTF-8: the
+        FileNotFoundError: There is no such file or data set.
+        ValueError: The arguments contradict each other; or a row lacks a column, is empty, or is not UTF-8: the
             message names the file and the line. With `streaming` this is raised when the line is reached.
     """
     given = {split: getattr(args, split) for split in SPLITS if getattr(args, split) is not None}
     wanted = {column: getattr(args, column) for column in columns}
     if args.max_ratio is not None and (args.max_ratio < 1 or tuple(columns) != PAIR):
         raise ValueError(
-            f"max_ratio is {args.max_ratio}, but must be at least 1, and for sentence pairs only, or null"
+            f"max_ratio is {args.max_ratio}, but must be at least 1, and for sentence pairs only, or null."
         )
     if args.name == "numbers":
         splits = _load_numbers(args, given, wanted)
@@ -110,7 +110,10 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
     elif given:
         splits = {split: _load_file(path, split, args, wanted) for split, path in given.items()}
     else:
-        raise ValueError("no data: set `name` (`numbers`, or a data set of the Hub), or local files, at least `train`")
+        raise ValueError(
+            "There is no data: set data.name (`numbers`, or a data set of the Hub), or local files, at least "
+            "data.train."
+        )
 
     if args.max_ratio is not None and "train" in splits:
         splits["train"] = splits["train"].filter(_is_within, fn_kwargs={"max_ratio": args.max_ratio})
@@ -118,7 +121,7 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
         limit = getattr(args, f"max_{split}_samples")
         if limit is not None:
             if limit < 1:
-                raise ValueError(f"max_{split}_samples must be at least 1, or null for all; got {limit}")
+                raise ValueError(f"max_{split}_samples is {limit}, but must be at least 1, or null for all.")
             splits[split] = splits[split].take(limit)
     return IterableDatasetDict(splits) if args.streaming else DatasetDict(splits)
 
@@ -128,16 +131,20 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
 
 def _load_numbers(args: DataArguments, given: dict[str, str], wanted: dict[str, str]) -> dict[str, Any]:
     if given:
-        raise ValueError(f"the embedded corpus `numbers` has its own splits; remove {given}")
+        names = ", ".join(f"data.{name}" for name in given)
+        raise ValueError(f"The embedded corpus `numbers` has its own splits: leave out {names}.")
     if tuple(wanted) != PAIR:
         raise ValueError(
-            f"`numbers` has sentence pairs, no {' and '.join(wanted)}: it is for translation or completion"
+            f"The corpus `numbers` has sentence pairs, no {' and '.join(wanted)}: it is for translation or completion."
         )
     corpus = numbers_corpus()
     if (args.source, args.target) == ("de", "en"):
         corpus = corpus.rename_columns({"source": "target", "target": "source"})
     elif (args.source, args.target) != ("en", "de"):
-        raise ValueError(f"`numbers` is English and German (en, de), got {args.source!r} and {args.target!r}")
+        raise ValueError(
+            f"data.source and data.target are {args.source!r} and {args.target!r}, but the corpus `numbers` is "
+            "English and German: say en and de, or de and en."
+        )
     return {split: pairs.to_iterable_dataset() if args.streaming else pairs for split, pairs in corpus.items()}
 
 
@@ -148,12 +155,12 @@ def _load_named(args: DataArguments, given: dict[str, str], wanted: dict[str, st
         found = load_dataset(args.name, args.config_name, streaming=args.streaming)
         loaded = {split: found[split] for split in SPLITS if split in found}
         if not loaded:
-            raise ValueError(f"{args.name} has the splits {list(found)}, none of {SPLITS}: say which is `train`")
+            raise ValueError(f"{args.name} has the splits {list(found)}, none of {SPLITS}: say which is `train`.")
     return {split: _as_examples(rows, args, wanted, split) for split, rows in loaded.items()}
 
 
 def _load_split(args: DataArguments, expression: str) -> Dataset | IterableDataset:
-    """A split of a named data set, or a part of it, which `load_dataset` does not cut out of a stream."""
+    """Load a split of a named data set, or a part of it, which `load_dataset` does not cut out of a stream."""
     cut = SLICE.fullmatch(expression) if args.streaming else None
     rows = load_dataset(args.name, args.config_name, split=cut[1] if cut else expression, streaming=args.streaming)
     if cut is None:
@@ -183,7 +190,7 @@ def _as_examples(
 
 
 def files_of(path: str, args: DataArguments, columns: Iterable[str]) -> tuple[str, ...]:
-    """The file that `path` names, or the two of parallel text."""
+    """Return the file that `path` names, or the two of parallel text."""
     if Path(path).suffix in READERS or "source" not in columns:
         return (path,)
     return f"{path}.{args.source}", f"{path}.{args.target}"
@@ -200,10 +207,10 @@ def _load_file(path: str, split: str, args: DataArguments, wanted: dict[str, str
                 TEXT: ", or else plain text",
             }.get(tuple(wanted), "")
             raise FileNotFoundError(
-                f"{file}: no such file{hint}; allowed are files that end in {', '.join(READERS)}{plain}"
+                f"{file}: no such file{hint}; allowed are files that end in {', '.join(READERS)}{plain}."
             )
     if not is_prefix and Path(path).suffix not in READERS and tuple(wanted) != TEXT:
-        raise ValueError(f"{path}: plain text has no labels; give a file that ends in {', '.join(READERS)}")
+        raise ValueError(f"{path}: plain text has no labels; give a file that ends in {', '.join(READERS)}.")
     content: dict[str, Any] = {"files": files, "wanted": wanted, "whole": args.whole_files}
     content["may_be_blank"] = _may_be_blank(args, split)
     kind: dict[str, Any] = {"features": _features(wanted), "split": NamedSplit(split)}
@@ -220,7 +227,7 @@ def _load_file(path: str, split: str, args: DataArguments, wanted: dict[str, str
 
 
 def _features(wanted: Mapping[str, str], label_names: list[str] | None = None) -> Features | None:
-    """All columns are strings; but of labels without names the first rows tell what they are."""
+    """Return the types of the columns: strings; None for labels without names, which the first rows tell."""
     if "label" in wanted and not label_names:
         return None
     return Features(dict.fromkeys(wanted, Value("string")))
@@ -230,7 +237,7 @@ def _features(wanted: Mapping[str, str], label_names: list[str] | None = None) -
 
 
 def _may_be_blank(args: DataArguments, split: str) -> bool:
-    """Whether what is blank is left out later, by its length."""
+    """Return whether blank texts are left out later, by their length."""
     return split == "train" and args.max_ratio is not None
 
 
@@ -246,14 +253,14 @@ def _example(row: Row, wanted: Mapping[str, str], place: str, may_be_blank: bool
     for name, column in wanted.items():
         if column not in columns:
             names = " and ".join(f"`{name}`" for name in wanted)
-            raise ValueError(f"{place}: there is no {column!r}, only {list(columns)}; set {names}")
+            raise ValueError(f"{place}: there is no {column!r}, only {list(columns)}; set {names}.")
         value = columns[column]
         if name == "label" and (value is None or value == "" or value != value):  # the last is NaN
-            raise ValueError(f"{place}: {column!r} is {value!r}; every text needs a label")
+            raise ValueError(f"{place}: {column!r} is {value!r}; every text needs a label.")
         is_blank = value is None or (isinstance(value, str) and not value.strip())
         if name != "label" and (not isinstance(value, str | None) or (is_blank and not may_be_blank)):
             needs = "every pair needs a sentence on both sides" if name in PAIR else "every row needs a text"
-            raise ValueError(f"{place}: {column!r} is {value!r}; {needs}")
+            raise ValueError(f"{place}: {column!r} is {value!r}; {needs}.")
         example[name] = value
     return example
 
@@ -264,7 +271,7 @@ def _numbered_example(
     example = _example(row, wanted, f"{origin}, row {index + 1}", may_be_blank)
     if label_names:
         if example["label"] < 0:  # as test parts have that keep their labels to themselves
-            raise ValueError(f"{origin}, row {index + 1}: {wanted['label']!r} is missing; every text needs a label")
+            raise ValueError(f"{origin}, row {index + 1}: {wanted['label']!r} is missing; every text needs a label.")
         example["label"] = label_names[example["label"]]
     return example
 
@@ -281,7 +288,7 @@ def _examples_of_files(
         yield _example(row, wanted, place, may_be_blank)
     if place is None:
         kind = "sentence pairs" if "source" in wanted else "texts"
-        raise ValueError(f"{files[0]}: there are no {kind} in this file")
+        raise ValueError(f"{files[0]}: there are no {kind} in this file.")
 
 
 def _rows(files: tuple[str, ...], wanted: Mapping[str, str], whole: bool) -> Iterator[PlacedRow]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from .reading import Inputs, Piece
+from .introspect import Inputs, Piece
 
 ALTERNATIVES = 6  # shown at each step
 EXTRA_LENGTH = 50  # the paper's longest translation: the text's length + 50 (section 6.1)

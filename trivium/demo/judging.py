@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .generating import Named
-from .reading import Inputs, UnfitText
+from .introspect import Inputs, UnfitText
 
 FILLINGS = 8  # for each mask
 LABELS = 20  # at most

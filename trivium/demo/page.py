@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .generating import EXTRA_LENGTH, Writing, write
+from .introspect import Inputs, UnfitText, longest, read
 from .judging import classify, fill_masks, is_regression
-from .reading import Inputs, UnfitText, longest, read
 
 HERE = Path(__file__).parent
 NEW_TOKENS = 100  # of a continuation, unless the model says how many
@@ -80,6 +80,7 @@ def launch(
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,
+        max_file_size=0,  # nothing is uploaded, but Gradio would take files of any size
         **options,
     )
     return page

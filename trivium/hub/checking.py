@@ -21,11 +21,12 @@ from trivium.hub import probe
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
     """Load a saved model in a process without `trivium`, and compare what it computes there and here.
 
     Args:
         folder: What `model.save_pretrained` and `tokenizer.save_pretrained` wrote.
+        trust_remote_code: Whether code in the folder may run that is not the installed package's.
 
     Raises:
         ValueError: Others could not use the folder, and why.
@@ -33,6 +34,8 @@ def check_folder(folder: Path) -> None:
     config = _read_json(folder / "config.json")
     auto_class = auto_class_of(folder)
     _check_code(folder)
+    if not trust_remote_code:
+        _check_origin(folder)
     _check_weights(folder)
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder} has no tokenizer: tokenizer.save_pretrained({str(folder)!r}) puts it there.")
@@ -40,7 +43,7 @@ def check_folder(folder: Path) -> None:
     model, report = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder} has no weights for {len(missing)} parameters, such as {missing[0]}.")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     _check_vocabulary(folder, len(tokenizer), "vocab_size", model.config.vocab_size)
     if not getattr(tokenizer, "shared_vocabulary", True):
         size = model.config.decoder_vocab_size or model.config.vocab_size
@@ -128,6 +131,20 @@ def _check_code(folder: Path) -> None:
                     f"{folder}/{name} imports trivium, which others have not installed: what travels with a model may "
                     "only import torch, transformers, tokenizers and, as `from .name import X`, its own folder."
                 )
+
+
+def _check_origin(folder: Path) -> None:
+    """Refuse code that is not the installed package's: the check is about to run it."""
+    # The configuration's real file comes last: in `modeling` there is one that stands for it.
+    packages = (trivium.modeling, trivium.tokenization, trivium.configuration)
+    installed = {path.name: path for package in packages for path in Path(package.__path__[0]).glob("*.py")}
+    for name in sorted(code_of(folder)):
+        if name not in installed or (folder / name).read_bytes() != installed[name].read_bytes():
+            raise ValueError(
+                f"{folder}/{name} is not the code of the installed trivium, and the check would run it: load the "
+                "model with trivium and save it again; or read the code, and trust it with --trust-remote-code "
+                "(trust_remote_code=True)."
+            )
 
 
 def weights_of(folder: Path) -> list[str]:

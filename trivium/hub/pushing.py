@@ -1,27 +1,39 @@
 """Sending a saved model to the Hub: what goes into the one commit, and what it means when that fails."""
 
 import fnmatch
+import json
+import logging
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, run_as_future
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from trivium.hub.card import CARD_FILE, has_own_card, render_card
 from trivium.hub.checking import WEIGHTS, WEIGHTS_INDEX, check_folder, code_of, weights_of
+from trivium.hub.public import public_recipe
 from trivium.hub.space import PAGE
-from trivium.recipe import RECIPE_FILE, load_recipe, public_recipe
+from trivium.recipe import load_recipe
+from trivium.storage.checkpoints import STATE_FILE
+from trivium.storage.manifest import ROOM
+from trivium.storage.names import RECIPE_FILE
 
-PUBLISHED = (  # and the weights; never checkpoints, optimizer states, logs or texts
+logger = logging.getLogger(__name__)
+
+# What is published, beside the weights: never checkpoints, optimizer states, logs or texts.
+PUBLISHED_MODEL = (
     *("config.json", "generation_config.json", "*.py"),
     *("*tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.spm"),
     *("*.jinja", "additional_chat_templates/*.jinja"),
-    *("README.md", "LICENSE*", "*.png", "*.svg", RECIPE_FILE, "evaluation_*.json", "trainer_state.json"),
 )
+PUBLISHED_RUN = (CARD_FILE, "LICENSE*", "*.png", "*.svg", RECIPE_FILE, "evaluation_*.json", STATE_FILE)
 # What `from_pretrained` would find of an earlier model, if it stayed where the new one has none.
 REPLACED = (
     *("model.safetensors", "model-*-of-*.safetensors", WEIGHTS_INDEX),
@@ -88,7 +100,7 @@ def plan(
         ConnectionError: The Hub cannot be reached.
     """
     revision = revision or "main"
-    files = _files_of(folder)
+    files = published_files(folder)
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
         found = _look(repo_id, "model", revision, private, token, copy)
@@ -128,15 +140,49 @@ def plan_space(folder: Path, repo_id: str, *, private: bool | None = None, token
     return Push(repo_id, "main", files, sorted(stale), found.head, found.creates, private, "space")
 
 
-def _files_of(folder: Path) -> dict[str, Path | bytes]:
+def published_files(folder: Path) -> dict[str, Path | bytes]:
+    """Return the files of a saved model or a run that may be published, by their names.
+
+    Raises:
+        ValueError: The folder has no weights as safetensors, or its recipe cannot be read.
+    """
     weights = weights_of(folder)
     names = [*weights, *([] if WEIGHTS in weights else [WEIGHTS_INDEX])]
-    found = [path for pattern in PUBLISHED for path in folder.glob(pattern) if path.is_file()]
-    files: dict[str, Path | bytes]
-    files = {name: folder / name for name in (*names, *(path.relative_to(folder).as_posix() for path in found))}
+    files = {name: folder / name for name in names} | _matching(folder, PUBLISHED_MODEL)
+    return {**files, **_files_of_run(folder)}
+
+
+def published_checkpoint(checkpoint: Path) -> dict[str, Path | bytes]:
+    """Return the files that may be published while a run goes on: a checkpoint's, and what its run says of the model.
+
+    Evaluations are not among them, which are of other weights, nor is a generated card.
+
+    Raises:
+        ValueError: As `published_files`.
+    """
+    run = checkpoint.parent
+    about = {name: content for name, content in _files_of_run(run).items() if not name.startswith("evaluation_")}
+    if not has_own_card(run):
+        about.pop(CARD_FILE, None)
+    return {**about, **published_files(checkpoint)}
+
+
+def _files_of_run(folder: Path) -> dict[str, Path | bytes]:
+    """Return what a run tells of its model, without the folders of this machine."""
+    files: dict[str, Path | bytes] = {**_matching(folder, PUBLISHED_RUN)}
     if RECIPE_FILE in files:
         files[RECIPE_FILE] = public_recipe(load_recipe(folder)).encode()
+    if STATE_FILE in files:
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        if best := state.get("best_model_checkpoint"):
+            content = {**state, "best_model_checkpoint": Path(best).name}
+            files[STATE_FILE] = (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
     return files
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
+    found = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 @dataclass(frozen=True)
@@ -223,6 +269,7 @@ def push(
     message: str | None = None,
     token: str | None = None,
     dry_run: bool = False,
+    trust_remote_code: bool = False,
 ) -> Push:
     """Check a saved model and publish it on the Hub, in one commit.
 
@@ -238,6 +285,7 @@ def push(
         message: The first line of the commit.
         token: By default who is logged in with `hf auth login`, or HF_TOKEN.
         dry_run: Check and plan, but write nothing.
+        trust_remote_code: Whether the check may run code in the folder that is not the installed package's.
 
     Returns:
         What was done; with `dry_run`, what would be.
@@ -247,9 +295,46 @@ def push(
         PermissionError: The Hub does not know the user, or does not let them write there.
         ConnectionError: Somebody else pushed meanwhile, or the Hub could not be reached, or refused.
     """
-    check_folder(Path(folder))
+    check_folder(Path(folder), trust_remote_code=trust_remote_code)
     planned = plan(Path(folder), repo_id, private=private, revision=revision, token=token)
     return planned if dry_run else send(planned, message=message, token=token)
+
+
+def send_in_background(planned: Push, run: Path, *, message: str, token: str | None = None) -> Future[None]:
+    """Send while training goes on; a push that fails is logged, and training goes on.
+
+    Pushes are sent one after the other.
+
+    Args:
+        planned: What to send.
+        run: The folder of the run. Until all is sent it holds hard links to the files, which may be deleted meanwhile.
+        message: The first line of the commit.
+        token: As `send`.
+    """
+    room = run / ROOM
+    room.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="push-", dir=room))
+    files: dict[str, Path | bytes] = {}
+    for name, content in planned.files.items():
+        if isinstance(content, bytes):
+            files[name] = content
+            continue
+        kept = folder / name.replace("/", "--")
+        try:
+            os.link(content, kept)
+        except OSError:  # not every file system has links
+            shutil.copy(content, kept)
+        files[name] = kept
+
+    def send_and_clean() -> None:
+        try:
+            send(replace(planned, files=files), message=message, token=token)
+        except (OSError, ValueError) as error:
+            logger.warning("%r was not pushed to %s: %s", message, planned.repo_id, error)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    return run_as_future(send_and_clean)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A Space: a page on the Hub on which everybody can try a model, the one that `trivium demo` shows here."""
 
+import html
 import shutil
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -8,16 +9,16 @@ from huggingface_hub import SpaceCardData, constants
 from packaging.requirements import Requirement
 
 from trivium.configuration import TriviumConfig
-from trivium.files import whole_files
 from trivium.hub.card import CARD_FILE, MARK, has_own_card, introduce
 from trivium.hub.checking import auto_class_of
 from trivium.hub.usage import usage_of
+from trivium.storage.atomic import whole_files
 
 PAGE = "trivium_demo"  # what the package with the page is called there, where `trivium` itself is absent
 SOURCE = Path(__file__).parent.parent / "demo"
-APP = '''"""A page to try {repo_id} on: {url}
+APP = '''"""Demo of {repo_id}: {url}
 
-On a machine of your own:
+To run it locally:
 
     pip install gradio=={gradio} -r requirements.txt
     python app.py           # the model from the Hub
@@ -31,7 +32,7 @@ from transformers import {auto_class}, AutoTokenizer
 from {page} import launch
 
 name = sys.argv[1] if len(sys.argv) > 1 else {repo_id!r}
-options = {{"revision": {revision!r}, "trust_remote_code": True}}  # the code that was checked, and no other
+options = {{"revision": {revision!r}, "trust_remote_code": True}}  # pinned: only this commit was checked
 model = {auto_class}.from_pretrained(name, **options).eval()
 launch(
     model.to(torch.accelerator.current_accelerator() or "cpu"),
@@ -47,11 +48,11 @@ README = """---
 
 {mark}
 
-# {title}
+# {heading}
 
 {summary}
 
-A page to try [{repo_id}]({url}) on. If the model is private, the Space needs a secret `HF_TOKEN` that may read it.
+A demo of [{repo_id}]({url}). If the model is private, the Space needs a secret `HF_TOKEN` with read access to it.
 """
 
 
@@ -93,7 +94,8 @@ def write_space(folder: Path, output: Path, repo_id: str, revision: str = "main"
         "title": introduction.title,
         "summary": introduction.summary,
     }
-    readme = README.format(metadata=metadata.to_yaml(), mark=MARK, **words)
+    heading = html.escape(introduction.title, quote=False)
+    readme = README.format(metadata=metadata.to_yaml(), mark=MARK, heading=heading, **words)
     app = APP.format(
         gradio=gradio,
         auto_class=auto_class_of(folder),

@@ -69,7 +69,7 @@ def plot_heads(
     *,
     kind: str | None = None,
 ) -> Figure:
-    """Draw the attention of all heads of all layers in one grid, a row for each layer, the lowest at the bottom.
+    """Draw the attention of all heads of all layers in one grid, a row for each layer, layer 1 at the top.
 
     All maps have one scale. Their tokens are written at the left and upper edge of the grid; where they would be too
     small to read, they are counted from 0 instead.
@@ -87,9 +87,9 @@ def plot_heads(
     row_labels, column_labels = attention.row_tokens, attention.column_tokens
     if cell < SMALLEST_LABEL:
         row_labels, column_labels = count_by_tens(rows), count_by_tens(columns)
-    # One map of all of them, the lowest layer last, with a gap of one cell after each.
+    # One map of all of them, with a gap of one cell after each.
     grid = np.full((layers, rows + 1, heads, columns + 1), np.nan)
-    grid[:, :rows, :, :columns] = attention.weights.flip(0).transpose(1, 2).numpy()
+    grid[:, :rows, :, :columns] = attention.weights.transpose(1, 2).numpy()
     grid = grid.reshape(layers * (rows + 1), -1)[:-1, :-1]
     with legible([*row_labels, *column_labels]):
         figure = Figure(figsize=(2.5 + grid.shape[1] * cell, 2 + grid.shape[0] * cell), layout="compressed")
@@ -100,8 +100,8 @@ def plot_heads(
         below, right = axes.secondary_xaxis("bottom"), axes.secondary_yaxis("right")
         middles = [head * (columns + 1) + (columns - 1) / 2 for head in range(heads)]
         below.set_xticks(middles, [f"head {head + 1}" for head in range(heads)])
-        middles = [place * (rows + 1) + (rows - 1) / 2 for place in range(layers)]
-        right.set_yticks(middles, [f"layer {layers - place}" for place in range(layers)], rotation=90, va="center")
+        middles = [layer * (rows + 1) + (rows - 1) / 2 for layer in range(layers)]
+        right.set_yticks(middles, [f"layer {layer + 1}" for layer in range(layers)], rotation=90, va="center")
         for side in (below, right):
             side.tick_params(length=0, labelsize="small")
             side.spines[:].set_visible(False)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from trivium.checkpoints import STATE_FILE, checkpoints_of
+from trivium.storage.checkpoints import STATE_FILE, checkpoints_of
 
 from .drawing import MARKERS, SERIES
 from .fonts import legible

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MultipleLocator
 
-from trivium.files import write_whole
+from trivium.storage.atomic import write_whole
 
 TOKEN_INCHES = 0.24  # a row or a column: as high as its label
 WEIGHTS = "Blues"  # from nothing to much: the darker the more, on screen, in grey print and to the colour-blind

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from matplotlib.colors import ListedColormap
@@ -93,10 +92,10 @@ def _masks_of(model: PreTrainedModel, sources: torch.Tensor, targets: torch.Tens
     with ExitStack() as stack:
         for kind, module in _attentions(model).items():
 
-            def note(module: nn.Module, args: tuple, kwargs: dict[str, Any], kind: str = kind) -> None:
-                masks[kind] = kwargs["attention_mask"]
+            def note(module: nn.Module, args: tuple, kind: str = kind) -> None:
+                masks[kind] = args[-1].mask  # the last context is that of what is looked at
 
-            handle = module.register_forward_pre_hook(note, with_kwargs=True)
+            handle = module.register_forward_pre_hook(note)
             stack.callback(handle.remove)
         stack.enter_context(watched(model))
         inputs = {"input_ids": torch.zeros_like(sources), "attention_mask": sources}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 from sklearn.decomposition import PCA
 from torch.nn.functional import cosine_similarity
@@ -20,9 +21,9 @@ from .reading import REPLACEMENT, token_labels
 
 SIDES = ("source", "target")
 Place = tuple[float, float]
-# Where a name may stand: to the right (1) or left (-1) of its point, above (1) or below (-1), and so many points away.
-SIDES_OF_POINT = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
-PLACES = [(*side, far) for far in (6, 18) for side in SIDES_OF_POINT]
+# Candidate positions of a label: direction from its point and distance in points, the nearest first.
+DIRECTIONS = [(math.cos(turn * math.pi / 8), math.sin(turn * math.pi / 8)) for turn in (0, 8, 4, 12, *range(16))]
+DISTANCES = (6, 14, 24, 36, 50, 66)
 
 
 @dataclass
@@ -162,29 +163,42 @@ def _draw_map(
 
 
 def _write_apart(figure: Figure, axes: Axes, names: dict[Place, str]) -> None:
-    """Write each name beside its point, on that side where it covers the least of the points and of other names."""
-    figure.draw_without_rendering()  # only now is it known where the points are
+    """Write each name near its point, at the nearest position that overlaps no point and no other name.
+
+    A name that has to move away is connected with its point by a thin line.
+    """
+    figure.draw_without_rendering()  # the positions of the points in pixels are known only after layout
     dots = figure.dpi / 72
     points = axes.transData.transform(list(names))
     taken = [_box(x, y, 8 * dots, 8 * dots) for x, y in points]
+    frame = axes.get_window_extent()
     for (x, y), point, name in zip(points, names.keys(), names.values(), strict=True):
         text = axes.annotate(
             name, point, (0, 0), textcoords="offset points", fontsize="small", ha="center", va="center"
         )
         size = text.get_window_extent()
-        boxes = {}
-        for right, up, far in PLACES:
-            offset = right * (far + size.width / 2 / dots), up * (far + size.height / 2 / dots)
-            boxes[offset] = _box(x + offset[0] * dots, y + offset[1] * dots, size.width, size.height)
-        best = min(boxes, key=lambda offset: sum(_area(Bbox.intersection(boxes[offset], other)) for other in taken))
-        text.set_position(best)
-        taken.append(boxes[best])
+        best, best_cost = (0.0, 0.0, 0), math.inf
+        for distance in DISTANCES:
+            for right, up in DIRECTIONS:
+                offset = right * (distance + size.width / 2 / dots), up * (distance + size.height / 2 / dots)
+                box = _box(x + offset[0] * dots, y + offset[1] * dots, size.width + 2 * dots, size.height)
+                inside = _area(Bbox.intersection(box, frame))
+                cost = sum(_area(Bbox.intersection(box, other)) for other in taken) + box.width * box.height - inside
+                if cost < best_cost - 1:
+                    best, best_cost = (*offset, distance), cost
+        text.set_position(best[:2])
+        taken.append(_box(x + best[0] * dots, y + best[1] * dots, size.width + 2 * dots, size.height))
+        if best[2] > DISTANCES[0]:
+            end = axes.transData.inverted().transform((x + best[0] * dots, y + best[1] * dots))
+            axes.add_line(Line2D(*zip(point, end, strict=True), color="0.8", linewidth=0.7, zorder=1))
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
 
 
 def _box(x: float, y: float, width: float, height: float) -> Bbox:
-    """The one of this size around a point."""
+    """Return the box of this size centered at a point."""
     return Bbox.from_bounds(x - width / 2, y - height / 2, width, height)
 
 
 def _area(box: Bbox | None) -> float:
+    """Return the area of a box; 0 for None."""
     return box.width * box.height if box else 0.0

@@ -21,11 +21,11 @@ from transformers import (
 from transformers.utils import logging
 
 from trivium import modeling
-from trivium.files import check_free, whole_folder
 from trivium.interop.checkpoint import Checkpoint, write_weights
 from trivium.interop.exchange import Exchange
 from trivium.interop.families import FAMILIES
 from trivium.interop.mapping import Family
+from trivium.storage.atomic import check_free, whole_folder
 from trivium.tokenization import TriviumTokenizer
 
 MAX_SHARD_SIZE = "5GB"
@@ -230,15 +230,19 @@ def _convert_tokenizer(folder: Path, output: Path, outward: bool) -> list[str]:
 
 
 def _stock(tokenizer: TriviumTokenizer) -> PreTrainedTokenizerFast:
-    """The same tokenizer in a class of transformers."""
+    """Return the same tokenizer in a class of transformers, which recognizes special tokens in texts as all others do.
+
+    Clients that render a chat template or a prompt as text and tokenize it later rely on that.
+    """
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
+        tokenizer_object=tokenizer.standard_backend,
         model_max_length=tokenizer.model_max_length,
         padding_side=tokenizer.padding_side,
         truncation_side=tokenizer.truncation_side,
-        split_special_tokens=tokenizer.split_special_tokens,
+        split_special_tokens=False,
         clean_up_tokenization_spaces=tokenizer.clean_up_tokenization_spaces,
         chat_template=tokenizer.chat_template,
+        extra_special_tokens=tokenizer.extra_special_tokens,
         **tokenizer.special_tokens_map,
     )
 

@@ -26,13 +26,13 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from trivium import modeling
 from trivium.configuration import TriviumConfig
-from trivium.files import check_free, whole_folder
 from trivium.modeling import TriviumEncoderModel, TriviumForCausalLM, TriviumForConditionalGeneration
 from trivium.modeling.attention import MultiHeadAttention
 from trivium.modeling.feed_forward import FeedForward
 from trivium.modeling.layers import Residual
 from trivium.modeling.positions import sinusoidal_encoding
 from trivium.modeling.stacks import TriviumDecoder, TriviumEncoder, TriviumStack
+from trivium.storage.atomic import check_free, whole_folder
 
 CONFIG_FILE = "trivium_config.json"  # CTranslate2 has a config.json of its own
 CONVERTIBLE = (TriviumForConditionalGeneration, TriviumForCausalLM, TriviumEncoderModel)
@@ -135,7 +135,7 @@ def _load(
     else:
         if not (Path(source) / "config.json").is_file():
             raise FileNotFoundError(f"{source} is not a saved model: it has no config.json.")
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         model_class = getattr(modeling, (config.architectures or [""])[0], None)
         if config.model_type != "trivium" or model_class is None:
             raise ValueError(
@@ -143,7 +143,7 @@ def _load(
                 f"{config.architectures}, but must hold a Trivium model."
             )
         model = model_class.from_pretrained(source, config=config)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(source)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if type(model).__name__ not in {each.__name__ for each in CONVERTIBLE}:
         raise ValueError(
             f"The model is a {type(model).__name__}, but CTranslate2 takes only "
@@ -332,7 +332,7 @@ class CTranslate2Model:
         if not self.config.decoder_layers:
             raise ValueError(f"{folder} holds an encoder, which does not generate: open it with ctranslate2.Encoder.")
         self.generation_config = GenerationConfig.from_pretrained(folder)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config, trust_remote_code=False)
         engine = ctranslate2.Translator if self.config.is_encoder_decoder else ctranslate2.Generator
         self.engine = engine(str(folder), device=device, **options)
         self.device = torch.device("cpu")  # of the tensors that come and go, wherever the engine computes

@@ -45,11 +45,12 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from transformers.utils.deprecation import deprecate_kwarg
 
 from trivium import modeling
 from trivium.configuration import TriviumConfig
-from trivium.files import check_free, whole_folder
-from trivium.modeling.cache import CACHE, self_attention_cache, takes_cache
+from trivium.modeling.cache import self_attention_cache
+from trivium.storage.atomic import check_free, whole_folder
 
 # Every class that can be exported, and what it answers.
 OUTPUTS: dict[str, type[ModelOutput]] = {
@@ -111,7 +112,7 @@ def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     for name, what in {"config.json": "saved model", "tokenizer_config.json": "model with its tokenizer"}.items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not a {what}: it has no {name}.")
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     name = (config.architectures or [""])[0]
     if config.model_type != "trivium" or name not in OUTPUTS:
         raise ValueError(
@@ -121,21 +122,28 @@ def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     # Eager attention spells out what becomes of a query that may see nothing; a fused one leaves it to the engine.
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
     model = getattr(modeling, name).from_pretrained(folder, config=config, **options)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 class _Encoder(nn.Module):
-    """The encoder, and what the layers of the decoder make of its output, once for all steps."""
+    """Map the source to the keys and values that the decoder layers attend to, computed once for all steps."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.encoder = model.model.encoder
-        self.attentions = nn.ModuleList(layer.cross_attn for layer in model.model.decoder.layers)
+        self.encoder, self.head_dim = model.model.encoder, model.config.head_dim
+        attentions = [layer.cross_attn for layer in model.model.decoder.layers]
+        self.k_projs = nn.ModuleList(attention.k_proj for attention in attentions)
+        self.v_projs = nn.ModuleList(attention.v_proj for attention in attentions)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Pairs:
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        attentions: Iterable[Any] = self.attentions
-        return [attention._project_keys_and_values(states) for attention in attentions]
+        projections = zip(self.k_projs, self.v_projs, strict=True)
+        return [
+            (self._split_heads(k_proj(states)), self._split_heads(v_proj(states))) for k_proj, v_proj in projections
+        ]
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, h_kv, S, d_k)
 
 
 class _Decoder(nn.Module):
@@ -290,7 +298,7 @@ class OnnxModel(PreTrainedModel):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} is not a model exported to ONNX: it has no {name}.")
         super().__init__(TriviumConfig.from_json_file(folder / "config.json"))
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config, trust_remote_code=False)
         if self.can_generate():
             self.generation_config = GenerationConfig.from_pretrained(folder)
         options = runtime.SessionOptions()
@@ -391,7 +399,7 @@ class OnnxForCausalLM(OnnxModel, GenerationMixin):
 
     graphs = (DECODER,)
 
-    @takes_cache
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -404,7 +412,7 @@ class OnnxForCausalLM(OnnxModel, GenerationMixin):
         """Predict every next token of (batch, length) ids; see `TriviumForCausalLM.forward`."""
         cache = self._new_cache(cache, use_cache)
         logits = self._step(input_ids, attention_mask, cache, logits_to_keep, {})
-        return CausalLMOutputWithPast(logits=logits, **{CACHE: cache})
+        return CausalLMOutputWithPast(logits=logits, cache=cache)
 
 
 class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
@@ -416,7 +424,7 @@ class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
         """What `generate()` calls, once for all steps."""
         return _EncoderSession(self)
 
-    @takes_cache
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -437,7 +445,7 @@ class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
         source = next(iter(encoder_outputs.values()))  # (batch, heads, source_len, head_dim)
         seen = {"encoder_attention_mask": _or_ones(attention_mask, source.shape[::2]), **encoder_outputs}
         logits = self._step(decoder_input_ids, decoder_attention_mask, cache, logits_to_keep, seen)
-        return Seq2SeqLMOutput(logits=logits, **{CACHE: cache})
+        return Seq2SeqLMOutput(logits=logits, cache=cache)
 
 
 class _EncoderSession(nn.Module):

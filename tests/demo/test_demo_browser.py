@@ -1,0 +1,308 @@
+"""The page in a real browser: what people see, what they can do with a keyboard or a finger, and whom it asks."""
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+from tiny import tiny_model
+from transformers import PreTrainedModel
+
+from trivium import (
+    TriviumForCausalLM,
+    TriviumForConditionalGeneration,
+    TriviumForMaskedLM,
+    TriviumForSequenceClassification,
+    TriviumTokenizer,
+)
+from trivium.demo import launch
+from trivium.tokenization import train_tokenizer
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from axe_playwright_python.sync_playwright import Axe  # noqa: E402
+from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
+
+expect.set_options(timeout=60_000)  # a busy machine is slow
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: on Debian, apt-get install chromium"),
+]
+
+SWITCHES = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+TEXTS = ["the cat sat on the mat.", "two dogs ran across the road.", "مرحبا بالعالم", "早上好"] * 2
+HTML = (
+    "<img src=x onerror=\"document.title='broken into'\"><script>document.title='broken into'</script>${1}{{value}}`"
+)
+EXTRA = 3  # tokens that a translation may have more than the text
+WORDS = {
+    TriviumForConditionalGeneration: "Translate",
+    TriviumForCausalLM: "Continue",
+    TriviumForMaskedLM: "Fill",
+    TriviumForSequenceClassification: "Classify",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_translations() -> Iterator[None]:
+    """An untrained model would go on to the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trivium.demo.page.EXTRA_LENGTH", EXTRA)
+        yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with playwright.sync_playwright() as starter:
+        browser = starter.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)  # with a profile of its own
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TriviumTokenizer:
+    return train_tokenizer(TEXTS, vocab_size=400)
+
+
+def model_of(kind: type[PreTrainedModel], tokenizer: TriviumTokenizer, **overrides: object) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return tiny_model(kind, vocab_size=len(tokenizer), max_position_embeddings=600, **overrides).float()
+
+
+@pytest.fixture(scope="module")
+def translator(tokenizer: TriviumTokenizer) -> PreTrainedModel:
+    return model_of(TriviumForConditionalGeneration, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def url(translator: PreTrainedModel, tokenizer: TriviumTokenizer) -> Iterator[str]:
+    """Where the page of a translator is."""
+    page = launch(
+        *(translator, tokenizer),
+        title=f"A {HTML} title",
+        summary="It *invents*.",
+        examples=["two dogs", HTML],
+        prevent_thread_lock=True,
+        quiet=True,
+    )
+    yield page.local_url
+    page.close()
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """A new page, of which nothing may go wrong, and which may ask nobody but its own server."""
+    context = browser.new_context(viewport={"width": 1100, "height": 800})
+    page = context.new_page()
+    asked, errors = set(), []
+    page.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(url)
+    yield page
+    assert asked - {""} == {urlsplit(url).netloc}, "`` is for data: and blob:"
+    assert errors == []
+    context.close()
+
+
+def forget(page: Page) -> None:
+    """Remove the last answer, not to take it for the next one."""
+    page.evaluate("document.querySelector('#drawing .drawing')?.remove()")
+
+
+def send(page: Page, text: str, until: str = "Finished", button: str = "Translate") -> Locator:
+    """Type a text, send it, and wait for words that tell that it is done."""
+    forget(page)
+    page.get_by_role("textbox").first.fill(text)
+    page.get_by_role("button", name=button, exact=True).click()
+    drawing = page.locator("#drawing")
+    expect(drawing).to_contain_text(until)
+    return drawing
+
+
+def expect_weights(page: Page, expected: torch.Tensor) -> None:
+    """Wait until the shades of the tokens that were read are the attention weights `expected`."""
+    page.wait_for_function(
+        """expected => {
+            const chips = [...document.querySelectorAll('[role=listbox][aria-label="What it read"] [role=option]')]
+            const weights = chips.map(chip => Number(chip.style.getPropertyValue('--weight') || 0))
+            return weights.length === expected.length && weights.every((w, i) => Math.abs(w - expected[i]) < 1e-3)
+        }""",
+        arg=expected.tolist(),
+        timeout=60_000,
+    )
+
+
+@torch.no_grad()
+def test_a_translation_its_alternatives_and_its_attention_by_hover_and_by_keyboard(
+    page: Page, translator: PreTrainedModel, tokenizer: TriviumTokenizer
+) -> None:
+    inputs = tokenizer("the cat sat", return_tensors="pt")
+    length = inputs["input_ids"].shape[1]
+    ids = translator.generate(**inputs, max_new_tokens=length + EXTRA, max_length=None)[0]
+    whole = translator(**inputs, decoder_input_ids=ids[None, :-1], output_attentions=True)
+    attention = whole.cross_attentions[-1][0].mean(0)
+
+    drawing = send(page, "the cat sat")
+    result = tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
+    expect(drawing.locator(".result")).to_have_text(result)
+    written = page.get_by_role("listbox", name="What it wrote").get_by_role("option")
+    expect(written).to_have_count(len(ids) - 1)
+    expect_weights(page, attention[0])  # of the first, which is shown at once
+
+    written.nth(2).hover()
+    expect_weights(page, attention[2])
+    shares = drawing.locator(".shares").first.locator("tr")
+    best = whole.logits[0, 2].softmax(-1).max().item()
+    expect(shares).to_have_count(6)
+    expect(shares.first).to_contain_text(re.compile(rf"{100 * best:.0f} %|{100 * best:.1f} %"))
+    expect(shares.first).to_contain_text("✓")  # the likeliest was chosen
+
+    page.mouse.move(0, 0)
+    # The same with keys only: Enter sends, one Tab stop for each list, arrows within it.
+    forget(page)
+    page.get_by_role("textbox").first.focus()
+    page.keyboard.press("Enter")
+    expect(drawing).to_contain_text("Finished")
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.getAttribute('role')") == "option":
+            break
+    for key, place in [("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", len(ids) - 2), ("Home", 0)]:
+        page.keyboard.press(key)
+        expect(written.nth(place)).to_be_focused()
+        expect_weights(page, attention[place])
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("listbox", name="What it read").get_by_role("option").first).to_be_focused()
+    expect(drawing.locator("#details")).to_contain_text("Read:")
+
+
+def test_what_is_typed_is_text_and_never_markup(page: Page) -> None:
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"A {HTML} title")
+    drawing = send(page, HTML)
+    pieces = page.get_by_role("listbox", name="What it read").locator(".text").all_text_contents()
+    assert "".join(pieces[:-1]).replace("␣", " ") == HTML
+    assert drawing.locator("img, script").count() == 0
+    assert page.locator("img[src=x]").count() == 0
+    assert "broken" not in page.title().removeprefix(f"A {HTML} title")
+
+
+@pytest.mark.slow
+def test_unfit_texts_are_told_in_words(page: Page) -> None:
+    for text, words in [
+        (" ", "There is no text yet"),
+        ("<b>" * 33_333 + "x", "has 100,000 characters. Here 10,000 are the most"),
+        ("早" * 3_000, "tokens. The model can read 512 here"),
+    ]:
+        send(page, text, words)
+        expect(page.get_by_role("alert").filter(has_text=words)).to_be_visible()
+    send(page, "cat")
+
+
+@pytest.mark.slow
+def test_beams_and_sampling(page: Page, translator: PreTrainedModel, tokenizer: TriviumTokenizer) -> None:
+    page.get_by_role("button", name="How it writes").click()
+    page.get_by_label("Beam search").check()
+    drawing = send(page, "the cat")
+    inputs = tokenizer("the cat", return_tensors="pt")
+    ids = translator.generate(
+        **inputs, max_new_tokens=inputs["input_ids"].shape[1] + EXTRA, max_length=None, num_beams=4
+    )
+    expect(drawing.locator(".beams li")).to_have_count(4)
+    best = tokenizer.decode(ids[0], skip_special_tokens=True)
+    expect(drawing.locator(".beams bdi").first).to_have_text(best)
+    page.get_by_label("Sampling").check()
+    page.get_by_label("number input for Temperature").fill("2")
+    first = send(page, "the cat").locator(".result").text_content()
+    again = send(page, "the cat").locator(".result").text_content()
+    page.get_by_label("Seed").fill("1")
+    other = send(page, "the cat").locator(".result").text_content()
+    assert first == again != other
+
+
+@pytest.mark.slow
+def test_no_barrier_that_axe_knows_on_a_wide_page_and_on_a_phone(page: Page) -> None:
+    page.get_by_role("button", name="How it writes").click()
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        page.reload()
+        send(page, "the cat sat on the mat")
+        found = Axe().run(page).response["violations"]
+        assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+    page.set_viewport_size({"width": 320, "height": 640})
+    send(page, "x" * 100 + " the cat" * 40)
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 320, "nothing has to be moved sideways"
+    height = page.get_by_role("listbox", name="What it read").bounding_box()["height"]
+    assert height < 640 / 2, "a long list scrolls by itself"
+
+
+def test_from_right_to_left(page: Page) -> None:
+    send(page, "مرحبا بالعالم")
+    places = page.get_by_role("listbox", name="What it read").get_by_role("option")
+    boxes = [places.nth(i).bounding_box()["x"] for i in range(2)]
+    assert boxes[0] > boxes[1]
+
+
+@pytest.mark.parametrize("kind", [TriviumForCausalLM, TriviumForMaskedLM, TriviumForSequenceClassification])
+def test_the_other_ways(browser: Browser, kind: type[PreTrainedModel], tokenizer: TriviumTokenizer) -> None:
+    labels = {"id2label": {0: HTML, 1: "two"}, "label2id": {HTML: 0, "two": 1}}
+    overrides = labels if kind is TriviumForSequenceClassification else {}
+    model = model_of(kind, tokenizer, **overrides)
+    served = launch(model, tokenizer, title="T", prevent_thread_lock=True, quiet=True)
+    page = browser.new_page()
+    page.goto(served.local_url)
+    page.get_by_role("textbox").first.fill("the cat")
+    if kind is TriviumForMaskedLM:
+        page.get_by_role("button", name="Insert <mask>").click()
+        expect(page.get_by_role("textbox").first).to_have_value("the cat <mask>")
+    page.get_by_role("button", name=WORDS[kind], exact=True).click()
+    if kind is TriviumForCausalLM:
+        expect(page.locator(".status")).to_contain_text("Finished")
+        expect(page.get_by_role("listbox", name="What it wrote").get_by_role("option").first).to_be_visible()
+    else:
+        table = page.get_by_role("table")
+        expect(table).to_be_visible()
+        expect(table.locator("tr")).to_have_count(8 if kind is TriviumForMaskedLM else 2)
+        if overrides:
+            expect(table).to_contain_text(HTML)
+            assert page.locator("img[src=x]").count() == 0
+    page.close()
+    served.close()
+
+
+@pytest.mark.slow
+def test_stop(browser: Browser, tokenizer: TriviumTokenizer) -> None:
+    """What takes long ends where it is told to, on the page and in the model."""
+    model = model_of(TriviumForCausalLM, tokenizer)
+    model.generation_config.update(eos_token_id=None, max_new_tokens=500)  # it would go on
+    calls = []
+
+    def slowly(*_: object) -> None:
+        calls.append(time.sleep(0.03))
+
+    model.register_forward_pre_hook(slowly)
+    served = launch(model, tokenizer, title="T", prevent_thread_lock=True, quiet=True)
+    page = browser.new_page()
+    page.goto(served.local_url)
+    page.get_by_role("textbox").first.fill("the cat")
+    page.get_by_role("button", name="Continue", exact=True).click()
+    written = page.get_by_role("listbox", name="What it wrote").get_by_role("option")
+    expect(written.nth(4)).to_be_visible()
+    expect(page.locator(".status")).to_have_text("Writing …")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".status")).to_contain_text("Stopped after")
+    seen = -1
+    while seen != len(calls):  # the model ends after the page, on a busy machine later
+        seen = len(calls)
+        page.wait_for_timeout(2000)
+    assert seen < 500
+    page.close()
+    served.close()

@@ -1,0 +1,125 @@
+"""The documentation says what is so: its excerpts stand in the source, its links lead somewhere, its commands are
+understood, and what it prints is what is printed. (`test_docs_run.py` runs it all.)
+"""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import pytest
+import typer
+from pages import KOREAN_WALK, PAGES, ROOT, WALK, Block, anchors, blocks, commands, is_in, links, outputs
+
+from trivium.data import load_data
+from trivium.data.loading import SPLITS
+from trivium.recipe import available_recipes, load_recipe
+from trivium.training import load_or_build
+from trivium_cli import app
+
+OTHER_CALLS = re.compile(r"^(?:\S+=\S+ )*(?:make ([a-z-]+)|python (\S+/\S+\.py)(.*))", re.MULTILINE)
+ALL = [block for page in PAGES if page != KOREAN_WALK for block in blocks(page)]
+
+
+@pytest.mark.parametrize("block", [block for block in ALL if block.source], ids=str)
+def test_excerpts_stand_in_the_source(block: Block) -> None:
+    assert block.source
+    assert is_in(block.code, block.source.read_text(encoding="utf-8")), f"not in {block.source}"
+
+
+def test_an_excerpt_that_went_stale_is_noticed() -> None:
+    source = "class A:\n    def f(self):\n        one()\n        two()\n        three()\n"
+    assert is_in("one()\ntwo()\n", source)
+    assert is_in("def f(self):\n    one()\n    ...\n    three()\n", source)
+    assert not is_in("one()\nthree()\n", source), "a line is missing"
+    assert not is_in("two()\n...\none()\n", source), "in another order"
+    assert not is_in("def f(self):\none()\n", source), "at another indentation"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        address = urlparse(link)
+        if address.scheme:
+            assert address.scheme == "https", link
+            assert "." in address.netloc, link
+            continue
+        target = (page.parent / unquote(address.path)).resolve() if address.path else page
+        assert target.exists(), f"{link} leads nowhere"
+        if address.fragment:
+            assert unquote(address.fragment) in anchors(target), link
+
+
+def test_every_page_can_be_found() -> None:
+    """From the table of contents, which Sphinx checks the other way round."""
+    contents = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = {line.rstrip("*") for line in contents.splitlines()}
+    for page in PAGES:
+        if page.is_relative_to(ROOT / "docs") and page.name != "index.md":
+            assert page.relative_to(ROOT / "docs").with_suffix("").as_posix() in listed, page
+
+
+def test_the_walk_in_korean_shows_the_same_code() -> None:
+    ours, theirs = ([(b.language, b.code) for b in blocks(page) if b.language] for page in (WALK, KOREAN_WALK))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.language == "python" and not b.source], ids=str)
+def test_python_is_python(block: Block) -> None:
+    compile(block.code, str(block), "exec")
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.language == "sh" and any(commands(b.code))], ids=str)
+def test_commands_are_understood(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every option exists, and every field of a recipe that is replaced."""
+    monkeypatch.chdir(tmp_path)
+    command: Any = typer.main.get_command(app)
+    for call in commands(block.code):
+        for option, path in pairwise(call):
+            if option == "--input":
+                Path(path).parent.mkdir(exist_ok=True)
+                Path(path).touch()
+        name, subcommand, rest = command.resolve_command(command.make_context("trivium", [*call]), [*call])
+        given = subcommand.make_context(name, rest).params
+        if name in ("train", "evaluate"):
+            recipe = Path(given.get("recipe") or given["model"]).name
+            recipe = recipe if recipe in available_recipes() else "multi30k"
+            needed = [] if recipe == "numbers" else [f"data.{split}=some/file" for split in SPLITS]
+            load_recipe(recipe, [*needed, *(given["overrides"] or [])])
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.language == "sh" and OTHER_CALLS.search(b.code)], ids=str)
+def test_other_calls_are_of_what_exists(block: Block) -> None:
+    for target, script, options in OTHER_CALLS.findall(block.code.replace("\\\n", " ")):
+        if target:
+            assert f"\n{target}:" in (ROOT / "Makefile").read_text(), target
+        else:
+            text = (ROOT / script).read_text()
+            for option in re.findall(r"--[\w-]+", options):
+                argument = option.removeprefix("--").replace("-", "_")
+                assert f'"{option}"' in text or f" {argument}: " in text, f"{script} has no {option}"
+
+
+# --- The walk --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def untrained_run(tmp_path: Path) -> Path:
+    """A folder with `runs/numbers`, of the size that `make demo` trains, with the same tokens, but untrained."""
+    recipe = load_recipe("numbers")
+    model, tokenizer = load_or_build(recipe, load_data(recipe.data)["train"])
+    model.generation_config.update(max_new_tokens=8)
+    model.save_pretrained(tmp_path / "runs" / "numbers")
+    tokenizer.save_pretrained(tmp_path / "runs" / "numbers")
+    return tmp_path
+
+
+def test_the_walk_prints_what_it_says(untrained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(untrained_run)
+    compared = 0
+    for block, printed, shown, of_a_trained_model in outputs(WALK):
+        if not of_a_trained_model:
+            assert printed == shown, block
+            compared += 1
+    assert compared >= 15

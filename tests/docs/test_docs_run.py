@@ -1,0 +1,119 @@
+"""Every command and block of Python in the documentation runs, in a few steps; and the pages are built.
+
+What is left out says so where it stands: a command that needs the network (`# ... network ...`), or Python with a
+`...` to be filled in. Benchmarks are left out, and what other tests run: `make`, the README's Python, `clients.md`.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages import CLIENTS, KOREAN_WALK, PAGES, ROOT, WALK, Block, blocks, commands, outputs
+from typer.testing import CliRunner
+
+from trivium.data import numbers_corpus
+from trivium_cli import app
+
+pytestmark = [pytest.mark.trains, pytest.mark.subprocess, pytest.mark.slow]
+
+# What makes every training a short one.
+IN_SHORT = [
+    *(f"data.max_{split}_samples={rows}" for split, rows in (("train", 300), ("validation", 8), ("test", 8))),
+    *(
+        "training.save_strategy=steps",
+        "training.save_steps=1",
+        "training.eval_strategy=steps",
+        "training.eval_steps=2",
+    ),
+    *("training.warmup_steps=1", "training.report_to=none"),
+]
+MADE_BEFORE = """
+trivium train numbers
+trivium train multi30k data.train=FOLDER/train data.validation=FOLDER/val data.test=FOLDER/val
+trivium train shakespeare data.train=train.txt data.validation=validation.txt
+trivium train shakespeare-gpt2 data.train=train.txt data.validation=validation.txt
+"""
+NETWORK = re.compile(r"^.*#.*\bnetwork\b.*$", re.MULTILINE)
+TO_BE_FILLED_IN = re.compile(r"[(,] ?\.\.\.|^ *\.\.\.$", re.MULTILINE)
+
+
+def run_commands(code: str) -> None:
+    """Every call of `trivium`, one after the other; what reads standard input is given a line."""
+    for call in commands(NETWORK.sub("", code)):
+        short = []
+        if call[0] == "demo":  # it serves until somebody ends it: tests/demo/test_demo.py does
+            continue
+        if call[0] == "train":
+            goes_on = "--resume" in call
+            short = (
+                [*IN_SHORT, "training.max_steps=8"] if goes_on else ["--overwrite", *IN_SHORT, "training.max_steps=6"]
+            )
+        result = CliRunner().invoke(app, [*call, *short], input="three point one four\n")
+        assert result.exit_code == 0, f"{call}: {result.output[-3000:]} {result.exception!r}"
+
+
+def runs(block: Block) -> bool:
+    """Whether the block is something that can be run here."""
+    if block.language == "python":
+        return block.page.name != "README.md" and not block.source and not TO_BE_FILLED_IN.search(block.code)
+    return block.language == "sh" and any(commands(NETWORK.sub("", block.code)))
+
+
+PAGES_TO_RUN = {
+    page: [block for block in blocks(page) if runs(block)]
+    for page in PAGES
+    if page not in (WALK, KOREAN_WALK, CLIENTS) and page.name != "results.md"
+}
+
+
+@pytest.fixture(scope="module")
+def made_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pages take for granted: runs of the recipes, and files of one's own."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "FOLDER").mkdir()
+    files = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
+    for split, pairs in numbers_corpus(300, 20, 20).items():
+        for ending, column in (("en", "source"), ("de", "target")):
+            (folder / "FOLDER" / f"{files[split]}.{ending}").write_text("\n".join(pairs[column]) + "\n")
+        (folder / f"{split}.txt").write_text("\n".join(pairs["target"]) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_commands(MADE_BEFORE)
+    for name in "abc":
+        shutil.copytree(folder / "runs" / "numbers", folder / "runs" / name)
+    return folder
+
+
+@pytest.mark.parametrize("page", [page for page, found in PAGES_TO_RUN.items() if found], ids=lambda page: page.stem)
+def test_a_page_runs(page: Path, made_before: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shutil.copytree(made_before, tmp_path / "here"))
+    variables: dict[str, Any] = {}
+    for block in PAGES_TO_RUN[page]:
+        if block.language == "python":
+            exec(compile(block.code, str(block), "exec"), variables)
+        else:
+            run_commands(block.code)
+
+
+def test_the_walk_prints_what_it_says_of_a_trained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another training gives other digits, but the same words."""
+    command = [sys.executable, "-m", "trivium_cli", "train", "numbers", "training.report_to=none"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.chdir(tmp_path)
+    for block, printed, shown, _ in outputs(WALK):
+        if block.code.startswith("states ="):  # second and third choices are close
+            printed, shown = (re.sub(r"^(\S+ \S+).*$", r"\1", text, flags=re.MULTILINE) for text in (printed, shown))
+        printed, shown = (re.sub(r"-?\d+\.\d\d", "N", text) for text in (printed, shown))
+        assert printed.split() == shown.split(), block
+
+
+def test_the_pages_are_built(tmp_path: Path) -> None:
+    """Without a warning: each in the table of contents, every reference found."""
+    command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "docs", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "cdn." not in (tmp_path / "walk.html").read_text(), "a page must need nothing from the network"

@@ -1,0 +1,20 @@
+"""Tiny language models and random texts for them."""
+
+from typing import Any
+
+import torch
+from tiny import mask_of, random_ids, tiny_model
+
+from trivium import TriviumForCausalLM
+
+Tensors = dict[str, torch.Tensor]
+
+
+def language_model(std: float = 0.1, **overrides: Any) -> TriviumForCausalLM:
+    return tiny_model(TriviumForCausalLM, std, encoder_layers=0, **overrides)
+
+
+def texts(lengths: list[int], side: str = "right") -> Tensors:
+    """Random texts, padded on one side; what stands in the padding is random, too."""
+    mask = mask_of(lengths, side)
+    return {"input_ids": random_ids(*mask.shape), "attention_mask": mask}

@@ -1,0 +1,35 @@
+"""Run `generate()` with our searches, or with transformers' loops."""
+
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from transformers import GenerationMixin
+
+from trivium.modeling import decoding
+
+
+def search(model: Any, **inputs: Any) -> tuple[torch.Tensor, int]:
+    """Return what `generate` returns, and how many searches of ours, 0 or 1, have found it."""
+    found = 0
+
+    def count(search: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> Any:
+            nonlocal found
+            sequences = search(*args)
+            found += sequences is not None
+            return sequences
+
+        return counted
+
+    searches = {name: count(getattr(decoding, name)) for name in ("greedy_search", "beam_search")}
+    with patch.multiple(decoding, **searches):
+        return model.generate(**inputs), found
+
+
+def search_with_transformers(model: Any, **inputs: Any) -> torch.Tensor:
+    """Return what `generate` returns where the mixin of transformers is not overridden."""
+    overridden = ("_sample", "_beam_search", "_prepare_cache_for_generation")
+    with patch.multiple(type(model), **{name: getattr(GenerationMixin, name) for name in overridden}):
+        return model.generate(**inputs)

@@ -1,0 +1,573 @@
+"""The model card: every fact on it has a source, what has none is not on it, and its code runs."""
+
+import ast
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from clean import run_without_trivium
+from huggingface_hub import InferenceClient, ModelCard
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from paths import ROOT
+from tiny import shake, tiny_config
+from transformers import PreTrainedModel, TrainerState
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+from typer.testing import CliRunner
+from ways import LAYERS as CLASSES
+
+from trivium import (
+    TriviumForCausalLM,
+    TriviumForConditionalGeneration,
+    TriviumForMaskedLM,
+    TriviumForSequenceClassification,
+    TriviumTokenizer,
+)
+from trivium.hub.card import MARK, has_own_card, render_card
+from trivium.metrics import METRICS
+from trivium.recipe import CardArguments, available_recipes, load_recipe
+from trivium.tokenization import train_tokenizer
+from trivium_cli import app
+
+TEXTS = ["two dogs ran across the road", "the cat sat on the mat", "birds fly south in winter"]
+RUN = {
+    "seconds": 3725.4,
+    "hardware": "AMD EPYC, 2 cores",
+    "processes": 1,
+    "examples": 29000,
+    "versions": {"torch": "2.13.0"},
+    "seed": 42,
+    "data": "rows:0123456789abcdef",
+}
+WORK = {"tokens": 3_000_000, "padded": 4_000_000, "flops": 5e12, "seconds": 100.0}
+SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
+EVALUATION: dict[str, Any] = {
+    "scores": {
+        "sacrebleu": {"score": 38.0747, "signature": SIGNATURE},
+        "exact_match": {"score": 0.12345},
+        "perplexity": {"score": 5.5226, "loss": 1.7088},
+    },
+    "data": "corpus/test",
+    "rows": 1234,
+    "generation": {"do_sample": False, "num_beams": 5, "length_penalty": 0.6},
+    "date": "2026-11-22",
+    "versions": {"trivium": "0.1.0", "torch": "2.13.0"},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_seed() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TriviumTokenizer:
+    return train_tokenizer(TEXTS * 2, vocab_size=330)
+
+
+def save(model_class: Any, tokenizer: TriviumTokenizer, folder: Path, **options: Any) -> PreTrainedModel:
+    config = tiny_config(vocab_size=len(tokenizer), **CLASSES[model_class], **options)
+    model = shake(model_class(config), std=0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture
+def bare(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
+    """What `save_pretrained` leaves."""
+    save(TriviumForConditionalGeneration, tokenizer, tmp_path / "bare")
+    return tmp_path / "bare"
+
+
+@pytest.fixture
+def run(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
+    """What a training and an evaluation leave."""
+    folder = tmp_path / "run"
+    model = save(TriviumForConditionalGeneration, tokenizer, folder, dropout=0.3, label_smoothing=0.2)
+    model.generation_config.max_new_tokens = 4
+    model.save_pretrained(folder)
+    recipe = load_recipe("multi30k", [f"data.{part}=/home/me/secret/corpus/{part}" for part in ("train", "test")] + [
+        "data.validation=null", "training.gradient_accumulation_steps=2", "card.summary=It *translates*.",
+        "card.intended_use=Captions.", "card.limitations=Nothing but captions.", "card.title=Captions",
+        "card.license=cc-by-4.0", "card.examples=[two dogs, the cat]",
+    ])  # fmt: skip
+    recipe.save(folder)
+    history = [{"step": step, "loss": 9 - step / 1000, "epoch": 1.0} for step in range(100, 6600, 100)]
+    history += [{"step": step, "eval_loss": 8 - step / 1000, "epoch": 1.0} for step in range(500, 7000, 500)]
+    state = TrainerState(global_step=6500, epoch=14.317, log_history=sorted(history, key=lambda entry: entry["step"]))
+    state.stateful_callbacks = {
+        "RunFacts": {"args": {}, "attributes": RUN},
+        "Throughput": {"args": {}, "attributes": {"work": WORK}},
+    }
+    state.save_to_json(str(folder / "trainer_state.json"))
+    (folder / "evaluation_test.json").write_text(json.dumps(EVALUATION))
+    return folder
+
+
+def card_of(folder: Path, *overrides: str, repo_id: str | None = "someone/model") -> ModelCard:
+    return ModelCard(render_card(folder, repo_id, overrides)["README.md"].decode())
+
+
+def parsed(text: str) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(text)
+
+
+def headings_of(text: str) -> list[str]:
+    tokens = parsed(text)
+    return [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
+
+
+def table_of(text: str) -> dict[str, list[str]]:
+    """All rows of all tables, by their first cell."""
+    rows: list[list[str]] = []
+    for token in parsed(text):
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type == "inline" and rows and token.level >= 4:
+            rows[-1].append(token.content)
+    return {row[0]: row[1:] for row in rows if row}
+
+
+def code_of(text: str, language: str) -> list[str]:
+    return [token.content for token in parsed(text) if token.type == "fence" and token.info == language]
+
+
+# --- Facts -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_fact_is_its_source(run: Path, tokenizer: TriviumTokenizer) -> None:
+    card = card_of(run)
+    table, text = table_of(card.text), " ".join(card.text.split())
+    assert headings_of(card.text)[0] == "Captions"
+    assert "It *translates*." in text
+    assert "`translation`, from `en` to `de`" in text
+    assert table["layers"] == ["2 encoder + 3 decoder"]
+    assert table["hidden size, `d_model`"] == ["24"]
+    assert table["attention"] == ["4 heads"]
+    assert table["feed-forward network"] == ["width 40, relu"]
+    assert table["positions"] == ["sinusoidal, designed for up to 64 tokens"]
+    assert table["normalization"] == ["LayerNorm after each sub-layer"]
+    assert table["vocabulary"] == [f"{len(tokenizer)} tokens"]
+    model = TriviumForConditionalGeneration.from_pretrained(run)
+    assert table["parameters"] == [f"{model.num_parameters():,}"]
+
+    assert table["sacreBLEU"] == ["38.07", "test", f"`{SIGNATURE}`"]
+    assert table["exact match"][:2] == ["12.3%", "test"]
+    assert table["perplexity per token (lower is better)"][:2] == ["5.52", "test"]
+    assert (
+        "test: 1,234 rows of `corpus/test`, generated with `do_sample=False`, `num_beams=5`, `length_penalty=0.6`; "
+        "measured on 2026-11-22 with trivium 0.1.0, torch 2.13.0" in text
+    )
+    assert table["task"] == ["translation"]
+    assert table["data"] == ["`corpus/train`, from `en` to `de`; 29,000 examples; fingerprint `rows:0123456789ab`"]
+    assert table["batch"] == ["64 rows per device, 2 gradient accumulation steps, 1 process"]
+    assert table["learning rate"] == ["0.002, schedule `linear`, 1,000 warm-up steps"]
+    assert "β₂ 0.98, ε 1e-09, weight decay 0.0" in table["optimizer"][0]
+    assert table["regularization"] == ["dropout 0.3, label smoothing 0.2"]
+    assert table["steps"] == ["6,500 (14.3 epochs)"]
+    curve = {step: losses for step, losses in table.items() if re.fullmatch(r"[\d,]+", step)}
+    assert 5 <= len(curve) <= 10
+    for step, losses in curve.items():
+        number = int(step.replace(",", ""))
+        assert losses == [f"{9 - number / 1000:.3f}", f"{8 - number / 1000:.3f}"]
+    assert "6,500" in curve
+    assert table["training time (h:mm:ss)"] == ["1:02:05"]
+    assert table["tokens"] == ["3,000,000, not counting padding (25.0% of all positions)"]
+    assert table["seed"] == ["42"]
+    assert table["throughput"] == ["30,000 tokens/s, 0.05 TFLOP/s"]
+    assert table["hardware"] == ["AMD EPYC, 2 cores"]
+    assert table["versions"] == ["torch 2.13.0"]
+    assert "Captions." in text
+    assert "Nothing but captions." in text
+    assert "attention.png" in text
+
+
+def test_the_recipe_on_the_card_is_that_of_the_run(run: Path, tmp_path: Path) -> None:
+    text = card_of(run).text
+    (tmp_path / "again.yaml").write_text(code_of(text, "yaml")[0])
+    again, recipe = load_recipe(tmp_path / "again.yaml"), load_recipe(run)
+    assert (again.data.train, again.data.test) == ("corpus/train", "corpus/test")
+    again.data, again.card = recipe.data, recipe.card
+    assert again == recipe
+    assert "secret" not in text, "the folders of a machine are nobody's business"
+
+
+def test_what_the_hub_reads(run: Path) -> None:
+    card = card_of(run, "card.datasets=[someone/captions]")
+    assert card.data.to_dict() == ModelCard(str(card)).data.to_dict()
+    data = card.data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "translation", "cc-by-4.0")
+    assert (data.language, data.tags) == (["en", "de"], ["trivium", "encoder-decoder"])
+    assert data.datasets == ["someone/captions"]
+    assert data.metrics == ["sacrebleu", "exact_match", "perplexity"]
+    assert data.widget == [{"text": text} for text in load_recipe(run).card.examples]
+    assert data.model_name == "model"
+    assert data.eval_results is not None
+    scores = {name: result["score"] for name, result in EVALUATION["scores"].items()}
+    assert {result.metric_type: result.metric_value for result in data.eval_results} == scores
+    for result in data.eval_results:
+        assert (result.task_type, result.dataset_split) == ("translation", "test")
+        assert (result.dataset_name, result.dataset_type) == ("corpus/test", "someone/captions")
+
+
+def test_other_data_are_not_called_by_the_name_of_the_trained_ones(run: Path) -> None:
+    (run / "evaluation_test.json").write_text(json.dumps({**EVALUATION, "data": "news/test"}))
+    results = card_of(run, "card.datasets=[someone/captions]").data.eval_results
+    assert {(result.dataset_name, result.dataset_type) for result in results or []} == {("news/test", "news-test")}
+
+
+def test_a_diverged_model_has_a_card(run: Path) -> None:
+    scores = {"perplexity": {"score": float("inf")}}
+    (run / "evaluation_test.json").write_text(json.dumps({**EVALUATION, "scores": scores}))
+    card = card_of(run)
+    assert table_of(card.text)["perplexity per token (lower is better)"][0] == "inf"
+    assert card.data.eval_results is None
+
+
+def test_every_metric_has_a_name_on_the_hub() -> None:
+    from trivium.hub.card import METRICS as NAMES
+
+    assert set(NAMES) == set(METRICS)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_parameters_are_counted_as_the_model_counts_them(
+    model_class: type[PreTrainedModel], tied: bool, tokenizer: TriviumTokenizer, tmp_path: Path
+) -> None:
+    model = save(model_class, tokenizer, tmp_path, tie_word_embeddings=tied)
+    assert table_of(card_of(tmp_path).text)["parameters"] == [f"{model.num_parameters():,}"]
+    (tmp_path / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert table_of(card_of(tmp_path).text)["parameters"] == [f"{model.num_parameters():,}"]
+
+
+def test_shapes_have_words(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "num_key_value_heads": 2, "gated_ffn": True, "activation_function": "silu", "norm_type": "rmsnorm",
+        "norm_position": "pre", "position_embedding_type": "learned", "decoder_vocab_size": 99,
+    }  # fmt: skip
+    save(TriviumForConditionalGeneration, tokenizer, tmp_path, **options)
+    table = table_of(card_of(tmp_path).text)
+    assert table["attention"] == ["4 heads, 2 key-value heads"]
+    assert table["feed-forward network"] == ["gated, width 40, silu"]
+    assert table["normalization"] == ["RMSNorm before each sub-layer"]
+    assert table["positions"] == ["learned, at most 64 tokens"]
+    assert table["vocabulary"] == [f"{len(tokenizer)} source tokens, 99 target tokens"]
+
+
+def test_labels_are_named(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+    save(TriviumForSequenceClassification, tokenizer, tmp_path, id2label={0: "air", 1: "ground"})
+    assert "2 labels: `air`, `ground`." in card_of(tmp_path).text
+
+
+def test_a_model_of_the_hub_is_named_as_the_base(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(run)
+    recipe.init_from, recipe.model = "runs/words", {"dropout": 0.3}
+    recipe.save(run)
+    card = card_of(run)
+    assert card.data.base_model is None
+    assert table_of(card.text)["initialized from"] == ["`runs/words`"]
+    cache = tmp_path / "models--runs--words"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("a" * 40)
+    (cache / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    (cache / "snapshots" / ("a" * 40) / "config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    card = card_of(run)
+    assert card.data.base_model == "runs/words"
+    assert table_of(card.text)["initialized from"] == ["[runs/words](https://huggingface.co/runs/words)"]
+
+
+# --- What is not known -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "missing", ["recipe.yaml", "trainer_state.json", "evaluation_test.json", "generation_config.json"]
+)
+def test_no_heading_is_empty(run: Path, missing: str) -> None:
+    (run / missing).unlink()
+    assert_is_tidy(card_of(run).text)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_a_folder_without_facts_has_a_short_card(
+    model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer, tmp_path: Path
+) -> None:
+    save(model_class, tokenizer, tmp_path)
+    files = render_card(tmp_path, "someone/model")
+    assert list(files) == ["README.md"]
+    card = ModelCard(files["README.md"].decode())
+    assert headings_of(card.text) == ["model", "How to use", "Intended use and limitations", "Citation"]
+    assert_is_tidy(card.text)
+    assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags"}
+    assert card.data.pipeline_tag is not None
+    assert hasattr(InferenceClient, card.data.pipeline_tag.replace("-", "_")), "what the Hub knows"
+
+
+def assert_is_tidy(text: str) -> None:
+    tokens = parsed(text)
+    for i, token in enumerate(tokens):
+        if token.type == "heading_close":
+            assert i + 1 < len(tokens)
+            assert tokens[i + 1].type != "heading_open", tokens[i - 1].content
+    words = text.lower()
+    assert not re.search(r"\bnone\b|unknown|\bnan\b|{{|}}|{%|undefined|<!--\s*-->|\n\n\n", words)
+    assert words.count("<!--") == 1
+    assert words.count("<details>") == words.count("</details>") <= 1
+
+
+def test_without_a_name_the_folder_has_one(bare: Path) -> None:
+    with chdir(bare):
+        text = card_of(Path(), repo_id=None).text
+    assert headings_of(text)[0] == "bare"
+    assert 'model="bare"' in text
+
+
+# --- Texts of people -------------------------------------------------------------------------------------------------
+
+HOSTILE = "a | b {{ repo }} {% raw %} <script>alert(1)</script>\n# c: [d] --- `e`\n---\n'\" \\ 漢 <!-- -->"
+
+
+def test_no_title_breaks_the_card(run: Path) -> None:
+    recipe = load_recipe(run)
+    recipe.card = CardArguments(title=HOSTILE, examples=[HOSTILE, "```\n~~~"])
+    recipe.data.train, recipe.data.source = f"/x/{HOSTILE}", HOSTILE
+    recipe.save(run)
+    report = {**EVALUATION, "data": HOSTILE, "versions": {"torch": HOSTILE}}
+    report["scores"] = {"sacrebleu": {"score": 1.0, "signature": HOSTILE}}
+    (run / "evaluation_test.json").write_text(json.dumps(report))
+    card = card_of(run)
+    assert card.data.widget == [{"text": HOSTILE}, {"text": "```\n~~~"}]
+    assert card.data.eval_results is not None
+    assert card.data.eval_results[0].dataset_name == HOSTILE
+    headings = headings_of(card.text)
+    assert headings[0] == " ".join(HOSTILE.replace("<", "&lt;").replace(">", "&gt;").split())
+    assert headings[1:] == [
+        "How to use", "Results", "Attention", "Training", "Training time, hardware and software",
+        "Intended use and limitations", "Citation",
+    ]  # fmt: skip
+    tokens = parsed(card.text)
+    rows = [len(re.findall(r"t[dh]_open", " ".join(t.type for t in tokens[i : i + 20]).split("tr_close")[0]))
+            for i, token in enumerate(tokens) if token.type == "tr_open"]  # fmt: skip
+    assert set(rows) <= {2, 3, 4}
+    html = [t.content for t in tokens if t.type == "html_block"]
+    html += [c.content for t in tokens for c in t.children or [] if c.type == "html_inline"]
+    assert not [content for content in html if "script" in content]
+    for code in code_of(card.text, "python"):
+        ast.parse(code)
+    command = code_of(card.text, "bash")[0].splitlines()[1]
+    assert shlex.split(command) == ["trivium", "translate", "model", " ".join(HOSTILE.split())]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("card.license=Apache 2", "card.license is 'Apache 2', but must be a name of the Hub's"),
+        ("card.languages=[English]", "card.languages has 'English', but must have ISO 639 codes"),
+        ("card.datasets=['a b']", "card.datasets has 'a b', but must have names on the Hub"),
+        ("card.examples=['']", "an example must not be blank"),
+        ("card.licence=mit", "licence"),
+        ("model.d_model=3", "'model.d_model=3' is nothing for a card: write card.field=value"),
+        ("card", "'card' is nothing for a card"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["bare", "run"])
+def test_mistakes_are_named(folder: str, override: str, message: str, request: pytest.FixtureRequest) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        render_card(request.getfixturevalue(folder), None, [override])
+
+
+def test_folders_that_have_no_card_are_refused(bare: Path, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"saved model.*config\.json"):
+        render_card(tmp_path)
+    (run / "evaluation_test.json").write_text(json.dumps(EVALUATION["scores"]))
+    with pytest.raises(ValueError, match=r"evaluation_test\.json.*older version"):
+        render_card(run)
+    config = json.loads((bare / "config.json").read_text())
+    (bare / "config.json").write_text(json.dumps({**config, "architectures": ["BartModel"]}))
+    with pytest.raises(ValueError, match=r"'BartModel'.*class.*Trivium's"):
+        render_card(bare)
+
+
+@pytest.mark.parametrize("name", available_recipes())
+def test_recipes_that_come_along_have_a_card(name: str) -> None:
+    files = ["data.train=a", "data.validation=b", "data.test=c"] if name != "numbers" else []
+    card = load_recipe(name, files).card
+    assert card.examples
+    assert set(card.languages) <= set(LANGUAGES)
+    assert card.license == ("apache-2.0" if name == "numbers" else None), "whose data it is, says the license"
+    if name.endswith("mlm"):
+        assert all("<mask>" in text for text in card.examples)
+
+
+# --- The template ----------------------------------------------------------------------------------------------------
+
+
+def test_the_template_is_a_document() -> None:
+    text = (ROOT / "hub_card.md").read_text()
+    assert headings_of(text) == [
+        "{{ title }}", "How to use", "Results", "Attention", "Training",
+        "Training time, hardware and software", "Intended use and limitations", "Citation",
+    ]  # fmt: skip
+    shown = [token for token in parsed(text) if token.type != "html_block"]
+    assert not [token.content for token in shown if "{%" in token.content or "{#" in token.content]
+    names = set(re.findall(r"{{ (\w+) }}", text))
+    assert all(re.fullmatch(r"[a-z_]{5,}", name) for name in names)
+    assert len(parsed(text)) > 60, "tables and lists are what they are on the card"
+
+
+# --- The code on it --------------------------------------------------------------------------------------------------
+
+RUN_CODE = """
+import io
+from contextlib import redirect_stdout
+printed = {}
+for name, blocks in arguments[0].items():
+    printed[name] = []
+    for block in blocks:
+        with redirect_stdout(io.StringIO()) as output:
+            exec(block, {})
+        printed[name].append(output.getvalue())
+Path("printed.json").write_text(json.dumps(printed))
+"""
+
+
+@pytest.mark.slow
+def test_the_code_on_the_card_runs_without_the_package(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+    blocks = {}
+    for model_class in CLASSES:
+        options: dict[str, dict[str, Any]] = {"": {}}
+        if model_class is TriviumForSequenceClassification:
+            options["-several"] = {"problem_type": "multi_label_classification"}
+            options["-number"] = {"problem_type": "regression", "num_labels": 1}
+        for ending, extra in options.items():
+            name = model_class.__name__ + ending
+            open_ended = model_class is TriviumForCausalLM
+            save(model_class, tokenizer if not open_ended else without_end(tokenizer), tmp_path / name, **extra)
+            with chdir(tmp_path):
+                blocks[name] = code_of(card_of(Path(name), repo_id=f"{tmp_path}/{name}").text, "python")
+    run_without_trivium(RUN_CODE, blocks, folder=tmp_path)
+    printed = json.loads((tmp_path / "printed.json").read_text())
+    assert {name: len(blocks[name]) for name in blocks} == {
+        name: 1 if name.endswith("Answering") or name == "TriviumModel" else 2 for name in blocks
+    }
+    assert all(output.strip() for outputs in printed.values() for output in outputs)
+    pipe, auto = (ast.literal_eval(output) for output in printed["TriviumForConditionalGeneration"])
+    assert [each["translation_text"] for each in pipe] == auto
+    pipe, auto = (ast.literal_eval(output) for output in printed["TriviumForMaskedLM"])
+    assert [each["token_str"] for each in pipe] == auto
+    label = ast.literal_eval(printed["TriviumForSequenceClassification"][0])[0]["label"]
+    assert printed["TriviumForSequenceClassification"][1].strip() == label
+    scores = ast.literal_eval(printed["TriviumForSequenceClassification-several"][0])
+    several = ast.literal_eval(printed["TriviumForSequenceClassification-several"][1])
+    assert {each["label"] for each in scores if each["score"] > 0.5} == set(several)
+    number = ast.literal_eval(printed["TriviumForSequenceClassification-number"][0])[0]["score"]
+    assert float(printed["TriviumForSequenceClassification-number"][1]) == pytest.approx(number, abs=1e-4)
+
+
+def without_end(tokenizer: TriviumTokenizer) -> TriviumTokenizer:
+    return train_tokenizer(TEXTS * 2, vocab_size=len(tokenizer), add_eos_token=False)
+
+
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        TriviumForConditionalGeneration,
+        TriviumForCausalLM,
+        TriviumForMaskedLM,
+        TriviumForSequenceClassification,
+    ],
+)
+def test_the_commands_on_the_card_run(
+    model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer, tmp_path: Path
+) -> None:
+    save(model_class, tokenizer, tmp_path / "model")
+    download, command = code_of(card_of(tmp_path / "model").text, "bash")[0].splitlines()
+    assert download == "hf download someone/model --local-dir model"
+    with chdir(tmp_path):
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip()
+
+
+def test_a_completion_is_asked_for_as_it_was_trained(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+    save(TriviumForCausalLM, tokenizer, tmp_path)
+    recipe = load_recipe("numbers", ["task=completion", "inputs.prompt='{source} = '", "metrics=null",
+                                     "training.predict_with_generate=false", "card.examples=[two dogs]"])  # fmt: skip
+    recipe.save(tmp_path)
+    assert all('"two dogs = "' in code for code in code_of(card_of(tmp_path).text, "python"))
+
+
+def test_a_saved_length_is_left_alone(bare: Path) -> None:
+    assert all("max_new_tokens=100" in code for code in code_of(card_of(bare).text, "python"))
+    model = TriviumForConditionalGeneration.from_pretrained(bare)
+    model.generation_config.max_length = 64
+    model.save_pretrained(bare)
+    assert "max_new_tokens" not in card_of(bare).text
+
+
+# --- On the command line ---------------------------------------------------------------------------------------------
+
+
+def card(*arguments: str | Path) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["card", *map(str, arguments)], env={"COLUMNS": "200"})
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_command_writes_what_is_rendered(run: Path) -> None:
+    before = set(run.iterdir())
+    code, output, errors = card(run, "card.license=mit", "--repo-id", "someone/model")
+    assert code == 0, errors
+    assert {path.name for path in set(run.iterdir()) - before} == {"README.md", "attention.png"}
+    expected = render_card(run, "someone/model", ["card.license=mit"])
+    assert {name: (run / name).read_bytes() for name in expected} == expected
+    assert ModelCard.load(run / "README.md").data.license == "mit"
+    assert expected["attention.png"].startswith(b"\x89PNG")
+    assert f"trivium push {run} someone/model" in output
+    assert MARK in output
+    assert card(run)[0] == 0, "its own card may be replaced"
+
+
+def test_the_text_of_a_person_stays(run: Path) -> None:
+    readme = run / "README.md"
+    assert not has_own_card(run)
+    assert card(run)[0] == 0
+    assert not has_own_card(run)
+    for own in ("# Mine\n", readme.read_text().replace(MARK, "")):
+        readme.write_text(own)
+        assert has_own_card(run)
+        code, _, errors = card(run)
+        assert code == 1
+        assert "README.md was written by a person: --overwrite replaces it." in errors
+        assert readme.read_text() == own
+    assert card(run, "--overwrite")[0] == 0
+    assert MARK in readme.read_text()
+
+
+def test_the_card_of_a_plain_trainer_is_no_ones(bare: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    model = TriviumForConditionalGeneration.from_pretrained(bare)
+    Trainer(model, TrainingArguments(str(bare), report_to="none")).create_model_card()
+    assert (bare / "README.md").is_file()
+    assert not has_own_card(bare)
+
+
+def test_mistakes_end_with_a_line_and_leave_nothing(run: Path, tmp_path: Path) -> None:
+    before = set(run.iterdir())
+    code, _, errors = card(run, "card.languages=[English]")
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "card.languages has 'English'" in errors
+    assert card(tmp_path)[0] == 1
+    assert set(run.iterdir()) == before

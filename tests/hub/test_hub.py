@@ -1,0 +1,549 @@
+"""Publishing: through the real client of the Hub, to a server on this machine that speaks like the Hub."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from clean import run_without_trivium
+from hub_server import HubServer
+from safetensors.torch import load_file, save_file
+from test_portable import CLASSES
+from tiny import tiny_model
+from transformers import PreTrainedModel
+from typer.testing import CliRunner
+
+from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumTokenizer
+from trivium.hub import check_folder, push
+from trivium.recipe import load_recipe
+from trivium.tokenization import train_tokenizer
+from trivium_cli import app
+
+REPO = "someone/model"
+TEXTS = ["the cat sat on the mat.", "two dogs ran across the road.", "über den Wolken"] * 2
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TriviumTokenizer:
+    return train_tokenizer(TEXTS, vocab_size=400)
+
+
+def save(folder: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer, **options: str) -> Path:
+    model.save_pretrained(folder, **options)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: TriviumTokenizer) -> TriviumForConditionalGeneration:
+    torch.manual_seed(0)
+    return tiny_model(vocab_size=len(tokenizer)).float()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer) -> Path:
+    """A run's folder, in several shards, with much that is nobody's business."""
+    folder = save(tmp_path / "run", model, tokenizer, max_shard_size="30KB")
+    (folder / "checkpoint-10").mkdir()
+    for name in ("training_args.bin", "optimizer.pt", "rng.pth", "predictions_test.txt", "checkpoint-10/config.json"):
+        (folder / name).write_bytes(b"secret")
+    (folder / "LICENSE").write_text("Apache-2.0")
+    return folder
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what comes after the checks, which take seconds."""
+    for module in ("trivium.hub.pushing", "trivium.hub"):  # where the function looks, and the command
+        monkeypatch.setattr(f"{module}.check_folder", lambda folder, trust_remote_code: None)
+
+
+def uploads(hub: HubServer) -> list[str]:
+    return [request.path for request in hub.requests if request.method == "PUT"]
+
+
+# --- The check -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # test_the_command_checks_shows_and_publishes checks one by default
+def test_a_saved_folder_passes(folder: Path) -> None:
+    check_folder(folder)
+
+
+@pytest.mark.slow  # 18 processes that import transformers
+@pytest.mark.parametrize("shard_size", ["1GB", "30KB"])
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_every_saved_folder_passes(
+    tmp_path: Path, model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer, shard_size: str
+) -> None:
+    model = tiny_model(model_class, vocab_size=len(tokenizer), **CLASSES[model_class])
+    save(tmp_path, model, tokenizer, max_shard_size=shard_size)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_size == "30KB")
+    check_folder(tmp_path)
+
+
+@pytest.mark.slow  # as above
+def test_two_vocabularies_pass(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TEXTS, vocab_size=300, target_texts=[text[::-1] for text in TEXTS] * 2)
+    sizes = {"vocab_size": len(tokenizer), "decoder_vocab_size": tokenizer.target_vocab_size}
+    check_folder(save(tmp_path, tiny_model(**sizes), tokenizer))
+
+
+def change_json(file: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def with_nan(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def without_a_tensor(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights[min(weights)]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_another_token(folder: Path) -> None:
+    tokenizer = TriviumTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(folder)
+
+
+def append(file: Path, text: str) -> None:
+    file.write_text(file.read_text() + text)
+
+
+# Each kind of broken folder: how it breaks, and what it is refused with.
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
+    "garbled config": (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
+    "another model": (
+        lambda f: change_json(f / "config.json", lambda c: c.update(architectures=["BertModel"])),
+        "holds a BertModel, which is none of trivium's models",
+    ),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors.$"),
+    "only pickled weights": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        "Only safetensors are published, not pytorch_model.bin",
+    ),
+    "garbled weights": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),
+        "model.safetensors is damaged",
+    ),
+    "a missing shard": (
+        lambda f: (
+            (f / "model.safetensors").rename(f / "x")
+            and (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1-of-1.safetensors"}}')
+        ),
+        "lacks model-1-of-1.safetensors",
+    ),
+    "missing weights": (without_a_tensor, "has no weights for"),
+    "NaN": (with_nan, r"no numbers \(NaN or infinity\)"),
+    "no auto_map": (
+        lambda f: change_json(f / "config.json", lambda c: c.pop("auto_map")),
+        "has no auto_map that leads to TriviumForConditionalGeneration",
+    ),
+    "no code": (lambda f: (f / "modeling_trivium.py").unlink(), "lacks modeling_trivium.py"),
+    "imported code missing": (lambda f: (f / "layers.py").unlink(), "lacks layers.py"),
+    "garbled code": (lambda f: append(f / "layers.py", "\ndef ("), "layers.py is not valid Python"),
+    "the package imported": (lambda f: append(f / "layers.py", "\nimport trivium.tasks"), "layers.py imports trivium"),
+    "no tokenizer": (lambda f: (f / "tokenizer_config.json").unlink(), "has no tokenizer"),
+    "a larger tokenizer": (
+        with_another_token,
+        r"a tokenizer with \d+ tokens, but its model's vocab_size is \d+",
+    ),
+    "code that needs what is not there": (
+        lambda f: append(f / "layers.py", "\nimport absent"),
+        "does not load .*absent",
+    ),
+    "code that computes otherwise": (
+        lambda f: append(
+            f / "loss.py", "\nimport torch\ntorch.nn.functional.linear = lambda x, w, b=None: x @ w.T * 2"
+        ),
+        "computes other",
+    ),
+}
+
+
+LONG = "code that needs what is not there"  # another process has to try it, as it has for code that computes otherwise
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == LONG else k for k in BROKEN])
+def test_a_broken_folder_is_refused(
+    tmp_path: Path, kind: str, model: PreTrainedModel, tokenizer: TriviumTokenizer, hub: HubServer
+) -> None:
+    damage, message = BROKEN[kind]
+    save(tmp_path / "saved", model, tokenizer)
+    damage(tmp_path / "saved")
+    with pytest.raises(ValueError, match=message) as refusal:
+        push(tmp_path / "saved", REPO, trust_remote_code=True)
+    assert "\n" not in str(refusal.value)
+    assert hub.requests == []
+
+
+def test_code_that_is_not_the_installed_one_is_not_run(
+    tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer, hub: HubServer
+) -> None:
+    for name in ("loss.py", "configuration_trivium.py"):
+        folder = tmp_path / name.removesuffix(".py")
+        save(folder, model, tokenizer)
+        append(folder / name, f"\nfrom pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+        with pytest.raises(ValueError, match=rf"{name} is not the code of the installed trivium.*trust_remote_code"):
+            push(folder, REPO)
+        assert not (tmp_path / "ran").exists()
+    assert hub.requests == []
+
+
+# --- What is sent ----------------------------------------------------------------------------------------------------
+
+# Runs where the package is absent.
+LOAD = """
+repo, expected = arguments
+for revision, logits in expected:
+    options = {"trust_remote_code": True, "revision": revision}
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(repo, dtype=torch.float32, **options).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids, decoder_input_ids=ids).logits, torch.tensor(logits))
+    tokenizer = AutoTokenizer.from_pretrained(repo, **options)
+    assert tokenizer.decode(tokenizer("the cat")["input_ids"], skip_special_tokens=True) == "the cat"
+"""
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> list:
+    ids = torch.tensor([[5, 6, 7]])
+    return model(input_ids=ids, decoder_input_ids=ids).logits.tolist()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_one_commit_with_what_belongs_to_the_model_and_nothing_else(folder: Path, hub: HubServer) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    pushed = push(folder, REPO, private=True, message="For you")
+    first, created = hub.commits(REPO)
+    assert (pushed.commit, pushed.head, first.title) == (first.id, created.id, "For you")
+    assert pushed.changed
+    assert hub.repositories[REPO].private
+    files = hub.files(REPO)
+    code = {path.name for path in folder.glob("*.py")}
+    shards = {path.name for path in folder.glob("*.safetensors")}
+    assert len(shards) > 1
+    assert set(files) >= {"config.json", "model.safetensors.index.json", "tokenizer.json", "LICENSE", *code, *shards}
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".txt")) or "/" in name]
+    assert b"secret" not in files.values()
+    for name in set(files) & {path.name for path in folder.iterdir()}:
+        assert files[name] == (folder / name).read_bytes()
+    assert files["README.md"].startswith(b"---\n")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_recipe_says_nothing_of_this_machine(folder: Path, hub: HubServer) -> None:
+    data, output = folder / "here" / "corpus", folder / "runs"
+    load_recipe("numbers", [f"data.train={data}/train", f"training.output_dir={output}"]).save(folder)
+    push(folder, REPO)
+    published = hub.files(REPO)["recipe.yaml"]
+    assert str(folder.parent).encode() not in published
+    (folder / "recipe.yaml").write_bytes(published)
+    assert load_recipe(folder).data.train == "corpus/train"
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("private", [True, False])
+def test_a_repository_is_as_private_as_wanted(folder: Path, hub: HubServer, private: bool) -> None:
+    push(folder, REPO, private=private)
+    assert hub.repositories[REPO].private == private
+    push(folder, REPO)
+    with pytest.raises(ValueError, match=f"{'private' if private else 'public'}"):
+        push(folder, REPO, private=not private)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_same_again_makes_no_commit(folder: Path, hub: HubServer) -> None:
+    first = push(folder, REPO)
+    sent = uploads(hub)
+    second = push(folder, REPO)
+    assert len(hub.commits(REPO)) == 2
+    assert (second.commit, second.changed) == (first.commit, False)
+    assert uploads(hub) == sent
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_dry_run_writes_nothing(folder: Path, hub: HubServer) -> None:
+    planned = push(folder, REPO, dry_run=True)
+    assert (planned.creates, planned.commit) == ("repository", None)
+    assert {"model.safetensors.index.json", "README.md"} <= set(planned.files)
+    hub.create(REPO)
+    assert push(folder, REPO, dry_run=True, revision="new").creates == "branch"
+    assert {request.method for request in hub.requests} <= {"GET", "HEAD"}
+    assert len(hub.commits(REPO)) == 1
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_update_takes_away_the_earlier_model_and_nothing_else(
+    folder: Path, hub: HubServer, tmp_path: Path, tokenizer: TriviumTokenizer
+) -> None:
+    old_code = (folder / "modeling_trivium.py").read_text()
+    (folder / "modeling_trivium.py").write_text(old_code + "\nfrom .old_part import Old\n")
+    (folder / "old_part.py").write_text("from .older_part import Old\n")
+    (folder / "older_part.py").write_text("Old = 1\n")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    push(folder, REPO)
+    others = {"handler.py": b"import json\n", "onnx/model.onnx": b"\0", "notes.txt": b"mine", "sub/layers.py": b""}
+    hub.commit(REPO, others)
+    old = set(hub.files(REPO))
+    new = tiny_model(TriviumForCausalLM, vocab_size=len(tokenizer), encoder_layers=0)
+    pushed = push(save(tmp_path / "new", new, tokenizer), REPO)
+    files = hub.files(REPO)
+    assert {name: files.get(name) for name in others} == others
+    gone = {name for name in old if re.fullmatch(r"model-.*|model\.safetensors\.index\.json|old.*|.*\.jinja", name)}
+    assert len(gone) > 6
+    assert old - set(files) == gone == set(pushed.deletions)
+    assert "model.safetensors" in files
+    assert set(hub.files(REPO, pushed.head or "")) == old, "an old revision stays as it was"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_branch(folder: Path, hub: HubServer) -> None:
+    hub.create(REPO)
+    push(folder, REPO, revision="trial/1")
+    assert hub.files(REPO) == {}
+    assert "config.json" in hub.files(REPO, "trial/1")
+    push(folder, "someone/new", revision="trial")
+    assert hub.files("someone/new") == {}
+    assert "config.json" in hub.files("someone/new", "trial")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_card_that_a_person_wrote_stays(folder: Path, hub: HubServer) -> None:
+    push(folder, REPO)
+    card = hub.files(REPO)["README.md"]
+    hub.commit(REPO, {"README.md": b"Old and not ours."})
+    (folder / "README.md").write_bytes(card)
+    push(folder, REPO)
+    assert hub.files(REPO)["README.md"] == b"Old and not ours.", "edited on the Hub"
+    (folder / "README.md").write_text("Written here.")
+    push(folder, REPO)
+    assert hub.files(REPO)["README.md"] == b"Written here."
+
+
+# --- What was sent can be loaded -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_others_load_it_by_name_by_commit_and_offline(
+    folder: Path, hub: HubServer, tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer
+) -> None:
+    first = push(folder, REPO, private=True)
+    other = tiny_model(vocab_size=len(tokenizer)).float()
+    push(save(tmp_path / "other", other, tokenizer), REPO)
+    expected = [(None, logits(other)), (first.commit, logits(model))]
+    online = hub.environment(tmp_path / "home")
+    run_without_trivium(LOAD, REPO, expected, folder=tmp_path, **online)
+    asked = len(hub.requests)
+    run_without_trivium(LOAD, REPO, expected, folder=tmp_path, **{**online, "HF_HUB_OFFLINE": "1"})
+    assert len(hub.requests) == asked
+
+
+@pytest.mark.slow
+def test_what_transformers_pushes_can_be_loaded(
+    hub: HubServer, tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer
+) -> None:
+    model.push_to_hub(REPO)
+    tokenizer.push_to_hub(REPO)
+    expected = [(None, logits(model))]
+    run_without_trivium(LOAD, REPO, expected, folder=tmp_path, **hub.environment(tmp_path / "home"))
+
+
+# --- When it fails ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("status", "place", "error", "message"),
+    [
+        (401, "/commit/", PermissionError, "hf auth login"),
+        (403, "/commit/", PermissionError, "You may not write to someone/model"),
+        (409, "/commit/", ConnectionError, "Somebody else has changed someone/model meanwhile"),
+        *(
+            (status, place, ConnectionError, "Run the same again")
+            for status in (500, None)
+            for place in ("/preupload/", "/objects/batch", "/lfs/", "/commit/")
+        ),
+    ],
+)
+def test_a_failure_changes_nothing_says_what_to_do_and_can_be_repeated(
+    folder: Path, hub: HubServer, place: str, status: int | None, error: type[Exception], message: str
+) -> None:
+    push(folder, REPO)
+    before = hub.files(REPO)
+    weights = load_file(next(iter(folder.glob("model-*.safetensors"))))
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, next(iter(folder.glob("model-*.safetensors"))))
+    (folder / "LICENSE").write_text("MIT")
+    hub.fail("PUT" if place == "/lfs/" else "POST", place, status=status)
+    with pytest.raises(error, match=message) as failure:
+        push(folder, REPO)
+    assert "\n" not in str(failure.value)
+    assert hub.files(REPO) == before
+    hub.mend()
+    push(folder, REPO)
+    assert len(hub.commits(REPO)) == 3
+    assert hub.files(REPO)["LICENSE"] == b"MIT"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_was_uploaded_before_an_interruption_is_not_sent_again(folder: Path, hub: HubServer) -> None:
+    hub.fail("POST", "/commit/")
+    with pytest.raises(ConnectionError):
+        push(folder, REPO)
+    assert hub.files(REPO) == {}
+    sent = uploads(hub)
+    assert len(sent) == len(list(folder.glob("*.safetensors"))) > 1
+    hub.mend()
+    push(folder, REPO)
+    assert uploads(hub) == sent
+    assert len(hub.commits(REPO)) == 2
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_only_what_is_missing_is_sent_after_an_interruption_of_the_uploads(folder: Path, hub: HubServer) -> None:
+    shard = sorted(folder.glob("*.safetensors"))[-1]
+    oid = hashlib.sha256(shard.read_bytes()).hexdigest()
+    hub.fail("PUT", oid, status=None)
+    with pytest.raises(ConnectionError, match=r"Run.*same again"):
+        push(folder, REPO)
+    hub.mend()
+    done = len(hub.repositories[REPO].objects)
+    asked = len(uploads(hub))
+    push(folder, REPO)
+    assert len(uploads(hub)) - asked == len(list(folder.glob("*.safetensors"))) - done
+    assert hub.files(REPO)[shard.name] == shard.read_bytes()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_client_goes_on_after_a_short_disturbance(folder: Path, hub: HubServer) -> None:
+    hub.fail("PUT", "/lfs/", status=503, times=2)
+    hub.fail("POST", "/preupload/", status=None, times=1)
+    push(folder, REPO)
+    assert len(hub.commits(REPO)) == 2
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_lost_answer_to_the_commit_makes_no_second_one(folder: Path, hub: HubServer) -> None:
+    hub.fail("POST", "/commit/", status=None, times=1, after=True)
+    with pytest.raises(ConnectionError, match=r"Run.*same again"):
+        push(folder, REPO)
+    assert len(hub.commits(REPO)) == 2
+    push(folder, REPO)
+    assert len(hub.commits(REPO)) == 2
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_somebody_elses_commit_in_between_is_not_overwritten_unseen(
+    folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.create(REPO)
+    create_commit = huggingface_hub.HfApi.create_commit
+
+    def too_late(*args: object, **kwargs: object) -> object:
+        hub.commit(REPO, {"config.json": b"theirs"})
+        return create_commit(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", too_late)
+    with pytest.raises(ConnectionError, match=r"Somebody else.*changed someone/model meanwhile"):
+        push(folder, REPO)
+    assert hub.files(REPO) == {"config.json": b"theirs"}
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_who_may_not_write_is_told(folder: Path, hub: HubServer) -> None:
+    with pytest.raises(PermissionError, match="hf auth login"):
+        push(folder, REPO, token="hf_unknown")
+    with pytest.raises(PermissionError, match=r"You.*write.*someone/model"):
+        push(folder, REPO, token=hub.read_token)
+    with pytest.raises(PermissionError, match=r"You.*write.*else/model"):
+        push(folder, "else/model")
+    assert not hub.repositories
+    hub.create(REPO)
+    with pytest.raises(PermissionError, match=r"You.*write.*someone/model"):
+        push(folder, REPO, token=hub.read_token)
+    assert hub.files(REPO) == {}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("repo_id", "message"),
+    [("model", "someone/model"), ("a/b/c", "Repo id must be"), ("someone/x y", "Repo id must use"), ("a/b--c", "--")],
+)
+def test_a_name_that_cannot_be_is_refused(folder: Path, hub: HubServer, repo_id: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        push(folder, repo_id)
+    assert hub.requests == []
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_offline_it_says_so(folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
+        push(folder, REPO)
+
+
+# --- On the command line ---------------------------------------------------------------------------------------------
+
+
+def trivium(*arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, standard output, and standard error without colours."""
+    result = CliRunner().invoke(app, ["push", *map(str, arguments)], env={"COLUMNS": "120"})
+    return result.exit_code, result.stdout, re.sub(r"\x1b\[[\d;]*m", "", result.stderr)
+
+
+def test_the_command_checks_shows_and_publishes(hub: HubServer, tmp_path: Path, tokenizer: TriviumTokenizer) -> None:
+    language_model = tiny_model(TriviumForCausalLM, vocab_size=len(tokenizer), encoder_layers=0)
+    folder = save(tmp_path / "run", language_model, tokenizer)
+    code, output, errors = trivium(folder, REPO, "--private", "--message", "From the shell")
+    assert code == 0, errors
+    assert hub.repositories[REPO].private
+    assert hub.commits(REPO)[0].title == "From the shell"
+    assert re.search(r"model.safetensors +│ +[\d.]+ kB", output)
+    assert f"{hub.url}/{REPO}" in output
+    assert f'model = transformers.AutoModelForCausalLM.from_pretrained("{REPO}", trust_remote_code=True)\n' in output
+    assert f'tokenizer = transformers.AutoTokenizer.from_pretrained("{REPO}", trust_remote_code=True)\n' in output
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_command_says_what_it_would_do_and_what_it_need_not(folder: Path, hub: HubServer) -> None:
+    code, output, _ = trivium(folder, REPO, "--dry-run")
+    assert code == 0
+    assert f"Nothing was sent. These files would be {REPO}, branch main, in a repository that would be new." in output
+    assert not hub.repositories
+    assert "no new commit" not in trivium(folder, REPO, "--public", "--revision", "trial")[1]
+    code, output, _ = trivium(folder, REPO, "--revision", "trial")
+    assert code == 0
+    assert "there is no new commit" in output
+    assert ', revision="trial")' in output
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_command_ends_with_a_line_on_what_the_user_can_mend(
+    folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = [(["nowhere", REPO], "nowhere is not a saved model"), ([folder, "a/b/c"], "Repo id must be")]
+    attempts += [([folder, "else/x"], "You may not write to else/x")]
+    for arguments, message in attempts:
+        code, _, errors = trivium(*arguments)
+        assert code == 1
+        assert message in errors
+        assert "Traceback" not in errors
+    monkeypatch.setenv("HF_TOKEN", "hf_unknown")
+    code, _, errors = trivium(folder, REPO)
+    assert code == 1
+    assert "log in with `hf auth login`, or set HF_TOKEN" in errors
+    assert errors.count("Error: ") == 1

@@ -1,0 +1,408 @@
+"""What travels to the Hub: saved folders that are whole, and load where Trivium is not installed."""
+
+import importlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from clean import put_into_cache, run_without_trivium
+from datasets import Dataset
+from paths import ROOT
+from tiny import tiny_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
+from ways import LAYERS as CLASSES
+
+from trivium import (
+    TriviumConfig,
+    TriviumForCausalLM,
+    TriviumForConditionalGeneration,
+    TriviumForMaskedLM,
+    TriviumForSequenceClassification,
+    TriviumForTokenClassification,
+    TriviumTokenizer,
+)
+from trivium.tokenization import train_tokenizer
+
+pytestmark = pytest.mark.subprocess
+
+PORTABLE = ["modeling", "configuration/configuration_trivium.py", "tokenization/tokenization_trivium.py"]
+
+
+# After the functions `load` and `compute`.
+LOAD_AND_SAVE = """
+results = {}
+for folder, name in arguments[0]:
+    model = load(getattr(transformers, name), folder, trust_remote_code=True)
+    place = f"again-{folder.split('/')[-1]}-{name}"  # the last part is the module's name: one for each
+    model.save_pretrained(place)
+    again = load(getattr(transformers, name), place, trust_remote_code=True)
+    results[place] = compute(model), compute(again)
+torch.save(results, "results.pt")
+"""
+
+
+def load(loader: Any, folder: str, **kwargs: Any) -> PreTrainedModel:
+    torch.manual_seed(0)  # for heads that are not in the folder
+    return loader.from_pretrained(folder, dtype=torch.float64, **kwargs)
+
+
+def compute(model: PreTrainedModel) -> torch.Tensor:
+    ids = torch.tensor([[5, 6, 7]])
+    inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    return model(input_ids=ids, **inputs)[0].detach()
+
+
+def fitting_classes(config: TriviumConfig) -> dict[str, type[PreTrainedModel]]:
+    """What the Auto classes make of a configuration where the package is installed."""
+    fitting = {}
+    for name in dir(transformers):
+        if name.startswith("AutoModel"):
+            with suppress(ValueError):  # it is not for Trivium, or for another of the three ways
+                fitting[name] = type(getattr(transformers, name).from_config(config))
+    return fitting
+
+
+def assert_is_whole(folder: Path, config: TriviumConfig) -> None:
+    """A folder's configuration names every class that fits, and their code is there and needs no package."""
+    expected = {"AutoConfig": "configuration_trivium.TriviumConfig"}
+    for name, model_class in fitting_classes(config).items():
+        expected[name] = f"{model_class.__module__.removeprefix('trivium.modeling.')}.{model_class.__name__}"
+    assert json.loads((folder / "config.json").read_text())["auto_map"] == expected
+    code = {file.stem: file.read_text() for file in folder.glob("*.py")}
+    assert {reference.split(".")[0] for reference in expected.values()} <= set(code)
+    assert not [name for name, text in code.items() if "from trivium" in text]
+
+
+def test_what_travels_imports_only_its_own_folder() -> None:
+    """transformers collects `from .name import x` with a regular expression, and copies the files flat."""
+    files = [
+        file
+        for entry in PORTABLE
+        for file in ([ROOT / entry] if entry.endswith(".py") else ROOT.glob("modeling/*.py"))
+    ]
+    assert len(files) > 10
+    for file in files:
+        if file.name == "__init__.py" or file.match("modeling/configuration_trivium.py"):
+            continue
+        for line in file.read_text().splitlines():
+            if match := re.match(r"\s*(?:from|import)\s+(\S+)", line):
+                module = match[1]
+                allowed = re.fullmatch(r"\.\w+", module) or module.split(".")[0] in {
+                    *sys.stdlib_module_names, "huggingface_hub", "tokenizers", "torch", "transformers",
+                }  # fmt: skip
+                # A docstring's line may begin with "from", but not look like an import.
+                assert allowed or " import " not in f" {line} ", f"{file.name}: {line}"
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_a_saved_folder_is_whole(tmp_path: Path, model_class: type[PreTrainedModel]) -> None:
+    model = tiny_model(model_class, **CLASSES[model_class])
+    before = model.config.to_dict()
+    model.save_pretrained(tmp_path / "saved")
+    assert model.config.to_dict() == before
+    assert_is_whole(tmp_path / "saved", model.config)
+    Trainer(model, TrainingArguments(str(tmp_path / "runs"), report_to="none")).save_model(str(tmp_path / "trained"))
+    assert_is_whole(tmp_path / "trained", model.config)
+
+
+def test_the_folder_of_a_half_is_whole(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "both")
+    for half in (TriviumForCausalLM, TriviumForMaskedLM):
+        model = half.from_pretrained(tmp_path / "both")
+        model.save_pretrained(tmp_path / half.__name__)
+        assert_is_whole(tmp_path / half.__name__, model.config)
+
+
+@pytest.mark.parametrize("place", [pytest.param("folder", marks=pytest.mark.slow), "hub"])
+def test_saved_models_load_where_the_package_is_absent(tmp_path: Path, place: str) -> None:
+    """Each by its own Auto class, and the encoder-decoder by all that fit it, so that it is cut in half, too."""
+    jobs, models = [], {}
+    for model_class, layers in CLASSES.items():
+        name = model_class.__name__
+        folder = tmp_path / "saved" / name
+        model = tiny_model(model_class, **layers)
+        model.save_pretrained(folder)
+        torch.testing.assert_close(compute(load(model_class, str(folder))), compute(model))
+        address = str(folder)
+        if place == "hub":
+            address = f"someone/{name}"
+            put_into_cache(tmp_path / "home", address, {"a" * 40: folder}, main="a" * 40)
+        fitting = fitting_classes(model.config)
+        for auto_class, found in fitting.items():
+            if found is model_class or model_class is TriviumForConditionalGeneration:
+                jobs.append((address, auto_class))
+                models[f"again-{name}-{auto_class}"] = load(found, str(folder))
+    assert {type(model) for model in models.values()} == set(CLASSES)
+    run_without_trivium(LOAD_AND_SAVE, jobs, folder=tmp_path, functions=(load, compute))
+    results = torch.load(tmp_path / "results.pt", weights_only=True)
+    assert set(results) == set(models)
+    for saved_again, model in models.items():
+        for result in results[saved_again]:
+            torch.testing.assert_close(result, compute(model))
+        assert_is_whole(tmp_path / saved_again, model.config)
+
+
+# --- Places ----------------------------------------------------------------------------------------------------------
+
+# After the functions `load` and `compute`.
+LOAD_FROM_PLACES = """
+import os
+results, versions = {}, {}
+start = Path.cwd()
+for key, (cwd, address, name, options) in arguments[0].items():
+    os.chdir(start / cwd)
+    loader = getattr(transformers, name)
+    model = load(loader, address, trust_remote_code=True, **options)
+    results[key] = compute(model)
+    versions[key] = getattr(sys.modules[type(model).__module__], "VERSION", None)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    config = AutoConfig.from_pretrained(address, trust_remote_code=True, **options)
+    for automatic, its_class in ((loader, type(model)), (transformers.AutoModel, type(model.model))):
+        new = automatic.from_config(config, trust_remote_code=True)
+        assert type(new) is its_class or options  # it knows no revision
+        assert [*new.state_dict()] == [*(model if automatic is loader else model.model).state_dict()]
+os.chdir(start)
+torch.save(results, "results.pt")
+json.dump(versions, open("versions.json", "w"))
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_models_load_from_any_place(tmp_path: Path) -> None:
+    """By relative paths, from folders with odd names, read-only, sharded, and pinned to a revision of the Hub's."""
+    first, second = (tiny_model() for _ in range(2))
+    wanted: dict[str, PreTrainedModel] = {}
+    jobs: dict[str, tuple[str, str, str, dict[str, Any]]] = {}
+
+    def job(key: str, model: PreTrainedModel, address: str | Path, cwd: str = ".", **options: str) -> None:
+        wanted[key] = model
+        jobs[key] = (cwd, str(address), "AutoModelForSeq2SeqLM", options)
+
+    names = ["plain", "deep/er/plain", "my model-v1.0 (last)", "1.5-beta", "Übersetzer №1", "class", "a.b/c.d"]
+    for name in names:
+        model = second if name == "deep/er/plain" else first  # the module is named by the last part alone
+        model.save_pretrained(tmp_path / name)
+        job(f"relative {name}", model, name)
+    job("absolute", first, tmp_path / "plain")
+    job("with a dot", first, "./plain/")
+    job("here", first, ".", cwd="plain")
+    job("here, with an odd name", first, ".", cwd="my model-v1.0 (last)")
+    job("beside", second, "../../deep/er/plain", cwd="deep/er")
+
+    first.save_pretrained(tmp_path / "sharded", max_shard_size="10KB")
+    assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 3
+    job("sharded", first, "sharded")
+
+    shutil.copytree(tmp_path / "plain", tmp_path / "read-only")
+    for path in (*(tmp_path / "read-only").iterdir(), tmp_path / "read-only"):
+        path.chmod(0o555)
+    before = contents(tmp_path / "read-only")
+    job("read-only", first, "read-only")
+
+    for version, folder in (("1", "plain"), ("2", "deep/er/plain")):
+        with (tmp_path / folder / "modeling_trivium.py").open("a") as code:
+            code.write(f"\nVERSION = {version}\n")
+    old, new = "1" * 40, "2" * 40
+    snapshots = {old: tmp_path / "plain", new: tmp_path / "deep/er/plain"}
+    put_into_cache(tmp_path / "home", "someone/versions-1.0", snapshots, main=new, v1=old)
+    job("main", second, "someone/versions-1.0")
+    job("tag", first, "someone/versions-1.0", revision="v1")
+    job("commit", first, "someone/versions-1.0", revision=old)
+    job("tag, its own code", first, "someone/versions-1.0", revision="v1", code_revision="v1")
+    job("tag, newer code", first, "someone/versions-1.0", revision="v1", code_revision=new)
+
+    run_without_trivium(LOAD_FROM_PLACES, jobs, folder=tmp_path, functions=(load, compute))
+    results = torch.load(tmp_path / "results.pt", weights_only=True)
+    assert list(results) == list(jobs)
+    for key, model in wanted.items():
+        torch.testing.assert_close(results[key], compute(model), msg=key)
+    versions = json.loads((tmp_path / "versions.json").read_text())
+    pinned = ("main", "tag", "commit", "tag, its own code", "tag, newer code")
+    assert [versions[key] for key in pinned] == [2, 1, 1, 1, 2]
+    assert contents(tmp_path / "read-only") == before
+
+
+def test_a_saved_folder_has_nothing_to_unpickle(tmp_path: Path) -> None:
+    for model_class, layers in CLASSES.items():
+        tiny_model(model_class, **layers).save_pretrained(tmp_path / model_class.__name__, max_shard_size="20KB")
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".py", ".safetensors"}
+
+
+# --- Runs of the Trainer ---------------------------------------------------------------------------------------------
+
+TEXTS = ["the quick brown fox", "a lazy dog", "a small house and a big garden"]
+TRAINED: dict[str, type[PreTrainedModel]] = {
+    "AutoModelForSeq2SeqLM": TriviumForConditionalGeneration,
+    "AutoModelForSequenceClassification": TriviumForSequenceClassification,
+    "AutoModelForCausalLM": TriviumForCausalLM,
+}
+
+# After the functions `load`, `compute` and `written`.
+LOAD_RUNS = """
+results = {}
+for folder, name in arguments[0]:
+    model = load(getattr(transformers, name), folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    results[folder] = [compute(model), *written(model, tokenizer)]
+torch.save(results, "results.pt")
+"""
+
+
+def written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Iterable[torch.Tensor]:
+    inputs = tokenizer("a quick dog", return_tensors="pt")
+    return [inputs["input_ids"], *([model.generate(**inputs)] if model.can_generate() else [])]
+
+
+@pytest.mark.slow
+def test_what_the_trainer_saves_loads_without_the_package(tmp_path: Path) -> None:
+    """Checkpoints and the end, with the tokenizer and the defaults of `generate`."""
+    tokenizer = train_tokenizer(TEXTS, vocab_size=300)
+    jobs = []
+    for auto_class, model_class in TRAINED.items():
+        model = tiny_model(model_class, vocab_size=300, **CLASSES[model_class]).float()
+        if model.can_generate():
+            model.generation_config = GenerationConfig.from_model_config(model.config)
+            model.generation_config.update(num_beams=2, max_new_tokens=11, min_new_tokens=11)
+        rows = [{**tokenizer(text), "labels": tokenizer(text)["input_ids"]} for text in TEXTS]
+        if auto_class == "AutoModelForSequenceClassification":
+            rows = [{**row, "labels": index % 2} for index, row in enumerate(rows)]
+        trainer = Seq2SeqTrainer(
+            model,
+            Seq2SeqTrainingArguments(
+                str(tmp_path / auto_class),
+                max_steps=2,
+                save_steps=1,
+                per_device_train_batch_size=1,
+                report_to="none",
+                use_cpu=True,
+                disable_tqdm=True,
+            ),
+            DataCollatorForSeq2Seq(tokenizer) if model.can_generate() else None,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        trainer.save_model()
+        for folder in ("checkpoint-1", "checkpoint-2", "."):
+            assert_is_whole(tmp_path / auto_class / folder, model.config)
+            assert (tmp_path / auto_class / folder / "generation_config.json").exists() == model.can_generate()
+            jobs.append((str(tmp_path / auto_class / folder), auto_class))
+    run_without_trivium(LOAD_RUNS, jobs, folder=tmp_path, functions=(load, compute, written))
+    results = torch.load(tmp_path / "results.pt", weights_only=True)
+    assert len(results) == len(jobs) == 9
+    for folder, auto_class in jobs:
+        model = load(getattr(transformers, auto_class), folder)
+        for result, expected in zip(results[folder], [compute(model), *written(model, tokenizer)], strict=True):
+            torch.testing.assert_close(result, expected)
+        if model.can_generate():
+            assert results[folder][2].shape[1] - (0 if model.config.is_encoder_decoder else 5) >= 11
+        assert not torch.equal(results[folder][0], results[str(tmp_path / auto_class / "checkpoint-1")][0]) or (
+            folder.endswith("checkpoint-1")
+        )
+
+
+# --- Where Trivium is installed --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trust", [None, True, False])
+def test_where_the_package_is_installed_its_own_classes_are_used(tmp_path: Path, trust: bool | None) -> None:
+    """Whatever is said about the folder's code, which is the same as the package's only by chance."""
+    options = {} if trust is None else {"trust_remote_code": trust}
+    for model_class in (TriviumForConditionalGeneration, TriviumForTokenClassification, TriviumForCausalLM):
+        model = tiny_model(model_class, **CLASSES[model_class])
+        model.save_pretrained(tmp_path / model_class.__name__)
+        for name, found in fitting_classes(model.config).items():
+            assert (
+                type(getattr(transformers, name).from_pretrained(tmp_path / model_class.__name__, **options)) is found
+            )
+        assert type(AutoConfig.from_pretrained(tmp_path / model_class.__name__, **options)) is TriviumConfig
+    folder = tmp_path / model_class.__name__
+    for shared in (True, False):
+        tokenizer = train_tokenizer(TEXTS, target_texts=TEXTS, vocab_size=300, shared=shared)
+        tokenizer.save_pretrained(folder)
+        loaded = AutoTokenizer.from_pretrained(folder, **options)
+        # Of tokenizers, unlike models, transformers prefers the folder's class to a registered one, if it is trusted.
+        assert (type(loaded) is TriviumTokenizer) == (shared or not trust)
+        assert loaded(TEXTS, text_target=TEXTS) == tokenizer(TEXTS, text_target=TEXTS)
+
+
+# --- Subclasses ------------------------------------------------------------------------------------------------------
+
+SUBCLASS = """
+from trivium import TriviumForTokenClassification
+
+class Tagger(TriviumForTokenClassification):
+    pass
+"""
+
+
+def test_subclass_saves_only_auto_map_entries_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_tagger.py").write_text(SUBCLASS)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = tiny_model(importlib.import_module("my_tagger").Tagger, decoder_layers=0)
+    with pytest.warns(UserWarning, match=r"AutoModel, .*not saved.*Tagger.*defined.*'my_tagger'"):
+        model.save_pretrained(tmp_path / "saved")
+    assert {file.name for file in (tmp_path / "saved").glob("*.py")} == {"my_tagger.py", "configuration_trivium.py"}
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "configuration_trivium.TriviumConfig",
+        "AutoModelForTokenClassification": "my_tagger.Tagger",
+    }
+    again = type(model).from_pretrained(tmp_path / "saved", dtype=torch.float64)
+    torch.testing.assert_close(compute(again), compute(model))
+
+
+def test_subclass_of_a_script_saves_no_model_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `__main__` defines has no file that could be saved."""
+    tagger = type("Tagger", (TriviumForConditionalGeneration,), {"__module__": "__main__"})
+    with pytest.warns(UserWarning, match=r"AutoModelForSeq2SeqLM, .*defined.*'__main__'"):
+        tiny_model(tagger).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["auto_map"] == {"AutoConfig": "configuration_trivium.TriviumConfig"}
+    assert "custom_pipelines" not in config
+
+
+def test_saving_leaves_the_model_as_it_is(tmp_path: Path) -> None:
+    model = tiny_model()
+    before = dict(vars(model)), type(model), model.config.to_dict()
+    model.save_pretrained(tmp_path)
+    assert (vars(model), type(model), model.config.to_dict()) == before
+
+
+def test_a_model_sharded_by_fsdp_saves_its_own_class(tmp_path: Path) -> None:
+    model = tiny_model()
+    expected = compute(model)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        assert type(model).__name__ == "FSDPTriviumForConditionalGeneration"
+        weights = {name: weight.full_tensor() for name, weight in model.state_dict().items()}
+        model.save_pretrained(tmp_path, state_dict=weights)
+        assert type(model).__name__ == "FSDPTriviumForConditionalGeneration"
+    finally:
+        torch.distributed.destroy_process_group()
+    assert_is_whole(tmp_path, model.config)
+    torch.testing.assert_close(compute(load(TriviumForConditionalGeneration, str(tmp_path))), expected)

@@ -1,0 +1,71 @@
+"""Names and shapes of all parameters, as files, so that a rename shows in a diff: old checkpoints would not load.
+
+After a change that is meant: `python -m pytest tests/modeling/test_golden.py --regenerate`, and commit what it wrote.
+"""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from paths import TESTS
+from tiny import tiny_config
+from transformers import PreTrainedModel
+
+from trivium import (
+    TriviumConfig,
+    TriviumForQuestionAnswering,
+    TriviumForSequenceClassification,
+    TriviumForTokenClassification,
+    preset_config,
+)
+from trivium.auto import AnyModelForPreTraining
+from trivium.configuration import PRESETS
+
+GOLDEN = TESTS / "golden"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gated-rms-pre-rotary-gqa": {
+        "gated_ffn": True,
+        "ffn_bias": False,
+        "norm_type": "rmsnorm",
+        "norm_position": "pre",
+        "position_embedding_type": "rotary",
+        "num_key_value_heads": 2,
+    },
+    "biased-learned": {"attention_bias": True, "position_embedding_type": "learned"},
+    "two-vocabularies": {"decoder_vocab_size": 23},
+    "untied": {"tie_word_embeddings": False},
+}
+HEADS: dict[str, type[PreTrainedModel]] = {  # those that are not what a way is pre-trained with
+    "sequence-classification": TriviumForSequenceClassification,
+    "token-classification": TriviumForTokenClassification,
+    "question-answering": TriviumForQuestionAnswering,
+}
+CONFIGS: dict[str, TriviumConfig] = {
+    **{name: preset_config(name) for name in PRESETS},
+    **{name: tiny_config(**overrides) for name, overrides in VARIANTS.items()},
+}
+MODELS: dict[str, tuple[type[PreTrainedModel], TriviumConfig]] = {
+    **{name: (AnyModelForPreTraining.fitting(config), config) for name, config in CONFIGS.items()},
+    **{name: (head, tiny_config(decoder_layers=0, num_labels=3)) for name, head in HEADS.items()},
+}
+
+
+def parameter_tree(name: str) -> dict[str, list[int]]:
+    model_class, config = MODELS[name]
+    with torch.device("meta"):
+        model = model_class(config)
+    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_tree(name: str, request: pytest.FixtureRequest) -> None:
+    tree, path = parameter_tree(name), GOLDEN / f"{name}.json"
+    if request.config.getoption("--regenerate"):
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(shape)}" for key, shape in tree.items())
+        path.write_text(f"{{\n{lines}\n}}\n")
+    assert tree == json.loads(path.read_text()), "if this is meant, run pytest with --regenerate (see the docstring)"
+
+
+def test_no_file_is_left_over() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.json")} == set(MODELS)

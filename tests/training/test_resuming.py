@@ -1,0 +1,319 @@
+"""Runs that die: whatever is killed, and whenever, goes on to the very weights of a run that was not."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dying import Moment, folder_of, said_by, trained
+from safetensors.torch import load_file
+
+from trivium.recipe import load_recipe
+from trivium.storage.checkpoints import BROKEN, STATE_FILE, checkpoints_of, find_defect, last_whole_checkpoint
+from trivium.storage.manifest import ROOM, RunFolder
+from trivium.training import train
+from trivium.training.callbacks.ema import TRAINED_WEIGHTS_FILE
+
+pytestmark = [pytest.mark.trains, pytest.mark.subprocess]
+
+STEPS, EVERY = 9, 3  # an epoch has 7: step 9 is in the second
+SETTINGS = [
+    "model.d_model=16",
+    "model.ffn_dim=32",
+    "model.num_attention_heads=2",
+    "model.encoder_layers=1",
+    "model.decoder_layers=1",
+    "model.dropout=0.1",
+    "tokenizer.vocab_size=300",
+    "data.max_train_samples=100",
+    "data.max_validation_samples=10",
+    f"training.max_steps={STEPS}",
+    f"training.save_steps={EVERY}",
+    "training.save_total_limit=2",
+    "training.eval_steps=3",
+    "training.predict_with_generate=false",
+    "training.logging_steps=1",
+    "training.warmup_steps=2",
+    "training.per_device_train_batch_size=8",
+    "training.gradient_accumulation_steps=2",
+    "training.disable_tqdm=true",
+    "training.report_to=none",
+    "training.use_cpu=true",
+    "metrics=[]",
+    "ema_decay=0.9",
+]
+
+
+def settings_of(folder: Path, *more: str) -> list[str]:
+    return [*SETTINGS, f"training.output_dir={folder}", *more]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = settings_of(tmp_path_factory.mktemp("unbroken") / "run")
+    assert trained(settings) == 0, said(folder_of(settings))
+    return folder_of(settings)
+
+
+@pytest.fixture
+def run(unbroken: Path, tmp_path: Path) -> Path:
+    """A copy of the unbroken run, to be broken."""
+    return Path(shutil.copytree(unbroken, tmp_path / "run"))
+
+
+def said(folder: Path) -> str:
+    return said_by(folder).read_text()
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    """What was logged, without what the clock said."""
+    log = json.loads((folder / STATE_FILE).read_text())["log_history"]
+    return [
+        {k: v for k, v in each.items() if "runtime" not in k and "per_second" not in k and k != "total_flos"}
+        for each in log
+        if "train_runtime" not in each
+    ]
+
+
+def assert_same_end(folder: Path, unbroken: Path) -> None:
+    """The same model, the same weights, optimizer, schedule and random states to go on with, and the same log."""
+    for name in (
+        "model.safetensors",
+        f"checkpoint-{STEPS}/model.safetensors",
+        f"checkpoint-{STEPS}/{TRAINED_WEIGHTS_FILE}",
+    ):
+        ours, theirs = load_file(folder / name), load_file(unbroken / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        ours, theirs = (
+            torch.load(each / f"checkpoint-{STEPS}" / name, weights_only=False) for each in (folder, unbroken)
+        )
+        assert_same(ours, theirs, name)
+    assert told(folder) == told(unbroken)
+    assert [path.name for path in checkpoints_of(folder)] == [path.name for path in checkpoints_of(unbroken)]
+    assert [path.name for path in (folder / ROOM).iterdir()] == ["manifest.json"]
+    assert not RunFolder(folder).foreign
+    assert not list(folder.rglob("*.partial"))
+    assert all(find_defect(path, [TRAINED_WEIGHTS_FILE]) is None for path in checkpoints_of(folder))
+
+
+def assert_same(one: Any, other: Any, place: str) -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for key in one:
+            assert_same(one[key], other[key], f"{place} {key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for i, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{place} {i}")
+    else:
+        assert bool((one == other) if not hasattr(one, "all") else (one == other).all()), place
+
+
+# Half of a file is written; a folder is about to get its name, or to be deleted; the model at the end.
+MOMENTS: dict[str, Moment] = {
+    **{
+        f"half of {name}": ("half", f"checkpoint-6/{name}")
+        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", STATE_FILE)
+    },
+    "half of the trained weights": ("half", f"checkpoint-6/{TRAINED_WEIGHTS_FILE}"),
+    "before a checkpoint has its name": ("os.rename", "partial/checkpoint-6"),
+    "before the folder of parts is deleted": ("shutil.rmtree", "/partial"),
+    "before an old checkpoint is deleted": ("shutil.rmtree", "checkpoint-3"),
+    "before the model has its place": ("os.rename", "/model.safetensors"),
+    "before it is said that all is done": ("os.rename", f"/{STATE_FILE}"),
+}
+QUICK = ("half of model.safetensors", "half of trainer_state.json", "before a checkpoint has its name")
+
+
+@pytest.mark.parametrize(
+    "moment", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in MOMENTS]
+)
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(moment: str, unbroken: Path, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path / "run")
+    assert trained(settings, dies=MOMENTS[moment]) == -9, said(tmp_path / "run")
+    assert trained(settings, resume=bool(checkpoints_of(tmp_path / "run"))) == 0, said(tmp_path / "run")
+    assert_same_end(tmp_path / "run", unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_a_run_that_is_killed_again_and_again_ends_all_the_same(seed: int, unbroken: Path, tmp_path: Path) -> None:
+    """At any moment: after a time that nobody chose."""
+    settings, chance, kills = settings_of(tmp_path / "run"), random.Random(seed), 0
+    while kills < 5 and trained(
+        settings, resume=bool(checkpoints_of(tmp_path / "run")), dies=chance.uniform(0.2, 4.0)
+    ):
+        kills += 1
+    if kills == 5:
+        assert trained(settings, resume=bool(checkpoints_of(tmp_path / "run"))) == 0, said(tmp_path / "run")
+    assert_same_end(tmp_path / "run", unbroken)
+
+
+def test_a_full_disk_is_explained_and_the_run_goes_on_when_there_is_room(unbroken: Path, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path / "run", "training.max_steps=4")
+    assert trained(settings) == 0, said(tmp_path / "run")
+    largest = (unbroken / "model.safetensors").stat().st_size // 2
+    settings = settings_of(tmp_path / "run")
+    assert trained(settings, resume=True, largest=largest) == 1
+    message = said(tmp_path / "run")
+    assert "checkpoint-6 could not be written" in message
+    assert "Nothing half-written is left. When there is room, checkpoint-4 is whole: go on from it" in message
+    assert [path.name for path in checkpoints_of(tmp_path / "run")] == ["checkpoint-3", "checkpoint-4"]
+    assert [path.name for path in (tmp_path / "run" / ROOM).iterdir()] == ["manifest.json"]
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")  # of a run whose schedule ended there
+    assert trained(settings_of(tmp_path / "run"), resume=True) == 0
+
+
+# --- Checkpoints that cannot be used ---------------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+FLAWS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no state": (lambda folder: (folder / STATE_FILE).unlink(), f"it has no {STATE_FILE}"),
+    "half a state": (lambda folder: cut(folder / STATE_FILE), f"{STATE_FILE} is no whole JSON"),
+    "another state": (lambda folder: (folder / STATE_FILE).write_text("[]"), f"{STATE_FILE} is no whole JSON"),
+    "no step": (lambda folder: (folder / STATE_FILE).write_text('{"global_step": "6"}'), "has no global_step"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "it has no weights"),
+    "half the weights": (lambda folder: cut(folder / "model.safetensors"), "model.safetensors has no end"),
+    "no optimizer": (lambda folder: (folder / "optimizer.pt").unlink(), "it has no optimizer"),
+    "half an optimizer": (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt has no end"),
+    "no random states": (lambda folder: (folder / "rng_state.pth").unlink(), "it has no random states"),
+    "no average": (lambda folder: (folder / TRAINED_WEIGHTS_FILE).unlink(), f"it has no {TRAINED_WEIGHTS_FILE}"),
+    "only a model": (
+        lambda folder: [(folder / name).unlink() for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")],
+        "as training.save_only_model asks for",
+    ),
+    "a missing shard": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
+        "it has no b.safetensors",
+    ),
+    "half an index": (lambda folder: (folder / "model.safetensors.index.json").write_text("{"), "whole index"),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_a_broken_checkpoint_is_recognised_and_the_one_before_it_taken(run: Path, flaw: str) -> None:
+    damage, message = FLAWS[flaw]
+    assert last_whole_checkpoint(run, [TRAINED_WEIGHTS_FILE]) == (run / f"checkpoint-{STEPS}", {})
+    damage(run / f"checkpoint-{STEPS}")
+    checkpoint, flaws = last_whole_checkpoint(run, [TRAINED_WEIGHTS_FILE])
+    assert checkpoint == run / "checkpoint-6"
+    assert list(flaws) == [run / f"checkpoint-{STEPS}"]
+    assert message in flaws[run / f"checkpoint-{STEPS}"]
+
+
+def test_a_broken_checkpoint_is_set_aside_when_the_run_goes_on(
+    run: Path, unbroken: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut(run / f"checkpoint-{STEPS}" / "optimizer.pt")
+    train(load_recipe("numbers", settings_of(run)), resume=True)
+    assert f"checkpoint-{STEPS} is not whole: optimizer.pt has no end. The run goes on from" in caplog.text
+    assert (run / BROKEN / f"checkpoint-{STEPS}" / "optimizer.pt").exists()
+    ours, theirs = load_file(run / "model.safetensors"), load_file(unbroken / "model.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(run: Path, message: str, *more: str, kind: type[Exception] = ValueError) -> None:
+    """The run does not go on, and is what it was, to the byte."""
+    before = content_of(run)
+    with pytest.raises(kind, match=message):
+        train(load_recipe("numbers", settings_of(run, *more)), resume=True)
+    assert content_of(run) == before
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_unasked(run: Path) -> None:
+    for checkpoint in checkpoints_of(run):
+        cut(checkpoint / "model.safetensors")
+    refused(run, r"No checkpoint in .* is whole \(checkpoint-9: .*; checkpoint-6: .*\), and nothing was changed")
+
+
+def test_what_cannot_be_read_is_not_taken_for_broken(run: Path) -> None:
+    """It may be readable tomorrow; to go on from an older checkpoint would throw steps away."""
+    weights = run / f"checkpoint-{STEPS}" / "model.safetensors"
+    weights.unlink()
+    weights.mkdir()  # as root, tests can read what nobody may
+    refused(run, "model.safetensors", kind=OSError)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.learning_rate=0.1", r"training\.learning_rate was 0\.002 and is 0\.1"),
+        ("model.dropout=0.2", r"model\.dropout was 0\.1 and is 0\.2"),
+        ("training.seed=1", r"training\.seed was 42 and is 1"),
+        ("data.max_train_samples=50", r"data\.max_train_samples was 100 and is 50"),
+        ("ema_decay=0.8", r"ema_decay was 0\.9 and is 0\.8"),
+        ("training.per_device_train_batch_size=4", r"had 16 rows \(8 x 2 x 1\) and would have 8 rows"),
+        ("training.eval_steps=1", "is finished, after 9 steps"),
+    ],
+)
+def test_another_run_is_not_gone_on_with_as_this_one(run: Path, change: str, message: str) -> None:
+    refused(run, message, change)
+
+
+def test_the_same_rows_in_other_parts_go_on_with_a_warning(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(run / f"checkpoint-{STEPS}")
+    parts = ("training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=4")
+    assert train(load_recipe("numbers", settings_of(run, *parts)), resume=True).state.global_step == STEPS
+    assert "had 16 rows (8 x 2 x 1) and has 16 rows (4 x 4 x 1): the same rows, but other roundings" in caplog.text
+
+
+def test_how_often_to_save_and_to_evaluate_may_change(run: Path) -> None:
+    shutil.rmtree(run / f"checkpoint-{STEPS}")
+    changes = (
+        "training.save_steps=1",
+        "training.save_total_limit=4",
+        "training.eval_steps=1",
+        "training.logging_steps=3",
+    )
+    train(load_recipe("numbers", settings_of(run, *changes)), resume=True)
+    assert [path.name for path in checkpoints_of(run)] == [f"checkpoint-{step}" for step in (6, 7, 8, 9)]
+    assert [each["step"] for each in told(run) if "eval_loss" in each] == [3, 6, 7, 8, 9]
+
+
+# --- What a Trainer does not take from a checkpoint ------------------------------------------------------------------
+
+
+def steps_of(folder: Path, *more: str, resume: bool = False) -> dict[str, torch.Tensor]:
+    train(load_recipe("numbers", settings_of(folder, "ema_decay=null", *more)), resume=resume)
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("steps", [6, 7, 8])
+def test_a_stream_that_was_read_more_than_once_goes_on_where_it_was(tmp_path: Path, steps: int) -> None:
+    """At the end of an epoch and within one; 7 steps are an epoch."""
+    stream = ("data.streaming=true", "training.train_sampling_strategy=null", f"training.save_steps={steps}")
+    whole = steps_of(tmp_path / "run", *stream)
+    shutil.rmtree(tmp_path / "run" / f"checkpoint-{STEPS}")
+    resumed = steps_of(tmp_path / "run", *stream, resume=True)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_early_stopping_goes_on_counting(tmp_path: Path) -> None:
+    """With a rate of 0 nothing gets better: after the first evaluation, two more are enough."""
+    patience = (
+        *("early_stopping_patience=2", "training.learning_rate=0", "training.load_best_model_at_end=true"),
+        *("training.save_steps=1", "training.eval_steps=1", "training.save_total_limit=9"),
+        "training.metric_for_best_model=loss",
+    )
+    run = tmp_path / "run"
+    steps_of(run, *patience)
+    assert [path.name for path in checkpoints_of(run)] == [f"checkpoint-{step}" for step in (1, 2, 3)]
+    shutil.rmtree(run / "checkpoint-3")
+    steps_of(run, *patience, resume=True)
+    assert [path.name for path in checkpoints_of(run)] == [f"checkpoint-{step}" for step in (1, 2, 3)]

@@ -1,8 +1,0 @@
-"""What goes along with a training, in any Trainer."""
-
-from trivium.callbacks.averaging import ExponentialAverage
-from trivium.callbacks.facts import RunFacts
-from trivium.callbacks.pushing import CompletePush
-from trivium.callbacks.throughput import Throughput
-
-__all__ = ["CompletePush", "ExponentialAverage", "RunFacts", "Throughput"]

@@ -1,5 +1,0 @@
-"""`python -m trivium.cli` is `trivium`."""
-
-from trivium.cli import app
-
-app()

@@ -1,0 +1,50 @@
+"""Samplers that group rows of like length, in an order that follows from seed and epoch alone."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
+
+
+class SeededLengthGroupedSampler(LengthGroupedSampler):
+    """Group rows of similar length as transformers does, in an order that depends only on seed and epoch.
+
+    The Trainer's own sampler draws from torch's global generator: every process may get another order, and a run that
+    is resumed inside a later epoch does.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
+        """Store the lengths of the rows.
+
+        Args:
+            lengths: Length of each row.
+            batch_size: Rows of an optimizer step, which are of similar length.
+            seed: Seed of the order.
+            epoch: Return the epoch that begins. It is called at every iteration, because Accelerate does not forward
+                `set_epoch` to this sampler.
+        """
+        super().__init__(batch_size, lengths=lengths)
+        self._seed, self._epoch = seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        [seed] = np.random.SeedSequence((self._seed, self._epoch())).generate_state(1)
+        self.generator = torch.Generator().manual_seed(int(seed))
+        return super().__iter__()
+
+
+class SeededBatchRebalanceSampler(BatchRebalanceSampler):
+    """Balance the lengths of batches over processes as transformers does, in an order that follows seed and epoch.
+
+    Accelerate does not forward `set_epoch` to the Trainer's own sampler when several processes resume inside an epoch.
+    """
+
+    def __init__(self, *args: Any, epoch: Callable[[], int], **kwargs: Any) -> None:
+        """Take the arguments of `BatchRebalanceSampler`, and `epoch` as `SeededLengthGroupedSampler` does."""
+        super().__init__(*args, **kwargs)
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.set_epoch(self._epoch())
+        return super().__iter__()

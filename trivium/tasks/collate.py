@@ -1,0 +1,73 @@
+"""Collate encoded rows into padded batches."""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    default_data_collator,
+)
+
+from trivium.modeling import (
+    TriviumForMaskedLM,
+    TriviumForSequenceClassification,
+)
+from trivium.tasks.encode import (
+    InputArguments,
+)
+from trivium.tasks.task import Task
+
+Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+def make_collator(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    inputs: InputArguments,
+    epoch: Callable[[], int] = lambda: 0,
+) -> Collator:
+    """What makes a padded batch of encoded rows; for `masked-lm`, with other masks in each `epoch`."""
+    if task.model_class is TriviumForMaskedLM:
+        collate: Any = _make_masker(tokenizer, inputs, epoch)
+    elif task.model_class is TriviumForSequenceClassification:
+        collate = DataCollatorWithPadding(tokenizer)
+    elif inputs.packing:
+        collate = default_data_collator
+    else:
+        collate = DataCollatorForSeq2Seq(tokenizer, model=model)
+    return lambda rows: collate([{name: row[name] for name in row if name != "length"} for row in rows])
+
+
+def _make_masker(tokenizer: PreTrainedTokenizerBase, inputs: InputArguments, epoch: Callable[[], int]) -> Collator:
+    """Masks that follow from the batch and the epoch, so that an evaluation and a resumed run have them again.
+
+    A generator could not be restored there, for it has drawn for a batch ahead.
+    """
+    replaced = (1.0, 0.0) if inputs.whole_word_mask else (0.8, 0.1)  # by <mask>, by any token, as in BERT
+    collate = DataCollatorForLanguageModeling(
+        tokenizer,
+        mlm_probability=inputs.mlm_probability,
+        whole_word_mask=inputs.whole_word_mask,
+        mask_replace_prob=replaced[0],
+        random_replace_prob=replaced[1],
+    )
+
+    def mask(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        ids = [list(row["input_ids"]) for row in rows]
+        collate.generator = torch.Generator().manual_seed(zlib.crc32(repr((epoch(), ids)).encode()))
+        if inputs.whole_word_mask:  # the offsets are of no use to the tokenizer, which does not pad them
+            longest = max(map(len, ids))
+            for row in rows:
+                padding = [(0, 0)] * (longest - len(row["input_ids"]))
+                before, after = (padding, []) if tokenizer.padding_side == "left" else ([], padding)
+                row["offset_mapping"] = [*before, *row["offset_mapping"], *after]
+        return collate(rows)
+
+    return mask

@@ -1,0 +1,260 @@
+"""transformers' Trainer, with what a run of ours needs beside it: batches by tokens, their speed, the model's card."""
+
+import inspect
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from huggingface_hub import create_branch, run_as_future
+from torch import nn
+from torch.distributed.fsdp import StateDictType
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
+from transformers.trainer_utils import HubStrategy, SaveStrategy, has_length
+from transformers.utils import PushInProgress
+
+from trivium.data.length_grouped import SeededBatchRebalanceSampler, SeededLengthGroupedSampler
+from trivium.data.token_batches import TokenBatchSampler, TokenBatchStream, lengths_of
+from trivium.storage.atomic import write_whole
+from trivium.training.callbacks import Throughput
+from trivium.training.callbacks.throughput import BatchReport
+from trivium.training.distributed import tied_weights_together
+from trivium.training.resumable import ResumableTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class PublishingTrainer(Seq2SeqTrainer):
+    """A Trainer whose pushes hold what `trivium push` publishes, and neither pickles nor paths of this machine."""
+
+    push_in_progress: PushInProgress | None
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Create the repository and the branch before training, not to fail after it."""
+        super().init_hf_repo(*args, **kwargs)
+        if self.args.hub_revision and self.is_world_process_zero():
+            create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model, and push the output folder in one commit as `trivium push` does.
+
+        Returns:
+            The `trivium.hub.Push`, or a Future of it if not `blocking`; None in processes other than the first.
+        """
+        from trivium.hub.pushing import plan, send  # here: they draw, and need the libraries for it
+
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        revision = revision or self.args.hub_revision
+        planned = plan(Path(self.args.output_dir), self.hub_model_id, revision=revision, token=token)
+        if blocking:
+            return send(planned, message=commit_message, token=token)
+        return run_as_future(send, planned, message=commit_message, token=token)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        is_pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if is_pushing and not self.args.hub_always_push:
+            return
+        from trivium.hub.pushing import Push, published_checkpoint, send_in_background
+
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        checkpoint = Path(checkpoint_folder)
+        if not any(checkpoint.glob("model*.safetensors")):
+            logger.warning("%s is not pushed: FSDP has saved its weights in shards.", checkpoint.name)
+            return
+        planned = Push(
+            repo_id=self.hub_model_id,
+            revision=self.args.hub_revision or "main",
+            files=published_checkpoint(checkpoint),
+            deletions=[],
+            head=None,
+            creates=None,
+            private=None,
+        )
+        saved_by_steps = self.args.save_strategy == SaveStrategy.STEPS
+        place = f"step {self.state.global_step}" if saved_by_steps else f"epoch {int(self.state.epoch or 0)}"
+        message = f"Training in progress, {place}"
+        job = send_in_background(planned, checkpoint.parent, message=message, token=self.args.hub_token)
+        jobs = [] if self.push_in_progress is None else self.push_in_progress.jobs
+        self.push_in_progress = PushInProgress([*jobs, job])
+
+
+class RunTrainer(ResumableTrainer, PublishingTrainer):
+    """A Trainer with batches by tokens, which logs how fast it learns, and pushes the card of `trivium.hub.card`.
+
+    Args:
+        max_tokens: What a batch of each device may have, as `TokenBatchSampler` counts it; None: batches are of
+            `per_device_train_batch_size` rows.
+        buffer_size: Of a stream the rows among which a `TokenBatchStream` makes batches.
+    """
+
+    def __init__(
+        self, *args: Any, max_tokens: int | None = None, buffer_size: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.batches: TokenBatchSampler | None = None
+        self.batch_stream: TokenBatchStream | None = None
+        self.add_callback(Throughput())
+        if max_tokens is None:
+            return
+        columns = ["input_ids", "labels"] if self.model.config.is_encoder_decoder else ["input_ids"]
+        max_tokens *= max(1, self.args.n_gpu)  # those of this process, among which a batch is split
+        if has_length(self.train_dataset):
+            lengths = [lengths_of(self.train_dataset, column) for column in columns]
+            self.batches = TokenBatchSampler(lengths, max_tokens, self._data_seed, self._current_epoch)
+            self.add_callback(BatchReport(self.batches, self.log))
+        else:
+            assert buffer_size is not None  # the recipe has it
+            batches_per_step = super().get_total_train_batch_size(self.args) // self._train_batch_size
+            self.batch_stream = TokenBatchStream(
+                self.train_dataset, columns, max_tokens, buffer_size, batches_per_step, self._data_seed
+            )
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _current_epoch(self) -> int:
+        return int(self.state.epoch or 0)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader]:
+        with tied_weights_together(self.model) if self.is_fsdp_enabled else nullcontext():
+            return super()._prepare_for_training(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's; with the shards of FSDP, of which it saves none here, all that a model is but its weights."""
+        super().save_model(output_dir, _internal_call)
+        if self.has_shards and self.args.should_save:
+            self.model.config.architectures = [type(self.model).__name__.removeprefix("FSDP")]
+            self.model.config.save_pretrained(output_dir)
+            if self.model.can_generate():
+                self.model.generation_config.save_pretrained(output_dir)
+            self.processing_class.save_pretrained(output_dir)
+
+    @property
+    def has_shards(self) -> bool:
+        """Whether checkpoints have weights in the pieces that each process has of them."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        return plugin is not None and plugin.state_dict_type == StateDictType.SHARDED_STATE_DICT
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's, but for the batches."""
+        options = {
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+            "persistent_workers": self.args.dataloader_persistent_workers,
+            "prefetch_factor": self.args.dataloader_prefetch_factor,
+            "multiprocessing_context": self.args.dataloader_multiprocessing_context,
+        }
+        if self.batches is not None:
+            return self.accelerator.prepare(
+                DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator, **options)
+            )
+        if self.batch_stream is None:
+            return super().get_train_dataloader()
+        # To Accelerate a whole batch is one row, which it deals out. By itself it would let one process read and send
+        # the others pieces of batches of equal shapes.
+        collate = self.data_collator
+        return prepare_data_loader(
+            DataLoader(self.batch_stream, batch_size=1, collate_fn=lambda batches: collate(batches[0]), **options),
+            self.accelerator.device,
+            put_on_device=True,
+            dispatch_batches=False,
+            torch_device_mesh=self.accelerator.torch_device_mesh,
+        )
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        seed, epoch = self._data_seed, self._current_epoch
+        if isinstance(sampler, LengthGroupedSampler):
+            return SeededLengthGroupedSampler(sampler.lengths, sampler.batch_size, seed, epoch)
+        if isinstance(sampler, BatchRebalanceSampler):
+            return SeededBatchRebalanceSampler(
+                sampler.lengths,
+                sampler.effective_batch_size,
+                sampler.dp_size,
+                sampler.grad_accum,
+                seed=seed,
+                rank=sampler.rank,
+                drop_last=sampler.drop_last,
+                epoch=epoch,
+            )
+        return sampler
+
+    def get_total_train_batch_size(self, args: Seq2SeqTrainingArguments) -> int:
+        """Rows of a step, by which the Trainer reckons how many it learns from in a second."""
+        rows = super().get_total_train_batch_size(args)
+        return rows if self.batches is None else round(rows / self._train_batch_size * self.batches.mean_rows)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The Trainer's, but where only the loss is wanted, as in training, logits of a vocabulary are not made."""
+        if not return_outputs:
+            inputs = self._for_the_loss_alone(inputs)
+        return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
+    @property
+    def throughput(self) -> Throughput:
+        """What counts; resuming may have put another one in the place of the first."""
+        return next(each for each in self.callback_handler.callbacks if isinstance(each, Throughput))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The Trainer's: the batches of a step, which are counted."""
+        since = time.perf_counter()
+        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.throughput.begin_step(batches, since)
+        return batches, num_items_in_batch
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer's, and with a loss the speed; but not rows a second where nobody knows how many a step has."""
+        if "loss" in logs:
+            logs.update(self.throughput.since_last_log())
+        if self.batch_stream is not None:
+            logs.pop("train_samples_per_second", None)
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """The Trainer's, with the same saving."""
+        if prediction_loss_only:
+            inputs = self._for_the_loss_alone(inputs)
+        return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+
+    def _for_the_loss_alone(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        can_skip = "skip_logits" in inspect.signature(self.model.forward).parameters
+        return {**inputs, "skip_logits": True} if can_skip else inputs
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card, and its picture, into the output folder, unless somebody wrote another there."""
+        from trivium.hub.card import has_own_card, render_card  # here: it draws, and needs the libraries for it
+
+        folder = Path(self.args.output_dir)
+        if self.is_world_process_zero() and not has_own_card(folder):
+            for name, content in render_card(folder, self.hub_model_id).items():
+                write_whole(folder / name, content)

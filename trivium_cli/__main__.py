@@ -1,0 +1,5 @@
+"""`python -m trivium_cli` is `trivium`."""
+
+from trivium_cli import app
+
+app()
