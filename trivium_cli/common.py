@@ -102,14 +102,21 @@ def check_saved_model(folder: Path) -> dict[str, Any]:
         checkpoints = ", ".join(str(path) for path in sorted(folder.glob("checkpoint-*")))
         hint = f" Its run did not end; there are {checkpoints}." if checkpoints else ""
         raise FileNotFoundError(f"{folder} is not a saved model: it has no config.json.{hint}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__}, but must hold a JSON object.")
+    config = _read_json_object(path)
+    for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            _read_json_object(folder / name)
 
     from safetensors import SafetensorError, safe_open
+    from tokenizers import Tokenizer
+
+    for tokenizer in sorted(folder.glob("*tokenizer.json")):
+        try:
+            Tokenizer.from_file(str(tokenizer))
+        except Exception as error:  # tokenizers raises no other
+            raise ValueError(
+                f"{tokenizer} is not a valid tokenizer: {error}. Save or download the model again."
+            ) from error
 
     for weights in sorted(folder.glob("*.safetensors")):
         try:
@@ -120,6 +127,16 @@ def check_saved_model(folder: Path) -> dict[str, Any]:
                 f"{weights} is not a complete file of safetensors: {error}. Save or download the model again."
             ) from error
     return config
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, but must hold a JSON object.")
+    return content
 
 
 def architecture_of(config: dict[str, Any]) -> str:

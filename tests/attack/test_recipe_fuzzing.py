@@ -13,11 +13,34 @@ from trivium.recipe import available_recipes, load_recipe
 pytestmark = pytest.mark.slow
 SECRET = "hf_the_value_of_a_secret"
 VALUES: list[Any] = [
-    *(None, True, False, 0, 1, -1, 3.5, float("nan"), float("inf"), 10**30, "", " ", "no", "text", "\0", "\ud800x", "🙂"),
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        3.5,
+        float("nan"),
+        float("inf"),
+        10**30,
+        "",
+        " ",
+        "no",
+        "text",
+        "\0",
+        "\ud800x",
+        "🙂",
+    ),
     *([], [[]], ["a", 1], {}, {"a": {"b": 1}}, "1e-3", "!!python/object:os.system", "../../etc/passwd", "x" * 10_000),
 ]
 INTERPOLATIONS = [
-    *("${oc.env:TRIVIUM_SECRET}", "a ${oc.env:TRIVIUM_SECRET} b", "${training.output_dir}", "${oc.decode:${oc.env:X}}"),
+    *(
+        "${oc.env:TRIVIUM_SECRET}",
+        "a ${oc.env:TRIVIUM_SECRET} b",
+        "${training.output_dir}",
+        "${oc.decode:${oc.env:X}}",
+    ),
     *("${oc.env:TRIVIUM_SECRET,fallback}", "${.output_dir}", "${oc.create:[1]}", "${", "$${oc.env:TRIVIUM_SECRET}"),
 ]
 
@@ -63,7 +86,10 @@ def test_mutated_overrides(cases: int, rng: random.Random, monkeypatch: pytest.M
     monkeypatch.setenv("TRIVIUM_SECRET", SECRET)
     names = ["training.learning_rate", "model.d_model", "data.train", "metrics", "card.title", "", "training", "a.b.c"]
     for _ in range(cases):
-        name, value = rng.choice(names), rng.choice([*map(str, VALUES), *INTERPOLATIONS, "[", "{a", "a: b: c", "*x", "&x"])
+        name, value = (
+            rng.choice(names),
+            rng.choice([*map(str, VALUES), *INTERPOLATIONS, "[", "{a", "a: b: c", "*x", "&x"]),
+        )
         try:
             recipe = load_recipe("numbers", [f"{name}={value}"])
         except ValueError as error:

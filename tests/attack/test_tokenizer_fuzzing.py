@@ -8,8 +8,40 @@ from trivium.tokenization import TriviumTokenizer, train_tokenizer
 
 pytestmark = pytest.mark.slow
 PIECES = [
-    *("<s>", "</s>", "<pad>", "<unk>", "<mask>", "<s", "s>", "##", "<0x41>", "\0", "\x7f", "\u202e", "\ufeff", "e\u0301"),
-    *("🙂", "👩‍👩‍👧", "日本語", "ﷺ", "  ", "\t", "\n", "\r\n", "a", "B", "zwei", "half past seven", "İ", "ß", "ﬁ", "\U0010ffff"),
+    *(
+        "<s>",
+        "</s>",
+        "<pad>",
+        "<unk>",
+        "<mask>",
+        "<s",
+        "s>",
+        "##",
+        "<0x41>",
+        "\0",
+        "\x7f",
+        "\u202e",
+        "\ufeff",
+        "e\u0301",
+    ),
+    *(
+        "🙂",
+        "👩‍👩‍👧",
+        "日本語",
+        "ﷺ",
+        "  ",
+        "\t",
+        "\n",
+        "\r\n",
+        "a",
+        "B",
+        "zwei",
+        "half past seven",
+        "İ",
+        "ß",
+        "ﬁ",
+        "\U0010ffff",
+    ),
 ]
 
 
