@@ -127,11 +127,13 @@ class TriviumConfig(PreTrainedConfig):
         Raises:
             ValueError: The fields are of a model of another family.
         """
-        model_type, head_dim = kwargs.get("model_type", self.model_type), kwargs.pop("head_dim", None)
-        if model_type != self.model_type:
+        model_type, head_dim = kwargs.pop("model_type", self.model_type), kwargs.pop("head_dim", None)
+        # A subclass with a type of its own also takes the configuration of the model that it extends.
+        allowed = dict.fromkeys(each.model_type for each in type(self).__mro__ if issubclass(each, TriviumConfig))
+        if model_type not in allowed:
             raise ValueError(
-                f"model_type is {model_type!r}, but must be {self.model_type!r}: load other models with transformers' "
-                "Auto classes, or make a Trivium model of one with `trivium convert`."
+                f"model_type is {model_type!r}, but must be {' or '.join(map(repr, allowed))}: load "
+                "other models with transformers' Auto classes, or make a Trivium model of one with `trivium convert`."
             )
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads

@@ -119,7 +119,8 @@ class TriviumPreTrainedModel(PreTrainedModel):
         """As in transformers, and let every fitting Auto class and pipeline find its class in the folder.
 
         A subclass from a file that imports Trivium as a package is saved with that file alone; the Auto classes that
-        need others are left out, with a warning.
+        need others are left out, with a warning. With a `model_type` of its own, only the Auto class that it is
+        registered for finds a class: the others would load a model without its extensions.
         """
         # Not by `copy.copy`: FSDP2 makes of each model that it shards a class of its own, in torch, which cannot be
         # copied, and which no Auto class finds.
@@ -135,7 +136,8 @@ class TriviumPreTrainedModel(PreTrainedModel):
         """Write into the configuration the classes of all Auto classes and pipelines whose files are saved."""
         from .auto_map import auto_map, custom_pipelines  # here, for it imports all; and so all their files are copied
 
-        classes, pipelines = auto_map(self.config), custom_pipelines(self.config)
+        extended = self.config.model_type != TriviumConfig.model_type  # saving adds its one entry
+        classes, pipelines = {} if extended else auto_map(self.config), custom_pipelines(self.config)
         saved = self._saved_modules()
         kept = {name: reference for name, reference in classes.items() if reference.split(".")[0] in saved}
         self.config.auto_map = kept

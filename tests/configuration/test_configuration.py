@@ -251,6 +251,22 @@ def test_a_configuration_of_another_family_is_refused(family: str, tmp_path: Pat
         TriviumConfig.from_pretrained(tmp_path)
 
 
+def test_subclass_with_own_model_type_loads_the_configuration_it_extends(tmp_path: Path) -> None:
+    class ExtendedConfig(TriviumConfig):
+        model_type = "trivium-extended"
+        adapter_dim: int = 16
+
+    tiny_config().save_pretrained(tmp_path)
+    config = ExtendedConfig.from_pretrained(tmp_path, adapter_dim=8)
+    assert (config.model_type, config.d_model, config.adapter_dim) == ("trivium-extended", 24, 8)
+    config.save_pretrained(tmp_path)
+    assert ExtendedConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    with pytest.raises(ValueError, match="model_type is 'trivium-extended', but must be 'trivium'"):
+        TriviumConfig.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type is 'bert', but must be 'trivium-extended' or 'trivium'"):
+        ExtendedConfig(model_type="bert")
+
+
 @pytest.mark.parametrize(
     ("fields", "advice"),
     [

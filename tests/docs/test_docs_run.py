@@ -1,7 +1,8 @@
 """Every command and block of Python in the documentation runs, in a few steps; and the pages are built.
 
 What is left out says so where it stands: a command that needs the network (`# ... network ...`), or Python with a
-`...` to be filled in. Benchmarks are left out, and what other tests run: `make`, the README's Python, `clients.md`.
+`...` to be filled in. Benchmarks are left out, and what other tests run: `make`, the README's Python, `clients.md`,
+`extend.md`.
 """
 
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import CLIENTS, KOREAN_WALK, PAGES, ROOT, WALK, Block, blocks, commands, outputs
+from pages import CLIENTS, EXTEND, KOREAN_WALK, PAGES, ROOT, WALK, Block, blocks, commands, outputs
 from typer.testing import CliRunner
 
 from trivium.data import numbers_corpus
@@ -66,7 +67,7 @@ def runs(block: Block) -> bool:
 PAGES_TO_RUN = {
     page: [block for block in blocks(page) if runs(block)]
     for page in PAGES
-    if page not in (WALK, KOREAN_WALK, CLIENTS) and page.name != "results.md"
+    if page not in (WALK, KOREAN_WALK, CLIENTS, EXTEND) and page.name != "results.md"
 }
 
 

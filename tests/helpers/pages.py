@@ -18,6 +18,7 @@ MADE_BY_THE_BUILD = DOCS / "reference" / "command-line.md"
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(DOCS.rglob("*.md"))]
 PAGES = [page for page in PAGES if page != MADE_BY_THE_BUILD]
 WALK, KOREAN_WALK, CLIENTS = DOCS / "walk.md", DOCS / "ko" / "walk.md", DOCS / "clients.md"
+EXTEND = DOCS / "how-to" / "extend.md"
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 
