@@ -190,8 +190,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"tokenizer\.json has another vocabulary in .*/b than in .*/c",
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"/b has no model\.safetensors"),
-    "empty weights": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "/b/.* is no whole file"),
-    "cut weights": (lambda folder: cut(folder / "model.safetensors"), "/b/.* is no whole file of safetensors"),
+    "empty weights": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b""),
+        "/b/.* is not a complete safetensors file",
+    ),
+    "cut weights": (lambda folder: cut(folder / "model.safetensors"), "/b/.* is not a complete safetensors file"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), r"/b is not a saved model: it has no"),
     "cut configuration": (lambda folder: cut(folder / "config.json"), r"/b/config\.json is no JSON"),
     "less": (
