@@ -334,7 +334,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_space_follows_its_model(folder: Path, hub: HubServer) -> None:
     code, output, _ = push(folder, REPO, "--space", "--dry-run")
     assert code == 0
-    assert "The page, as a Space that would be new:" in output
+    assert "The demo, as a new Space:" in output
     assert (f"{PAGE}/page.js" in output, hub.repositories, (folder / "space").exists()) == (True, {}, False)
 
     code, output, errors = push(folder, REPO, "--space", "--private")

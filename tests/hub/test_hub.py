@@ -522,7 +522,7 @@ def test_the_command_checks_shows_and_publishes(hub: HubServer, tmp_path: Path, 
 def test_the_command_says_what_it_would_do_and_what_it_need_not(folder: Path, hub: HubServer) -> None:
     code, output, _ = trivium(folder, REPO, "--dry-run")
     assert code == 0
-    assert f"Nothing was sent. These files would be {REPO}, branch main, in a repository that would be new." in output
+    assert f"Nothing was uploaded. These files would be pushed to {REPO}, branch main, in a new repository." in output
     assert not hub.repositories
     assert "no new commit" not in trivium(folder, REPO, "--public", "--revision", "trial")[1]
     code, output, _ = trivium(folder, REPO, "--revision", "trial")

@@ -110,15 +110,17 @@ def assert_same_gradients(pair: Pair) -> None:
     unused = {name for name in pair.native.state_dict() if name not in native}
     native |= {name: torch.zeros_like(pair.native.state_dict()[name]) for name in unused}
     for link in exchange.links:
-        if not link.ours:
+        if not link.trivium:
             native[exchange.native.full_names[link.native]].zero_()
     native = {
         name: native[name]
         for name in exchange.native.full_names.values()
         if "embed_positions" not in name or pair.family != "marian"
     }
-    mapped = {name: step() for name, step in exchange.inward(native).items()}
-    alone = {exchange.ours.full_names[name] for link in exchange.links if link.native is None for name in link.ours}
+    mapped = {name: step() for name, step in exchange.to_trivium(native).items()}
+    alone = {
+        exchange.trivium.full_names[name] for link in exchange.links if link.native is None for name in link.trivium
+    }
     assert set(ours) == set(mapped)
     for name in set(ours) - alone:
         torch.testing.assert_close(ours[name], mapped[name], **EXACT, msg=partial("{}: {}".format, name))
@@ -318,7 +320,7 @@ def gpt2_folder(tmp_path: Path) -> Path:
     model.to(torch.float32).save_pretrained(tmp_path / "native")
     tokenizer.save_pretrained(tmp_path / "native")
     made = convert(tmp_path / "native", tmp_path / "ours")
-    assert made.notes == ["the tokenizer has no padding token, so <|endoftext|> is used to pad"]
+    assert made.notes == ["the tokenizer has no padding token, so <|endoftext|> is used as padding"]
     return tmp_path / "ours"
 
 
@@ -480,4 +482,4 @@ def test_the_command_says_what_it_made(tmp_path: Path) -> None:
     assert "from transformers import BertForSequenceClassification" in said
     result = CliRunner().invoke(app, ["convert", str(tmp_path / "ours"), str(tmp_path / "other")])
     assert result.exit_code == 1
-    assert "say `to`, one of bert, roberta" in " ".join(result.stderr.split())
+    assert "Set `to` to one of bert, roberta" in " ".join(result.stderr.split())

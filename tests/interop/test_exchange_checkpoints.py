@@ -100,9 +100,7 @@ def test_bert_as_it_was_pretrained(architecture: str, tmp_path: Path) -> None:
     edit_weights(tmp_path / "native", age)
     edit_config(tmp_path / "native", architectures=[architecture])
     made = convert(tmp_path / "native", tmp_path / "ours")
-    assert made.notes[:2] == [
-        f"{x} is left behind: Trivium has none" for x in ("cls.seq_relationship", "pooler.dense")
-    ]
+    assert made.notes[:2] == [f"{x} is dropped: Trivium has none" for x in ("cls.seq_relationship", "pooler.dense")]
     assert_ours_equals(tmp_path / "ours", native, "TriviumForMaskedLM")
 
 
@@ -120,7 +118,7 @@ def test_roberta_as_it_was_published(tmp_path: Path) -> None:
         weights["roberta.embeddings.position_ids"] = torch.arange(29)[None]
 
     edit_weights(tmp_path / "native", age)
-    assert convert(tmp_path / "native", tmp_path / "ours").notes[0] == "pooler.dense is left behind: Trivium has none"
+    assert convert(tmp_path / "native", tmp_path / "ours").notes[0] == "pooler.dense is dropped: Trivium has none"
     assert_ours_equals(tmp_path / "ours", native)
 
 
@@ -150,7 +148,7 @@ def test_marian_with_a_table_of_positions(tmp_path: Path, dtype: torch.dtype) ->
     edit_weights(folder, lambda weights: weights.update({"model.encoder.embed_positions.weight": table}))
     convert(folder, tmp_path / "ours")
     edit_weights(folder, lambda weights: weights.update({"model.encoder.embed_positions.weight": table * 1.1}))
-    with pytest.raises(ValueError, match=r"encoder\.embed_positions\.weight.*table.*sinusoids"):
+    with pytest.raises(ValueError, match=r"encoder\.embed_positions\.weight.*sinusoidal.*table"):
         convert(folder, tmp_path / "other")
 
 
@@ -194,8 +192,8 @@ ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
     [
         ("llama", {"rope_parameters": ROPE}, "rope_parameters.rope_type is 'linear', but must be 'default'"),
         ("llama", {"head_dim": 8}, "head_dim is 8, but must be 6"),
-        ("llama", {"hidden_act": "softsquare"}, "config.json cannot be: activation_function is 'softsquare', but"),
-        ("llama", {"vocab_size": "many"}, "config.json cannot be: Field 'vocab_size'"),
+        ("llama", {"hidden_act": "softsquare"}, "config.json is invalid: activation_function is 'softsquare', but"),
+        ("llama", {"vocab_size": "many"}, "config.json is invalid: Field 'vocab_size'"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ("llama", {"architectures": None}, "None"),
@@ -206,7 +204,7 @@ ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True"),
-        ("gpt2", {"embd_pdrop": 0.2}, "resid_pdrop is 0.1 and embd_pdrop is 0.2, but must be the same"),
+        ("gpt2", {"embd_pdrop": 0.2}, "resid_pdrop is 0.1 and embd_pdrop is 0.2, but must be equal"),
         ("bert", {"is_decoder": True}, "is_decoder is True"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ("bert-tokens", {"classifier_dropout": 0.3}, "hidden_dropout_prob is 0.1 and classifier_dropout is 0.3"),
@@ -238,7 +236,7 @@ VARIANTS: list[tuple[str, dict[str, Any], str | None, str]] = [
         "gpt2",
         {"position_embedding_type": "rotary"},
         None,
-        "the nearest is gpt2, but: position_embedding_type is 'rotary'",
+        "the closest is gpt2, but: position_embedding_type is 'rotary'",
     ),
     ("gpt2", {"num_key_value_heads": 2}, "gpt2", "num_attention_heads is 4 and num_key_value_heads is 2"),
     ("llama", {"attention_bias": True}, "mistral", "attention_bias is True, but must be False"),
@@ -247,11 +245,11 @@ VARIANTS: list[tuple[str, dict[str, Any], str | None, str]] = [
         "llama",
         {"attention_bias": True},
         "qwen2",
-        "self_attn.o_proj.bias is not zero, but a Qwen2ForCausalLM has no such",
+        "self_attn.o_proj.bias must be zero, because a Qwen2ForCausalLM has no such",
     ),
-    ("llama", {}, None, "say `to`, one of llama, mistral, qwen2"),
+    ("llama", {}, None, "Set `to` to one of llama, mistral, qwen2"),
     ("llama", {"lm_head_bias": True}, "llama", "lm_head_bias is True, but must be False"),
-    ("llama", {}, "marian", "there is nothing like TriviumForCausalLM"),
+    ("llama", {}, "marian", "it has no class for TriviumForCausalLM"),
     ("llama", {}, "t5", "'t5', but must be one of bart, bert"),
     ("bert-sequence", {"classifier_pooling": "mean"}, None, "classifier_pooling is 'mean', but must be 'cls'"),
     ("bert-masked-lm", {}, None, "one of bert, roberta"),
@@ -259,7 +257,7 @@ VARIANTS: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("bert-masked-lm", {"pad_token_id": None}, "roberta", "pad_token_id is None, but must be 1"),
     ("bert-masked-lm", {"activation_function": "relu"}, "roberta", "activation_function is 'relu'"),
     ("bart", UNTIED, "bart", "tie_word_embeddings is False"),
-    ("paper-marian", {"norm_eps": 1e-6}, None, "the nearest is marian, but: norm_eps is 1e-06, but must be 1e-05"),
+    ("paper-marian", {"norm_eps": 1e-6}, None, "the closest is marian, but: norm_eps is 1e-06, but must be 1e-05"),
     ("paper-marian", {"type_vocab_size": 2}, "marian", "type_vocab_size is 2, but must be 0"),
 ]
 
@@ -290,13 +288,13 @@ Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
         (lambda weights: weights.pop(Q_PROJ), f"{Q_PROJ} is missing"),
         (
             lambda weights: weights.update({"model.layers.1.self_attn.q_norm.weight": torch.ones(6)}),
-            "q_norm.weight has no place",
+            "q_norm.weight is unexpected",
         ),
         (
             lambda weights: weights.update({Q_PROJ: torch.ones(24, 12)}),
             "has the shape (24, 12), but must have (24, 24)",
         ),
-        (lambda weights: _rename(weights, Q_PROJ, "x.weight"), f"{Q_PROJ} is missing; x.weight has no place"),
+        (lambda weights: _rename(weights, Q_PROJ, "x.weight"), f"{Q_PROJ} is missing; x.weight is unexpected"),
         (dict.clear, "is missing; "),
     ],
 )
@@ -305,7 +303,7 @@ def test_refuses_other_weights(edit: Callable[[dict[str, torch.Tensor]], Any], s
     edit_weights(folder, edit)
     message = refused(folder, tmp_path / "ours")
     assert said in message
-    assert message.startswith("The weights are not those of the LlamaForCausalLM that the configuration describes: ")
+    assert message.startswith("The weights do not match the LlamaForCausalLM that config.json describes: ")
 
 
 def test_refuses_tied_weights_that_differ(tmp_path: Path) -> None:
@@ -318,7 +316,7 @@ def test_refuses_tied_weights_that_differ(tmp_path: Path) -> None:
 def test_refuses_the_weights_of_another_family(config: str, weights: str, tmp_path: Path) -> None:
     folder = saved_native(tmp_path / "a", config)
     shutil.copy(saved_native(tmp_path / "b", weights) / "model.safetensors", folder)
-    assert "that the configuration describes: " in refused(folder, tmp_path / "ours")
+    assert "that config.json describes: " in refused(folder, tmp_path / "ours")
 
 
 def test_refuses_our_weights_of_another_shape(tmp_path: Path) -> None:
@@ -345,22 +343,22 @@ def _index(content: str) -> Callable[[Path], Any]:
     return write
 
 
-NO_FILE = "is no whole file of safetensors"
+NO_FILE = "is not a complete safetensors file"
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (_truncate, NO_FILE),
     "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), NO_FILE),
-    "pickled": (_pickle, "Pickled weights (pytorch_model.bin) are not read"),
+    "pickled": (_pickle, "Pickled weights (pytorch_model.bin) are not loaded"),
     "lost": (
         _index('{"weight_map": {"a": "model-1.safetensors"}}'),
-        "names model-1.safetensors, but there is no such",
+        "lists model-1.safetensors, but that file is missing",
     ),
     "elsewhere": (_index('{"weight_map": {"a": "../../config.json"}}'), NO_FILE),
-    "number": (_index('{"weight_map": {"a": 3}}'), "is no index"),
-    "mapless": (_index('{"metadata": {}}'), "is no index"),
-    "half": (_index("{"), "is no index"),
+    "number": (_index('{"weight_map": {"a": 3}}'), "is not a safetensors index"),
+    "mapless": (_index('{"metadata": {}}'), "is not a safetensors index"),
+    "half": (_index("{"), "is not a safetensors index"),
     "no-config": (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
-    "half-config": (lambda folder: (folder / "config.json").write_text("{"), "is no JSON"),
-    "list-config": (lambda folder: (folder / "config.json").write_text("[]"), "is no configuration"),
+    "half-config": (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
+    "list-config": (lambda folder: (folder / "config.json").write_text("[]"), "holds a list"),
 }
 
 
@@ -380,8 +378,8 @@ def test_refuses_a_folder_that_is_there(tmp_path: Path) -> None:
 
 
 def test_refuses_what_is_nowhere(tmp_path: Path) -> None:
-    assert "is no folder" in refused(Path("someone/nothing"), tmp_path / "ours")
-    assert "is no folder" in refused(tmp_path / "nothing", tmp_path / "ours")
+    assert "is neither a folder nor" in refused(Path("someone/nothing"), tmp_path / "ours")
+    assert "is neither a folder nor" in refused(tmp_path / "nothing", tmp_path / "ours")
 
 
 def test_what_is_native_does_not_become_another_native(tmp_path: Path) -> None:

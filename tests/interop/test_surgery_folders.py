@@ -118,7 +118,7 @@ def test_the_commands_say_what_they_made(tmp_path: Path) -> None:
     (tmp_path / "warm").mkdir()  # empty: welcome
     code, output, _ = trivium("join", *halves, tmp_path / "warm")
     assert code == 0
-    assert "18 parameters are new, to be trained:" in output
+    assert "18 parameters are newly initialized and must be trained:" in output
     assert "  model.decoder.layers.*.cross_attn.q_proj.weight in 3 layers\n" in output
     assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "warm").config.is_encoder_decoder
 

@@ -146,7 +146,7 @@ def test_checkpoints_are_ordered_by_their_steps(tmp_path: Path) -> None:
     [
         (["run", "out", "--last", "3"], 1, "3 checkpoints or more, but there are: checkpoint-1, checkpoint-2."),
         (["run/checkpoint-1", "out"], 1, "1 checkpoints or more, but there are: none."),
-        (["run/checkpoint-1", "run/checkpoint-2", "out", "--last", "2"], 2, "--last goes with one run"),
+        (["run/checkpoint-1", "run/checkpoint-2", "out", "--last", "2"], 2, "--last requires one run"),
         (["run/checkpoint-1", "nowhere", "out"], 1, "nowhere is not a saved model: it has no config.json."),
         (["run/checkpoint-1", "run/checkpoint-1", "out"], 1, "names one twice"),
         (["run", "run"], 1, "output is run, but that is there already"),
@@ -190,8 +190,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"tokenizer\.json has another vocabulary in .*/b than in .*/c",
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"/b has no model\.safetensors"),
-    "empty weights": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "/b/.* is no whole file"),
-    "cut weights": (lambda folder: cut(folder / "model.safetensors"), "/b/.* is no whole file of safetensors"),
+    "empty weights": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b""),
+        "/b/.* is not a complete safetensors file",
+    ),
+    "cut weights": (lambda folder: cut(folder / "model.safetensors"), "/b/.* is not a complete safetensors file"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), r"/b is not a saved model: it has no"),
     "cut configuration": (lambda folder: cut(folder / "config.json"), r"/b/config\.json is no JSON"),
     "less": (
