@@ -381,11 +381,11 @@ def _explain_errors(api: HfApi, repo_id: str) -> Iterator[None]:
         if status in (409, 412):
             raise ConnectionError(
                 f"{repo_id} was changed meanwhile by another push ({detail}); nothing was committed. Review that "
-                "change, then run the same command again to commit on top of it."
+                "change, then push again to commit on top of it."
             ) from error
         if status is not None and status < 500 and status != 429:
             raise ConnectionError(f"{api.endpoint} refuses the request: {detail}") from error
         raise ConnectionError(
-            f"{api.endpoint} cannot be reached, or fails to answer ({detail}). Run the same command again: files that "
+            f"{api.endpoint} cannot be reached, or fails to answer ({detail}). Push again: files that "
             "were uploaded are not uploaded twice, and the repository is unchanged until the commit."
         ) from error
