@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from paths import TESTS
 from together import run_together
 
@@ -310,6 +311,7 @@ def test_refused_run_leaves_no_folder_behind(tmp_path: Path) -> None:
 
 
 def _lock_and_say(run: Path) -> str:
+    PartialState(cpu=True)
     try:
         with lock_run(run):
             return "held"

@@ -106,7 +106,9 @@ def write_pair(tmp_path: Path, first: torch.Tensor, second: torch.Tensor) -> lis
 def test_what_is_counted_must_be_equal(tmp_path: Path, tensor: torch.Tensor) -> None:
     average(write_pair(tmp_path / "x", tensor, tensor), tmp_path / "mean")
     assert_equal(saved(tmp_path / "mean"), {"steps": tensor})
-    with pytest.raises(ValueError, match=r"steps is torch\.\w+, .*differs .*/a and .*/b"):
+    with pytest.raises(
+        ValueError, match=r"steps is torch\.\w+, .*differs .*/a and .*/b"
+    ):
         average(write_pair(tmp_path / "y", tensor, tensor.flip(0)), tmp_path / "other")
 
 
@@ -477,12 +479,12 @@ def test_the_mean_of_a_run_is_a_whole_model_without_scores(run: Path, tmp_path: 
     names = {path.name for path in (tmp_path / "mean").iterdir()}
     others = {path.name for path in (run / "checkpoint-6").iterdir()}
     no_model = {
-        "manifest.json",
         "trainer_state.json",
         "training_args.bin",
         "optimizer.pt",
         "scheduler.pt",
         "rng_state.pth",
+        "manifest.json",
     }
     assert names == others - no_model - {TRAINED_WEIGHTS_FILE} | {"recipe.yaml"}
     code, output = trivium("evaluate", tmp_path / "mean")
