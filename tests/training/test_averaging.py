@@ -106,9 +106,7 @@ def write_pair(tmp_path: Path, first: torch.Tensor, second: torch.Tensor) -> lis
 def test_what_is_counted_must_be_equal(tmp_path: Path, tensor: torch.Tensor) -> None:
     average(write_pair(tmp_path / "x", tensor, tensor), tmp_path / "mean")
     assert_equal(saved(tmp_path / "mean"), {"steps": tensor})
-    with pytest.raises(
-        ValueError, match=r"steps is torch\.\w+, .*differs .*/a and .*/b"
-    ):
+    with pytest.raises(ValueError, match=r"steps is torch\.\w+, .*differs .*/a and .*/b"):
         average(write_pair(tmp_path / "y", tensor, tensor.flip(0)), tmp_path / "other")
 
 
