@@ -284,7 +284,7 @@ def _hub_model(recipe: Recipe | None) -> str | None:
     return recipe.init_from if isinstance(loaded, str) else None
 
 
-# --- Words -----------------------------------------------------------------------------------------------------------
+# --- Content ---------------------------------------------------------------------------------------------------------
 
 
 def _template_variables(facts: _Facts, name: str) -> dict[str, Any]:
@@ -298,26 +298,26 @@ def _template_variables(facts: _Facts, name: str) -> dict[str, Any]:
     return {
         "title": _line(facts.title(name)),
         "summary": card.summary,
-        "what_it_is": _what_it_is(facts),
+        "description": _description(facts),
         **_shape(config),
         "parameters": f"{facts.parameters:,}",
         "pipeline_code": pipeline_code(usage, config, name, facts.example, length) if usage.has_pipeline else None,
         "auto_code": auto_code(usage, config, name, facts.example, length),
         "command_code": command_code(usage, name, facts.example),
         "results": _results(facts.evaluations),
-        "how_it_was_measured": _how_it_was_measured(facts.evaluations),
-        "pictured_text": _code(facts.example),
+        "evaluation_details": _evaluation_details(facts.evaluations),
+        "attention_text": _code(facts.example),
         "training": _table(_training(facts)),
         "learning_curve": _learning_curve(facts.state),
         "recipe": _recipe_block(facts.recipe) if facts.recipe else None,
         "resources": _table(_resources(facts.run, facts.work)),
         "intended_use": card.intended_use,
         "limitations": card.limitations,
-        "general_limits": LIMITS["text" if config.decoder_layers or usage.task == "fill-mask" else "labels"],
+        "general_limitations": LIMITS["text" if config.decoder_layers or usage.task == "fill-mask" else "labels"],
     }
 
 
-def _what_it_is(facts: _Facts) -> str:
+def _description(facts: _Facts) -> str:
     """Describe the architecture and the task."""
     purpose = f"Its task is {_code(facts.usage.task)}"
     if facts.recipe and facts.recipe.kind.columns == PAIR:
@@ -361,7 +361,7 @@ def _results(evaluations: Mapping[str, dict[str, Any]]) -> str:
     )
 
 
-def _how_it_was_measured(evaluations: Mapping[str, dict[str, Any]]) -> str:
+def _evaluation_details(evaluations: Mapping[str, dict[str, Any]]) -> str:
     lines = []
     for split, evaluation in evaluations.items():
         options = ", ".join(_code(f"{name}={value}") for name, value in evaluation["generation"].items())

@@ -157,10 +157,10 @@ def command_code(usage: Usage, name: str, text: str) -> str:
     if usage.command is None:
         return ""
     folder = name.rsplit("/", 1)[-1]
-    words = [["trivium", usage.command, folder, " ".join(text.split())]]
+    commands = [["trivium", usage.command, folder, " ".join(text.split())]]
     if "/" in name:  # otherwise it is a local folder
-        words.insert(0, ["hf", "download", name, "--local-dir", folder])
-    return "\n".join(shlex.join(line) for line in words)
+        commands.insert(0, ["hf", "download", name, "--local-dir", folder])
+    return "\n".join(shlex.join(command) for command in commands)
 
 
 def _quoted(text: str) -> str:

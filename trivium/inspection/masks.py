@@ -20,8 +20,8 @@ MASKED_PADDING, MASKED_FUTURE, ATTENDED = range(3)
 COLORS = ("0.95", "0.75", "#08519c")  # in this order; distinguishable in grayscale
 MEANINGS = ("masked: padding", "masked: future", "attended")
 NAMES = {
-    "encoder": "self-attention of the encoder",
-    "decoder": "self-attention of the decoder",
+    "encoder": "encoder self-attention",
+    "decoder": "decoder self-attention",
     "cross": "cross-attention",
 }
 CELL_INCHES = 0.26  # as wide as a label
