@@ -79,9 +79,9 @@ def last_checkpoints(run: str | Path, count: int | None = None) -> list[Path]:
     }
     paths = [numbered[step] for step in sorted(numbered)]
     if len(paths) < (count or 1):
-        found = ", ".join(path.name for path in paths) or "none"
+        names = ", ".join(path.name for path in paths) or "none"
         raise ValueError(
-            f"{run} must have at least {count or 1} checkpoints, but has: {found}. A run saves one checkpoint every "
+            f"{run} must have at least {count or 1} checkpoints, but has: {names}. A run saves one checkpoint every "
             "training.save_steps and keeps the last training.save_total_limit."
         )
     return paths[-(count or 0) :]
