@@ -28,7 +28,7 @@ from trivium import (
     TriviumTokenizer,
 )
 from trivium.demo import launch
-from trivium.demo.generating import Writing, write
+from trivium.demo.generating import Generation, generate_steps
 from trivium.demo.introspect import MAX_CHARACTERS, MAX_TOKENS, UnfitText, read
 from trivium.demo.judging import classify, fill_masks
 from trivium.demo.page import build
@@ -76,9 +76,9 @@ def writer(tokenizer: TriviumTokenizer) -> PreTrainedModel:
     return model_of(TriviumForCausalLM, tokenizer)
 
 
-def written(model: PreTrainedModel, tokenizer: TriviumTokenizer, text: str = TEXT, **options: object) -> Writing:
+def written(model: PreTrainedModel, tokenizer: TriviumTokenizer, text: str = TEXT, **options: object) -> Generation:
     inputs = read(model, tokenizer, text)
-    return list(write(model, tokenizer, inputs, 12, **{"num_beams": 1, "do_sample": False, **options}))[-1]
+    return list(generate_steps(model, tokenizer, inputs, 12, **{"num_beams": 1, "do_sample": False, **options}))[-1]
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
@@ -96,10 +96,10 @@ def test_unfit_texts_are_refused_in_words(
     translator: PreTrainedModel, writer: PreTrainedModel, tokenizer: TriviumTokenizer, beginner: TriviumTokenizer
 ) -> None:
     for text, message in [
-        ("", "There is no text yet"),
-        (" \n", "There is no text yet"),
-        ("x" * 100_000, f"100,000 characters. Here {MAX_CHARACTERS:,} are the most"),
-        ("早" * 2_000, f"The model can read {MAX_TOKENS:,} here"),
+        ("", "The text is empty"),
+        (" \n", "The text is empty"),
+        ("x" * 100_000, f"100,000 characters, but at most {MAX_CHARACTERS:,} are allowed"),
+        ("早" * 2_000, f"tokens, but at most {MAX_TOKENS:,} are allowed"),
     ]:
         with pytest.raises(UnfitText, match=message):
             read(translator, tokenizer, text)
@@ -169,7 +169,7 @@ def test_every_token_comes_when_it_is_chosen_and_an_end_ends_it(
     translator: PreTrainedModel, tokenizer: TriviumTokenizer
 ) -> None:
     threads = threading.active_count()
-    stream = write(translator, tokenizer, read(translator, tokenizer, TEXT), 200)
+    stream = generate_steps(translator, tokenizer, read(translator, tokenizer, TEXT), 200)
     lengths = [len(next(stream).steps) for _ in range(3)]
     assert lengths == [1, 2, 3]
     stream.close()
@@ -208,7 +208,7 @@ def test_fillings_are_the_models(tokenizer: TriviumTokenizer) -> None:
             probabilities[place].topk(8).values.tolist(), abs=1e-6
         )
         assert fillings[0][0] == tokenizer.decode([probabilities[place].argmax()])
-    with pytest.raises(UnfitText, match=r"write <mask>.*word"):
+    with pytest.raises(UnfitText, match=r"no mask.*<mask>"):
         fill_masks(model, tokenizer, read(model, tokenizer, "no mask"))
 
 
@@ -371,7 +371,7 @@ def test_a_space_that_is_there_already_and_private(folder: Path, hub: HubServer)
     hub.create(f"spaces/{REPO}", private=True)
     code, _, errors = push(folder, REPO, "--space", "--public")
     assert code == 1
-    assert "there already and private" in errors
+    assert "exists and is private" in errors
     assert REPO not in hub.repositories, "nothing was sent before all was clear"
 
 

@@ -131,7 +131,7 @@ def expect_weights(page: Page, expected: torch.Tensor) -> None:
     """Wait until the shades of the tokens that were read are the attention weights `expected`."""
     page.wait_for_function(
         """expected => {
-            const chips = [...document.querySelectorAll('[role=listbox][aria-label="What it read"] [role=option]')]
+            const chips = [...document.querySelectorAll('[role=listbox][aria-label="Input tokens"] [role=option]')]
             const weights = chips.map(chip => Number(chip.style.getPropertyValue('--weight') || 0))
             return weights.length === expected.length && weights.every((w, i) => Math.abs(w - expected[i]) < 1e-3)
         }""",
@@ -153,7 +153,7 @@ def test_a_translation_its_alternatives_and_its_attention_by_hover_and_by_keyboa
     drawing = send(page, "the cat sat")
     result = tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
     expect(drawing.locator(".result")).to_have_text(result)
-    written = page.get_by_role("listbox", name="What it wrote").get_by_role("option")
+    written = page.get_by_role("listbox", name="Output tokens").get_by_role("option")
     expect(written).to_have_count(len(ids) - 1)
     expect_weights(page, attention[0])  # of the first, which is shown at once
 
@@ -180,14 +180,14 @@ def test_a_translation_its_alternatives_and_its_attention_by_hover_and_by_keyboa
         expect(written.nth(place)).to_be_focused()
         expect_weights(page, attention[place])
     page.keyboard.press("Tab")
-    expect(page.get_by_role("listbox", name="What it read").get_by_role("option").first).to_be_focused()
-    expect(drawing.locator("#details")).to_contain_text("Read:")
+    expect(page.get_by_role("listbox", name="Input tokens").get_by_role("option").first).to_be_focused()
+    expect(drawing.locator("#details")).to_contain_text("Input token:")
 
 
 def test_what_is_typed_is_text_and_never_markup(page: Page) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text(f"A {HTML} title")
     drawing = send(page, HTML)
-    pieces = page.get_by_role("listbox", name="What it read").locator(".text").all_text_contents()
+    pieces = page.get_by_role("listbox", name="Input tokens").locator(".text").all_text_contents()
     assert "".join(pieces[:-1]).replace("␣", " ") == HTML
     assert drawing.locator("img, script").count() == 0
     assert page.locator("img[src=x]").count() == 0
@@ -197,9 +197,9 @@ def test_what_is_typed_is_text_and_never_markup(page: Page) -> None:
 @pytest.mark.slow
 def test_unfit_texts_are_told_in_words(page: Page) -> None:
     for text, words in [
-        (" ", "There is no text yet"),
-        ("<b>" * 33_333 + "x", "has 100,000 characters. Here 10,000 are the most"),
-        ("早" * 3_000, "tokens. The model can read 512 here"),
+        (" ", "The text is empty"),
+        ("<b>" * 33_333 + "x", "has 100,000 characters, but at most 10,000 are allowed"),
+        ("早" * 3_000, "tokens, but at most 512 are allowed"),
     ]:
         send(page, text, words)
         expect(page.get_by_role("alert").filter(has_text=words)).to_be_visible()
@@ -208,7 +208,7 @@ def test_unfit_texts_are_told_in_words(page: Page) -> None:
 
 @pytest.mark.slow
 def test_beams_and_sampling(page: Page, translator: PreTrainedModel, tokenizer: TriviumTokenizer) -> None:
-    page.get_by_role("button", name="How it writes").click()
+    page.get_by_role("button", name="Generation settings").click()
     page.get_by_label("Beam search").check()
     drawing = send(page, "the cat")
     inputs = tokenizer("the cat", return_tensors="pt")
@@ -229,7 +229,7 @@ def test_beams_and_sampling(page: Page, translator: PreTrainedModel, tokenizer: 
 
 @pytest.mark.slow
 def test_no_barrier_that_axe_knows_on_a_wide_page_and_on_a_phone(page: Page) -> None:
-    page.get_by_role("button", name="How it writes").click()
+    page.get_by_role("button", name="Generation settings").click()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         page.reload()
@@ -240,13 +240,13 @@ def test_no_barrier_that_axe_knows_on_a_wide_page_and_on_a_phone(page: Page) -> 
     send(page, "x" * 100 + " the cat" * 40)
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 320, "nothing has to be moved sideways"
-    height = page.get_by_role("listbox", name="What it read").bounding_box()["height"]
+    height = page.get_by_role("listbox", name="Input tokens").bounding_box()["height"]
     assert height < 640 / 2, "a long list scrolls by itself"
 
 
 def test_from_right_to_left(page: Page) -> None:
     send(page, "مرحبا بالعالم")
-    places = page.get_by_role("listbox", name="What it read").get_by_role("option")
+    places = page.get_by_role("listbox", name="Input tokens").get_by_role("option")
     boxes = [places.nth(i).bounding_box()["x"] for i in range(2)]
     assert boxes[0] > boxes[1]
 
@@ -266,7 +266,7 @@ def test_the_other_ways(browser: Browser, kind: type[PreTrainedModel], tokenizer
     page.get_by_role("button", name=WORDS[kind], exact=True).click()
     if kind is TriviumForCausalLM:
         expect(page.locator(".status")).to_contain_text("Finished")
-        expect(page.get_by_role("listbox", name="What it wrote").get_by_role("option").first).to_be_visible()
+        expect(page.get_by_role("listbox", name="Output tokens").get_by_role("option").first).to_be_visible()
     else:
         table = page.get_by_role("table")
         expect(table).to_be_visible()
@@ -294,9 +294,9 @@ def test_stop(browser: Browser, tokenizer: TriviumTokenizer) -> None:
     page.goto(served.local_url)
     page.get_by_role("textbox").first.fill("the cat")
     page.get_by_role("button", name="Continue", exact=True).click()
-    written = page.get_by_role("listbox", name="What it wrote").get_by_role("option")
+    written = page.get_by_role("listbox", name="Output tokens").get_by_role("option")
     expect(written.nth(4)).to_be_visible()
-    expect(page.locator(".status")).to_have_text("Writing …")
+    expect(page.locator(".status")).to_have_text("Generating …")
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".status")).to_contain_text("Stopped after")
     seen = -1

@@ -127,7 +127,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "garbled config": (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
     "another model": (
         lambda f: change_json(f / "config.json", lambda c: c.update(architectures=["BertModel"])),
-        "holds a BertModel, which is none of trivium's models",
+        "holds a BertModel, but must hold a model of trivium",
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors.$"),
     "only pickled weights": (
@@ -136,7 +136,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "garbled weights": (
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),
-        "model.safetensors is damaged",
+        "model.safetensors is corrupt",
     ),
     "a missing shard": (
         lambda f: (
@@ -146,10 +146,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "lacks model-1-of-1.safetensors",
     ),
     "missing weights": (without_a_tensor, "has no weights for"),
-    "NaN": (with_nan, r"no numbers \(NaN or infinity\)"),
+    "NaN": (with_nan, r"not finite \(NaN or infinity\)"),
     "no auto_map": (
         lambda f: change_json(f / "config.json", lambda c: c.pop("auto_map")),
-        "has no auto_map that leads to TriviumForConditionalGeneration",
+        "has no auto_map entry for TriviumForConditionalGeneration",
     ),
     "no code": (lambda f: (f / "modeling_trivium.py").unlink(), "lacks modeling_trivium.py"),
     "imported code missing": (lambda f: (f / "layers.py").unlink(), "lacks layers.py"),
@@ -168,7 +168,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: append(
             f / "loss.py", "\nimport torch\ntorch.nn.functional.linear = lambda x, w, b=None: x @ w.T * 2"
         ),
-        "computes other",
+        "computes different",
     ),
 }
 
@@ -371,10 +371,10 @@ def test_what_transformers_pushes_can_be_loaded(
     ("status", "place", "error", "message"),
     [
         (401, "/commit/", PermissionError, "hf auth login"),
-        (403, "/commit/", PermissionError, "You may not write to someone/model"),
-        (409, "/commit/", ConnectionError, "Somebody else has changed someone/model meanwhile"),
+        (403, "/commit/", PermissionError, "You have no write access to someone/model"),
+        (409, "/commit/", ConnectionError, "someone/model was changed meanwhile"),
         *(
-            (status, place, ConnectionError, "Run the same again")
+            (status, place, ConnectionError, "Push again")
             for status in (500, None)
             for place in ("/preupload/", "/objects/batch", "/lfs/", "/commit/")
         ),
@@ -418,7 +418,7 @@ def test_only_what_is_missing_is_sent_after_an_interruption_of_the_uploads(folde
     shard = sorted(folder.glob("*.safetensors"))[-1]
     oid = hashlib.sha256(shard.read_bytes()).hexdigest()
     hub.fail("PUT", oid, status=None)
-    with pytest.raises(ConnectionError, match=r"Run.*same again"):
+    with pytest.raises(ConnectionError, match="Push again"):
         push(folder, REPO)
     hub.mend()
     done = len(hub.repositories[REPO].objects)
@@ -439,7 +439,7 @@ def test_the_client_goes_on_after_a_short_disturbance(folder: Path, hub: HubServ
 @pytest.mark.usefixtures("unchecked")
 def test_a_lost_answer_to_the_commit_makes_no_second_one(folder: Path, hub: HubServer) -> None:
     hub.fail("POST", "/commit/", status=None, times=1, after=True)
-    with pytest.raises(ConnectionError, match=r"Run.*same again"):
+    with pytest.raises(ConnectionError, match="Push again"):
         push(folder, REPO)
     assert len(hub.commits(REPO)) == 2
     push(folder, REPO)
@@ -458,7 +458,7 @@ def test_somebody_elses_commit_in_between_is_not_overwritten_unseen(
         return create_commit(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", too_late)
-    with pytest.raises(ConnectionError, match=r"Somebody else.*changed someone/model meanwhile"):
+    with pytest.raises(ConnectionError, match=r"someone/model.*changed.*meanwhile"):
         push(folder, REPO)
     assert hub.files(REPO) == {"config.json": b"theirs"}
 
@@ -536,7 +536,7 @@ def test_the_command_ends_with_a_line_on_what_the_user_can_mend(
     folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = [(["nowhere", REPO], "nowhere is not a saved model"), ([folder, "a/b/c"], "Repo id must be")]
-    attempts += [([folder, "else/x"], "You may not write to else/x")]
+    attempts += [([folder, "else/x"], "You have no write access to else/x")]
     for arguments, message in attempts:
         code, _, errors = trivium(*arguments)
         assert code == 1

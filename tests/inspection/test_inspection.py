@@ -21,7 +21,7 @@ from trivium import (
     TriviumTokenizer,
 )
 from trivium.inspection import plot_alignment, plot_attention, plot_heads, plot_logit_lens
-from trivium.inspection.alignment import FAINTEST, words_of
+from trivium.inspection.alignment import MIN_WEIGHT, words_of
 from trivium.inspection.reading import label_of, token_labels
 from trivium.tokenization import train_tokenizer
 
@@ -230,7 +230,9 @@ def test_words_are_aligned_by_the_attention_of_their_tokens() -> None:
         (round(segment[1][1]), round(segment[0][1])): weight
         for segment, weight in zip(lines.get_segments(), lines.get_array(), strict=True)
     }
-    assert found == pytest.approx({pair: weight for pair, weight in expected.items() if weight >= FAINTEST}, abs=1e-6)
+    assert found == pytest.approx(
+        {pair: weight for pair, weight in expected.items() if weight >= MIN_WEIGHT}, abs=1e-6
+    )
     assert 0 < len(found) < 9, "or the test proves nothing"
 
 
@@ -303,22 +305,25 @@ def test_labels_show_what_would_be_invisible() -> None:
 
 
 def test_what_cannot_be_drawn_is_refused(tokenizer: TriviumTokenizer) -> None:
-    with pytest.raises(ValueError, match=r"target.*'Katze'.*encoder-decoder writes one"):
+    with pytest.raises(ValueError, match=r"target.*'Katze'.*encoder-decoder takes one"):
         plot_attention(model_of(TriviumForMaskedLM, tokenizer), tokenizer, "cat", "Katze")
-    with pytest.raises(ValueError, match=r"model.*TriviumModel.*writes nothing"):
+    with pytest.raises(ValueError, match=r"model.*TriviumModel.*head"):
         plot_attention(model_of(TriviumModel, tokenizer), tokenizer, "cat")
     bare = train_tokenizer(ENGLISH * 2, vocab_size=300, add_eos_token=False)
-    with pytest.raises(ValueError, match=r"source.*''.*tokens"):
+    with pytest.raises(ValueError, match=r"source.*''.*token"):
         plot_attention(model_of(TriviumForCausalLM, bare), bare, "")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "both"}, "kind is 'both', but the attention of a TriviumForConditionalGeneration is 'encoder' or"),
+        (
+            {"kind": "both"},
+            "kind is 'both', but the attention of a TriviumForConditionalGeneration must be 'encoder' or",
+        ),
         ({"layer": 3}, "layer is 3, but must be from 0 to 2, or from -3 to -1"),
         ({"head": -5}, "head is -5, but must be from 0 to 3"),
-        ({"kind": "encoder", "target": "Katze"}, "target is 'Katze', but the encoder does not look at it"),
+        ({"kind": "encoder", "target": "Katze"}, "target is 'Katze', but the encoder does not use it"),
     ],
 )
 def test_what_a_model_does_not_have_is_named(

@@ -135,7 +135,7 @@ def test_runs_without_a_log_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"trainer_state\.json"):
         plot_learning_curves(tmp_path)
     state = tmp_path / "trainer_state.json"
-    for content, message in (("[]", "is not what a Trainer writes"), ('{"log_history": []}', "has no loss")):
+    for content, message in (("[]", "is not a valid state of a Trainer"), ('{"log_history": []}', "has no loss")):
         state.write_text(content)
         with pytest.raises(ValueError, match=message):
             plot_learning_curves(tmp_path)
@@ -300,7 +300,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
 
 
 def test_a_huge_picture_has_fewer_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trivium.inspection.drawing.MOST_PIXELS", 1e4)
+    monkeypatch.setattr("trivium.inspection.drawing.MAX_PIXELS", 1e4)
     save_figure(Figure(figsize=(4, 1)), tmp_path / "picture.png")
     height, width, _ = imread(tmp_path / "picture.png").shape
     assert height * width < 2e4, "of 9e4"
@@ -372,14 +372,14 @@ def test_commands_draw_what_the_functions_draw(command: str, folder: Path, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["attention", "FOLDER", "two", "-o", "x.jpg"], "x.jpg, but its name must end with one of .png, .svg, .pdf."),
-        (["attention", "FOLDER", "two", "-o", "nowhere/x.png"], "there is no folder nowhere."),
+        (["attention", "FOLDER", "two", "-o", "x.jpg"], "x.jpg, but must end with one of .png, .svg, .pdf."),
+        (["attention", "FOLDER", "two", "-o", "nowhere/x.png"], "there is no folder nowhere"),
         (["attention", "nowhere", "two", "-o", "x.png"], "nowhere is not a saved model"),
         (["attention", "FOLDER", "two", "-o", "x.png", "--layer", "4"], "--layer is 4, but must be from 1 to 3."),
         (["attention", "FOLDER", "two", "-o", "x.png", "--head", "5"], "--head is 5, but must be from 1 to 4."),
-        (["heads", "FOLDER", "two", "-o", "x.png", "--kind", "encoder", "-t", "x"], "the encoder does not look at it"),
+        (["heads", "FOLDER", "two", "-o", "x.png", "--kind", "encoder", "-t", "x"], "the encoder does not use it"),
         (["positions", "nowhere", "-o", "x.png"], "The preset 'nowhere' does not exist"),
-        (["positions", "gpt2", "-o", "x.png"], "a trained model has them, its configuration has not."),
+        (["positions", "gpt2", "-o", "x.png"], "a trained model is needed: its configuration has no weights."),
         (["curves", ".", "-o", "x.png"], ". has no trainer_state.json"),
     ],
 )
@@ -408,7 +408,7 @@ def test_a_missing_font_is_a_line(folder: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(fonts, "families_for", lambda characters: ([], {"漢"}))
     code, _, errors = trivium("attention", folder, "漢", "-t", "x", "-o", tmp_path / "x.png")
     assert code == 0
-    assert errors.splitlines()[-1].startswith("Warning: No font that matplotlib can draw has 漢, ")
+    assert errors.splitlines()[-1].startswith("Warning: No installed font has 漢, ")
 
 
 def test_the_gallery_shows_what_its_commands_make() -> None:

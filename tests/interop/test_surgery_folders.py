@@ -151,7 +151,7 @@ def test_mistakes_leave_nothing_behind(tmp_path: Path) -> None:
         ),
         (
             ["join", encoder, decoder, output, "--cross-attention", tmp_path / "text"],
-            "text, but that is not a file of",
+            "text, but that is not a valid safetensors file",
         ),
         (
             ["join", encoder, decoder, output, "--cross-attention", tmp_path / "odd.safetensors"],

@@ -122,19 +122,19 @@ def test_batches_add_up_and_compute_starts_afresh():
 
 
 def test_unknown_name_lists_what_is_allowed():
-    with pytest.raises(ValueError, match=r"metric 'bleu'.*" + ".*".join(METRICS)):
+    with pytest.raises(ValueError, match=r"metric.*'bleu'.*" + ".*".join(METRICS)):
         load_metric("bleu")
 
 
 @pytest.mark.parametrize(
     ("name", "inputs", "message"),
     [
-        ("sacrebleu", {"predictions": [], "references": []}, "nothing to score"),
-        ("exact_match", {}, "nothing to score"),
+        ("sacrebleu", {"predictions": [], "references": []}, "predictions.*references.*empty"),
+        ("exact_match", {}, "predictions.*references.*empty"),
         ("chrf", {"predictions": ["a", "b"], "references": ["a"]}, "Mismatch"),
         ("accuracy", {"predictions": ["a", "b"], "references": ["a"]}, "Mismatch"),
-        ("mse", {"predictions": [], "references": []}, "nothing to score"),
-        ("ter", {"predictions": ["a", "b"], "references": [["a"], []]}, "Prediction 1 has no reference"),
+        ("mse", {"predictions": [], "references": []}, "predictions.*references.*empty"),
+        ("ter", {"predictions": ["a", "b"], "references": [["a"], []]}, r"references\[1\].*empty"),
         ("perplexity", {"nll": [0.0], "num_tokens": [0]}, "at least one token"),
         ("perplexity", {"nll": [1.0, 2.0], "num_tokens": [1]}, "Mismatch"),
     ],

@@ -46,7 +46,7 @@ CONFIGS: dict[str, TriviumConfig] = {
     **{name: tiny_config(**overrides) for name, overrides in VARIANTS.items()},
 }
 MODELS: dict[str, tuple[type[PreTrainedModel], TriviumConfig]] = {
-    **{name: (AnyModelForPreTraining.fitting(config), config) for name, config in CONFIGS.items()},
+    **{name: (AnyModelForPreTraining.model_class_for(config), config) for name, config in CONFIGS.items()},
     **{name: (head, tiny_config(decoder_layers=0, num_labels=3)) for name, head in HEADS.items()},
 }
 

@@ -231,7 +231,7 @@ def test_where_no_batch_size_is_given_batches_have_so_many_tokens(
         shapes.append(tuple(input_ids.shape))
         return generate(input_ids, **kwargs)
 
-    monkeypatch.setattr("trivium.translation.TOKENS_AT_ONCE", most)
+    monkeypatch.setattr("trivium.translation.MAX_BATCH_TOKENS", most)
     monkeypatch.setattr(model, "generate", recorded)
     options = {"max_length": 8, "num_beams": beams}
     together = list(translate(model, tokenizer, texts, **options))

@@ -1,7 +1,7 @@
-"""The model card: what a folder says of its model, as the README.md that the Hub shows.
+"""Render the model card of a saved model, the README.md that the Hub shows.
 
-Only what the run recorded is told. The words are in `hub_card.md`, a template; the facts come from the model's files,
-and what no file can tell from the `card:` section of the recipe.
+The card states only recorded facts. The text is in the template `hub_card.md`; the facts come from the files of the
+model, and those that no file records, such as the license, from the `card:` section of the recipe.
 """
 
 import html
@@ -41,11 +41,11 @@ from trivium.tasks import prompts_of
 CARD_FILE = "README.md"
 PICTURE_FILE = "attention.png"
 MARK = "<!-- Written by `trivium card`, which will replace it; to keep a text of your own, remove this line. -->"
-CURVE_ROWS = 10  # of the learning curve, at most
-LISTED_LABELS = 30  # at most
-NEW_TOKENS = 100  # for the examples, if the model was saved without a length
+MAX_CURVE_ROWS = 10
+MAX_LISTED_LABELS = 30
+NEW_TOKENS = 100  # in code examples, if the generation config has no length
 
-# For each of our metrics what the Hub calls it, what people call it, and how a score is written.
+# For each metric: its name on the Hub, its display name, and the format of its score.
 METRICS = {
     "sacrebleu": ("sacrebleu", "sacreBLEU", "{:.2f}"),
     "bleu_lower": ("sacrebleu", "sacreBLEU, lowercased", "{:.2f}"),
@@ -60,7 +60,7 @@ METRICS = {
 }
 
 PAPER = "[*Attention Is All You Need*](https://arxiv.org/abs/1706.03762) (Vaswani et al. 2017)"
-WAYS = {
+ARCHITECTURES = {
     "encoder-decoder": f"An encoder-decoder Transformer, the architecture of {PAPER}.",
     "encoder-only": f"An encoder-only (bidirectional) Transformer: the encoder of {PAPER}, as in "
     "[BERT](https://arxiv.org/abs/1810.04805) (Devlin et al. 2019).",
@@ -77,31 +77,31 @@ LIMITS = {
 
 
 def render_card(folder: Path, repo_id: str | None = None, overrides: Sequence[str] = ()) -> dict[str, bytes]:
-    """The model card of a saved model.
+    """Render the model card of a saved model.
 
     Args:
-        folder: What `trivium train`, `trivium join` or `save_pretrained` wrote.
-        repo_id: What the model is called on the Hub, `owner/name`; None: as the folder.
-        overrides: Single fields of the recipe's `card:` section to replace, as `card.field=value`.
+        folder: A folder written by `trivium train`, `trivium join` or `save_pretrained`.
+        repo_id: The repository on the Hub, `owner/name`; None: the name of the folder.
+        overrides: Fields of the recipe's `card:` section to override, as `card.field=value`.
 
     Returns:
-        The content of `README.md` and, if there is a text to draw it for, of `attention.png`.
+        The content of `README.md` and, if the card has an example text, of `attention.png`, keyed by file name.
 
     Raises:
-        FileNotFoundError: There is no model, or it has no weights.
-        ValueError: A file says what the card cannot understand, or an override is none.
+        FileNotFoundError: The folder has no model or no weights.
+        ValueError: A file is invalid, or an override is not of the form `card.field=value`.
     """
     facts = _read_facts(folder, overrides)
-    picture = _draw(facts)
+    picture = _draw_attention(facts)
     name = repo_id or folder.resolve().name
     template = resources.files("trivium.hub").joinpath("hub_card.md").read_text(encoding="utf-8")
-    # Its statements are in comments, so that whoever opens the template sees a document.
+    # Jinja statements are inside HTML comments, so that the template itself renders as Markdown.
     template = re.sub(r"<!-- ({[%#].*?[%#]}) -->\s*", r"\1", template, flags=re.DOTALL)
     card = ModelCard.from_template(
         _metadata(facts, name),
-        # The front matter is none of the document's: with it, nobody could read the template as one.
+        # The front matter is added here, since with it the template would not render as Markdown.
         template_str=f"---\n{{{{ card_data }}}}\n---\n\n{MARK}\n\n{template}",
-        **_words(facts, name),
+        **_template_variables(facts, name),
         picture=PICTURE_FILE if picture else None,
     )
     files = {CARD_FILE: f"{str(card).rstrip()}\n".encode()}
@@ -110,13 +110,13 @@ def render_card(folder: Path, repo_id: str | None = None, overrides: Sequence[st
 
 @dataclass(frozen=True)
 class Introduction:
-    """What a page says of a model before anybody has tried it.
+    """Introduction of a model on a demo page.
 
     Attributes:
-        title: Its name for people.
-        summary: What it does, in Markdown; may be empty.
-        examples: Texts to try it with.
-        license: As the Hub calls it.
+        title: Display name of the model.
+        summary: Description in Markdown; may be empty.
+        examples: Example inputs.
+        license: License identifier of the Hub.
     """
 
     title: str
@@ -126,14 +126,14 @@ class Introduction:
 
 
 def introduce(folder: Path, repo_id: str | None = None) -> Introduction:
-    """What the card of a saved model would say first; raises what `render_card` raises."""
+    """Return title, summary, examples and license of a saved model; raise as `render_card`."""
     facts = _read_facts(folder, [])
     title = facts.title(repo_id or folder.resolve().name)
     return Introduction(title, facts.card.summary or "", facts.examples, facts.card.license)
 
 
 def has_own_card(folder: Path) -> bool:
-    """Whether there is a README.md that a person wrote, or made their own by removing the line that says it is not."""
+    """Return True if the folder has a hand-written README.md, which lacks the mark of a generated card."""
     path = folder / CARD_FILE
     if not path.is_file():
         return False
@@ -152,19 +152,19 @@ class _Facts:
     parameters: int
     card: CardArguments
     recipe: Recipe | None
-    evaluations: dict[str, dict[str, Any]]  # by part
+    evaluations: dict[str, dict[str, Any]]  # by split
     state: TrainerState | None
     generation: GenerationConfig | None
 
     @property
-    def way(self) -> str:
+    def architecture(self) -> str:
         if self.config.is_encoder_decoder:
             return "encoder-decoder"
         return "encoder-only" if self.config.encoder_layers else "decoder-only"
 
     @property
     def examples(self) -> list[str]:
-        """Texts to try the model with, as it was trained to take them."""
+        """Return example inputs in the format that the model was trained on."""
         examples = self.card.examples or [self.usage.example]
         if self.usage.task == "fill-mask":
             examples = [text for text in examples if "<mask>" in text] or [self.usage.example]
@@ -174,11 +174,11 @@ class _Facts:
 
     @property
     def example(self) -> str:
-        """The first of them."""
+        """Return the first example."""
         return self.examples[0]
 
     def title(self, name: str) -> str:
-        """Return the heading for a model called `name`, in one line, as plain text."""
+        """Return the title of a model named `name`, in one line, as plain text."""
         return " ".join((self.card.title or name.rsplit("/", 1)[-1]).split())
 
     @property
@@ -190,15 +190,15 @@ class _Facts:
 
     @property
     def run(self) -> dict[str, Any]:
-        """What the training says of itself: `seconds`, `hardware`, `versions`, `processes`, `data`, `seed`."""
-        return self._told_by("RunFacts")
+        """Return the run metadata: `seconds`, `hardware`, `versions`, `processes`, `data`, `seed`."""
+        return self._state_of("RunFacts")
 
     @property
     def work(self) -> dict[str, Any]:
-        """How much was computed: `tokens`, `padded`, `flops`, `seconds`."""
-        return self._told_by("Throughput").get("work", {})
+        """Return the amount of computation: `tokens`, `padded`, `flops`, `seconds`."""
+        return self._state_of("Throughput").get("work", {})
 
-    def _told_by(self, callback: str) -> dict[str, Any]:
+    def _state_of(self, callback: str) -> dict[str, Any]:
         callbacks = self.state.stateful_callbacks if self.state else None
         return (callbacks or {}).get(callback, {}).get("attributes", {})
 
@@ -206,8 +206,8 @@ class _Facts:
 def _read_facts(folder: Path, overrides: Sequence[str]) -> _Facts:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not a saved model: it has no config.json.")
-    if others := [text for text in overrides if not re.match(r"card\.\w+=", text)]:
-        raise ValueError(f"{others[0]!r} is nothing for a card: write card.field=value, such as card.license=mit.")
+    if invalid := [text for text in overrides if not re.match(r"card\.\w+=", text)]:
+        raise ValueError(f"overrides has {invalid[0]!r}, but must have card.field=value, such as card.license=mit.")
     weights_of(folder)  # raises if there are none
     config = TriviumConfig.from_pretrained(folder)
     recipe = load_recipe(folder, overrides) if (folder / RECIPE_FILE).is_file() else None
@@ -217,7 +217,9 @@ def _read_facts(folder: Path, overrides: Sequence[str]) -> _Facts:
         if path.is_file():
             evaluations[split] = json.loads(path.read_text(encoding="utf-8"))
             if "scores" not in evaluations[split]:
-                raise ValueError(f"{path} is of an older version: run `trivium evaluate` again, or delete it.")
+                raise ValueError(
+                    f"{path} was written by an older version: run `trivium evaluate` again, or delete it."
+                )
     state, generation = folder / "trainer_state.json", folder / "generation_config.json"
     return _Facts(
         folder=folder,
@@ -233,11 +235,11 @@ def _read_facts(folder: Path, overrides: Sequence[str]) -> _Facts:
 
 
 def _metadata(facts: _Facts, name: str) -> ModelCardData:
-    """The front matter: what the Hub sorts and finds models by."""
+    """Build the front matter, by which the Hub lists and searches models."""
     results = [
         EvalResult(
             task_type=facts.usage.task,
-            # With a slash it would be the name of somebody's data set on the Hub.
+            # A name with a slash would refer to a data set on the Hub.
             dataset_type=_hub_data_set(facts, split) or evaluation["data"].replace("/", "-"),
             dataset_name=evaluation["data"],
             dataset_split=split,
@@ -247,14 +249,14 @@ def _metadata(facts: _Facts, name: str) -> ModelCardData:
         )
         for split, evaluation in facts.evaluations.items()
         for metric, result in evaluation["scores"].items()
-        if math.isfinite(result["score"])  # JSON, which the Hub makes of it, knows no other numbers
+        if math.isfinite(result["score"])  # the Hub converts it to JSON, which has no infinity
     ]
     return ModelCardData(
         language=facts.languages or None,
         license=facts.card.license,
         library_name="transformers",
         pipeline_tag=facts.usage.task,
-        tags=["trivium", facts.way],
+        tags=["trivium", facts.architecture],
         base_model=_hub_model(facts.recipe),
         datasets=facts.card.datasets or None,
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
@@ -265,13 +267,16 @@ def _metadata(facts: _Facts, name: str) -> ModelCardData:
 
 
 def _hub_data_set(facts: _Facts, split: str) -> str | None:
-    """What the Hub calls the data of an evaluation, if they were those that the card is about."""
+    """Return the Hub name of the evaluation data, if it is the data of the recipe and the card names it."""
     own = facts.recipe and facts.evaluations[split]["data"] == data_name(facts.recipe.data, split)
     return facts.card.datasets[0] if own and facts.card.datasets else None
 
 
 def _hub_model(recipe: Recipe | None) -> str | None:
-    """What the Hub calls the model that the run went on from, if it came from there: `runs/words` might be a name."""
+    """Return the Hub name of the initial model, if it was loaded from the Hub.
+
+    A local path such as `runs/words` looks like a Hub name, so it must not exist here and must be in the Hub cache.
+    """
     if recipe is None or recipe.init_from is None or Path(recipe.init_from).exists():
         return None
     try:
@@ -281,50 +286,49 @@ def _hub_model(recipe: Recipe | None) -> str | None:
     return recipe.init_from if isinstance(loaded, str) else None
 
 
-# --- Words -----------------------------------------------------------------------------------------------------------
+# --- Content ---------------------------------------------------------------------------------------------------------
 
 
-def _words(facts: _Facts, name: str) -> dict[str, Any]:
-    """What the template asks for; None where a fact is missing."""
+def _template_variables(facts: _Facts, name: str) -> dict[str, Any]:
+    """Return the variables of the template; None for a missing fact."""
     card, config, usage = facts.card, facts.config, facts.usage
     length = None
     if config.decoder_layers and not (
         facts.generation and (facts.generation.max_length or facts.generation.max_new_tokens)
     ):
         length = NEW_TOKENS
-    about = (usage, config, name, facts.example, length)
     return {
         "title": _line(facts.title(name)),
         "summary": card.summary,
-        "what_it_is": _what_it_is(facts),
+        "description": _description(facts),
         **_shape(config),
         "parameters": f"{facts.parameters:,}",
-        "pipeline_code": pipeline_code(*about) if usage.has_pipeline else None,
-        "auto_code": auto_code(*about),
+        "pipeline_code": pipeline_code(usage, config, name, facts.example, length) if usage.has_pipeline else None,
+        "auto_code": auto_code(usage, config, name, facts.example, length),
         "command_code": command_code(usage, name, facts.example),
         "results": _results(facts.evaluations),
-        "how_it_was_measured": _how_it_was_measured(facts.evaluations),
-        "pictured_text": _code(facts.example),
+        "evaluation_details": _evaluation_details(facts.evaluations),
+        "attention_text": _code(facts.example),
         "training": _table(_training(facts)),
         "learning_curve": _learning_curve(facts.state),
         "recipe": _recipe_block(facts.recipe) if facts.recipe else None,
         "resources": _table(_resources(facts.run, facts.work)),
         "intended_use": card.intended_use,
         "limitations": card.limitations,
-        "general_limits": LIMITS["text" if config.decoder_layers or usage.task == "fill-mask" else "labels"],
+        "general_limitations": LIMITS["text" if config.decoder_layers or usage.task == "fill-mask" else "labels"],
     }
 
 
-def _what_it_is(facts: _Facts) -> str:
-    """The architecture, and what it is for."""
+def _description(facts: _Facts) -> str:
+    """Describe the architecture and the task."""
     purpose = f"Its task is {_code(facts.usage.task)}"
     if facts.recipe and facts.recipe.kind.columns == PAIR:
         purpose += f", from {_code(facts.recipe.data.source)} to {_code(facts.recipe.data.target)}"
     labels = [_code(label) for label in facts.config.id2label.values()]
     if facts.usage.task in ("text-classification", "token-classification") and len(labels) > 1:
-        names = f": {', '.join(labels)}" if len(labels) <= LISTED_LABELS else ""
+        names = f": {', '.join(labels)}" if len(labels) <= MAX_LISTED_LABELS else ""
         purpose += f". It distinguishes {len(labels)} labels{names}"
-    return f"{WAYS[facts.way]} {purpose}."
+    return f"{ARCHITECTURES[facts.architecture]} {purpose}."
 
 
 def _shape(config: TriviumConfig) -> dict[str, str]:
@@ -359,7 +363,7 @@ def _results(evaluations: Mapping[str, dict[str, Any]]) -> str:
     )
 
 
-def _how_it_was_measured(evaluations: Mapping[str, dict[str, Any]]) -> str:
+def _evaluation_details(evaluations: Mapping[str, dict[str, Any]]) -> str:
     lines = []
     for split, evaluation in evaluations.items():
         options = ", ".join(_code(f"{name}={value}") for name, value in evaluation["generation"].items())
@@ -375,8 +379,8 @@ def _training(facts: _Facts) -> list[tuple[str, str]]:
     rows = []
     recipe, state, config = facts.recipe, facts.state, facts.config
     if recipe:
-        setting: dict[str, Any] = {each.name: each.default for each in fields(Seq2SeqTrainingArguments)}
-        setting |= {name: given for name, given in recipe.training.items() if given is not None}
+        settings: dict[str, Any] = {field.name: field.default for field in fields(Seq2SeqTrainingArguments)}
+        settings |= {name: value for name, value in recipe.training.items() if value is not None}
         data = _code(data_name(recipe.data, "train"))
         if recipe.kind.columns == PAIR:
             data += f", from {_code(recipe.data.source)} to {_code(recipe.data.target)}"
@@ -389,25 +393,25 @@ def _training(facts: _Facts) -> list[tuple[str, str]]:
             model = _hub_model(recipe)
             link = f"[{model}](https://huggingface.co/{model})" if model else _code(without_home(recipe.init_from))
             rows.append(("initialized from", link))
-        share = _count(setting["per_device_train_batch_size"], "row")
+        share = _count(settings["per_device_train_batch_size"], "row")
         if recipe.inputs.max_tokens is not None:
             share = f"rows of similar length, up to {_count(recipe.inputs.max_tokens, 'token')},"
         batch = [f"{share} per device"]
-        if setting["gradient_accumulation_steps"] != 1:
-            batch.append(f"{setting['gradient_accumulation_steps']} gradient accumulation steps")
+        if settings["gradient_accumulation_steps"] != 1:
+            batch.append(f"{settings['gradient_accumulation_steps']} gradient accumulation steps")
         if processes := facts.run.get("processes"):
             batch.append(_count(processes, "process", "processes"))
         rows += [
             ("batch", ", ".join(batch)),
             (
                 "optimizer",
-                f"{_code(setting['optim'])}, β₁ {setting['adam_beta1']}, β₂ {setting['adam_beta2']}, "
-                f"ε {setting['adam_epsilon']}, weight decay {setting['weight_decay']}",
+                f"{_code(settings['optim'])}, β₁ {settings['adam_beta1']}, β₂ {settings['adam_beta2']}, "
+                f"ε {settings['adam_epsilon']}, weight decay {settings['weight_decay']}",
             ),
             (
                 "learning rate",
-                f"{setting['learning_rate']}, schedule {_code(setting['lr_scheduler_type'])}, "
-                f"{setting['warmup_steps']:,} warm-up steps",
+                f"{settings['learning_rate']}, schedule {_code(settings['lr_scheduler_type'])}, "
+                f"{settings['warmup_steps']:,} warm-up steps",
             ),
             ("regularization", f"dropout {config.dropout}, label smoothing {config.label_smoothing}"),
         ]
@@ -422,19 +426,19 @@ def _training(facts: _Facts) -> list[tuple[str, str]]:
 
 
 def _learning_curve(state: TrainerState | None) -> str:
-    """The validation losses, thinned out, each with the training loss that was logged last."""
+    """Return table rows of validation losses, subsampled, each with the last logged training loss."""
     rows, loss = [], ""
     for entry in state.log_history if state else []:
         if "loss" in entry:
             loss = f"{entry['loss']:.3f}"
         if "eval_loss" in entry:
             rows.append((f"{entry['step']:,}", loss, f"{entry['eval_loss']:.3f}"))
-    every = math.ceil(len(rows) / CURVE_ROWS) or 1
-    return _table(rows[::-1][::every][::-1])  # with the last one
+    every = math.ceil(len(rows) / MAX_CURVE_ROWS) or 1
+    return _table(rows[::-1][::every][::-1])  # keeps the last row
 
 
 def _recipe_block(recipe: Recipe) -> str:
-    text = public_recipe(replace(recipe, card=CardArguments()))  # the card has said its own section
+    text = public_recipe(replace(recipe, card=CardArguments()))  # the card shows its own section as text
     fence = "`" * max(3, *(len(run) + 1 for run in ["", *re.findall("`+", text)]))
     return f"{fence}yaml\n{text.rstrip()}\n{fence}"
 
@@ -458,7 +462,7 @@ def _versions(versions: Mapping[str, str]) -> str:
 
 
 def _table(rows: Iterable[tuple[str, ...]]) -> str:
-    """Rows of a table in Markdown, one a line."""
+    """Format rows of a Markdown table, one per line."""
     cells = ([" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in rows)
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
@@ -468,30 +472,30 @@ def _count(number: int, name: str, plural: str | None = None) -> str:
 
 
 def _line(text: str) -> str:
-    """Text in one line, and no HTML."""
+    """Return the text in one line, with HTML escaped."""
     return html.escape(" ".join(text.split()), quote=False)
 
 
 def _code(text: str) -> str:
-    """A name or a number as it is, with nothing in it that Markdown would take for its own."""
+    """Format a name or a number as Markdown inline code."""
     return f"`{' '.join(text.split()).replace('`', chr(39))}`" if text.strip() else ""
 
 
 # --- Picture ---------------------------------------------------------------------------------------------------------
 
 
-def _draw(facts: _Facts) -> bytes | None:
-    """The attention of the model as a PNG, if the card has a text to draw it for."""
+def _draw_attention(facts: _Facts) -> bytes | None:
+    """Return the attention of the model as a PNG, if the card has an example text and the model supports it."""
     model_class = getattr(modeling, facts.config.architectures[0])
-    writes_nothing = facts.config.is_encoder_decoder and facts.usage.task != "translation"
-    if not facts.card.examples or writes_nothing or not (facts.folder / "tokenizer.json").is_file():
+    cannot_generate = facts.config.is_encoder_decoder and facts.usage.task != "translation"
+    if not facts.card.examples or cannot_generate or not (facts.folder / "tokenizer.json").is_file():
         return None
-    from trivium.inspection import plot_attention  # only now: drawing takes time to import
+    from trivium.inspection import plot_attention  # deferred: matplotlib takes time to import
 
     tokenizer = AutoTokenizer.from_pretrained(facts.folder, trust_remote_code=False)
     figure = plot_attention(model_class.from_pretrained(facts.folder), tokenizer, facts.example)
     content = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a script that the font lacks is drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph")  # glyphs that the font lacks are drawn as boxes
         figure.savefig(content, format="png", dpi=150, bbox_inches="tight")
     return content.getvalue()
