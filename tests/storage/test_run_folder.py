@@ -202,7 +202,7 @@ def test_checkpoint_with_foreign_files_is_not_rotated_away(run: Path, caplog: py
     delete_old_checkpoints(run, 1, None)
     assert [path.name for path in checkpoints_of(run)] == ["checkpoint-3", "checkpoint-5"]
     assert (run / "checkpoint-3-backup").is_dir()
-    assert "checkpoint-3 is old, but stays: it holds thesis.txt, which training did not write" in caplog.text
+    assert "checkpoint-3 is not deleted: it holds thesis.txt, which training did not write" in caplog.text
 
 
 def test_old_checkpoints_are_deleted_but_the_best(run: Path) -> None:
