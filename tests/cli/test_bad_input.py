@@ -93,15 +93,15 @@ def test_weights_that_are_cut_off_are_named(command: str, size: int, models: Pat
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["training.max_steps=abc"], "training.max_steps is 'abc', but must be a whole number"),
+        (["training.max_steps=abc"], "training.max_steps is 'abc', but must be an integer"),
         (["data.trian=x"], "data.trian is unknown. Did you mean train?"),
         (
             ["training.run_name=${oc.env:HOME}"],
-            "training.run_name is '${oc.env:HOME}', but a recipe is taken literally",
+            "training.run_name is '${oc.env:HOME}', but interpolation",
         ),
         (["model.d_model=abc"], "d_model"),
         (["model.norm_eps=.inf"], "norm_eps is inf, but must be above 0 and finite"),
-        (["generation.num_beams=abc"], "generation.num_beams is 'abc', but must be a whole number"),
+        (["generation.num_beams=abc"], "generation.num_beams is 'abc', but must be an integer"),
     ],
 )
 def test_values_of_a_recipe_are_named(

@@ -207,7 +207,7 @@ def test_the_card_says_so(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path / "run", "card.examples=[]", "training.adam_beta2=null", max_tokens=1000)
     train(recipe)
     card = render_card(tmp_path / "run", "someone/numbers")["README.md"].decode()
-    assert "| batch | rows of like length, up to 1,000 tokens, on each device, 1 process |" in card
+    assert "| batch | rows of similar length, up to 1,000 tokens, per device, 1 process |" in card
     assert "β₂ 0.999" in card  # null is the Trainer's default
 
 
@@ -239,8 +239,11 @@ def test_every_task_can_be_trained_so(task: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.per_device_train_batch_size=64", "set training.per_device_train_batch_size=null, or inputs.max_"),
-        ("training.train_sampling_strategy=group_by_length", "is group_by_length, which does not go with batches by"),
+        ("training.per_device_train_batch_size=64", "Set training.per_device_train_batch_size=null, or inputs.max_"),
+        (
+            "training.train_sampling_strategy=group_by_length",
+            "is group_by_length, which cannot be",
+        ),
         ("training.auto_find_batch_size=true", "training.auto_find_batch_size is True"),
         ("training.dataloader_drop_last=true", "training.dataloader_drop_last is True"),
         ("inputs.max_tokens=0", "inputs.max_tokens is 0, but must be at least 1, or null"),
@@ -252,7 +255,7 @@ def test_what_contradicts_it_is_refused(override: str, message: str, tmp_path: P
 
 
 def test_packed_rows_have_no_lengths_to_make_batches_by(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"inputs\.packing.*True.*batches.*tokens"):
+    with pytest.raises(ValueError, match=r"inputs\.packing.*True.*token batches"):
         load_recipe("shakespeare", ["data.train=x", "data.validation=x", "inputs.packing=true", "inputs.max_tokens=9"])
 
 

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from trivium.data import DataArguments, load_data, read_lines
-from trivium.data.loading import LABELLED_TEXT, TEXT
+from trivium.data.loading import LABELED_TEXT, TEXT
 
 PAIRS = [{"en": "A dog.", "de": "Ein Hund."}, {"en": "NA", "de": '"Zwei" Hunde, drei Katzen.'}, {"en": "3", "de": "3"}]
 EXPECTED = [{"source": pair["en"], "target": pair["de"]} for pair in PAIRS]
@@ -236,7 +236,7 @@ def test_labelled_texts_under_any_name(tmp_path, kind, names, streaming):
     file = write_rows(tmp_path / f"train.{kind}", rows)
     options = {"text": names[0], "label": names[1], "streaming": streaming}
     expected = [{"text": "text 0", "label": "good"}, {"text": "text 1", "label": "bad"}]
-    assert load_as(LABELLED_TEXT, file, **options) == expected
+    assert load_as(LABELED_TEXT, file, **options) == expected
     assert load_as(TEXT, file, **options) == [{"text": row["text"]} for row in expected]
 
 
@@ -245,13 +245,13 @@ def test_labelled_texts_under_any_name(tmp_path, kind, names, streaming):
 @pytest.mark.parametrize("labels", [[3, 0], [0.5, 2.0], [["a", "b"], []], [[], [7]], [True, False]])
 def test_labels_keep_their_type(tmp_path, kind, labels, streaming):
     rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]
-    loaded = load_as(LABELLED_TEXT, write_rows(tmp_path / f"train.{kind}", rows), streaming=streaming)
+    loaded = load_as(LABELED_TEXT, write_rows(tmp_path / f"train.{kind}", rows), streaming=streaming)
     assert loaded == rows
     assert [type(row["label"]) for row in loaded] == [type(label) for label in labels]
 
 
 @eager_and_lazy
-@pytest.mark.parametrize("columns", [TEXT, LABELLED_TEXT])
+@pytest.mark.parametrize("columns", [TEXT, LABELED_TEXT])
 def test_named_data_sets_of_texts(tmp_path, columns, streaming):
     rows = [{"sentence": "a cat", "class": 1, "id": 7}, {"sentence": "a dog", "class": 0, "id": 8}]
     for split in ("train", "validation"):
@@ -266,7 +266,7 @@ def test_named_data_sets_of_texts(tmp_path, columns, streaming):
 def test_named_data_set_whose_columns_have_our_names(tmp_path):
     rows = [{"label": ["x"], "text": "a cat"}, {"label": [], "text": "a dog"}]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "corpus" / "train.parquet")
-    loaded = load_data(DataArguments(name=str(tmp_path / "corpus")), LABELLED_TEXT)["train"]
+    loaded = load_data(DataArguments(name=str(tmp_path / "corpus")), LABELED_TEXT)["train"]
     assert list(loaded) == rows
 
 
@@ -274,19 +274,23 @@ def test_named_data_set_whose_columns_have_our_names(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"text": "a"}\n', r"line 1: there is no 'label', only \['text'\]; set `text` and `label`"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n',
+            r"line 1: there is no column 'label', only \['text'\]; set .*data\.label",
+        ),
         ("a.jsonl", '{"text": "a", "label": null}\n', r"line 1: 'label' is None; every text needs a label"),
         ("a.jsonl", '{"text": "a", "label": NaN}\n', r"line 1: 'label' is nan; every text needs a label"),
         ("a.csv", "text,label\na,b\nc,\n", r"a\.csv, line 3: 'label' is ''; every text needs a label"),
         ("a.csv", "text,label\n ,b\n", r"a\.csv, line 2: 'text' is ' '; every row needs a text"),
         ("a.csv", "text,label\n", r"a\.csv: there are no texts in this file"),
-        ("a.txt", "a\n", r"a\.txt: plain text has no labels; give a file that ends in \.jsonl"),
+        ("a.txt", "a\n", r"a\.txt, but plain text has no labels.* ends in \.jsonl"),
     ],
 )
 def test_faulty_labelled_texts(tmp_path, name, content, message, streaming):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        load_as(LABELLED_TEXT, tmp_path / name, streaming=streaming)
+        load_as(LABELED_TEXT, tmp_path / name, streaming=streaming)
 
 
 @eager_and_lazy
@@ -309,14 +313,14 @@ def test_faulty_plain_text(tmp_path, content, whole, message, streaming):
 
 @pytest.mark.parametrize(
     ("columns", "allowed"),
-    [(TEXT, r"\.parquet, or else plain text\.$"), (LABELLED_TEXT, r"\.parquet\.$")],
+    [(TEXT, r"\.parquet, or plain text\.$"), (LABELED_TEXT, r"\.parquet\.$")],
 )
 def test_a_missing_file_says_what_would_do(tmp_path, columns, allowed):
     with pytest.raises(FileNotFoundError, match=rf"train.*file.*{allowed}"):
         load_as(columns, tmp_path / "train")
 
 
-@pytest.mark.parametrize("columns", [TEXT, LABELLED_TEXT])
+@pytest.mark.parametrize("columns", [TEXT, LABELED_TEXT])
 def test_the_embedded_corpus_is_of_pairs(columns):
     with pytest.raises(ValueError, match=rf"sentence pairs.*{' and '.join(columns)}"):
         load_data(DataArguments(name="numbers"), columns)
@@ -349,15 +353,19 @@ def test_faulty_parallel_text(tmp_path, english, german, message, streaming):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"en": "a", "de": "b"}\n{"en": "a"}\n', r"a\.jsonl, line 2: there is no 'de', only \['en'\]"),
+        (
+            "a.jsonl",
+            b'{"en": "a", "de": "b"}\n{"en": "a"}\n',
+            r"a\.jsonl, line 2: .* no column 'de', only \['en'\]",
+        ),
         ("a.jsonl", b'{"en": "a", "de": null}\n', r"line 1: 'de' is None; every pair needs"),
         ("a.jsonl", b'{"en": 7, "de": "b"}\n', r"line 1: 'en' is 7"),
         ("a.jsonl", b'{"en": "a", "de": "b"}\n{"en": \n', r"line 2: not JSON \(.*\); every line must be one JSON"),
         ("a.json", b'["a", "b"]\n', r"a\.json, line 1: found list; every line must be one JSON object"),
         ("a.jsonl", b'{"en": "\xe4", "de": "b"}\n', r"line 1: byte 0xe4 at position 9 is not UTF-8"),
         ("a.jsonl", b"", r"a\.jsonl: the file is empty"),
-        ("a.csv", b"english,de\na,b\n", r"a\.csv, line 2: there is no 'en', only \['english', 'de'\]"),
-        ("a.csv", b"en,de\na,b\na\n", r"line 3: found 1 cells; line 1 announces 2"),
+        ("a.csv", b"english,de\na,b\n", r"a\.csv, line 2: there is no column 'en', only \['english', 'de'\]"),
+        ("a.csv", b"en,de\na,b\na\n", r"line 3: found 1 cells, but line 1 has 2"),
         ("a.csv", b'en,de\na,"b\nc\n', r"line 3: unexpected end of data"),
         ("a.csv", b"en,de\n", r"a\.csv: there are no sentence pairs"),
         ("a.tsv", b"en\tde\na\t\n", r"a\.tsv, line 2: 'de' is ''"),
@@ -410,7 +418,7 @@ def test_named_data_set_without_known_splits(tmp_path):
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: dev\n    path: dev.jsonl\n---\n"
     )
     (tmp_path / "corpus" / "dev.jsonl").write_text('{"en": "a", "de": "b"}\n')
-    with pytest.raises(ValueError, match=r"splits \['dev'\], none.*`train`"):
+    with pytest.raises(ValueError, match=r"splits \['dev'\], none.*data\.train"):
         load_data(DataArguments(name=str(tmp_path / "corpus")))
     splits = load_data(DataArguments(name=str(tmp_path / "corpus"), validation="dev"))
     assert list(splits["validation"]) == [{"source": "a", "target": "b"}]
@@ -419,9 +427,9 @@ def test_named_data_set_without_known_splits(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "There is no data: set data.name"),
-        ({"name": "numbers", "train": "x"}, "has its own splits"),
-        ({"name": "numbers", "target": "fr"}, "`numbers` is English and German"),
+        ({}, r"data\.name and data\.train are both null"),
+        ({"name": "numbers", "train": "x"}, r"fixed splits.*data\.train"),
+        ({"name": "numbers", "target": "fr"}, "'fr'.*English and German"),
         ({"name": "numbers", "max_test_samples": 0}, "max_test_samples is 0, but must be at least 1"),
     ],
 )
@@ -449,7 +457,7 @@ def test_labels_of_a_hub_data_set_go_by_their_names(tmp_path, streaming):
         rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": labels}, features=features)
         rows.to_parquet(tmp_path / "corpus" / f"{split}.parquet")
     args = DataArguments(name=str(tmp_path / "corpus"), train="train", streaming=streaming)
-    assert [row["label"] for row in load_data(args, LABELLED_TEXT)["train"]] == ["good", "bad"]
+    assert [row["label"] for row in load_data(args, LABELED_TEXT)["train"]] == ["good", "bad"]
     args.train = "test"
     with pytest.raises(ValueError, match=r"row 2: 'label'.*missing"):
-        list(load_data(args, LABELLED_TEXT)["train"])
+        list(load_data(args, LABELED_TEXT)["train"])

@@ -200,7 +200,7 @@ def test_a_branch_of_the_hub_is_created_when_the_run_begins(hub: HubServer, tmp_
 
 def test_a_token_does_not_get_into_a_recipe(tmp_path: Path) -> None:
     recipe = pushing_recipe(tmp_path / "run", "training.hub_token=hf_secret")
-    with pytest.raises(ValueError, match=r"training\.hub_token.*recipe.*place.*secret"):
+    with pytest.raises(ValueError, match=r"training\.hub_token.*recipe.*secret"):
         train(recipe)
     assert not (tmp_path / "run").exists()
 

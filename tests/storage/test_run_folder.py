@@ -78,13 +78,13 @@ def test_run_begins_in_a_new_or_empty_folder(tmp_path: Path) -> None:
 
 def test_finished_run_without_checkpoints_is_refused(run: Path) -> None:
     shutil.rmtree(run / "checkpoint-3")
-    refused(run, r"run holds a run already .*: resume it .*overwrite it")
+    refused(run, r"already holds a run .*: resume it .*overwrite it")
 
 
 def test_run_killed_before_its_first_checkpoint_is_refused(tmp_path: Path) -> None:
     begin(tmp_path / "run")
-    refused(tmp_path / "run", r"holds a run already \(.*recipe\.yaml\)")
-    refused(tmp_path / "run", "There is no checkpoint in .* start it again", resume=True)
+    refused(tmp_path / "run", r"already holds a run \(.*recipe\.yaml\)")
+    refused(tmp_path / "run", "There is no checkpoint .*--overwrite", resume=True)
     begin(tmp_path / "run", overwrite=True)
 
 
@@ -93,7 +93,7 @@ def test_folder_with_foreign_files_is_refused(tmp_path: Path, name: str) -> None
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    refused(tmp_path / "run", f"is not empty: it holds {name}, which no training of Trivium wrote")
+    refused(tmp_path / "run", f"is not empty: it holds {name}, which Trivium did not write")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_checkpoint_with_foreign_files_is_not_rotated_away(run: Path, caplog: py
     delete_old_checkpoints(run, 1, None)
     assert [path.name for path in checkpoints_of(run)] == ["checkpoint-3", "checkpoint-5"]
     assert (run / "checkpoint-3-backup").is_dir()
-    assert "checkpoint-3 is old, but stays: it holds thesis.txt, which training did not write" in caplog.text
+    assert "checkpoint-3 is not deleted: it holds thesis.txt, which training did not write" in caplog.text
 
 
 def test_old_checkpoints_are_deleted_but_the_best(run: Path) -> None:
@@ -245,7 +245,7 @@ def test_manifest_that_leads_out_of_the_run_is_refused(run: Path, name: str) -> 
 def test_broken_manifest_is_refused(run: Path, content: str) -> None:
     start_manifest(run, [])
     (run / MANIFEST).write_text(content)
-    refused(run, "is no manifest of a run", overwrite=True)
+    refused(run, "is not the manifest of a run", overwrite=True)
 
 
 def test_links_are_never_followed(run: Path) -> None:
@@ -260,7 +260,7 @@ def test_links_are_never_followed(run: Path) -> None:
     assert (outside / "victim.txt").read_text() == "mine"
     assert names_in(run) == {"link", "notes", RECIPE_FILE, MANIFEST.as_posix()}
     (run / "checkpoint-3").symlink_to(outside)
-    with pytest.raises(ValueError, match="holds checkpoint-3, which no training"):
+    with pytest.raises(ValueError, match="holds checkpoint-3, which Trivium did not write"):
         begin(run, overwrite=True)
 
 
@@ -295,7 +295,7 @@ def test_second_training_in_a_folder_is_refused_until_the_first_is_killed(tmp_pa
     process.start()
     assert held.wait(120)
     for how in ({}, {"resume": True}, {"overwrite": True}):
-        refused(run, f"run is in use: another training holds .*{LOCK}.* Wait until it ends, stop it, or", **how)
+        refused(run, f"run is in use: .*{LOCK}.* Wait until it ends, stop it, or", **how)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()

@@ -429,7 +429,7 @@ def test_weights_in_pieces_are_refused(asked_by: str) -> None:
 def test_a_checkpoint_without_an_average_or_of_another_run_is_refused(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         make_trainer(tmp_path / name, ExponentialAverage(0.9), max_steps=2, seed=seed).train()
-    with pytest.raises(ValueError, match=r"run.*resumed.*one"):
+    with pytest.raises(ValueError, match=r"run.*resumed.*another"):
         make_trainer(tmp_path / "a", ExponentialAverage(0.9)).train(str(tmp_path / "b" / "checkpoint-2"))
     (tmp_path / "a" / "checkpoint-2" / TRAINED_WEIGHTS_FILE).unlink()
     with pytest.raises(FileNotFoundError, match=r"made.*one"):

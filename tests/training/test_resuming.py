@@ -13,7 +13,7 @@ from dying import Moment, folder_of, said_by, trained
 from safetensors.torch import load_file
 
 from trivium.recipe import load_recipe
-from trivium.storage.checkpoints import BROKEN, STATE_FILE, checkpoints_of, find_defect, last_whole_checkpoint
+from trivium.storage.checkpoints import BROKEN, STATE_FILE, checkpoints_of, find_defect, last_valid_checkpoint
 from trivium.storage.manifest import ROOM, RunFolder
 from trivium.training import train
 from trivium.training.callbacks.ema import TRAINED_WEIGHTS_FILE
@@ -165,7 +165,7 @@ def test_a_full_disk_is_explained_and_the_run_goes_on_when_there_is_room(unbroke
     assert trained(settings, resume=True, largest=largest) == 1
     message = said(tmp_path / "run")
     assert "checkpoint-6 could not be written" in message
-    assert "Nothing half-written is left. When there is room, checkpoint-4 is whole: go on from it" in message
+    assert "resume from checkpoint-4" in message
     assert [path.name for path in checkpoints_of(tmp_path / "run")] == ["checkpoint-3", "checkpoint-4"]
     assert [path.name for path in (tmp_path / "run" / ROOM).iterdir()] == ["manifest.json"]
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")  # of a run whose schedule ended there
@@ -181,33 +181,33 @@ def cut(path: Path) -> None:
 
 FLAWS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no state": (lambda folder: (folder / STATE_FILE).unlink(), f"it has no {STATE_FILE}"),
-    "half a state": (lambda folder: cut(folder / STATE_FILE), f"{STATE_FILE} is no whole JSON"),
-    "another state": (lambda folder: (folder / STATE_FILE).write_text("[]"), f"{STATE_FILE} is no whole JSON"),
+    "half a state": (lambda folder: cut(folder / STATE_FILE), f"{STATE_FILE} is not valid JSON"),
+    "another state": (lambda folder: (folder / STATE_FILE).write_text("[]"), f"{STATE_FILE} is not valid JSON"),
     "no step": (lambda folder: (folder / STATE_FILE).write_text('{"global_step": "6"}'), "has no global_step"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "it has no weights"),
-    "half the weights": (lambda folder: cut(folder / "model.safetensors"), "model.safetensors has no end"),
+    "half the weights": (lambda folder: cut(folder / "model.safetensors"), "model.safetensors is truncated"),
     "no optimizer": (lambda folder: (folder / "optimizer.pt").unlink(), "it has no optimizer"),
-    "half an optimizer": (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt has no end"),
+    "half an optimizer": (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt is truncated"),
     "no random states": (lambda folder: (folder / "rng_state.pth").unlink(), "it has no random states"),
     "no average": (lambda folder: (folder / TRAINED_WEIGHTS_FILE).unlink(), f"it has no {TRAINED_WEIGHTS_FILE}"),
     "only a model": (
         lambda folder: [(folder / name).unlink() for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")],
-        "as training.save_only_model asks for",
+        "training.save_only_model",
     ),
     "a missing shard": (
         lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
         "it has no b.safetensors",
     ),
-    "half an index": (lambda folder: (folder / "model.safetensors.index.json").write_text("{"), "whole index"),
+    "half an index": (lambda folder: (folder / "model.safetensors.index.json").write_text("{"), "complete index"),
 }
 
 
 @pytest.mark.parametrize("flaw", FLAWS)
 def test_a_broken_checkpoint_is_recognised_and_the_one_before_it_taken(run: Path, flaw: str) -> None:
     damage, message = FLAWS[flaw]
-    assert last_whole_checkpoint(run, [TRAINED_WEIGHTS_FILE]) == (run / f"checkpoint-{STEPS}", {})
+    assert last_valid_checkpoint(run, [TRAINED_WEIGHTS_FILE]) == (run / f"checkpoint-{STEPS}", {})
     damage(run / f"checkpoint-{STEPS}")
-    checkpoint, flaws = last_whole_checkpoint(run, [TRAINED_WEIGHTS_FILE])
+    checkpoint, flaws = last_valid_checkpoint(run, [TRAINED_WEIGHTS_FILE])
     assert checkpoint == run / "checkpoint-6"
     assert list(flaws) == [run / f"checkpoint-{STEPS}"]
     assert message in flaws[run / f"checkpoint-{STEPS}"]
@@ -218,7 +218,7 @@ def test_a_broken_checkpoint_is_set_aside_when_the_run_goes_on(
 ) -> None:
     cut(run / f"checkpoint-{STEPS}" / "optimizer.pt")
     train(load_recipe("numbers", settings_of(run)), resume=True)
-    assert f"checkpoint-{STEPS} is not whole: optimizer.pt has no end. The run goes on from" in caplog.text
+    assert f"checkpoint-{STEPS} is defective: optimizer.pt is truncated. Resuming from" in caplog.text
     assert (run / BROKEN / f"checkpoint-{STEPS}" / "optimizer.pt").exists()
     ours, theirs = load_file(run / "model.safetensors"), load_file(unbroken / "model.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -239,7 +239,7 @@ def refused(run: Path, message: str, *more: str, kind: type[Exception] = ValueEr
 def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_unasked(run: Path) -> None:
     for checkpoint in checkpoints_of(run):
         cut(checkpoint / "model.safetensors")
-    refused(run, r"No checkpoint in .* is whole \(checkpoint-9: .*; checkpoint-6: .*\), and nothing was changed")
+    refused(run, r"No checkpoint in .* \(checkpoint-9: .*; checkpoint-6: .*\)")
 
 
 def test_what_cannot_be_read_is_not_taken_for_broken(run: Path) -> None:
@@ -253,13 +253,13 @@ def test_what_cannot_be_read_is_not_taken_for_broken(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("training.learning_rate=0.1", r"training\.learning_rate was 0\.002 and is 0\.1"),
-        ("model.dropout=0.2", r"model\.dropout was 0\.1 and is 0\.2"),
-        ("training.seed=1", r"training\.seed was 42 and is 1"),
-        ("data.max_train_samples=50", r"data\.max_train_samples was 100 and is 50"),
-        ("ema_decay=0.8", r"ema_decay was 0\.9 and is 0\.8"),
-        ("training.per_device_train_batch_size=4", r"had 16 rows \(8 x 2 x 1\) and would have 8 rows"),
-        ("training.eval_steps=1", "is finished, after 9 steps"),
+        ("training.learning_rate=0.1", r"training\.learning_rate was 0\.002, is now 0\.1"),
+        ("model.dropout=0.2", r"model\.dropout was 0\.1, is now 0\.2"),
+        ("training.seed=1", r"training\.seed was 42, is now 1"),
+        ("data.max_train_samples=50", r"data\.max_train_samples was 100, is now 50"),
+        ("ema_decay=0.8", r"ema_decay was 0\.9, is now 0\.8"),
+        ("training.per_device_train_batch_size=4", r"had 16 rows \(8 x 2 x 1\).* now have 8 rows"),
+        ("training.eval_steps=1", "is finished after 9 steps"),
     ],
 )
 def test_another_run_is_not_gone_on_with_as_this_one(run: Path, change: str, message: str) -> None:
@@ -270,7 +270,7 @@ def test_the_same_rows_in_other_parts_go_on_with_a_warning(run: Path, caplog: py
     shutil.rmtree(run / f"checkpoint-{STEPS}")
     parts = ("training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=4")
     assert train(load_recipe("numbers", settings_of(run, *parts)), resume=True).state.global_step == STEPS
-    assert "had 16 rows (8 x 2 x 1) and has 16 rows (4 x 4 x 1): the same rows, but other roundings" in caplog.text
+    assert "had 16 rows (8 x 2 x 1), and now has 16 rows (4 x 4 x 1)" in caplog.text
 
 
 def test_how_often_to_save_and_to_evaluate_may_change(run: Path) -> None:

@@ -364,7 +364,7 @@ def test_labelled_texts_are_a_batch_that_the_model_takes(
     ("options", "message"),
     [
         ({"max_length": 1}, "max_length is 1, but must be at least 2"),
-        ({"prompt": "say it:"}, "prompt is 'say it:', but must say where the {source} stands"),
+        ({"prompt": "say it:"}, "prompt is 'say it:', but must contain {source}"),
         ({"mlm_probability": 0.0}, "mlm_probability is 0.0, but"),
         ({"mlm_probability": 1.5}, "mlm_probability is 1.5, but"),
     ],

@@ -1,4 +1,4 @@
-"""Training data: the embedded corpus of numbers, and loading from files and from the Hub."""
+"""Training data: loading from files and from the Hub, the bundled `numbers` corpus, and fingerprints."""
 
 from trivium.data.fingerprints import fingerprint
 from trivium.data.loading import DataArguments, load_data

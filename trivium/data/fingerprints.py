@@ -1,4 +1,4 @@
-"""What tells training data from other data."""
+"""Fingerprint training data, to detect changes when a run is resumed."""
 
 import hashlib
 import json
@@ -9,48 +9,48 @@ from datasets import Dataset, IterableDataset, load_dataset_builder
 from trivium.data.loading import SLICE, DataArguments, files_of
 from trivium.data.readers import READERS
 
-ROWS_AT_ONCE = 1000
+BATCH_SIZE = 1000  # rows to hash at once
 
 
 def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
-    """The same for the same training data in the same order, wherever they lie, and another one for others.
+    """Compute a content hash of the training data and their order, independent of their location.
 
-    Of data that are not streamed it is made of all `rows`. A stream is not read for it: there it is made of what rows
-    are taken and how, and of the bytes of its files; of files on the Hub, of their addresses with the commit. So a
-    stream never has the fingerprint of rows, and another commit gives another one even if no row has changed.
+    For data that are not streamed, hash all `rows`. A stream is not read: hash the arguments that select its rows, and
+    the bytes of its files; for files on the Hub, their URLs with the commit. The same data therefore have different
+    fingerprints with and without streaming, and a new commit changes the fingerprint even if no row has changed.
 
     Args:
-        args: Where the data come from.
-        rows: Those to train on, as `load_data` gives them.
+        args: The `data:` section of the recipe.
+        rows: The training split that `load_data` returns.
 
     Returns:
-        "rows:" or "files:", and a SHA-256 in hexadecimal.
+        "rows:" or "files:", followed by a SHA-256 in hexadecimal.
     """
     digest = hashlib.sha256()
     if isinstance(rows, Dataset) or args.name == "numbers":
-        for batch in rows.iter(ROWS_AT_ONCE):
+        for batch in rows.iter(BATCH_SIZE):
             digest.update(json.dumps(batch, sort_keys=True).encode())
         return f"rows:{digest.hexdigest()}"
-    taken = (args.config_name, args.source, args.target, args.text, args.label, args.whole_files, args.max_ratio)
-    digest.update(json.dumps([*taken, args.max_train_samples, args.train if args.name else None]).encode())
+    selection = (args.config_name, args.source, args.target, args.text, args.label, args.whole_files, args.max_ratio)
+    digest.update(json.dumps([*selection, args.max_train_samples, args.train if args.name else None]).encode())
     for file in _files(args, rows):
-        digest.update((_content(file) if Path(file).is_file() else file).encode())
+        digest.update((_hash_file(file) if Path(file).is_file() else file).encode())
     return f"files:{digest.hexdigest()}"
 
 
 def _files(args: DataArguments, rows: IterableDataset) -> list[str]:
-    """The files of a stream, or their addresses, in the order in which they are read."""
+    """Return the paths or URLs of a stream's files, in reading order."""
     if args.name is None:
-        assert args.train is not None  # or there were nothing to train on
+        assert args.train is not None  # `train` checks that there is a training split.
         return list(files_of(args.train, args, rows.column_names or ()))
-    cut = SLICE.fullmatch(args.train or "train")
-    split = cut[1] if cut else args.train or "train"
-    found = load_dataset_builder(args.name, args.config_name).config.data_files or {}
-    return [file for name, files in found.items() if str(name) == split for file in files]
+    sliced = SLICE.fullmatch(args.train or "train")
+    split = sliced[1] if sliced else args.train or "train"
+    data_files = load_dataset_builder(args.name, args.config_name).config.data_files or {}
+    return [file for name, files in data_files.items() if str(name) == split for file in files]
 
 
-def _content(file: str) -> str:
-    """Of a file its bytes, and as what they are read."""
-    ending = Path(file).suffix
+def _hash_file(file: str) -> str:
+    """Return a hash of the bytes of a file, followed by its suffix if that selects a reader."""
+    suffix = Path(file).suffix
     with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest() + (ending if ending in READERS else "")
+        return hashlib.file_digest(content, "sha256").hexdigest() + (suffix if suffix in READERS else "")

@@ -1,4 +1,4 @@
-"""Samplers that group rows of like length, in an order that follows from seed and epoch alone."""
+"""Samplers that group rows of similar length, in an order that depends only on seed and epoch."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,10 +20,10 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
 
         Args:
             lengths: Length of each row.
-            batch_size: Rows of an optimizer step, which are of similar length.
+            batch_size: Number of rows per optimizer step, which have similar lengths.
             seed: Seed of the order.
-            epoch: Return the epoch that begins. It is called at every iteration, because Accelerate does not forward
-                `set_epoch` to this sampler.
+            epoch: Function that returns the current epoch. It is called whenever an epoch begins, because Accelerate
+                does not forward `set_epoch` to this sampler.
         """
         super().__init__(batch_size, lengths=lengths)
         self._seed, self._epoch = seed, epoch
@@ -35,7 +35,7 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
 
 
 class SeededBatchRebalanceSampler(BatchRebalanceSampler):
-    """Balance the lengths of batches over processes as transformers does, in an order that follows seed and epoch.
+    """Balance batch lengths over processes as transformers does, in an order that depends only on seed and epoch.
 
     Accelerate does not forward `set_epoch` to the Trainer's own sampler when several processes resume inside an epoch.
     """

@@ -1,17 +1,17 @@
-"""The embedded corpus: numbers, dates, times and prices in English and German words.
+"""The bundled `numbers` corpus: numbers, dates, times and prices, spelled out in English and German.
 
-It is made from the rules below, so it needs no download, and a small model learns it in minutes. It is a real
-translation task all the same: German says units before tens ("zweiundvierzig"), names the hour to come ("halb acht" is
-half past seven), joins what English keeps apart, and bends its ordinals.
+The corpus is generated from rules, so it needs no download, and a small model learns it in minutes. It is a real
+translation task nevertheless: German puts units before tens ("zweiundvierzig"), counts half hours toward the next hour
+("halb acht" is half past seven), writes compounds as one word, and inflects ordinals.
 
-Conventions, where the languages leave a choice:
+Conventions, where the languages allow variants:
 
 - English is British: "three hundred and forty-two", without a comma after the thousands.
-- German always says the one: "einhundert", "eintausend", and so "der einhundertste".
-- Years up to 1999 are counted in hundreds: "nineteen oh-five" and "neunzehnhundertfünf".
-- Clocks have twelve hours; times go by five minutes; weekday and part of the day may be said.
+- German always spells out the one: "einhundert", "eintausend", and thus "der einhundertste".
+- Years up to 1999 are read in hundreds: "nineteen oh-five" and "neunzehnhundertfünf".
+- Clock times use twelve hours and steps of five minutes, with an optional weekday and part of the day.
 
-Every sentence has one translation, in both directions.
+Every sentence has exactly one translation, in both directions.
 """
 
 import datetime
@@ -49,7 +49,7 @@ ENGLISH_WEEKDAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sun
 
 
 def english_cardinal(number: int) -> str:
-    """Spells a number from 0 to 999,999: 342 is "three hundred and forty-two"."""
+    """Spell out a number from 0 to 999,999 in English: 342 is "three hundred and forty-two"."""
     if number < 20:
         return ENGLISH_SMALL[number]
     if number < 100:
@@ -64,7 +64,7 @@ def english_cardinal(number: int) -> str:
 
 
 def english_ordinal(number: int) -> str:
-    """Spells the place of a number: 342 is "three hundred and forty-second"."""
+    """Spell out an ordinal number in English: 342 is "three hundred and forty-second"."""
     *head, last = re.split(r"(?<=[ -])", english_cardinal(number))
     if last.endswith("y"):
         return "".join(head) + last[:-1] + "ieth"
@@ -72,7 +72,7 @@ def english_ordinal(number: int) -> str:
 
 
 def english_year(year: int) -> str:
-    """Spells a year from 1100 to 2099: 1984 is "nineteen eighty-four"."""
+    """Spell out a year from 1100 to 2099 in English: 1984 is "nineteen eighty-four"."""
     century, rest = divmod(year, 100)
     if 2000 <= year < 2010:
         return english_cardinal(year)
@@ -94,11 +94,11 @@ GERMAN_WEEKDAYS = _words("Montag Dienstag Mittwoch Donnerstag Freitag Samstag So
 
 
 def german_cardinal(number: int, one: str = "eins") -> str:
-    """Spells a number from 0 to 999,999: 342 is "dreihundertzweiundvierzig".
+    """Spell out a number from 0 to 999,999 in German: 342 is "dreihundertzweiundvierzig".
 
     Args:
         number: The number.
-        one: The form of a final one: "eins" where it stands alone, "ein" before what it counts.
+        one: Form of a final one: "eins" if it stands alone, "ein" before a noun.
     """
     if number == 1:
         return one
@@ -113,7 +113,7 @@ def german_cardinal(number: int, one: str = "eins") -> str:
 
 
 def german_ordinal(number: int) -> str:
-    """Spells the place of a number, as after "der": 342 is "dreihundertzweiundvierzigste"."""
+    """Spell out an ordinal number in German, in the form after "der": 342 is "dreihundertzweiundvierzigste"."""
     rest = number % 100
     if not 1 <= rest < 20:
         return german_cardinal(number) + "ste"
@@ -122,14 +122,14 @@ def german_ordinal(number: int) -> str:
 
 
 def german_year(year: int) -> str:
-    """Spells a year from 1100 to 2099: 1984 is "neunzehnhundertvierundachtzig"."""
+    """Spell out a year from 1100 to 2099 in German: 1984 is "neunzehnhundertvierundachtzig"."""
     century, rest = divmod(year, 100)
     if year >= 2000:
         return german_cardinal(year)
     return german_cardinal(century) + "hundert" + (german_cardinal(rest) if rest else "")
 
 
-# --- Sentences: each kind is a numbered list of pairs, of which only those drawn are ever made -----------------------
+# --- Sentence pairs: each function generates the pair with a given index, so that only sampled pairs are generated ---
 
 
 def _cardinal(index: int) -> Pair:
@@ -176,17 +176,17 @@ def _clock(hour: int, minute: int) -> Pair:
     if minute == 0:
         return f"{english_cardinal(hour)} o'clock", f"{german_cardinal(hour, 'ein')} Uhr"
     if minute == 30:
-        # German names the hour that has begun, not the one that is over.
+        # German counts half hours toward the following hour.
         return f"half past {english_cardinal(hour)}", f"halb {german_cardinal(following)}"
     if minute < 30:
-        english, german, named = "past", "nach", hour
+        english, german, reference = "past", "nach", hour
     else:
-        english, german, named, minute = "to", "vor", following, 60 - minute
+        english, german, reference, minute = "to", "vor", following, 60 - minute
     english_minutes = "quarter" if minute == 15 else english_cardinal(minute)
     german_minutes = "Viertel" if minute == 15 else german_cardinal(minute)
     return (
-        f"{english_minutes} {english} {english_cardinal(named)}",
-        f"{german_minutes} {german} {german_cardinal(named)}",
+        f"{english_minutes} {english} {english_cardinal(reference)}",
+        f"{german_minutes} {german} {german_cardinal(reference)}",
     )
 
 
@@ -207,7 +207,7 @@ def _decimal(index: int) -> Pair:
     return english, f"{german_cardinal(whole)} Komma {german_cardinal(tenths)} {german_cardinal(hundredths)}"
 
 
-# With the part of the day and without. Eleven in the morning and noon are left out: their German is not regular.
+# Hours with and without a part of the day, except eleven in the morning and noon, whose German is irregular.
 CLOCK_HOURS = (
     [(hour, "", "") for hour in range(12)]
     + [(hour, " in the morning", " morgens") for hour in range(5, 11)]
@@ -217,7 +217,7 @@ CLOCK_HOURS = (
 )
 FIRST_DAY, LAST_DAY = datetime.date(1600, 1, 1), datetime.date(2099, 12, 31)
 
-# For each kind: how many pairs there are, their share of the corpus in per cent, and what makes the pair of an index.
+# For each kind of sentence: the number of distinct pairs, their percentage of the corpus, and the generating function.
 KINDS: list[tuple[int, int, Callable[[int], Pair]]] = [
     (10_000, 20, _cardinal),
     (990_000, 20, _large_cardinal),
@@ -233,35 +233,37 @@ KINDS: list[tuple[int, int, Callable[[int], Pair]]] = [
 def numbers_corpus(
     train_samples: int = 20_000, validation_samples: int = 1_000, test_samples: int = 1_000, seed: int = 0
 ) -> DatasetDict:
-    """Makes the corpus: English in the column `source`, German in `target`.
+    """Generate the corpus, with English in the column `source` and German in `target`.
 
-    No sentence of either language is in two splits, nor twice in one. The same arguments give the same corpus.
+    No sentence of either language occurs twice, within a split or across splits. The result is deterministic.
 
     Args:
-        train_samples: Pairs in the split `train`.
-        validation_samples: Pairs in the split `validation`.
-        test_samples: Pairs in the split `test`.
-        seed: Which pairs are drawn, and in which order.
+        train_samples: Number of pairs in the split `train`.
+        validation_samples: Number of pairs in the split `validation`.
+        test_samples: Number of pairs in the split `test`.
+        seed: Seed of the sampling and of the order.
 
     Returns:
-        The three splits.
+        The splits `train`, `validation` and `test`.
 
     Raises:
-        ValueError: If a split would be empty, or if there are not enough different sentences of some kind.
+        ValueError: A split would be empty, or there are not enough distinct sentences of some kind.
     """
     sizes = {"train": train_samples, "validation": validation_samples, "test": test_samples}
     if min(sizes.values()) < 1:
-        raise ValueError(f"every split of the numbers corpus needs at least one sample, got {sizes}")
+        raise ValueError(f"The sizes of the splits are {sizes}, but each split needs at least one sample.")
     total = sum(sizes.values())
     generator = random.Random(seed)
     pairs: list[Pair] = []
     for available, share, make in KINDS:
-        # Rounded up: the few too many fall off the end after shuffling.
-        wanted = -(-total * share // 100)
-        if wanted > available:
+        # Round up: the surplus pairs are dropped after shuffling.
+        count = -(-total * share // 100)
+        if count > available:
             largest = min(available * 100 // share for available, share, _ in KINDS)
-            raise ValueError(f"the numbers corpus has at most {largest} samples in all, got {sizes}")
-        pairs += [make(index) for index in generator.sample(range(available), wanted)]
+            raise ValueError(
+                f"The sizes of the splits are {sizes}, but the corpus has at most {largest} samples in all."
+            )
+        pairs += [make(index) for index in generator.sample(range(available), count)]
     generator.shuffle(pairs)
     splits, start = DatasetDict(), 0
     for split, size in sizes.items():

@@ -1,4 +1,4 @@
-"""Read files row by row, each row with its place for error messages."""
+"""Read files row by row, with the location of each row for error messages."""
 
 import codecs
 import csv
@@ -16,27 +16,27 @@ PlacedRow = tuple[str, Row]
 
 
 def read_lines(path: str | Path) -> Iterator[str]:
-    r"""Yield the lines of a text file, without their ends.
+    r"""Yield the lines of a text file, without line endings.
 
-    Only "\n" (or "\r\n") ends a line: characters like U+2028 or U+0085, at which `str.splitlines` also breaks, occur
-    inside of sentences and would shift everything below against the other language.
+    Only "\n" (or "\r\n") ends a line. `str.splitlines` also splits at characters such as U+2028 or U+0085, which occur
+    inside sentences: that would misalign all following lines of parallel text.
 
     Args:
-        path: The file, in UTF-8, with or without a byte order mark.
+        path: A UTF-8 file, with or without a byte order mark.
 
     Yields:
-        One line after the other; empty ones too.
+        Each line, including empty lines.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is empty or a line is not UTF-8.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is empty, or a line is not UTF-8.
     """
     for line in _whole_lines(path):
         yield line.removesuffix("\n").removesuffix("\r")
 
 
 def decode_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
-    """Yield lines of bytes as text, as `read_lines` does; `name` is what an error calls their origin.
+    """Decode lines of bytes as `read_lines` does; error messages refer to their origin as `name`.
 
     Raises:
         ValueError: A line is not UTF-8.
@@ -52,8 +52,8 @@ def _decode(lines: Iterable[bytes], name: str | Path) -> Iterator[str]:
         try:
             yield line.decode()
         except UnicodeDecodeError as error:
-            found = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
-            raise ValueError(f"{name}, line {number}: {found} is not UTF-8, the only encoding allowed.") from error
+            byte = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
+            raise ValueError(f"{name}, line {number}: {byte} is not UTF-8, the only encoding allowed.") from error
 
 
 def _whole_lines(path: str | Path) -> Iterator[str]:
@@ -66,7 +66,7 @@ def _whole_lines(path: str | Path) -> Iterator[str]:
 
 
 def parallel_rows(source_file: str, target_file: str, source: str, target: str) -> Iterator[PlacedRow]:
-    """Yield the lines of two files side by side, as the columns `source` and `target`.
+    """Yield the aligned lines of two files as rows with the columns `source` and `target`.
 
     Raises:
         ValueError: One file has more lines than the other.
@@ -84,7 +84,7 @@ def parallel_rows(source_file: str, target_file: str, source: str, target: str) 
 
 
 def document_rows(file: str, text: str, whole: bool) -> Iterator[PlacedRow]:
-    """Yield the lines of a file, but for blank ones, as the column `text`; or all of it, as it is, in one row."""
+    """Yield the nonblank lines of a file as rows with the column `text`, or the `whole` file as one row."""
     if whole:
         yield file, {text: "".join(_whole_lines(file))}
         return
@@ -107,7 +107,7 @@ def _json_rows(file: str) -> Iterator[PlacedRow]:
 
 def _csv_rows(file: str) -> Iterator[PlacedRow]:
     lines = (line + "\n" for line in read_lines(file))
-    # A tab-separated file has no need of quotes, so there they are part of the sentence.
+    # In a tab-separated file, quotes are part of the text.
     if Path(file).suffix == ".tsv":
         reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
@@ -117,7 +117,7 @@ def _csv_rows(file: str) -> Iterator[PlacedRow]:
         for cells in reader:
             place = f"{file}, line {reader.line_num}"
             if len(cells) != len(header):
-                raise ValueError(f"{place}: found {len(cells)} cells; line 1 announces {len(header)}: {header}.")
+                raise ValueError(f"{place}: found {len(cells)} cells, but line 1 has {len(header)} columns: {header}.")
             yield place, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise ValueError(f"{file}, line {reader.line_num}: {error}.") from error

@@ -1,4 +1,4 @@
-"""Batches by their tokens instead of their sentences, as in the paper (section 5.1), with little padding."""
+"""Batches with a token budget instead of a number of rows (Vaswani et al. 2017, section 5.1), with little padding."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -11,24 +11,25 @@ from torch.utils.data import IterableDataset, Sampler
 
 
 class TokenBatchSampler(Sampler[list[int]]):
-    """Batches of rows of like length, of at most `max_tokens` each, in another order in each epoch.
+    """Sample batches of rows of similar length with at most `max_tokens` tokens, in a new order in each epoch.
 
-    A batch counts as it is computed, padding included: its rows times its longest text; where a row has two texts,
-    source and target, the longest of all. A row that is longer than `max_tokens` is a batch of its own.
+    The tokens of a batch include padding: its number of rows times its longest text, source or target. A row that is
+    longer than `max_tokens` forms a batch of its own.
 
-    From one epoch to the next, batches change places, and so do rows of the very same lengths. Every epoch has
-    therefore as many batches, of the same shapes, and what memory holds in the first it holds in all. Only seed and
-    epoch decide the order: all processes have the same batches, and a resumed run goes on as it would have.
+    Each epoch shuffles the batches, and swaps rows of identical lengths between them. All epochs therefore have the
+    same number of batches, of the same shapes, so that training that fits into memory in the first epoch fits in all.
+    The order depends only on seed and epoch: all processes sample the same batches, and a resumed run continues with
+    the batches of an uninterrupted one.
 
-    Give it to a `DataLoader` as `batch_sampler`; Accelerate deals the batches out to the processes and, where that
-    does not come out even, lets the last step repeat the epoch's first batches.
+    Pass it to a `DataLoader` as `batch_sampler`. Accelerate distributes the batches over the processes; if their
+    number is not divisible, the last step repeats the first batches of the epoch.
 
     Attributes:
-        batch_size: None, which tells Accelerate that a batch has any number of rows.
-        drop_last: False, which tells Accelerate that no batch is left out.
-        mean_rows: Of a batch.
-        mean_tokens: Of a batch, as `max_tokens` counts them.
-        padding: The share of padding in all that is computed, source and target.
+        batch_size: None, because the number of rows per batch varies (read by Accelerate).
+        drop_last: False, because no batch is dropped (read by Accelerate).
+        mean_rows: Mean number of rows per batch.
+        mean_tokens: Mean number of tokens per batch, as counted for `max_tokens`.
+        padding: Fraction of padding among all source and target tokens.
     """
 
     batch_size = None
@@ -37,20 +38,20 @@ class TokenBatchSampler(Sampler[list[int]]):
     def __init__(
         self, lengths: Sequence[np.ndarray], max_tokens: int, seed: int = 0, epoch: Callable[[], int] = lambda: 0
     ) -> None:
-        """Decide the shapes of the batches.
+        """Compute the shapes of the batches.
 
         Args:
-            lengths: Of all rows, in tokens; where they have two texts, of the sources and of the targets.
-            max_tokens: What a batch may have.
-            seed: Of the order.
-            epoch: Which one begins. It is asked, because a `set_epoch` does not reach a sampler that is both dealt out
-                to processes and resumed within an epoch.
+            lengths: Lengths of all rows in tokens: one array of shape (rows,), or two, for sources and targets.
+            max_tokens: Maximum number of tokens per batch.
+            seed: Seed of the order.
+            epoch: Function that returns the current epoch; Accelerate does not forward `set_epoch` to the sampler if
+                several processes resume inside an epoch.
         """
         self._lengths, self._max_tokens = lengths, max_tokens
         self._seed, self._epoch = seed, epoch
         batches = token_batches(lengths, max_tokens, np.random.default_rng(seed))
         rows = np.array([len(batch) for batch in batches])
-        longest = [np.array([each[batch].max() for batch in batches]) for each in lengths]
+        longest = [np.array([side[batch].max() for batch in batches]) for side in lengths]
         self._count = len(batches)
         self.mean_rows = float(rows.mean())
         self.mean_tokens = float((rows * np.max(longest, axis=0)).mean())
@@ -60,26 +61,27 @@ class TokenBatchSampler(Sampler[list[int]]):
         return self._count
 
     def __iter__(self) -> Iterator[list[int]]:
-        random = np.random.default_rng((self._seed, self._epoch()))
-        batches = token_batches(self._lengths, self._max_tokens, random)
-        for place in random.permutation(len(batches)):
-            yield batches[place].tolist()
+        rng = np.random.default_rng((self._seed, self._epoch()))
+        batches = token_batches(self._lengths, self._max_tokens, rng)
+        for index in rng.permutation(len(batches)):
+            yield batches[index].tolist()
 
 
 class TokenBatchStream(IterableDataset):
-    """The same from a stream, whose rows are not known before: batches of each `buffer_size` rows that come.
+    """Form token batches from a stream, whose lengths are not known in advance, within buffers of `buffer_size` rows.
 
-    Batches are as those of a `TokenBatchSampler`, but rows of like length are looked for, and batches change places,
-    only within a buffer: a larger one takes more memory, has less padding, and mixes more. The order of the buffers is
-    that of the stream. Only stream, seed and epoch decide the batches, and every process makes all of them, without a
-    word to the others.
+    Batches are formed as in `TokenBatchSampler`, but rows are grouped by length, and batches are shuffled, only within
+    a buffer: a larger buffer takes more memory, needs less padding and shuffles better. Buffers follow the order of
+    the stream. The batches depend only on stream, seed and epoch; every process forms all of them, without
+    communication.
 
-    An epoch has a multiple of `multiple` batches, so that they can be dealt out to processes, and accumulated, in
-    whole steps: at the end of the stream as many batches are halved as it takes. So every row comes once, however many
-    processes there are; unless the last buffer has fewer rows than batches are missing, and some come twice.
+    The number of batches per epoch is a multiple of `multiple`, so that they can be distributed over processes and
+    accumulation steps without a remainder: at the end of the stream, as many batches as necessary are halved. Every
+    row is therefore used exactly once, for any number of processes. Only if the last buffer has fewer rows than
+    additional batches are needed, some rows are used twice.
 
-    The place in an epoch is the number of its batches until then: who goes on from there makes those before again,
-    which takes the time to read and encode their rows.
+    The position in an epoch is the number of batches so far. Resuming forms the skipped batches again, which takes the
+    time to read and encode their rows.
     """
 
     def __init__(
@@ -91,67 +93,67 @@ class TokenBatchStream(IterableDataset):
         multiple: int = 1,
         seed: int = 0,
     ) -> None:
-        """Nothing is read yet.
+        """Store the arguments, without reading any row.
 
         Args:
-            rows: A stream, or anything else that gives the same rows each time it is read.
-            columns: Of a row those whose lengths count: that of the source, and of the target if there is one.
-            max_tokens: What a batch may have.
-            buffer_size: Rows that are read before batches are made of them.
-            multiple: Batches of a step, of all processes.
-            seed: Of the order.
+            rows: A stream, or another iterable that returns the same rows in each iteration.
+            columns: Columns whose lengths count: the one of the source and, if there is one, of the target.
+            max_tokens: Maximum number of tokens per batch.
+            buffer_size: Number of rows to buffer.
+            multiple: Number of batches per optimizer step, over all processes and accumulation steps.
+            seed: Seed of the order.
         """
         self._rows, self._columns = rows, columns
         self._max_tokens, self._buffer_size, self._multiple, self._seed = max_tokens, buffer_size, multiple, seed
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins; without a word, the next one does."""
+        """Set the epoch of the next iteration; by default, each iteration advances the epoch by one."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[list[Mapping[str, Any]]]:
-        made = 0
+        num_batches = 0
         for number, (buffer, is_last) in enumerate(self._buffers()):
-            random = np.random.default_rng((self._seed, self._epoch, number))
+            rng = np.random.default_rng((self._seed, self._epoch, number))
             lengths = [np.array([len(row[column]) for row in buffer]) for column in self._columns]
-            batches = token_batches(lengths, self._max_tokens, random)
+            batches = token_batches(lengths, self._max_tokens, rng)
             if is_last:
-                batches = with_more(batches, -(made + len(batches)) % self._multiple)
-            made += len(batches)
-            for place in random.permutation(len(batches)):
-                yield [buffer[i] for i in batches[place]]
-        self._epoch += 1  # of a worker that lives on, to which `set_epoch` does not reach
+                batches = add_batches(batches, -(num_batches + len(batches)) % self._multiple)
+            num_batches += len(batches)
+            for index in rng.permutation(len(batches)):
+                yield [buffer[row] for row in batches[index]]
+        self._epoch += 1  # `set_epoch` does not reach the copy in a persistent worker.
 
     def _buffers(self) -> Iterator[tuple[list[Mapping[str, Any]], bool]]:
-        """The rows of each buffer, and whether it is the last one."""
+        """Yield the rows of each buffer, and True for the last buffer."""
         rows = iter(self._rows)
-        ahead = list(islice(rows, 1))
-        while ahead:
-            buffer = [*ahead, *islice(rows, self._buffer_size - 1)]
-            ahead = list(islice(rows, 1))
-            yield buffer, not ahead
+        next_row = list(islice(rows, 1))
+        while next_row:
+            buffer = [*next_row, *islice(rows, self._buffer_size - 1)]
+            next_row = list(islice(rows, 1))
+            yield buffer, not next_row
 
 
-def token_batches(lengths: Sequence[np.ndarray], max_tokens: int, random: np.random.Generator) -> list[np.ndarray]:
-    """The indices of the rows of each batch, from the shortest rows to the longest.
+def token_batches(lengths: Sequence[np.ndarray], max_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return the row indices of each batch, from the shortest rows to the longest.
 
     Args:
-        lengths: Of all rows; where they have two texts, of the sources and of the targets.
-        max_tokens: What a batch may have: rows times the longest text.
-        random: Decides the order of rows of the very same lengths.
+        lengths: Lengths of all rows in tokens: one array of shape (rows,), or two, for sources and targets.
+        max_tokens: Maximum number of tokens per batch: its rows times its longest text.
+        rng: Random generator that shuffles rows of identical lengths.
     """
     longest = np.max(lengths, axis=0)
-    difference = lengths[-1] - lengths[0]  # with the longest, it says how long both are
-    order = np.lexsort((random.random(len(longest)), difference, longest))
+    difference = lengths[-1] - lengths[0]  # together with the maximum, it determines both lengths
+    order = np.lexsort((rng.random(len(longest)), difference, longest))
     starts: list[int] = []
-    for place, length in enumerate(longest[order].tolist()):  # rising: each would be the batch's longest
-        if not starts or (place + 1 - starts[-1]) * length > max_tokens:
-            starts.append(place)
+    for index, length in enumerate(longest[order].tolist()):  # ascending, so `length` is the maximum of the batch
+        if not starts or (index + 1 - starts[-1]) * length > max_tokens:
+            starts.append(index)
     return np.split(order, starts[1:])
 
 
-def with_more(batches: list[np.ndarray], missing: int) -> list[np.ndarray]:
-    """The same rows in so many batches more, by halving the largest; with none to halve, some come twice."""
+def add_batches(batches: list[np.ndarray], missing: int) -> list[np.ndarray]:
+    """Return `missing` more batches of the same rows by halving the largest; repeat batches if none can be halved."""
     batches = list(batches)
     for number in range(missing):
         largest = max(range(len(batches)), key=lambda i: len(batches[i]))
@@ -164,5 +166,5 @@ def with_more(batches: list[np.ndarray], missing: int) -> list[np.ndarray]:
 
 
 def lengths_of(rows: Dataset, column: str) -> np.ndarray:
-    """How many tokens each row has in `column`, without reading them."""
+    """Return the number of tokens of each row in `column`, without loading the tokens."""
     return pyarrow.compute.list_value_length(rows.with_format("arrow")[column][:]).to_numpy()

@@ -1,1 +1,1 @@
-"""Storage of runs: the manifest and the lock of a run's folder, checksums of checkpoints, restricted unpickling."""
+"""Storage of runs: atomic writes, manifests, locks, checkpoints, checksums and checks of pickles."""

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Write files and folders atomically: completely or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-PARTIAL = "_partial"  # begins the names of what is not whole yet
+PARTIAL = "_partial"  # prefix of the names of temporary folders
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically: to a temporary name, which is then renamed."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     sync(partial)
@@ -18,8 +18,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file, or a folder's list of names: a power cut is not to take them back."""
-    if path.is_file() or hasattr(os, "O_DIRECTORY"):  # elsewhere, folders cannot be opened
+    """Flush a file, or the entries of a folder, to the disk, so that they survive a power failure."""
+    if path.is_file() or hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders.
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -28,31 +28,31 @@ def sync(path: Path) -> None:
 
 
 def check_free(output: Path) -> None:
-    """Refuse a folder that has something in it.
+    """Check that an output folder is empty or does not exist.
 
     Raises:
-        ValueError: It has, or it is a file.
+        ValueError: The folder is not empty, or it is a file.
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ValueError(f"output is {output}, but that is there already: name a new or an empty folder.")
+        raise ValueError(f"output is {output}, which already exists. Choose a new or an empty folder.")
 
 
 @contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """Give a folder beside `output` that takes its place when all is written, or else leaves nothing behind."""
+    """Yield a temporary folder that is renamed to `output` on success, and deleted on failure."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
         partial = Path(temporary) / output.name
         partial.mkdir()
         yield partial
-        if output.exists():  # empty, but not every system replaces it
+        if output.exists():  # It is empty, but not every operating system replaces it.
             output.rmdir()
         partial.rename(output)
 
 
 @contextmanager
 def whole_files(folder: Path) -> Iterator[Path]:
-    """Give a folder whose files, when all are written, take the places of those in `folder`, one after the other."""
+    """Yield a temporary folder whose files are moved into `folder` on success, each of them atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{PARTIAL}-", dir=folder) as temporary:
         yield Path(temporary)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: which of them are whole, and how one is written whole or not at all."""
+"""Validate, select, commit and delete the checkpoints of a run."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from trivium.storage.pickles import PICKLE_SUFFIXES, SHARD_FOLDERS, check_pickle
 
 logger = logging.getLogger(__name__)
 
-# What training goes on from, and the files or folders that have it: of one process, FSDP or DeepSpeed.
+# The parts of a checkpoint, and patterns of their files or folders without sharding, with FSDP and with DeepSpeed.
 PARTS = {
     "weights": ("model.safetensors", "*.index.json", "**/adapter_model.safetensors", "pytorch_model*", "global_step*"),
     "optimizer": ("optimizer*", "global_step*"),
@@ -28,19 +28,19 @@ PARTS = {
 }
 
 
-def find_defect(checkpoint: Path, others: Iterable[str] = ()) -> str | None:
-    """Return why training cannot go on from a checkpoint, or None if it can.
+def find_defect(checkpoint: Path, extra_files: Iterable[str] = ()) -> str | None:
+    """Return why a checkpoint cannot be resumed from, or None if it can.
 
-    Missing and truncated files come first, which a killed process or a full disk leave; then files that differ from
-    their checksums, which all files are read for; then weights that are not finite.
+    First look for missing and truncated files, which a killed process or a full disk leaves; then compare the
+    checksums, which reads all files; then look for non-finite weights.
 
     Args:
-        checkpoint: Its folder.
-        others: Names of files that there must be beside those of the Trainer.
+        checkpoint: The folder of the checkpoint.
+        extra_files: Names of files that are required in addition to those of the Trainer.
 
     Raises:
-        OSError: A file is there, but cannot be read.
-        UnsafePickleError: A list of shards names what is no part of one.
+        OSError: A file exists, but cannot be read.
+        UnsafePickleError: The metadata of FSDP shards names classes that do not belong in it.
     """
     if not (checkpoint / STATE_FILE).exists():
         return f"it has no {STATE_FILE}"
@@ -48,52 +48,55 @@ def find_defect(checkpoint: Path, others: Iterable[str] = ()) -> str | None:
         if not isinstance(json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["global_step"], int):
             return f"{STATE_FILE} has no global_step"
     except (ValueError, TypeError, KeyError):
-        return f"{STATE_FILE} is no whole JSON"
+        return f"{STATE_FILE} is not valid JSON"
     missing = [part for part, names in PARTS.items() if not any(any(checkpoint.glob(name)) for name in names)]
     if missing == list(PARTS)[1:]:
-        return "it has a model, but not what training goes on from, as training.save_only_model asks for"
+        return "it has only a model, because it was saved with training.save_only_model"
     if missing:
         return f"it has no {missing[0]}"
-    for name in [*others, *_shards_of(checkpoint)]:
+    for name in [*extra_files, *_shards_of(checkpoint)]:
         if not (checkpoint / name).exists():
             return f"it has no {name}"
     for path in sorted(checkpoint.rglob("*")):
-        if not has_end(path):
-            return f"{path.relative_to(checkpoint)} has no end"
+        if not is_complete(path):
+            return f"{path.relative_to(checkpoint)} is truncated"
     if defect := find_changed_file(checkpoint):
         return defect
     for folder in [folder for pattern in SHARD_FOLDERS for folder in sorted(checkpoint.glob(f"{pattern}/"))]:
-        if defect := _find_missing_piece(folder):
+        if defect := _find_missing_shard(folder):
             return defect
     return _find_non_finite(checkpoint)
 
 
 def _shards_of(folder: Path) -> set[str]:
-    """The files that a model's index names; an index that is cut off names one that cannot be there."""
+    """Return the files that a model's index lists; for a truncated index, a name that no file has."""
     try:
         indices = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.index.json")]
         return {name for index in indices for name in index["weight_map"].values()}
     except (ValueError, KeyError):
-        return {"whole index of its weights"}
+        return {"complete index of its weights"}
 
 
-def _find_missing_piece(folder: Path) -> str | None:
-    """Return what is missing of FSDP's pieces of a model or an optimizer, by their own list, which is written last."""
+def _find_missing_shard(folder: Path) -> str | None:
+    """Return which FSDP shard of a folder is missing or truncated, or None.
+
+    The shards are listed in `.metadata`, which is written last.
+    """
     try:
         shards = read_shards(folder / ".metadata")
     except (FileNotFoundError, EOFError):
-        return f"{folder.name} has no whole .metadata"
+        return f"{folder.name} has no complete .metadata"
     for shard in shards:
         if not shard.is_complete:
-            return f"{folder.name}/{shard.path.name} is not all there"
+            return f"{folder.name}/{shard.path.name} is missing or truncated"
     return None
 
 
 def _find_non_finite(checkpoint: Path) -> str | None:
-    """Return which weights of a checkpoint are not finite, or None."""
+    """Return which weights of a checkpoint are not finite, or None if all are."""
     for path in sorted(checkpoint.rglob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118, it is no dictionary
+            for name in file.keys():  # noqa: SIM118, the file is not a dictionary
                 if not is_finite(file.get_tensor(name)):
                     return f"{path.name} has weights that are not finite ({name})"
     for folder in checkpoint.glob("pytorch_model_fsdp_*/"):
@@ -104,23 +107,23 @@ def _find_non_finite(checkpoint: Path) -> str | None:
 
 
 def is_finite(tensor: torch.Tensor) -> torch.Tensor:
-    """Return whether all elements are finite, on the tensor's device: in one pass, and without a copy of it."""
-    if not tensor.numel() or not tensor.is_floating_point() or tensor.itemsize < 2:  # of one byte: quantized
+    """Return a boolean tensor, on the same device: True if all elements are finite. No mask is materialized."""
+    if not tensor.numel() or not tensor.is_floating_point() or tensor.itemsize < 2:  # 1-byte floats are quantized.
         return torch.tensor(True, device=tensor.device)
     return torch.isfinite(torch.stack(tensor.aminmax())).all()
 
 
-def has_end(path: Path) -> bool:
-    """Whether a file of safetensors or torch was written to its end; others, and folders, are taken to have one.
+def is_complete(path: Path) -> bool:
+    """Return False if a file of safetensors or torch is truncated; True for all other files and for folders.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
         return True
-    path.open("rb").close()  # safetensors and zipfile do not tell what cannot be read from what has no end
+    path.open("rb").close()  # Raise here: safetensors and zipfile report an unreadable file as a truncated one.
     if path.suffix != ".safetensors":
-        return zipfile.is_zipfile(path)  # torch saves archives, whose directory comes last
+        return zipfile.is_zipfile(path)  # torch saves zip archives, whose central directory comes last.
     try:
         with safe_open(path, framework="pt"):
             return True
@@ -128,36 +131,36 @@ def has_end(path: Path) -> bool:
         return False
 
 
-def last_whole_checkpoint(run: Path, others: Iterable[str] = ()) -> tuple[Path | None, dict[Path, str]]:
-    """Return the checkpoint to resume from, or None, and of each later one why it cannot be resumed from.
+def last_valid_checkpoint(run: Path, extra_files: Iterable[str] = ()) -> tuple[Path | None, dict[Path, str]]:
+    """Return the last checkpoint without defects, or None if there are no checkpoints, and the defects of later ones.
 
     Args:
-        run: The folder of the run.
-        others: Names of files that each must have beside those of the Trainer.
+        run: The run folder.
+        extra_files: Names of files that are required in addition to those of the Trainer.
 
     Raises:
-        OSError: A file of a checkpoint is there, but cannot be read.
+        OSError: A file of a checkpoint exists, but cannot be read.
         UnsafePickleError: The checkpoint has a pickle that could run code.
-        ValueError: There are checkpoints, but none is whole.
+        ValueError: All checkpoints are defective.
     """
     defects: dict[Path, str] = {}
     for checkpoint in reversed(checkpoints_of(run)):
-        defect = find_defect(checkpoint, others)
+        defect = find_defect(checkpoint, extra_files)
         if defect is None:
             check_pickles(checkpoint)
             return checkpoint, defects
         defects[checkpoint] = defect
     if defects:
-        found = "; ".join(f"{path.name}: {defect}" for path, defect in defects.items())
+        listed = "; ".join(f"{path.name}: {defect}" for path, defect in defects.items())
         raise ValueError(
-            f"No checkpoint in {run} is whole ({found}), and nothing was changed: start the run again (--overwrite, "
-            "overwrite=True), or set another training.output_dir."
+            f"No checkpoint in {run} can be resumed from ({listed}). No file was changed. Start the run again "
+            "(--overwrite, overwrite=True), or set another training.output_dir."
         )
     return None, defects
 
 
 def set_aside(checkpoints: Iterable[Path]) -> None:
-    """Move checkpoints that cannot be used to `_broken/`, beside what lies there already."""
+    """Move defective checkpoints to `_broken/`, numbering them if the name is already taken there."""
     for checkpoint in checkpoints:
         folder = checkpoint.parent / BROKEN
         folder.mkdir(exist_ok=True)
@@ -169,7 +172,7 @@ def set_aside(checkpoints: Iterable[Path]) -> None:
 
 
 def delete_old_checkpoints(run: Path, limit: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints beyond a limit, but never the last one, the best one or foreign files."""
+    """Delete the oldest checkpoints beyond a limit, except the last one, the best one and any with foreign files."""
     found = checkpoints_of(run)
     if not limit or limit < 0 or not found:
         return
@@ -180,40 +183,40 @@ def delete_old_checkpoints(run: Path, limit: int | None, best: str | None) -> No
 
 
 def partial_of(checkpoint: Path) -> Path:
-    """Where a checkpoint is written until it is whole."""
+    """Return the temporary folder in which a checkpoint is written."""
     return checkpoint.parent / ROOM / "partial" / checkpoint.name
 
 
-def put_in_place(checkpoint: Path) -> None:
-    """Give a checkpoint its checksums and its name, now that all of it is on the disk and not on its way there."""
+def commit_checkpoint(checkpoint: Path) -> None:
+    """Write the checksums of a checkpoint, sync it to the disk, and rename it to its final name."""
     partial = partial_of(checkpoint)
     write_checksums(partial)
     for path in (*partial.rglob("*"), partial):
         sync(path)
-    if checkpoint.exists():  # not a whole one, or the run would have gone on from it
+    if checkpoint.exists():  # It is defective, or the run would have resumed from it.
         checkpoint.rename(partial.with_name("old"))
     partial.rename(checkpoint)
     sync(checkpoint.parent)
     shutil.rmtree(partial.parent)
-    with suppress(OSError):  # a Trainer without a manifest leaves no empty folder
+    with suppress(OSError):  # Remove the folder if it is empty, as with a Trainer without a manifest.
         partial.parent.parent.rmdir()
 
 
 @contextmanager
-def failure_explained(what: str, run: Path) -> Iterator[None]:
-    """Say of an error in writing what was written, how much space there is, and how the run goes on.
+def explain_write_failure(what: str, run: Path) -> Iterator[None]:
+    """Add to a write error what could not be written, the free disk space, and how to resume.
 
     Raises:
-        OSError: Instead of those that a full disk makes: of the system, of safetensors, and torch's RuntimeError.
+        OSError: In place of the errors of a full disk: OSError, SafetensorError, and torch's RuntimeError.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         free = shutil.disk_usage(run).free / 1e6
-        way = "there is no checkpoint yet: start again"
+        advice = "start the run again, because it has no checkpoint yet"
         if found := checkpoints_of(run):
-            way = f"{found[-1].name} is whole: go on from it with --resume (resume=True)"
+            advice = f"resume from {found[-1].name}, which is complete, with --resume (resume=True)"
         raise OSError(
-            f"{what} could not be written to {run}: {error}. {free:,.1f} MB are free on its disk. Nothing "
-            f"half-written is left. When there is room, {way}."
+            f"{what} could not be written to {run}: {error}. {free:,.1f} MB are free on the disk. No partial files "
+            f"are left behind. Free some space, then {advice}."
         ) from error

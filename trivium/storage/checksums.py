@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint: written when it is put in place, compared before it is resumed from."""
+"""Checksums of a checkpoint: written when it is committed, compared before it is resumed from."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from trivium.storage.names import check_relative
 from trivium.storage.pickles import TRAINING_ARGUMENTS_FILE
 
 CHECKSUMS_FILE = "manifest.json"  # in a checkpoint
-ALGORITHM = "xxh3_128"  # against accidents, not against attackers, who could replace the checksums too
+ALGORITHM = "xxh3_128"  # Not cryptographic: an attacker could replace the checksums as well.
 
 
 def checksum(path: Path) -> str:
@@ -21,7 +21,7 @@ def checksum(path: Path) -> str:
 
 
 def write_checksums(checkpoint: Path) -> None:
-    """List every file of a checkpoint with its checksum, in `manifest.json` beside them."""
+    """Write `manifest.json`, with the checksum of every file of a checkpoint."""
     files = {
         path.relative_to(checkpoint).as_posix(): checksum(path)
         for path in sorted(checkpoint.rglob("*"))
@@ -32,10 +32,10 @@ def write_checksums(checkpoint: Path) -> None:
 
 
 def read_checksums(checkpoint: Path) -> dict[str, str] | None:
-    """Return the checksum of each file of a checkpoint, or None if it was written without.
+    """Read the checksums of a checkpoint, keyed by relative path, or None if it has no `manifest.json`.
 
     Raises:
-        ValueError: The file is no list of checksums, or names something outside of the checkpoint.
+        ValueError: The file is not a list of checksums, or names a path outside the checkpoint.
     """
     path = checkpoint / CHECKSUMS_FILE
     if not path.is_file():
@@ -46,16 +46,16 @@ def read_checksums(checkpoint: Path) -> dict[str, str] | None:
         if not all(isinstance(name, str) and isinstance(value, str) for name, value in files.items()):
             raise TypeError("files must map names to checksums")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no list of checksums: {error!r}.") from error
+        raise ValueError(f"{path} is not a list of checksums: {error!r}.") from error
     if algorithm != ALGORITHM:
-        raise ValueError(f"{path} has checksums of {algorithm!r}, but this version knows {ALGORITHM} only.")
+        raise ValueError(f"{path} has checksums of {algorithm!r}, but this version supports only {ALGORITHM}.")
     for name in files:
         check_relative(name, path)
     return files
 
 
 def find_changed_file(checkpoint: Path) -> str | None:
-    """Return what differs from the checksums of a checkpoint, or None; a checkpoint without any has no difference."""
+    """Return which file of a checkpoint differs from its checksum, or None if all match or there are no checksums."""
     try:
         files = read_checksums(checkpoint)
     except ValueError as error:
@@ -65,5 +65,5 @@ def find_changed_file(checkpoint: Path) -> str | None:
         if not path.is_file():
             return f"{name} is missing"
         if checksum(path) != expected:
-            return f"{name} is not what was written: its checksum differs"
+            return f"{name} has changed since it was written: its checksum differs"
     return None

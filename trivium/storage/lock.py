@@ -1,4 +1,4 @@
-"""A lock on the folder of a run: one training at a time."""
+"""A lock on a run folder, so that only one training process writes to it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,13 +11,13 @@ from trivium.storage.manifest import LOCK, ROOM
 
 @contextmanager
 def lock_folder(run: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder, which is created if it is missing.
+    """Hold the lock of a run folder, which is created if it does not exist.
 
-    The operating system releases the lock when the process ends, however it ends. Folders that were created for it and
-    are still empty in the end are removed.
+    The operating system releases the lock when the process ends, even if it is killed. Folders that were created for
+    the lock are removed on exit if they are still empty.
 
     Raises:
-        ValueError: Another training holds the lock.
+        ValueError: Another training process holds the lock.
     """
     room = run / ROOM
     missing = [folder for folder in (room, *room.parents) if not folder.exists()]
@@ -28,13 +28,13 @@ def lock_folder(run: Path) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(
-                f"{run} is in use: another training holds {run / LOCK}. Wait until it ends, stop it, or set "
+                f"{run} is in use: another training process holds {run / LOCK}. Wait until it ends, stop it, or set "
                 "another training.output_dir."
             ) from None
         try:
             yield
         finally:
-            with suppress(OSError):  # while it is held: who waits for it notices that it is gone (filelock)
+            with suppress(OSError):  # Delete the file while it is locked: filelock detects that in waiting processes.
                 (run / LOCK).unlink()
             lock.release()
     finally:

@@ -1,12 +1,12 @@
-"""The manifest of a run: which files in its folder training wrote, so that overwriting deletes no others.
+"""The manifest of a run: the files that training wrote, so that overwriting a run deletes only those.
 
-`_trivium/manifest.json` lists files by their names in the folder of the run; a checkpoint lists its own
-(`trivium.storage.checksums`). A name is recorded before its file is written, so that a run that is killed leaves
-nothing behind that it does not know. Files with the checkpoints' and the manifest's own folder are known by where
-they are. A Trainer pushes nothing whose name begins with an underscore.
+`_trivium/manifest.json` lists files by their paths relative to the run folder; each checkpoint lists its own files
+(`trivium.storage.checksums`). A path is recorded before its file is written, so that a killed run leaves no unknown
+files. Files in checkpoints and in the folder of the manifest are not listed, but recognized by their location. The
+folder begins with an underscore, because a Trainer does not push such files.
 
-A manifest may come from elsewhere, with a copied folder: it may name relative paths inside of the run only, and
-links are never followed or deleted.
+A manifest may be untrusted, as part of a copied folder: it may name only relative paths inside the run folder, and
+symbolic links are never followed or deleted.
 """
 
 import json
@@ -36,20 +36,20 @@ from trivium.storage.pickles import TRAINING_ARGUMENTS_FILE
 
 logger = logging.getLogger(__name__)
 
-ROOM = "_trivium"  # the folder in a run's for what only Trivium reads
+ROOM = "_trivium"  # folder inside a run folder for Trivium's internal files
 MANIFEST, LOCK = Path(ROOM, "manifest.json"), Path(ROOM, "lock")
-BROKEN = "_broken"  # the folder in a run's for checkpoints that cannot be used
-CARD = Path("README.md")  # somebody may have written it beforehand: it is pushed, and not written over
-REPORTS = ("evaluation_*.json", "predictions_*.txt")  # of `trivium evaluate`
-LOGS = "events.out.tfevents.*"  # of TensorBoard: never in the way, and never deleted
-OLD_PARTIAL = "_partial"  # began the names of what was not whole yet, before there were manifests
+BROKEN = "_broken"  # folder inside a run folder for defective checkpoints
+CARD = Path("README.md")  # A user may write it before training: it is pushed, and never overwritten.
+REPORTS = ("evaluation_*.json", "predictions_*.txt")  # written by `trivium evaluate`
+LOGS = "events.out.tfevents.*"  # TensorBoard logs, which never block a run and are never deleted
+OLD_PARTIAL = "_partial"  # prefix of temporary folders in versions before manifests
 
 
 def read_manifest(run: Path) -> set[str] | None:
-    """Return the names of the files that a run wrote, or None if it has no manifest.
+    """Read the relative paths of the files that a run wrote, or return None if it has no manifest.
 
     Raises:
-        ValueError: The file is no manifest, or names something outside of the run.
+        ValueError: The file is not a manifest, or names a path outside the run folder.
     """
     path = run / MANIFEST
     if not path.is_file():
@@ -60,8 +60,8 @@ def read_manifest(run: Path) -> set[str] | None:
             raise TypeError("files must be a list of names")
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{path} is no manifest of a run: {error!r}. Set another training.output_dir; or, if the folder is your "
-            "own, delete the file, and runs are recognised by the names of their files."
+            f"{path} is not the manifest of a run: {error!r}. Set another training.output_dir, or, if you trust the "
+            "folder, delete the file; the files of the run are then recognized by their names."
         ) from error
     for name in names:
         check_relative(name, path)
@@ -69,13 +69,13 @@ def read_manifest(run: Path) -> set[str] | None:
 
 
 def start_manifest(run: Path, names: Iterable[str]) -> None:
-    """Write the manifest of a run anew."""
+    """Write a new manifest of a run, with these relative paths."""
     (run / MANIFEST).parent.mkdir(parents=True, exist_ok=True)
     write_whole(run / MANIFEST, json.dumps({"version": 1, "files": sorted(names)}, indent=1) + "\n")
 
 
 def record(run: Path, *names: str) -> None:
-    """Add files that are about to be written to the manifest, if the folder has one."""
+    """Add files that are about to be written to the manifest, if the run has one."""
     known = read_manifest(run)
     if known is not None and not known.issuperset(names):
         start_manifest(run, known.union(names))
@@ -83,7 +83,7 @@ def record(run: Path, *names: str) -> None:
 
 @contextmanager
 def run_files(run: Path) -> Iterator[Path]:
-    """Give a folder whose files, when all are written, are recorded and moved into the folder of the run."""
+    """Yield a temporary folder whose files are recorded in the manifest and moved into the run folder on success."""
     room = run / ROOM
     room.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="files-", dir=room) as temporary:
@@ -95,27 +95,27 @@ def run_files(run: Path) -> Iterator[Path]:
             place = run / path.relative_to(temporary)
             place.parent.mkdir(parents=True, exist_ok=True)
             path.replace(place)
-    with suppress(OSError):  # a Trainer without a manifest leaves no empty folder
+    with suppress(OSError):  # Remove the folder if it is empty, as with a Trainer without a manifest.
         room.rmdir()
 
 
-# --- What is in the folder of a run ----------------------------------------------------------------------------------
+# --- Contents of a run folder ----------------------------------------------------------------------------------------
 
 
 class RunFolder:
-    """The files in the folder of a run, told apart: its own and foreign ones. Looking changes nothing.
+    """Classify the files in a run folder as own (written by training) or foreign, without changing any.
 
-    A run from before there were manifests is recognised by a recipe.yaml and a trainer_state.json; its files then by
-    the names that a run gives, and evaluations by their content.
+    A run without a manifest, from an older version, is recognized by its recipe.yaml and trainer_state.json; its files
+    are then recognized by their names, and evaluation reports by their content.
 
     Attributes:
-        run: The folder; it need not exist.
-        is_run: Whether training wrote into it before.
-        own: The files that training wrote, relative to the folder.
-        foreign: All others, links included, but for the lock, a model card and TensorBoard's logs.
+        run: The run folder, which need not exist.
+        is_run: True if the folder holds a run.
+        own: Files that training wrote, relative to the folder.
+        foreign: All other files, including symbolic links, except the lock, a model card and TensorBoard logs.
 
     Raises:
-        ValueError: There is a manifest, but none that a run writes.
+        ValueError: The manifest is invalid.
     """
 
     def __init__(self, run: Path) -> None:
@@ -132,26 +132,26 @@ class RunFolder:
 
     @property
     def in_the_way(self) -> list[Path]:
-        """The foreign files that a new run would replace, or take for its own."""
+        """Return the foreign files that a new run would overwrite or mistake for its own."""
         return [path for path in self.foreign if path.parts[0] in (ROOM, BROKEN) or self._is_reserved(path)]
 
     @property
     def outdated(self) -> list[Path]:
-        """Own files that resuming deletes: evaluations of the weights before, and what was not written to its end."""
+        """Return the own files to delete on resumption: evaluation reports of older weights, and partial files."""
         unfinished = [path for path in self.own if path.parts[0] == ROOM and path != MANIFEST]
         old_unfinished = [path for path in self.own if path.parts[0].startswith(OLD_PARTIAL)]
         reports = [path for path in self.own if matches(path.as_posix(), REPORTS)]
         return [*unfinished, *old_unfinished, *reports]
 
     def adopt(self) -> None:
-        """Write the manifest, of a run from before there were any too."""
+        """Write the manifest with the own files, also for a run that had none."""
         start_manifest(
             self.run,
             (path.as_posix() for path in self.own if path.parts[0] not in (ROOM, BROKEN) and not _checkpoint_in(path)),
         )
 
     def delete(self, files: Iterable[Path]) -> None:
-        """Delete files in the folder, and the folders that become empty."""
+        """Delete files of the run folder, and the subfolders that become empty."""
         for path in files:
             (self.run / path).unlink(missing_ok=True)
             for folder in list(path.parents)[:-1]:
@@ -159,10 +159,11 @@ class RunFolder:
                     (self.run / folder).rmdir()
 
     def _is_reserved(self, path: Path) -> bool:
-        """Return whether a run gives this name, or has this checkpoint."""
+        """Return True if a run uses this file name, or if the file lies in a checkpoint."""
         if len(path.parts) == 1:
-            is_link = _checkpoint_in(path / "in it") is not None  # for a folder has files
-            return is_link or path.name in self._code or matches(path.name, (*MODEL_FILES, RECIPE_FILE))
+            # A link to a checkpoint folder is listed as a file; a real folder is listed by its files.
+            is_checkpoint_link = _checkpoint_in(path / "file") is not None
+            return is_checkpoint_link or path.name in self._code or matches(path.name, (*MODEL_FILES, RECIPE_FILE))
         return _checkpoint_in(path) is not None
 
     def _is_own(self, path: Path) -> bool:
@@ -181,7 +182,7 @@ class RunFolder:
         return self._is_report(path) if matches(path.as_posix(), REPORTS) else self._is_reserved(path)
 
     def _is_report(self, path: Path) -> bool:
-        """Return whether `trivium evaluate` wrote an evaluation, or the one that predictions go with."""
+        """Return True if `trivium evaluate` wrote this report, or the report that belongs to these predictions."""
         report = self.run / f"evaluation_{path.stem.partition('_')[2]}.json"
         try:
             content = json.loads(report.read_text(encoding="utf-8"))
@@ -191,7 +192,7 @@ class RunFolder:
 
 
 def own_files_of_checkpoint(checkpoint: Path) -> set[Path]:
-    """Return the files that training wrote into a checkpoint, relative to it: those it lists, or by their names."""
+    """Return the files that training wrote to a checkpoint, relative to it: by its manifest, else by their names."""
     files = [path for path in walk(checkpoint) if not (checkpoint / path).is_symlink()]
     try:
         listed = read_checksums(checkpoint)
@@ -206,17 +207,17 @@ def own_files_of_checkpoint(checkpoint: Path) -> set[Path]:
 
 
 def delete_checkpoint(checkpoint: Path) -> None:
-    """Delete a checkpoint that training wrote; one that holds anything else stays, with a warning."""
+    """Delete a checkpoint, or keep it with a warning if it contains files that training did not write."""
     foreign = [] if checkpoint.is_symlink() else sorted(set(walk(checkpoint)) - own_files_of_checkpoint(checkpoint))
     if foreign or checkpoint.is_symlink():
-        held = f"holds {foreign[0]}" if foreign else "is a link"
-        logger.warning("%s is old, but stays: it %s, which training did not write.", checkpoint, held)
+        reason = f"holds {foreign[0]}" if foreign else "is a link"
+        logger.warning("The old checkpoint %s is not deleted: it %s, which training did not write.", checkpoint, reason)
         return
     shutil.rmtree(checkpoint)
 
 
 def walk(folder: Path) -> list[Path]:
-    """Return all files below a folder, relative to it, and links as if they were files: none is followed."""
+    """Return all files below a folder, relative to it; symbolic links count as files and are not followed."""
     found = list[Path]()
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if Path(place, name).is_symlink()]
@@ -225,7 +226,7 @@ def walk(folder: Path) -> list[Path]:
 
 
 def _checkpoint_in(path: Path) -> Path | None:
-    """Return the checkpoint that a file lies in, set aside or not, relative to the run; None if it lies in none."""
+    """Return the checkpoint folder that contains a file, in `_broken` or not, relative to the run, or None."""
     depth = 2 if path.parts[0] == BROKEN else 1
     if len(path.parts) > depth and re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+(-\d+)?", path.parts[depth - 1]):
         return Path(*path.parts[:depth])

@@ -1,8 +1,8 @@
 """Check the pickles of a checkpoint before torch, Accelerate or the Trainer unpickles them.
 
-Unpickling calls whatever a file names. torch refuses that under `weights_only=True`, with which the Trainer reads
-optimizer, schedule and random states; but `torch.distributed.checkpoint`, which reads the shards of FSDP, unpickles
-`.metadata` and every object that is no tensor without any restriction. A checkpoint is therefore checked here first.
+Unpickling can call any function that the file names. torch prevents that with `weights_only=True`, with which the
+Trainer loads optimizer, scheduler and RNG states. `torch.distributed.checkpoint`, however, which loads FSDP shards,
+unpickles `.metadata` and all non-tensor objects without restrictions. A checkpoint is therefore checked here first.
 """
 
 import io
@@ -17,41 +17,41 @@ import torch
 from transformers.trainer_pt_utils import safe_globals
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
-TRAINING_ARGUMENTS_FILE = "training_args.bin"  # the Trainer writes it, and nothing reads it
-SHARD_FOLDERS = ("pytorch_model_fsdp_*", "optimizer_*")  # of torch.distributed.checkpoint, in a checkpoint of FSDP
+TRAINING_ARGUMENTS_FILE = "training_args.bin"  # written by the Trainer, but never read
+SHARD_FOLDERS = ("pytorch_model_fsdp_*", "optimizer_*")  # of torch.distributed.checkpoint in an FSDP checkpoint
 
 
 class UnsafePickleError(ValueError):
-    """A pickle names something else than the tensors and numbers that a checkpoint consists of."""
+    """A pickle refers to classes or functions other than those of tensors and plain values."""
 
 
 def check_pickles(checkpoint: Path) -> None:
-    """Refuse a checkpoint whose pickles name anything but tensors and plain values. Nothing in it is executed.
+    """Refuse a checkpoint whose pickles contain anything but tensors and plain values, without executing them.
 
-    Truncated files pass: `trivium.storage.checkpoints.find_defect` names them.
+    Truncated files pass: `trivium.storage.checkpoints.find_defect` reports them.
 
     Raises:
         OSError: A file cannot be read.
-        UnsafePickleError: A pickle names something else; the message says which file, and what to do.
+        UnsafePickleError: A pickle contains something else; the message names the file and the remedy.
     """
     for path in sorted(checkpoint.rglob("*")):
         if path.suffix in PICKLE_SUFFIXES and path.name != TRAINING_ARGUMENTS_FILE and path.is_file():
             _check_torch_file(path)
     for pattern in SHARD_FOLDERS:
         for folder in sorted(checkpoint.glob(f"{pattern}/")):
-            # torch falls back to `__RANK.metadata` where it cannot read `.metadata`.
+            # torch falls back to `__RANK.metadata` if it cannot read `.metadata`.
             for path in sorted(folder.glob("*.metadata")):
                 _check_shards(path)
 
 
 def _check_torch_file(path: Path) -> None:
-    path.open("rb").close()  # raises where the system does not let it be read
-    if not zipfile.is_zipfile(path):  # truncated, or of a format that torch has given up: `find_defect` names it
+    path.open("rb").close()  # Raise an OSError here if the file cannot be read.
+    if not zipfile.is_zipfile(path):  # It is truncated, or in torch's legacy format: `find_defect` reports it.
         return
     try:
-        with safe_globals():  # numpy's arrays, of which the random states consist
+        with safe_globals():  # These allow numpy arrays, which RNG states consist of.
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # TorchScript, for example, is a RuntimeError
+    except Exception as error:  # The type varies: TorchScript, for example, raises a RuntimeError.
         _refuse(path, _reason(path, error), error)
 
 
@@ -61,16 +61,16 @@ def _check_shards(path: Path) -> None:
     except EOFError:
         return
     for shard in shards:
-        if shard.is_tensor or not shard.is_complete:  # torch itself reads tensors with weights_only=True
+        if shard.is_tensor or not shard.is_complete:  # torch loads tensors with weights_only=True.
             continue
         shard.load()
 
 
 def _reason(file: Path | io.BytesIO, error: Exception) -> str:
-    """Return what a file of torch names that it must not."""
+    """Return which globals make a torch file unsafe, or the error if that cannot be found out."""
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    except Exception:  # the file is crafted: it can fail in any way
+    except Exception:  # A malicious file can raise any error.
         names = []
     return f"it names {', '.join(names)}" if names else str(error).strip().splitlines()[-1].rstrip(".")
 
@@ -84,23 +84,23 @@ def _refuse(path: Path, reason: str, error: Exception) -> NoReturn:
 
 
 def _checkpoint_of(path: Path) -> Path:
-    inside = next((pattern for pattern in SHARD_FOLDERS if path.parent.match(pattern)), None)
-    return path.parent.parent if inside else path.parent
+    in_shard_folder = any(path.parent.match(pattern) for pattern in SHARD_FOLDERS)
+    return path.parent.parent if in_shard_folder else path.parent
 
 
-# --- The list of shards that torch.distributed.checkpoint keeps ------------------------------------------------------
+# --- Shard metadata of torch.distributed.checkpoint ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One entry of a folder's `.metadata`: a piece of a tensor, or an object that is no tensor.
+    """An entry of a `.metadata` file: a shard of a tensor, or a non-tensor object.
 
     Attributes:
-        name: The key in the state dict.
-        path: The file that holds the bytes.
-        offset: Where they begin.
-        length: How many they are.
-        is_tensor: Whether they hold a tensor.
+        name: Key in the state dict.
+        path: File that holds the bytes.
+        offset: Offset of the first byte in the file.
+        length: Number of bytes.
+        is_tensor: True for a tensor, False for any other object.
     """
 
     name: str
@@ -111,14 +111,14 @@ class Shard:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the file is there and long enough."""
+        """Return True if the file exists and is long enough."""
         return self.path.is_file() and self.path.stat().st_size >= self.offset + self.length
 
     def load(self) -> Any:
-        """Return the tensor or the plain value.
+        """Load the tensor or plain value.
 
         Raises:
-            UnsafePickleError: It is something else.
+            UnsafePickleError: The shard contains something else.
         """
         with self.path.open("rb") as file:
             file.seek(self.offset)
@@ -131,65 +131,65 @@ class Shard:
 
 
 def read_shards(metadata: Path) -> list[Shard]:
-    """Read a `.metadata` file of torch.distributed.checkpoint without building any of its objects.
+    """Read a `.metadata` file of torch.distributed.checkpoint without instantiating any of its classes.
 
     Raises:
         EOFError: The file is truncated.
-        OSError: It cannot be read.
-        UnsafePickleError: It names something else than such a file does, or leads out of its folder.
+        OSError: The file cannot be read.
+        UnsafePickleError: The file refers to unexpected classes, or to files outside its folder.
     """
     content = metadata.read_bytes()
     try:
-        found = _MetadataUnpickler(io.BytesIO(content)).load()
-        return list(_shards_of(metadata.parent, found))
+        contents = _MetadataUnpickler(io.BytesIO(content)).load()
+        return list(_shards_of(metadata.parent, contents))
     except EOFError:
         raise
     except pickle.UnpicklingError as error:
         if "truncated" in str(error):
             raise EOFError(f"{metadata} is truncated.") from error
         _refuse(metadata, str(error).rstrip("."), error)
-    except Exception as error:  # a crafted pickle can fail in any way
-        _refuse(metadata, f"it is no list of shards ({error!r})", error)
+    except Exception as error:  # A malicious pickle can raise any error.
+        _refuse(metadata, f"it is not a list of shards ({error!r})", error)
 
 
-def _shards_of(folder: Path, found: Any) -> Iterator[Shard]:
-    kinds = found.__dict__["state_dict_metadata"]
-    for index, info in found.__dict__["storage_data"].items():
-        name, place = index.__dict__["fqn"], info.__dict__
-        offset, length, file = place["offset"], place["length"], place["relative_path"]
-        if not place.keys() <= {"offset", "length", "relative_path"} or type(index).__name__ != "MetadataIndex":
+def _shards_of(folder: Path, metadata: Any) -> Iterator[Shard]:
+    types = metadata.__dict__["state_dict_metadata"]
+    for index, info in metadata.__dict__["storage_data"].items():
+        name, location = index.__dict__["fqn"], info.__dict__
+        offset, length, file = location["offset"], location["length"], location["relative_path"]
+        if not location.keys() <= {"offset", "length", "relative_path"} or type(index).__name__ != "MetadataIndex":
             raise pickle.UnpicklingError("its storage_data has entries of an unknown form")
         if not (type(offset) is type(length) is int and offset >= 0 and length >= 0):
             raise pickle.UnpicklingError(f"offset and length of {name} are {offset!r} and {length!r}")
         if type(file) is not str or PurePosixPath(file).name != file or "\\" in file:
-            raise pickle.UnpicklingError(f"it places {name} in {file!r}, outside of its folder")
-        yield Shard(name, folder / file, offset, length, type(kinds[name]).__name__ == "TensorStorageMetadata")
+            raise pickle.UnpicklingError(f"it places {name} in {file!r}, outside its folder")
+        yield Shard(name, folder / file, offset, length, type(types[name]).__name__ == "TensorStorageMetadata")
 
 
-class _FixedClass(type):
-    """The type of the stand-ins: a pickle can set attributes of an object, but must not change a class."""
+class _FrozenClass(type):
+    """Metaclass of the placeholders: refuse to set class attributes, because a pickle may change objects only."""
 
     def __setattr__(cls, name: str, value: Any) -> NoReturn:
         raise pickle.UnpicklingError(f"it sets {cls.__name__}.{name}")
 
 
-class _StandIn(metaclass=_FixedClass):
-    """Takes the place of an object of torch: keeps the attributes that the pickle sets, and does nothing."""
+class _Placeholder(metaclass=_FrozenClass):
+    """Store the attributes of a torch object, without its behavior."""
 
     def __setstate__(self, state: Any) -> None:
-        if type(self).__name__ == "TensorProperties":  # a tuple, of no interest here
+        if type(self).__name__ == "TensorProperties":  # Its state is a tuple, which is not needed here.
             return
         if type(state) is not dict or any(type(name) is not str or name.startswith("__") for name in state):
-            raise pickle.UnpicklingError(f"it sets up {type(self).__name__} in an unknown way")
+            raise pickle.UnpicklingError(f"it has an unexpected state of {type(self).__name__}")
         self.__dict__.update(state)
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Resolves the names that a `.metadata` file has, to stand-ins; refuses every other name."""
+    """Resolve the globals of a `.metadata` file to placeholders, and refuse all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name in METADATA_CLASSES.get(module, ()):
-            return _FixedClass(name, (_StandIn,), {})
+            return _FrozenClass(name, (_Placeholder,), {})
         if name in METADATA_CALLS.get(module, ()) or (module == "torch" and name in DTYPES):
             return lambda *args: args
         raise pickle.UnpicklingError(f"it names {module}.{name}")
@@ -197,8 +197,13 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 METADATA_CLASSES = {
     "torch.distributed.checkpoint.metadata": (
-        *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties"),
-        *("BytesStorageMetadata", "ChunkStorageMetadata", "TensorStorageMetadata"),
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "TensorStorageMetadata",
     ),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
 }

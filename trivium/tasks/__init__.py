@@ -1,4 +1,4 @@
-"""Tasks: what can be trained, how text becomes model inputs, how batches are collated."""
+"""Training tasks: their models and data columns, text encoding, collation and labels."""
 
 from trivium.tasks.collate import make_collator
 from trivium.tasks.encode import InputArguments, pack, prompts_of, windows_of_rows

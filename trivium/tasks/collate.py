@@ -1,4 +1,4 @@
-"""Collate encoded rows into padded batches."""
+"""Collate encoded rows into padded batches, with masking for masked language modeling."""
 
 import zlib
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def make_collator(
     inputs: InputArguments,
     epoch: Callable[[], int] = lambda: 0,
 ) -> Collator:
-    """What makes a padded batch of encoded rows; for `masked-lm`, with other masks in each `epoch`."""
+    """Return a collator that pads encoded rows to a batch; for `masked-lm`, it draws new masks in each `epoch`."""
     if task.model_class is TriviumForMaskedLM:
         collate: Any = _make_masker(tokenizer, inputs, epoch)
     elif task.model_class is TriviumForSequenceClassification:
@@ -46,23 +46,24 @@ def make_collator(
 
 
 def _make_masker(tokenizer: PreTrainedTokenizerBase, inputs: InputArguments, epoch: Callable[[], int]) -> Collator:
-    """Masks that follow from the batch and the epoch, so that an evaluation and a resumed run have them again.
+    """Return a collator whose masks depend only on batch and epoch, for reproducible evaluation and resumption.
 
-    A generator could not be restored there, for it has drawn for a batch ahead.
+    The state of a random generator could not be restored instead, because the dataloader prefetches a batch.
     """
-    replaced = (1.0, 0.0) if inputs.whole_word_mask else (0.8, 0.1)  # by <mask>, by any token, as in BERT
+    # Probabilities of replacing a selected token by <mask> and by a random token; the latter is as in BERT.
+    mask_prob, random_prob = (1.0, 0.0) if inputs.whole_word_mask else (0.8, 0.1)
     collate = DataCollatorForLanguageModeling(
         tokenizer,
         mlm_probability=inputs.mlm_probability,
         whole_word_mask=inputs.whole_word_mask,
-        mask_replace_prob=replaced[0],
-        random_replace_prob=replaced[1],
+        mask_replace_prob=mask_prob,
+        random_replace_prob=random_prob,
     )
 
     def mask(rows: list[dict[str, Any]]) -> dict[str, Any]:
         ids = [list(row["input_ids"]) for row in rows]
         collate.generator = torch.Generator().manual_seed(zlib.crc32(repr((epoch(), ids)).encode()))
-        if inputs.whole_word_mask:  # the offsets are of no use to the tokenizer, which does not pad them
+        if inputs.whole_word_mask:  # The tokenizer does not pad offsets.
             longest = max(map(len, ids))
             for row in rows:
                 padding = [(0, 0)] * (longest - len(row["input_ids"]))

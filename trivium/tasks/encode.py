@@ -1,4 +1,4 @@
-"""Encode text as model inputs, for each task."""
+"""Encode text as model inputs for each task."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +17,20 @@ Batch = dict[str, list[Any]]
 
 @dataclass
 class InputArguments:
-    """How text becomes the inputs of the model: the `inputs:` section of a recipe.
+    """Encoding of text as model inputs: the `inputs:` section of a recipe.
 
     Attributes:
-        max_length: Tokens at which a text is cut; None: as many as the model has positions.
-        max_tokens: Train in batches of like length and of at most so many tokens, on each device and step, instead of
-            `training.per_device_train_batch_size` rows; see `trivium.data.token_batches`. None: batches of rows.
-        buffer_size: For `max_tokens` of streamed data: so many rows are read before batches are made of them.
-        packing: For `causal-lm`: texts share rows of `max_length` tokens, without seeing each other, instead of being
-            padded, and long ones are continued in the next row instead of being cut.
-        prompt: For `completion`: what the source becomes, to be continued by the target. "{source}" stands for it.
-        mlm_probability: For `masked-lm`: the share of tokens that is to be predicted.
-        whole_word_mask: For `masked-lm`: whether all tokens of a word are masked together.
+        max_length: Maximum number of tokens per text, beyond which it is truncated; None: `max_position_embeddings`.
+        max_tokens: Maximum number of tokens per batch, device and step, in batches of rows of similar length, which
+            replace batches of `training.per_device_train_batch_size` rows (see `trivium.data.token_batches`). None:
+            batches of rows.
+        buffer_size: Number of rows to buffer for token batches of streamed data.
+        packing: For `causal-lm`: pack texts into rows of `max_length` tokens instead of padding them. Texts in a row
+            do not attend to each other; long texts continue in the next row instead of being truncated.
+        prompt: For `completion`: template of the prompt that the target completes, in which "{source}" is replaced by
+            the source.
+        mlm_probability: For `masked-lm`: fraction of tokens that are selected for prediction.
+        whole_word_mask: For `masked-lm`: mask all tokens of a word together.
     """
 
     max_length: int | None = None
@@ -40,7 +42,7 @@ class InputArguments:
     whole_word_mask: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no row could be made by.
+        """Check the values of the fields.
 
         Raises:
             ValueError: The message names the field, its value and what is allowed.
@@ -52,22 +54,22 @@ class InputArguments:
         if self.buffer_size < 1:
             raise ValueError(f"inputs.buffer_size is {self.buffer_size}, but must be at least 1.")
         if "{source}" not in self.prompt:
-            raise ValueError(f"inputs.prompt is {self.prompt!r}, but must say where the {{source}} stands.")
+            raise ValueError(f"inputs.prompt is {self.prompt!r}, but must contain {{source}}.")
         if not 0 < self.mlm_probability <= 1:
             raise ValueError(f"inputs.mlm_probability is {self.mlm_probability}, but must be above 0 and at most 1.")
 
 
 def max_length_of(config: TriviumConfig, inputs: InputArguments) -> int:
-    """Tokens at which a text is cut."""
+    """Return the number of tokens to which texts are truncated."""
     return inputs.max_length or config.max_position_embeddings
 
 
 def encode_pairs(
     batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
 ) -> Batch:
-    """The source as `input_ids`, the target as `labels`."""
-    limit = max_length_of(config, inputs)
-    encoded = tokenizer(batch["source"], text_target=batch["target"], truncation=True, max_length=limit)
+    """Encode sentence pairs: sources as `input_ids`, targets as `labels`."""
+    max_length = max_length_of(config, inputs)
+    encoded = tokenizer(batch["source"], text_target=batch["target"], truncation=True, max_length=max_length)
     encoded["length"] = [max(map(len, pair)) for pair in zip(encoded["input_ids"], encoded["labels"], strict=True)]
     return encoded
 
@@ -75,47 +77,47 @@ def encode_pairs(
 def encode_completions(
     batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
 ) -> Batch:
-    """Prompt and target in one row, of which the target is learned."""
+    """Encode prompts followed by their completions; the labels ignore the prompts."""
     prompts = tokenizer(prompts_of(batch["source"], inputs))["input_ids"]
     targets = tokenizer(batch["target"], add_special_tokens=False)["input_ids"]
-    limit = max_length_of(config, inputs)
+    max_length = max_length_of(config, inputs)
     encoded: Batch = {"input_ids": [], "labels": [], "length": []}
     for prompt, target in zip(prompts, targets, strict=True):
-        answer = [*target, tokenizer.eos_token_id]
-        encoded["input_ids"].append([*prompt, *answer][:limit])
-        encoded["labels"].append([*[IGNORED] * len(prompt), *answer][:limit])
+        completion = [*target, tokenizer.eos_token_id]
+        encoded["input_ids"].append([*prompt, *completion][:max_length])
+        encoded["labels"].append([*[IGNORED] * len(prompt), *completion][:max_length])
         encoded["length"].append(len(encoded["input_ids"][-1]))
     return encoded
 
 
 def prompts_of(sources: Iterable[str], inputs: InputArguments) -> list[str]:
-    """What a decoder-only model is to continue, for each source."""
+    """Return the prompt for each source, from the template `inputs.prompt`."""
     return [inputs.prompt.replace("{source}", source) for source in sources]
 
 
 def documents_of(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Whole texts for a causal language model: from `<s>`, if the tokenizer begins with it, to `</s>`."""
-    start = [each for each in tokenizer("")["input_ids"] if each == tokenizer.bos_token_id]
+    """Tokenize texts without truncation, with `</s>` at the end, and `<s>` at the start if the tokenizer adds it."""
+    bos = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return [[*start, *text, tokenizer.eos_token_id] for text in ids]
+    return [[*bos, *text, tokenizer.eos_token_id] for text in ids]
 
 
 def encode_texts(
     batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
 ) -> Batch:
-    """Texts that are their own labels, which the model shifts."""
-    documents, limit = documents_of(batch["text"], tokenizer), max_length_of(config, inputs)
+    """Encode texts for causal language modeling; the labels equal the inputs, because the model shifts them."""
+    documents, max_length = documents_of(batch["text"], tokenizer), max_length_of(config, inputs)
     if inputs.packing:
-        return pack(documents, limit, tokenizer.pad_token_id)
-    cut = [document[:limit] for document in documents]
-    return {"input_ids": cut, "labels": cut, "length": [len(document) for document in cut]}
+        return pack(documents, max_length, tokenizer.pad_token_id)
+    truncated = [document[:max_length] for document in documents]
+    return {"input_ids": truncated, "labels": truncated, "length": [len(document) for document in truncated]}
 
 
 def pack(documents: list[list[int]], length: int, pad_token_id: int) -> Batch:
-    """Documents one after the other in rows of `length` tokens, the last one filled up.
+    """Pack documents into rows of `length` tokens, and pad the last row.
 
-    `position_ids` restart where a document or a row begins: by that the model knows what may see what. The first
-    token of a document is no label, for nothing before it says what it is.
+    `position_ids` restart at the beginning of a document or row; the model derives the attention mask from them. The
+    label of a document's first token is ignored, because there is no context to predict it from.
     """
     input_ids: list[int] = []
     position_ids: list[int] = []
@@ -143,15 +145,15 @@ def windows_of_rows(
     config: TriviumConfig,
     inputs: InputArguments,
 ) -> list[dict[str, Any]]:
-    """Texts cut so that each of their tokens but the first is predicted once, from at most `max_length` before it.
+    """Split texts into windows of `max_length` tokens, in which each token but the first is predicted exactly once.
 
-    Their labels are shifted already.
+    The labels are already shifted.
     """
-    limit = max_length_of(config, inputs)
+    max_length = max_length_of(config, inputs)
     windows = []
     for document in documents_of([row["text"] for row in rows], tokenizer):
-        for start in range(0, len(document) - 1, limit):
-            window = document[start : start + limit + 1]
+        for start in range(0, len(document) - 1, max_length):
+            window = document[start : start + max_length + 1]
             windows.append({"input_ids": window[:-1], "labels": window[1:]})
     return windows
 
@@ -159,22 +161,22 @@ def windows_of_rows(
 def encode_for_masking(
     batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
 ) -> Batch:
-    """Texts of which the collator masks a part, another one each time."""
+    """Encode texts for masked language modeling; the collator masks them."""
     encoded = tokenizer(
         batch["text"],
         truncation=True,
         max_length=max_length_of(config, inputs),
         return_special_tokens_mask=True,
-        return_offsets_mapping=inputs.whole_word_mask,  # by the gaps in them the collator tells words apart
+        return_offsets_mapping=inputs.whole_word_mask,  # The collator finds word boundaries by gaps in the offsets.
     )
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
     return encoded
 
 
-def encode_labelled(
+def encode_labeled(
     batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
 ) -> Batch:
-    """Texts and the indices of their labels, or 0.0 and 1.0 for each label there is, or numbers."""
+    """Encode texts and their labels: class indices, multi-hot vectors, or numbers for regression."""
     encoded = tokenizer(batch["text"], truncation=True, max_length=max_length_of(config, inputs))
     encoded["labels"] = [encode_label(label, config) for label in batch["label"]]
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]

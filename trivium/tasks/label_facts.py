@@ -1,4 +1,4 @@
-"""Labels of a classifier: what its configuration must know of them, and how they are encoded and decoded."""
+"""Labels of a classifier: derive them from data, encode them as targets, and decode predictions."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,58 +9,65 @@ from trivium.configuration import TriviumConfig
 
 
 def label_facts(labels: Iterable[Any], problem_type: str | None = None) -> dict[str, Any]:
-    """What a classifier's configuration must know of the labels in its training data.
+    """Derive a classifier's configuration fields from the labels of its training data.
 
     Args:
-        labels: Of each row: a name or a whole number, a list of them, or a fraction.
-        problem_type: "regression", where numbers are to be predicted that do not look like it. None: labels tell.
+        labels: The label of each row: a string, an integer, a list of them, or a float.
+        problem_type: "regression" to treat integer labels as numbers. None: float labels mean regression, lists mean
+            multi-label classification.
 
     Returns:
-        `problem_type`, and `label2id` and `id2label`, or `num_labels` for a regression.
+        `problem_type`, and `label2id` and `id2label`, or `num_labels` for regression.
 
     Raises:
-        ValueError: There is a list of fractions.
+        ValueError: A label is a list with a float.
     """
     seen: set[Any] = set()
-    several = numbers = False
+    has_lists = has_floats = False
     for label in labels:
-        several = several or isinstance(label, list)
-        numbers = numbers or isinstance(label, float)
+        has_lists = has_lists or isinstance(label, list)
+        has_floats = has_floats or isinstance(label, float)
         seen.update(label if isinstance(label, list) else [label])
-    if numbers or problem_type == "regression":
+    if has_floats or problem_type == "regression":
         return {"problem_type": "regression", "num_labels": 1}
     for label in seen:
         if isinstance(label, float):
-            raise ValueError(f"A list of labels has {label}: it may have names or whole numbers, but no fractions.")
-    order = None if all(isinstance(label, int) for label in seen) else str  # 2 before 10, if that is what they are
-    names = list(dict.fromkeys(map(str, sorted(seen, key=order))))
+            raise ValueError(f"A list of labels has {label}, but may contain only strings or integers.")
+    sort_key = (
+        None if all(isinstance(label, int) for label in seen) else str
+    )  # Integers sort numerically: 2 before 10.
+    names = list(dict.fromkeys(map(str, sorted(seen, key=sort_key))))
     return {
-        "problem_type": "multi_label_classification" if several else "single_label_classification",
+        "problem_type": "multi_label_classification" if has_lists else "single_label_classification",
         "label2id": {name: i for i, name in enumerate(names)},
         "id2label": dict(enumerate(names)),
     }
 
 
 def labels_of_row(label: Any, config: TriviumConfig) -> str | float | list[str]:
-    """A label of the data as a name, a sorted list of names, or a number, whichever the model gives.
+    """Convert a label of the data to the form that the model predicts: a name, a sorted list of names, or a number.
 
     Raises:
-        ValueError: The model does not know the label, or gives numbers and it is none.
+        ValueError: The label is not in `label2id`, or is not a number although the model is a regression.
     """
     if config.problem_type == "regression":
         try:
             return float(label)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"The label {label!r} is no number, but the model gives numbers.") from error
+            raise ValueError(
+                f"The label {label!r} is not a number, but problem_type is regression, which needs numbers."
+            ) from error
     names = sorted(map(str, label)) if isinstance(label, list) else [str(label)]
     for name in names:
         if name not in config.label2id:
-            raise ValueError(f"The label {name!r} is unknown: the training data has {', '.join(config.label2id)}.")
+            raise ValueError(
+                f"The label {name!r} is unknown, because the training data has only {', '.join(config.label2id)}."
+            )
     return names if config.problem_type == "multi_label_classification" else names[0]
 
 
 def encode_label(label: Any, config: TriviumConfig) -> int | float | list[float]:
-    """A label of the data as the model is taught it."""
+    """Encode a label of the data as a training target: a class index, a multi-hot vector, or a number."""
     names = labels_of_row(label, config)
     if isinstance(names, list):
         return [float(config.id2label[i] in names) for i in range(config.num_labels)]
@@ -68,7 +75,7 @@ def encode_label(label: Any, config: TriviumConfig) -> int | float | list[float]
 
 
 def labels_of_logits(logits: torch.Tensor, config: TriviumConfig) -> list[Any]:
-    """What the model says, (batch, labels), in the form of `labels_of_row`."""
+    """Decode logits of shape (batch, labels) to predicted labels, in the form of `labels_of_row`."""
     if config.problem_type == "regression":
         return labels_of_targets(logits[:, 0], config)
     if config.problem_type == "multi_label_classification":
@@ -77,7 +84,7 @@ def labels_of_logits(logits: torch.Tensor, config: TriviumConfig) -> list[Any]:
 
 
 def labels_of_targets(targets: torch.Tensor, config: TriviumConfig) -> list[Any]:
-    """What the model is taught, (batch,) or (batch, labels), in the form of `labels_of_row`."""
+    """Decode targets of shape (batch,) or (batch, labels) to labels, in the form of `labels_of_row`."""
     if config.problem_type == "regression":
         return targets.tolist()
     if config.problem_type == "multi_label_classification":

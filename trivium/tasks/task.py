@@ -1,4 +1,4 @@
-"""What can be learned: for each task the model that learns it, the data it needs, and how text becomes its inputs."""
+"""Training tasks: model class, data columns, encoding and metrics of each."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from trivium.configuration import TriviumConfig
-from trivium.data.loading import LABELLED_TEXT, PAIR, TEXT
+from trivium.data.loading import LABELED_TEXT, PAIR, TEXT
 from trivium.metrics import LABEL_METRICS, NAME_METRICS, NUMBER_METRICS, TEXT_METRICS
 from trivium.modeling import (
     TriviumForCausalLM,
@@ -24,7 +24,7 @@ from trivium.tasks.encode import (
     InputArguments,
     encode_completions,
     encode_for_masking,
-    encode_labelled,
+    encode_labeled,
     encode_pairs,
     encode_texts,
 )
@@ -32,16 +32,16 @@ from trivium.tasks.encode import (
 
 @dataclass(frozen=True)
 class Task:
-    """One of the things that can be learned.
+    """A training task: model class, data columns, encoder and metrics.
 
     Attributes:
-        model_class: What learns it.
-        columns: What a row of its data has, as `load_data` takes it.
-        add_bos_token: Whether its texts begin with `<s>`.
-        add_eos_token: Whether its texts end with `</s>` when the tokenizer is called; where the model writes on, not.
-        encode: From a batch of rows to columns of the model's inputs.
-        metrics: What can be measured; the first two are, if a recipe does not say.
-        inputs: Fields of `InputArguments` that only this task has a use for.
+        model_class: Class of the model.
+        columns: Data columns, as `load_data` takes them.
+        add_bos_token: True if the tokenizer adds `<s>` to texts.
+        add_eos_token: True if the tokenizer adds `</s>` to texts; False if the model completes prompts.
+        encode: Function from a batch of rows to columns of model inputs.
+        metrics: Names of the metrics that fit the task; the first two are the default of a recipe.
+        inputs: Fields of `InputArguments` that only this task uses.
     """
 
     model_class: type[PreTrainedModel]
@@ -53,13 +53,13 @@ class Task:
     inputs: tuple[str, ...] = ()
 
     def metrics_for(self, config: TriviumConfig) -> tuple[str, ...]:
-        """What can be measured of a model: of a classifier's labels something else than of its numbers."""
+        """Return the names of the metrics that fit a model; a regression has other metrics than a classification."""
         if self.metrics != LABEL_METRICS:
             return self.metrics
         return NUMBER_METRICS if config.problem_type == "regression" else NAME_METRICS
 
     def check_metrics(self, names: Iterable[str], config: TriviumConfig | None = None) -> None:
-        """Refuse what says nothing about this task, or, given its configuration, about a model.
+        """Refuse metrics that do not fit this task, or the model if its configuration is passed.
 
         Raises:
             ValueError: The message names the metric and those that are allowed.
@@ -67,7 +67,7 @@ class Task:
         allowed = self.metrics if config is None else self.metrics_for(config)
         for name in names:
             if name not in allowed:
-                raise ValueError(f"The metric {name!r} does not fit: choose from {', '.join(allowed)}.")
+                raise ValueError(f"The metric {name!r} does not fit the task. Choose from {', '.join(allowed)}.")
 
 
 def encode_data(
@@ -77,7 +77,7 @@ def encode_data(
     config: TriviumConfig,
     inputs: InputArguments,
 ) -> DatasetDict | IterableDatasetDict:
-    """All splits as inputs of the model; with `length`, to group rows by, where lengths differ."""
+    """Encode all splits as model inputs, with a `length` column for length grouping if lengths differ."""
     return data.map(
         lambda batch: task.encode(batch, tokenizer, config, inputs), batched=True, remove_columns=list(task.columns)
     )
@@ -90,7 +90,7 @@ def encode_rows(
     config: TriviumConfig,
     inputs: InputArguments,
 ) -> list[dict[str, Any]]:
-    """Rows as inputs of the model, a dictionary each."""
+    """Encode rows as model inputs, one dictionary per row."""
     columns = task.encode({name: [row[name] for row in rows] for name in task.columns}, tokenizer, config, inputs)
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
@@ -104,10 +104,13 @@ TASKS: Mapping[str, Task] = {
     ),
     "causal-lm": Task(TriviumForCausalLM, TEXT, True, False, encode_texts, ("perplexity", "accuracy"), ("packing",)),
     "masked-lm": Task(
-        *(TriviumForMaskedLM, TEXT, True, True, encode_for_masking, ("perplexity", "accuracy")),
-        inputs=("mlm_probability", "whole_word_mask"),
+        TriviumForMaskedLM,
+        TEXT,
+        True,
+        True,
+        encode_for_masking,
+        ("perplexity", "accuracy"),
+        ("mlm_probability", "whole_word_mask"),
     ),
-    "classification": Task(
-        TriviumForSequenceClassification, LABELLED_TEXT, True, True, encode_labelled, LABEL_METRICS
-    ),
+    "classification": Task(TriviumForSequenceClassification, LABELED_TEXT, True, True, encode_labeled, LABEL_METRICS),
 }

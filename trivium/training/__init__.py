@@ -1,4 +1,4 @@
-"""Training: from a recipe to a trained model, with exact resume, token batches and callbacks for any Trainer."""
+"""Train a model from a recipe, with exact resumption, token-budget batches and callbacks for any Trainer."""
 
 from trivium.training.train import load_or_build, train
 from trivium.training.trainer import RunTrainer

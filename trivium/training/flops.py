@@ -1,4 +1,4 @@
-"""How much arithmetic a training takes, by its configuration, and how much a device can do."""
+"""Count the floating-point operations of training, and look up the peak throughput of a device."""
 
 import re
 from dataclasses import dataclass, fields
@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from trivium.modeling.loss import IGNORED
 
-# Dense bf16 matrix products, in 10^12 operations a second, as NVIDIA's data sheets give them (half of those "with
-# sparsity"); by what torch.cuda.get_device_name() says, the first that is found in it.
+# Peak dense bf16 throughput in TFLOP/s from NVIDIA's data sheets (half of the figures "with sparsity"). The first key
+# that occurs as a word in torch.cuda.get_device_name() applies, so longer names come before their prefixes.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.4,
@@ -29,16 +29,17 @@ PEAK_TFLOPS = {
 
 @dataclass
 class TokenCounts:
-    """What a model computes on, counted over rows; sums of such counts are counts of all of them.
+    """Token counts of a batch, from which its FLOPs follow; counts of several batches are added field by field.
 
     Attributes:
-        padded: Tokens of source and target, or of the one text there is, padding included.
-        inputs: Real tokens of the input; of an encoder-decoder the source.
-        input_pairs: Pairs of them that attention compares: of a text of n tokens n x n, of packed texts those of each.
-        targets: Real tokens of the target, of an encoder-decoder; else 0.
-        target_pairs: The same for targets.
-        cross_pairs: Pairs of a target token and a source token of its row.
-        predictions: Positions at which the head says something: tokens with a label, or rows.
+        padded: Input and target tokens, including padding.
+        inputs: Input tokens without padding; in an encoder-decoder, source tokens.
+        input_pairs: Query-key pairs in self-attention over the inputs: n * n for a text of n tokens, summed over the
+            texts of a packed row.
+        targets: Target tokens without padding in an encoder-decoder; 0 in other models.
+        target_pairs: Query-key pairs in self-attention over the targets.
+        cross_pairs: Query-key pairs in cross-attention.
+        predictions: Positions at which the head is computed: labeled tokens, or rows for a classifier.
     """
 
     padded: int = 0
@@ -51,7 +52,7 @@ class TokenCounts:
 
     @property
     def tokens(self) -> int:
-        """Real ones, of source and target."""
+        """Return the number of input and target tokens without padding."""
         return self.inputs + self.targets
 
 
@@ -59,43 +60,47 @@ COUNTED = [field.name for field in fields(TokenCounts)]
 
 
 def count_tokens(batch: dict[str, torch.Tensor], model: PreTrainedModel) -> torch.Tensor:
-    """The fields of `TokenCounts`, in their order, of a batch of the model's inputs; on its device, for nothing waits.
+    """Count the tokens of a batch as a tensor of the fields of `TokenCounts`, in their order.
+
+    The result stays on the device of the batch, so that counting does not synchronize with the device.
 
     Args:
-        batch: `input_ids` (batch, length), `labels`, and `attention_mask` or packed rows' `position_ids`.
-        model: What takes it.
+        batch: `input_ids` (batch, length), `labels`, and either `attention_mask` or, for packed rows, `position_ids`.
+        model: The model that is trained on the batch.
+
+    Returns:
+        A tensor of shape (7,).
     """
     ids, labels = batch["input_ids"], batch["labels"]
     zero = torch.zeros((), dtype=torch.long, device=ids.device)
-    padding = model.config.pad_token_id
+    pad_token_id = model.config.pad_token_id
     if "attention_mask" in batch:
-        real = batch["attention_mask"].bool()
+        mask = batch["attention_mask"].bool()  # (batch, length)
     else:
-        real = torch.ones_like(ids, dtype=torch.bool) if padding is None else ids != padding
-    lengths = real.sum(dim=1)
-    packed = batch.get("position_ids")
-    # 1 + 3 + 5 + ... are a square.
-    input_pairs = lengths.square().sum() if packed is None else ((2 * packed + 1) * real).sum()
+        mask = torch.ones_like(ids, dtype=torch.bool) if pad_token_id is None else ids != pad_token_id
+    lengths = mask.sum(dim=1)  # (batch,)
+    position_ids = batch.get("position_ids")
+    # The sum of 2 * position + 1 over the n positions of a packed text is n * n.
+    input_pairs = lengths.square().sum() if position_ids is None else ((2 * position_ids + 1) * mask).sum()
     if model.config.is_encoder_decoder:
-        targets = (labels != IGNORED).sum(dim=1)
-        several = [targets.sum(), targets.square().sum(), (targets * lengths).sum(), targets.sum()]
+        targets = (labels != IGNORED).sum(dim=1)  # (batch,)
+        target_counts = [targets.sum(), targets.square().sum(), (targets * lengths).sum(), targets.sum()]
         padded = ids.numel() + labels.numel()
     else:
         padded = ids.numel()
-        if labels.shape != ids.shape or labels.is_floating_point():  # those of rows
+        if labels.shape != ids.shape or labels.is_floating_point():  # one label per row
             predictions = zero + len(labels)
         else:
             predictions = ((labels[:, 1:] if model.config.decoder_layers else labels) != IGNORED).sum()
-        several = [zero, zero, zero, predictions]
-    return torch.stack([zero + padded, lengths.sum(), input_pairs, *several])
+        target_counts = [zero, zero, zero, predictions]
+    return torch.stack([zero + padded, lengths.sum(), input_pairs, *target_counts])
 
 
 def training_flops(counts: TokenCounts, model: PreTrainedModel) -> float:
-    """Floating-point operations that a step on so many tokens needs: of the forward pass, and twice as many backward.
+    """Compute the model FLOPs of a training step: the forward pass, and twice as many for the backward pass.
 
-    Matrix products are counted, two operations for each multiplication, and nothing else, as by Chowdhery et al. 2022
-    ("PaLM", appendix B): attention sees all pairs, masked ones as well. What is done in vain, for padding, and what is
-    done twice to save memory, is not counted.
+    Only matrix multiplications count, at two operations per multiply-add, as in Chowdhery et al. 2022 ("PaLM",
+    appendix B). Masked pairs count in attention; padding and activation recomputation do not.
     """
     config = model.config
     assert config.num_key_value_heads is not None  # the configuration fills it in
@@ -104,33 +109,33 @@ def training_flops(counts: TokenCounts, model: PreTrainedModel) -> float:
     queries_and_output = 2 * width * width
     feed_forward = (3 if config.gated_ffn else 2) * width * config.ffn_dim
     block = keys_and_values + queries_and_output + feed_forward
-    comparing = 2 * width  # a pair, by query and key, and by weight and value
+    attention = 2 * width  # per query-key pair: the score, and the weighted value
     if config.is_encoder_decoder:
-        products = config.encoder_layers * (block * counts.inputs + comparing * counts.input_pairs)
+        products = config.encoder_layers * (block * counts.inputs + attention * counts.input_pairs)
         products += config.decoder_layers * (
             (block + queries_and_output) * counts.targets
             + keys_and_values * counts.inputs
-            + comparing * (counts.target_pairs + counts.cross_pairs)
+            + attention * (counts.target_pairs + counts.cross_pairs)
         )
     else:
         layers = config.encoder_layers or config.decoder_layers
-        products = layers * (block * counts.inputs + comparing * counts.input_pairs)
+        products = layers * (block * counts.inputs + attention * counts.input_pairs)
     return 3.0 * 2.0 * (products + head_products(model) * counts.predictions)
 
 
 def head_products(model: PreTrainedModel) -> int:
-    """Multiplications at each position for which the model says something: of all linear layers above the stacks."""
-    inside = set(model.base_model.modules())
-    head = (each for each in model.modules() if isinstance(each, nn.Linear) and each not in inside)
-    return sum(each.in_features * each.out_features for each in head)
+    """Return the multiply-adds of the head per predicted position: those of all linear layers outside the stacks."""
+    backbone = set(model.base_model.modules())
+    head = (module for module in model.modules() if isinstance(module, nn.Linear) and module not in backbone)
+    return sum(linear.in_features * linear.out_features for linear in head)
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """What a device does at most in a second, in bf16, by its maker's word; None: of this one it is not known."""
+    """Return the peak bf16 throughput of a device in FLOP/s from its data sheet, or None if unknown."""
     return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def peak_of(name: str) -> float | None:
-    """The same by the name of the device."""
-    found = (tflops * 1e12 for part, tflops in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name))
-    return next(found, None)
+    """Return the peak bf16 throughput in FLOP/s of the device with this name, or None if unknown."""
+    matches = (tflops * 1e12 for part, tflops in PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name))
+    return next(matches, None)

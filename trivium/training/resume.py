@@ -1,4 +1,4 @@
-"""Whether a run can be gone on with: from which checkpoint, and as the same run."""
+"""Check that a run can be resumed, and select the checkpoint to resume from."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from transformers import Seq2SeqTrainingArguments, TrainerState
 
 from trivium.recipe import Recipe, load_recipe
-from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, has_end, last_whole_checkpoint
+from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, is_complete, last_valid_checkpoint
 from trivium.storage.checksums import CHECKSUMS_FILE
 from trivium.storage.names import RECIPE_FILE
 from trivium.storage.pickles import check_pickles
@@ -21,85 +21,116 @@ from trivium.training.resumable import patience_spent
 
 logger = logging.getLogger(__name__)
 
-# What a run may say anew when it is gone on with, by the beginnings of the names: how long, what is measured and kept,
-# and where. All else decides what is learned.
-MAY_CHANGE = (
-    *("card.", "generation.", "metrics", "early_stopping_patience"),
-    *("data.validation", "data.max_validation_samples", "data.test", "data.max_test_samples"),
-    *("training.output_dir", "training.max_steps", "training.num_train_epochs"),
-    *("training.logging_", "training.log_", "training.disable_tqdm", "training.report_to", "training.run_name"),
-    *("training.project", "training.trackio_", "training.skip_memory_metrics", "training.include_"),
-    *("training.eval_", "training.do_", "training.per_device_eval_batch_size", "training.prediction_loss_only"),
-    *("training.bf16_full_eval", "training.fp16_full_eval", "training.batch_eval_metrics"),
-    *("training.predict_with_generate", "training.generation_"),
-    *("training.save_", "training.load_best_model_at_end", "training.enable_jit_checkpoint"),
-    *("training.resume_from_checkpoint", "training.restore_callback_states_from_checkpoint"),
-    *("training.push_to_hub", "training.hub_"),
-    *("training.dataloader_num_workers", "training.dataloader_pin_memory", "training.dataloader_persistent_workers"),
-    *("training.dataloader_prefetch_factor", "training.dataloader_multiprocessing_context"),
-    *("training.ddp_", "training.local_rank"),
+# Prefixes of the recipe fields that may change on resumption: duration, evaluation, logging, saving and hardware. All
+# other fields affect what is learned.
+CHANGEABLE_FIELDS = (
+    "card.",
+    "generation.",
+    "metrics",
+    "early_stopping_patience",
+    "data.validation",
+    "data.max_validation_samples",
+    "data.test",
+    "data.max_test_samples",
+    "training.output_dir",
+    "training.max_steps",
+    "training.num_train_epochs",
+    "training.logging_",
+    "training.log_",
+    "training.disable_tqdm",
+    "training.report_to",
+    "training.run_name",
+    "training.project",
+    "training.trackio_",
+    "training.skip_memory_metrics",
+    "training.include_",
+    "training.eval_",
+    "training.do_",
+    "training.per_device_eval_batch_size",
+    "training.prediction_loss_only",
+    "training.bf16_full_eval",
+    "training.fp16_full_eval",
+    "training.batch_eval_metrics",
+    "training.predict_with_generate",
+    "training.generation_",
+    "training.save_",
+    "training.load_best_model_at_end",
+    "training.enable_jit_checkpoint",
+    "training.resume_from_checkpoint",
+    "training.restore_callback_states_from_checkpoint",
+    "training.push_to_hub",
+    "training.hub_",
+    "training.dataloader_num_workers",
+    "training.dataloader_pin_memory",
+    "training.dataloader_persistent_workers",
+    "training.dataloader_prefetch_factor",
+    "training.dataloader_multiprocessing_context",
+    "training.ddp_",
+    "training.local_rank",
 )
-ROWS = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")  # may, if a step's rows do not
+# These two may change as long as the number of rows per optimizer step stays the same (`check_same_batch_size`).
+BATCH_SIZE_FIELDS = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
 
 
 def checkpoint_to_resume(recipe: Recipe, args: Seq2SeqTrainingArguments) -> tuple[Path, list[Path]]:
-    """The last whole checkpoint of the run in `args.output_dir`, and those after it, which cannot be used.
-
-    Nothing is changed.
+    """Select the last valid checkpoint of the run in `args.output_dir`, without changing any file.
 
     Args:
-        recipe: What the run is to be.
+        recipe: The recipe to resume with.
         args: Its training arguments.
+
+    Returns:
+        The checkpoint, and the later checkpoints, which are defective.
 
     Raises:
         OSError: A file of a checkpoint cannot be read.
-        ValueError: There is no checkpoint, or no whole one; it has a pickle that could run code; it is of another run
-            than `recipe` describes; or the run is finished.
+        ValueError: There is no valid checkpoint; a checkpoint has a pickle that could run code; the run was started
+            with a different recipe; or the run is finished.
     """
     run = Path(args.output_dir)
-    others = [] if recipe.ema_decay is None else [TRAINED_WEIGHTS_FILE]
+    extra_files = [] if recipe.ema_decay is None else [TRAINED_WEIGHTS_FILE]
     if (run / RECIPE_FILE).is_file():
         check_same_recipe(run, load_recipe(run), recipe)
-    checkpoint, flaws = last_whole_checkpoint(run, others)
+    checkpoint, defects = last_valid_checkpoint(run, extra_files)
     if checkpoint is None:
         raise ValueError(
-            f"There is no checkpoint in {run} to resume: leave resume out to start a run, or, if one was begun there, "
-            "start it again (--overwrite, overwrite=True)."
+            f"There is no checkpoint to resume from in {run}. Leave out resume to start a new run; if a run was "
+            "already started there, overwrite it (--overwrite, overwrite=True)."
         )
     state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
     best = run / Path(state.best_model_checkpoint or "").name
-    if best != checkpoint and best in checkpoints_of(run):  # it is loaded in the end
+    if best != checkpoint and best in checkpoints_of(run):  # The Trainer loads it at the end of training.
         check_pickles(best)
     if (run / RECIPE_FILE).is_file():
-        check_same_rows(run, load_recipe(run), state, args)
-    if done := steps_of_finished_run(run, state, recipe, args):
+        check_same_batch_size(run, load_recipe(run), state, args)
+    if steps := steps_of_finished_run(run, state, recipe, args):
         raise ValueError(
-            f"The run in {run} is finished, after {done} steps: set more training.max_steps or "
-            "training.num_train_epochs to go on, or, if it was stopped early, a larger early_stopping_patience."
+            f"The run in {run} is finished after {steps} steps. To continue training, increase training.max_steps or "
+            "training.num_train_epochs or, if it was stopped early, early_stopping_patience."
         )
-    for path, flaw in flaws.items():
-        logger.warning("%s is not whole: %s. The run goes on from %s, which is.", path, flaw, checkpoint)
+    for path, defect in defects.items():
+        logger.warning("%s is defective: %s. Resuming from %s.", path, defect, checkpoint)
     if not (checkpoint / CHECKSUMS_FILE).is_file():
-        logger.warning("%s has no checksums: its files are taken to be what was written.", checkpoint)
-    return checkpoint, list(flaws)
+        logger.warning("%s has no checksums, so changed files cannot be detected.", checkpoint)
+    return checkpoint, list(defects)
 
 
 def steps_of_finished_run(
     run: Path, checkpoint: TrainerState, recipe: Recipe, args: Seq2SeqTrainingArguments
 ) -> int | None:
-    """The steps of a run that has all that is asked for, its model included, or None.
+    """Return the number of steps of a finished run, or None if the run is not finished.
 
-    A run that was killed after its last checkpoint, but before its model was saved, is not finished.
+    A run that was killed between its last checkpoint and saving the model is not finished.
     """
     weights = list(run.glob("*.safetensors"))
-    if not (run / STATE_FILE).is_file() or not weights or not all(map(has_end, weights)):
+    if not (run / STATE_FILE).is_file() or not weights or not all(map(is_complete, weights)):
         return None
     try:
         state = TrainerState.load_from_json(str(run / STATE_FILE))
     except ValueError:
         return None
-    follows = str(state.log_history[: len(checkpoint.log_history)]) == str(checkpoint.log_history)
-    if not follows or state.global_step != checkpoint.global_step:  # the model is of another run, or has fewer steps
+    is_same_run = str(state.log_history[: len(checkpoint.log_history)]) == str(checkpoint.log_history)
+    if not is_same_run or state.global_step != checkpoint.global_step:  # The model is of another run or step.
         return None
     if args.max_steps > 0:
         finished = state.global_step >= args.max_steps
@@ -110,63 +141,77 @@ def steps_of_finished_run(
     return state.global_step if finished or stopped else None
 
 
-def check_same_recipe(run: Path, kept: Recipe, given: Recipe) -> None:
-    """Refuse to go on with a run as what it was not.
+def check_same_recipe(run: Path, old: Recipe, new: Recipe) -> None:
+    """Refuse to resume a run with a recipe that would learn something else.
 
     Raises:
-        ValueError: The recipes differ in what decides what is learned; the message names it.
+        ValueError: The recipes differ in a field that affects training; the message lists the changed fields.
     """
-    before, now = _fields_of(kept), _fields_of(given)
+    before, now = _fields_of(old), _fields_of(new)
     changed = [
-        f"{name} was {_shown(before.get(name))} and is {_shown(now.get(name))}"
+        f"{name} was {_to_json(before.get(name))}, is now {_to_json(now.get(name))}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in ROWS and not name.startswith(MAY_CHANGE)
+        if before.get(name) != now.get(name)
+        and name not in BATCH_SIZE_FIELDS
+        and not name.startswith(CHANGEABLE_FIELDS)
     ]
     if changed:
         raise ValueError(
-            f"The run in {run} cannot go on as another one: {'; '.join(changed)}. Take that back; or begin a new run, "
-            f"with another training.output_dir, and with init_from={run}/checkpoint-N if from these weights."
+            f"The run in {run} cannot be resumed with a changed recipe: {'; '.join(changed)}. Revert the change, or "
+            "start a new run with another training.output_dir, and with "
+            f"init_from={run}/checkpoint-N to start from these weights."
         )
 
 
-def check_same_rows(run: Path, kept: Recipe, state: TrainerState, args: Seq2SeqTrainingArguments) -> None:
-    """Refuse steps of other sizes than those of a run so far; the same from other parts are not the same to the bit.
+def check_same_batch_size(run: Path, old: Recipe, state: TrainerState, args: Seq2SeqTrainingArguments) -> None:
+    """Refuse to resume a run with a different number of rows per optimizer step.
+
+    If only the factors of that number have changed, warn: the results are not bitwise identical then.
 
     Raises:
-        ValueError: A step would have more or less rows, or batches of so many tokens.
+        ValueError: The number of rows per step, or of batches per step for token batches, has changed.
     """
     if args.auto_find_batch_size or state.train_batch_size is None:
         return
     facts = state.stateful_callbacks.get("RunFacts", {}).get("attributes", {})
-    accumulated = kept.training.get("gradient_accumulation_steps") or 1
-    before = (state.train_batch_size, accumulated, facts.get("processes", args.world_size))
+    accumulation_steps = old.training.get("gradient_accumulation_steps") or 1
+    before = (state.train_batch_size, accumulation_steps, facts.get("processes", args.world_size))
     now = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
-    told = [f"{math.prod(parts)} rows ({' x '.join(map(str, parts))})" for parts in (before, now)]
+    products = [f"{math.prod(factors)} rows ({' x '.join(map(str, factors))})" for factors in (before, now)]
     if math.prod(before) != math.prod(now):
         raise ValueError(
-            f"A step of the run in {run} had {told[0]} and would have {told[1]}, which are rows of a process x "
-            "training.gradient_accumulation_steps x processes: make the product what it was."
+            f"An optimizer step of the run in {run} had {products[0]}, and would now have {products[1]}; the factors "
+            "are rows per process, training.gradient_accumulation_steps and processes. The product must not change: "
+            "adjust a factor."
         )
     if before != now:
-        logger.warning("A step of the run had %s and has %s: the same rows, but other roundings.", *told)
+        logger.warning(
+            "An optimizer step of the run had %s, and now has %s: the batch size is the same, but the results differ "
+            "by rounding.",
+            products[0],
+            products[1],
+        )
 
 
 def _fields_of(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says, by names such as `model.dropout`; of training also what holds by default."""
-    defaults = {each.name: each.default for each in fields(Seq2SeqTrainingArguments) if each.default is not MISSING}
+    """Return the fields of a recipe keyed by dotted name (`model.dropout`), with the defaults of `training`."""
+    defaults = {
+        field.name: field.default for field in fields(Seq2SeqTrainingArguments) if field.default is not MISSING
+    }
     sections = OmegaConf.to_container(OmegaConf.structured(recipe))
     assert isinstance(sections, dict)
-    sections["training"] = {**defaults, **{k: given for k, given in sections["training"].items() if given is not None}}
-    return dict(_flat(sections))
+    overrides = {name: value for name, value in sections["training"].items() if value is not None}
+    sections["training"] = {**defaults, **overrides}
+    return dict(_flatten(sections))
 
 
-def _flat(section: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(section: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in section.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
-def _shown(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return json.dumps(value, default=str, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""From a recipe to a trained model, by transformers' own Trainer."""
+"""Train a model from a recipe, with transformers' Trainer: validate, build, run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,45 +24,47 @@ from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
 from trivium.metrics import load_metric
 from trivium.recipe import Recipe
-from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, failure_explained, set_aside
+from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, explain_write_failure, set_aside
 from trivium.storage.manifest import CARD, MANIFEST, RunFolder, record, start_manifest
 from trivium.storage.names import RECIPE_FILE
 from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_targets, make_collator
 from trivium.tokenization import train_tokenizer
 from trivium.training.callbacks import ExponentialAverage, RunFacts
 from trivium.training.callbacks.push import check_hub_arguments
-from trivium.training.distributed import check_devices, from_first_process, lock_run
+from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
 from trivium.training.resume import checkpoint_to_resume
 from trivium.training.trainer import RunTrainer
 
-SHOWN = 5  # foreign files that an error names
+MAX_LISTED = 5  # list at most this many foreign files in an error
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Seq2SeqTrainer:
-    """Train what `recipe` describes; its `training.output_dir` then holds model, tokenizer, recipe and logs.
+    """Train a model from a recipe, and save model, tokenizer, recipe and logs in `training.output_dir`.
 
     Args:
-        recipe: What to do.
-        resume: Go on from the last whole checkpoint in the output folder, as if nothing had been.
-        overwrite: Start anew in a folder that is not empty; what an earlier run wrote there is deleted, nothing else.
+        recipe: The recipe of the run.
+        resume: Resume from the last valid checkpoint in the output folder, with the same result as an uninterrupted
+            run.
+        overwrite: Start a new run in a folder that is not empty. Files of an earlier run are deleted, other files are
+            kept.
 
     Returns:
         The trainer, with the trained model as `.model` and the tokenizer as `.processing_class`.
 
     Raises:
-        FileNotFoundError: `init_from` is no folder.
+        FileNotFoundError: `init_from` is neither a folder nor the name of a model on the Hub.
         OSError: The disk is full, or a checkpoint cannot be read.
-        NonFiniteError: The loss, the gradients or the weights were no longer finite.
-        ValueError: The output folder is not empty and neither `resume` nor `overwrite` is set, or it holds foreign
-            files where the run has its own; another training runs there; there is no whole checkpoint to resume, or
-            it is of another run than the recipe's, or has a pickle that could run code; the recipe has a secret; or it
-            asks for what its data cannot give. Nothing is changed in the output folder then.
+        NonFiniteError: The loss, the gradients or the weights are no longer finite.
+        ValueError: The output folder is not empty and neither `resume` nor `overwrite` is set; files that Trivium did
+            not write are in the way; another training process uses the folder; there is no valid checkpoint to resume
+            from, it was written with a different recipe, or it has a pickle that could run code; the recipe contains a
+            secret; or the data do not fit the recipe. The output folder is left unchanged in these cases.
     """
     args = check_arguments(recipe)
     with lock_run(Path(args.output_dir)):
-        start = from_first_process(lambda: choose_start(recipe, args, resume, overwrite))
+        start = broadcast_from_main(lambda: choose_start(recipe, args, resume, overwrite))
         trainer = build_trainer(recipe, args, start)
-        if args.should_save:  # of several processes one
+        if args.should_save:  # only on the main process
             prepare_folder(recipe, start)
         return run_training(trainer, start.checkpoint)
 
@@ -72,12 +74,12 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training begins.
+    """The starting point of training.
 
     Attributes:
-        run: Its folder.
-        checkpoint: What it goes on from; None: it starts anew.
-        broken: Later checkpoints, which cannot be used.
+        run: The run folder.
+        checkpoint: The checkpoint to resume from; None starts a new run.
+        broken: Later checkpoints that are defective.
     """
 
     run: Path
@@ -86,10 +88,11 @@ class Start:
 
 
 def check_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
-    """Return the training arguments of a recipe, if they can be trained with here.
+    """Return the training arguments of a recipe after checking them against this machine.
 
     Raises:
-        ValueError: They cannot.
+        FileNotFoundError: `init_from` is neither a folder nor the name of a model on the Hub.
+        ValueError: The arguments cannot be used here.
     """
     args = recipe.training_arguments()
     check_hub_arguments(args)
@@ -98,17 +101,17 @@ def check_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     if recipe.ema_decay is not None:
         ExponentialAverage.check_arguments(args)
     if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # there are none, and to look for them in every step takes time
-    args.remove_unused_columns = False  # the collator leaves out what the model does not take
+        args.ddp_find_unused_parameters = False  # There are none, and searching for them slows down every step.
+    args.remove_unused_columns = False  # The collator removes the columns that the model does not take.
     return args
 
 
 def choose_start(recipe: Recipe, args: Seq2SeqTrainingArguments, resume: bool, overwrite: bool) -> Start:
-    """Return where the training begins, after looking at its folder; nothing is changed there.
+    """Decide from the contents of the run folder where training starts, without changing any file.
 
     Raises:
         OSError: A checkpoint cannot be read.
-        ValueError: It cannot begin there.
+        ValueError: Training cannot start in this folder, or cannot be resumed.
     """
     run = Path(args.output_dir)
     folder = RunFolder(run)
@@ -117,43 +120,46 @@ def choose_start(recipe: Recipe, args: Seq2SeqTrainingArguments, resume: bool, o
     if folder.is_run and not overwrite:
         found = checkpoints_of(run) or [run / path for path in folder.own]
         raise ValueError(
-            f"{run} holds a run already ({found[-1]}): resume it (--resume, resume=True), overwrite it "
+            f"{run} already holds a run ({found[-1]}): resume it (--resume, resume=True), overwrite it "
             "(--overwrite, overwrite=True), or set another training.output_dir."
         )
     if folder.foreign and not overwrite:
         raise ValueError(
-            f"{run} is not empty: it holds {_listed(folder.foreign)}, which no training of Trivium wrote. Set another "
-            "training.output_dir; or keep them beside the run (--overwrite, overwrite=True)."
+            f"{run} is not empty: it holds {_join(folder.foreign)}, which Trivium did not write. Set another "
+            "training.output_dir, or keep these files beside the run (--overwrite, overwrite=True)."
         )
     if folder.in_the_way:
         raise ValueError(
-            f"{run} holds {_listed(folder.in_the_way)}, which no training of Trivium wrote, where a run has files of "
-            "its own. They are not deleted: move them away, or set another training.output_dir."
+            f"{run} holds {_join(folder.in_the_way)}, which Trivium did not write and which the run would replace. "
+            "They are not deleted: move them away, or set another training.output_dir."
         )
     return Start(run, None, [])
 
 
-def _listed(paths: list[Path]) -> str:
-    shown = ", ".join(map(str, paths[:SHOWN]))
-    return shown if len(paths) <= SHOWN else f"{shown} and {len(paths) - SHOWN} more"
+def _join(paths: list[Path]) -> str:
+    listed = ", ".join(map(str, paths[:MAX_LISTED]))
+    return listed if len(paths) <= MAX_LISTED else f"{listed} and {len(paths) - MAX_LISTED} more"
 
 
 # --- Build -----------------------------------------------------------------------------------------------------------
 
 
 def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) -> RunTrainer:
-    """Return a Trainer with data, tokenizer and model; nothing is changed in the run's folder.
+    """Build the Trainer with data, tokenizer and model, without changing the run folder.
 
     Raises:
-        ValueError: The data cannot give what the recipe asks for, or are not those that the run began with.
+        ValueError: The data do not fit the recipe, or differ from the data that the run was started with.
     """
     task = recipe.kind
     data = load_data(recipe.data, task.columns)
-    data.pop("test", None)  # evaluation reads it; to encode it here would be wasted
+    data.pop("test", None)  # Only `trivium evaluate` reads the test split.
     if "train" not in data:
-        raise ValueError(f"There is nothing to train on: data has {', '.join(data)}, but no train.")
+        raise ValueError(f"data has the splits {', '.join(data)}, but no training split. Set data.train.")
     if args.eval_strategy != "no" and "validation" not in data:
-        raise ValueError(f"training.eval_strategy is {args.eval_strategy.value}, but data has no validation part.")
+        raise ValueError(
+            f"training.eval_strategy is {args.eval_strategy.value}, but data has no validation split. Set "
+            "data.validation, or training.eval_strategy=no."
+        )
     facts = RunFacts(fingerprint(recipe.data, data["train"]) if args.should_save else None)
     if start.checkpoint is not None:
         facts.check_data(TrainerState.load_from_json(str(start.checkpoint / STATE_FILE)))
@@ -172,7 +178,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
             task, tokenizer, model, recipe.inputs, epoch=lambda: int(trainer.state.epoch or 0)
         ),
         processing_class=tokenizer,
-        compute_metrics=scoring(recipe, model, tokenizer),
+        compute_metrics=make_compute_metrics(recipe, model, tokenizer),
         callbacks=[facts],
         max_tokens=recipe.inputs.max_tokens,
         buffer_size=recipe.inputs.buffer_size,
@@ -190,13 +196,14 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
 
 
 def prepare_folder(recipe: Recipe, start: Start) -> None:
-    """Delete what an earlier run left, and write the recipe: never beside weights that it did not make."""
+    """Delete the files of an earlier run, then write the recipe, so that it never lies beside foreign weights."""
     folder = RunFolder(start.run)
     if folder.is_run:
-        folder.adopt()  # first: a run that is killed here is recognised all the same
+        folder.adopt()  # The manifest comes first, so that the folder is recognized if the process is killed here.
     if start.checkpoint is None:
-        outdated = [path for path in folder.own if path != MANIFEST and not _is_written_by_hand(start.run / path)]
-        folder.delete(sorted(outdated, key=lambda path: path.name == RECIPE_FILE))  # last: it describes the rest
+        outdated = [path for path in folder.own if path != MANIFEST and not _is_custom_card(start.run / path)]
+        # The recipe is deleted last, because it describes the other files.
+        folder.delete(sorted(outdated, key=lambda path: path.name == RECIPE_FILE))
         start_manifest(start.run, [RECIPE_FILE])
     else:
         set_aside(start.broken)
@@ -205,30 +212,31 @@ def prepare_folder(recipe: Recipe, start: Start) -> None:
     recipe.save(start.run)
 
 
-def _is_written_by_hand(path: Path) -> bool:
-    """Return whether a file is a card that somebody has made their own."""
+def _is_custom_card(path: Path) -> bool:
+    """Return True if a file is a model card that was written or edited by hand."""
     if path.name != CARD.name:
         return False
-    from trivium.hub.card import has_own_card  # here: it draws, and needs the libraries for it
+    from trivium.hub.card import has_own_card  # imported late, because it needs the plotting libraries
 
     return has_own_card(path.parent)
 
 
 def run_training(trainer: RunTrainer, checkpoint: Path | None) -> RunTrainer:
-    """Train to the end, save the model, and push it if that is asked for."""
+    """Train, save the model, and push it if `push_to_hub` is set."""
     args, run = trainer.args, Path(trainer.args.output_dir)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.check_finite()
-    if trainer.has_shards:  # the model is to be whole
+    if trainer.has_shards:  # Gather the shards: the final model is saved unsharded.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    with failure_explained("The model", run):
-        trainer.save_model(_internal_call=True)  # which pushes nothing
-        trainer.save_state()  # after the model: by this a run is known to be finished
+    with explain_write_failure("The model", run):
+        trainer.save_model(_internal_call=True)  # An internal call does not push.
+        trainer.save_state()  # After the model, because this file marks the run as finished.
     if args.push_to_hub:
         before = set(run.iterdir())
         trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
         if args.should_save:
-            record(run, *(path.name for path in set(run.iterdir()) - before if path.is_file()))  # as the card
+            # Record the files that the push created, such as the model card.
+            record(run, *(path.name for path in set(run.iterdir()) - before if path.is_file()))
     return trainer
 
 
@@ -238,38 +246,39 @@ def run_training(trainer: RunTrainer, checkpoint: Path | None) -> RunTrainer:
 def load_or_build(
     recipe: Recipe, rows: Dataset | IterableDataset, checkpoint: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model that the recipe goes on from, or a new one of its shape with a tokenizer trained on `rows`.
+    """Load the model and tokenizer that `init_from` names, or build a new model and train a tokenizer on `rows`.
 
-    A run that is resumed from a `checkpoint` has the tokenizer that it had, which is not trained again.
+    When resuming from a `checkpoint`, the tokenizer is loaded from it instead of being trained again.
     """
     task = recipe.kind
     labels: dict[str, Any] = {}
     if "label" in task.columns:
         labels = label_facts((row["label"] for row in rows), recipe.model.get("problem_type"))
-    usual = {"add_bos_token": task.add_bos_token, "add_eos_token": task.add_eos_token}
-    wanted = {name: given for name in usual if (given := getattr(recipe.tokenizer, name)) is not None}
+    defaults = {"add_bos_token": task.add_bos_token, "add_eos_token": task.add_eos_token}
+    overrides = {name: value for name in defaults if (value := getattr(recipe.tokenizer, name)) is not None}
     if recipe.init_from:
-        model = load_start(recipe, labels)
+        model = load_initial_model(recipe, labels)
         tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False)
-        # Not by its own account: transformers' class, which may have saved it, does not know what it puts around.
-        around = tokenizer("")["input_ids"]
-        closed = tokenizer.eos_token_id in around
-        if not wanted and closed and not task.add_eos_token:  # a translator's closes every text
-            wanted = usual
-        if wanted:
-            kept = {"add_bos_token": tokenizer.bos_token_id in around, "add_eos_token": closed}
-            tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False, **{**kept, **wanted})
+        # Encode an empty text instead of reading the attributes `add_bos_token` and `add_eos_token`: if transformers'
+        # own class has saved the tokenizer, they do not say which special tokens it adds.
+        special_ids = tokenizer("")["input_ids"]
+        adds_eos = tokenizer.eos_token_id in special_ids
+        if not overrides and adds_eos and not task.add_eos_token:  # as the tokenizer of a translator does
+            overrides = defaults
+        if overrides:
+            options = {"add_bos_token": tokenizer.bos_token_id in special_ids, "add_eos_token": adds_eos, **overrides}
+            tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False, **options)
         if not model.config.is_encoder_decoder and not getattr(tokenizer, "shared_vocabulary", True):
             tokenizer = tokenizer.target if model.config.decoder_layers else tokenizer.source
         return model, tokenizer
-    options = {**vars(recipe.tokenizer), **usual, **wanted}
+    options = {**vars(recipe.tokenizer), **defaults, **overrides}
     sample = options.pop("sample")
     texts = rows if sample is None else rows.take(sample)
     targets = (row["target"] for row in texts) if "target" in task.columns else None
-    if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # of FSDP's shards it is not
+    if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # FSDP's sharded checkpoints have none.
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     else:
-        tokenizer = from_first_process(
+        tokenizer = broadcast_from_main(
             lambda: train_tokenizer((row[task.columns[0]] for row in texts), target_texts=targets, **options)
         )
     config = recipe.model_config(
@@ -285,60 +294,69 @@ def load_or_build(
     return task.model_class(config), tokenizer
 
 
-def load_start(recipe: Recipe, labels: dict[str, Any]) -> PreTrainedModel:
-    """The model that the recipe goes on from: with all parameters saved, but for a head that is another task's.
+def load_initial_model(recipe: Recipe, labels: dict[str, Any]) -> PreTrainedModel:
+    """Load the model that `init_from` names; a head that does not fit the task is initialized anew.
 
     Raises:
-        ValueError: The recipe asks for parameters that were not saved, or leaves some out.
+        ValueError: Parameters outside the head are missing, unexpected or of another shape.
     """
     model, report = recipe.kind.model_class.from_pretrained(
         recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **{**labels, **recipe.model}
     )
     names = [*report["missing_keys"], *report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])]
-    if misfits := sorted(name for name in names if name.startswith(f"{model.base_model_prefix}.")):
+    if mismatches := sorted(name for name in names if name.startswith(f"{model.base_model_prefix}.")):
         raise ValueError(
-            f"The model in {recipe.init_from} is of another shape than {recipe.model} says: {len(misfits)} parameters "
-            f"do not fit, such as {misfits[0]}. With init_from, model may only say what does not change them."
+            f"init_from is {recipe.init_from}, whose parameters do not match model={recipe.model}: "
+            f"{len(mismatches)} differ, such as {mismatches[0]}. With init_from, set only model fields that do not "
+            "change the shape of the parameters, such as dropout."
         )
     return model
 
 
-def scoring(
+def make_compute_metrics(
     recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Callable[[EvalPrediction], dict[str, float]] | None:
-    """What the Trainer calls after predicting the validation part; None: the loss will do, and no logits are kept."""
+    """Return the Trainer's `compute_metrics`, or None to compute only the loss, without gathering any logits."""
     names = list(recipe.kind.metrics_for(model.config)[:2]) if recipe.metrics is None else recipe.metrics
     if "label" in recipe.kind.columns:
-        return scores_of_labels(model.config, names)
+        return make_compute_label_metrics(model.config, names)
     if recipe.training.get("predict_with_generate") and model.config.is_encoder_decoder:
-        return scores_of_texts(tokenizer, names)
+        return make_compute_text_metrics(tokenizer, names)
     return None
 
 
-def scores_of_labels(config: TriviumConfig, metrics: list[str]) -> Callable[[EvalPrediction], dict[str, float]]:
-    """The label metrics of the recipe, a number each."""
-    scorers = {name: load_metric(name) for name in metrics}
+def make_compute_label_metrics(
+    config: TriviumConfig, names: list[str]
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Return a `compute_metrics` that scores predicted labels; it returns one score per metric."""
+    metrics = {name: load_metric(name) for name in names}
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        said = labels_of_logits(torch.from_numpy(prediction.predictions), config)
-        truth = labels_of_targets(torch.from_numpy(prediction.label_ids), config)
-        return {name: scorer.compute(predictions=said, references=truth)["score"] for name, scorer in scorers.items()}
+        predictions = labels_of_logits(torch.from_numpy(prediction.predictions), config)
+        references = labels_of_targets(torch.from_numpy(prediction.label_ids), config)
+        return {
+            name: metric.compute(predictions=predictions, references=references)["score"]
+            for name, metric in metrics.items()
+        }
 
     return compute
 
 
-def scores_of_texts(
-    tokenizer: PreTrainedTokenizerBase, metrics: list[str]
+def make_compute_text_metrics(
+    tokenizer: PreTrainedTokenizerBase, names: list[str]
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """The text metrics of the recipe, a number each."""
-    scorers = {name: load_metric(name) for name in metrics if name != "perplexity"}  # of which the loss is the log
+    """Return a `compute_metrics` that scores generated texts; it returns one score per metric."""
+    metrics = {name: load_metric(name) for name in names if name != "perplexity"}  # perplexity is exp(eval_loss)
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        texts = [
-            # The Trainer fills up with -100 what is shorter than the rest; decoding knows it only from our tokenizer.
+        predictions, references = (
+            # The Trainer pads with -100, which not every tokenizer can decode.
             tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
             for ids in (prediction.predictions, prediction.label_ids)
-        ]
-        return {name: s.compute(predictions=texts[0], references=texts[1])["score"] for name, s in scorers.items()}
+        )
+        return {
+            name: metric.compute(predictions=predictions, references=references)["score"]
+            for name, metric in metrics.items()
+        }
 
     return compute

@@ -1,4 +1,4 @@
-"""transformers' Trainer, with what a run of ours needs beside it: batches by tokens, their speed, the model's card."""
+"""The Trainer of a run: transformers' Trainer with token batches, throughput metrics and Hub pushes with a card."""
 
 import inspect
 import logging
@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 
 
 class PublishingTrainer(Seq2SeqTrainer):
-    """A Trainer whose pushes hold what `trivium push` publishes, and neither pickles nor paths of this machine."""
+    """Push to the Hub what `trivium push` publishes, without pickles or local paths."""
 
     push_in_progress: PushInProgress | None
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Create the repository and the branch before training, not to fail after it."""
+        """Create the repository and the branch before training, so that a missing permission fails early."""
         super().init_hf_repo(*args, **kwargs)
         if self.args.hub_revision and self.is_world_process_zero():
             create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
@@ -53,9 +53,9 @@ class PublishingTrainer(Seq2SeqTrainer):
         """Save the model, and push the output folder in one commit as `trivium push` does.
 
         Returns:
-            The `trivium.hub.Push`, or a Future of it if not `blocking`; None in processes other than the first.
+            The `trivium.hub.Push`, or a Future of it unless `blocking`; None on processes other than the main one.
         """
-        from trivium.hub.pushing import plan, send  # here: they draw, and need the libraries for it
+        from trivium.hub.pushing import plan, send  # imported late, because they need the plotting libraries
 
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
@@ -82,7 +82,7 @@ class PublishingTrainer(Seq2SeqTrainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         checkpoint = Path(checkpoint_folder)
         if not any(checkpoint.glob("model*.safetensors")):
-            logger.warning("%s is not pushed: FSDP has saved its weights in shards.", checkpoint.name)
+            logger.warning("%s is not pushed, because its weights are FSDP shards.", checkpoint.name)
             return
         planned = Push(
             repo_id=self.hub_model_id,
@@ -94,20 +94,20 @@ class PublishingTrainer(Seq2SeqTrainer):
             private=None,
         )
         saved_by_steps = self.args.save_strategy == SaveStrategy.STEPS
-        place = f"step {self.state.global_step}" if saved_by_steps else f"epoch {int(self.state.epoch or 0)}"
-        message = f"Training in progress, {place}"
+        progress = f"step {self.state.global_step}" if saved_by_steps else f"epoch {int(self.state.epoch or 0)}"
+        message = f"Training in progress, {progress}"
         job = send_in_background(planned, checkpoint.parent, message=message, token=self.args.hub_token)
         jobs = [] if self.push_in_progress is None else self.push_in_progress.jobs
         self.push_in_progress = PushInProgress([*jobs, job])
 
 
 class RunTrainer(ResumableTrainer, PublishingTrainer):
-    """A Trainer with batches by tokens, which logs how fast it learns, and pushes the card of `trivium.hub.card`.
+    """Train with token batches, log the throughput, and push the model with the card of `trivium.hub.card`.
 
     Args:
-        max_tokens: What a batch of each device may have, as `TokenBatchSampler` counts it; None: batches are of
-            `per_device_train_batch_size` rows.
-        buffer_size: Of a stream the rows among which a `TokenBatchStream` makes batches.
+        max_tokens: Maximum number of tokens per batch and device, as counted by `TokenBatchSampler`; None for batches
+            of `per_device_train_batch_size` rows.
+        buffer_size: Number of rows that a `TokenBatchStream` buffers to form batches; required for streamed data.
     """
 
     def __init__(
@@ -120,13 +120,13 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         if max_tokens is None:
             return
         columns = ["input_ids", "labels"] if self.model.config.is_encoder_decoder else ["input_ids"]
-        max_tokens *= max(1, self.args.n_gpu)  # those of this process, among which a batch is split
+        max_tokens *= max(1, self.args.n_gpu)  # DataParallel splits a batch over the GPUs of this process.
         if has_length(self.train_dataset):
             lengths = [lengths_of(self.train_dataset, column) for column in columns]
             self.batches = TokenBatchSampler(lengths, max_tokens, self._data_seed, self._current_epoch)
             self.add_callback(BatchReport(self.batches, self.log))
         else:
-            assert buffer_size is not None  # the recipe has it
+            assert buffer_size is not None  # A recipe always sets it.
             batches_per_step = super().get_total_train_batch_size(self.args) // self._train_batch_size
             self.batch_stream = TokenBatchStream(
                 self.train_dataset, columns, max_tokens, buffer_size, batches_per_step, self._data_seed
@@ -144,7 +144,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
             return super()._prepare_for_training(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's; with the shards of FSDP, of which it saves none here, all that a model is but its weights."""
+        """Save the model; with FSDP's sharded state dict, save the configuration and the tokenizer without weights."""
         super().save_model(output_dir, _internal_call)
         if self.has_shards and self.args.should_save:
             self.model.config.architectures = [type(self.model).__name__.removeprefix("FSDP")]
@@ -155,12 +155,12 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
 
     @property
     def has_shards(self) -> bool:
-        """Whether checkpoints have weights in the pieces that each process has of them."""
+        """Return True if FSDP saves checkpoints as shards, one per process."""
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         return plugin is not None and plugin.state_dict_type == StateDictType.SHARDED_STATE_DICT
 
     def get_train_dataloader(self) -> DataLoader:
-        """The Trainer's, but for the batches."""
+        """Return the training dataloader, with token batches if `max_tokens` is set."""
         options = {
             "num_workers": self.args.dataloader_num_workers,
             "pin_memory": self.args.dataloader_pin_memory,
@@ -174,8 +174,8 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
             )
         if self.batch_stream is None:
             return super().get_train_dataloader()
-        # To Accelerate a whole batch is one row, which it deals out. By itself it would let one process read and send
-        # the others pieces of batches of equal shapes.
+        # Accelerate sees each token batch as one row and distributes these rows over the processes. Its default for
+        # streams, dispatching from the main process, requires batches of equal shapes.
         collate = self.data_collator
         return prepare_data_loader(
             DataLoader(self.batch_stream, batch_size=1, collate_fn=lambda batches: collate(batches[0]), **options),
@@ -204,34 +204,34 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         return sampler
 
     def get_total_train_batch_size(self, args: Seq2SeqTrainingArguments) -> int:
-        """Rows of a step, by which the Trainer reckons how many it learns from in a second."""
+        """Return the mean number of rows per step, from which the Trainer computes samples per second."""
         rows = super().get_total_train_batch_size(args)
         return rows if self.batches is None else round(rows / self._train_batch_size * self.batches.mean_rows)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """The Trainer's, but where only the loss is wanted, as in training, logits of a vocabulary are not made."""
+        """Compute the loss, without materializing the logits unless the outputs are returned."""
         if not return_outputs:
-            inputs = self._for_the_loss_alone(inputs)
+            inputs = self._add_skip_logits(inputs)
         return super().compute_loss(model, inputs, return_outputs, **kwargs)
 
     @property
     def throughput(self) -> Throughput:
-        """What counts; resuming may have put another one in the place of the first."""
-        return next(each for each in self.callback_handler.callbacks if isinstance(each, Throughput))
+        """Return the throughput callback, which the Trainer may have replaced when restoring callback states."""
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, Throughput))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """The Trainer's: the batches of a step, which are counted."""
-        since = time.perf_counter()
+        """Return the batches of an optimizer step, and count their tokens."""
+        start = time.perf_counter()
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.throughput.begin_step(batches, since)
+        self.throughput.begin_step(batches, start)
         return batches, num_items_in_batch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The Trainer's, and with a loss the speed; but not rows a second where nobody knows how many a step has."""
+        """Log, adding the throughput to a loss; drop samples per second for streams, whose batch sizes are unknown."""
         if "loss" in logs:
             logs.update(self.throughput.since_last_log())
         if self.batch_stream is not None:
@@ -241,18 +241,19 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """The Trainer's, with the same saving."""
+        """Run an evaluation step, without materializing the logits if only the loss is needed."""
         if prediction_loss_only:
-            inputs = self._for_the_loss_alone(inputs)
+            inputs = self._add_skip_logits(inputs)
         return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
 
-    def _for_the_loss_alone(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _add_skip_logits(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Add `skip_logits=True` to the inputs of the model if its `forward` takes it."""
         can_skip = "skip_logits" in inspect.signature(self.model.forward).parameters
         return {**inputs, "skip_logits": True} if can_skip else inputs
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card, and its picture, into the output folder, unless somebody wrote another there."""
-        from trivium.hub.card import has_own_card, render_card  # here: it draws, and needs the libraries for it
+        """Write the model card and its figure to the output folder, unless a custom card is already there."""
+        from trivium.hub.card import has_own_card, render_card  # imported late, because it needs plotting libraries
 
         folder = Path(self.args.output_dir)
         if self.is_world_process_zero() and not has_own_card(folder):

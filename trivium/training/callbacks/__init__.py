@@ -1,4 +1,4 @@
-"""What goes along with a training, in any Trainer."""
+"""Trainer callbacks: EMA, run metadata, Hub push, throughput, and a guard against non-finite losses."""
 
 from trivium.training.callbacks.ema import ExponentialAverage
 from trivium.training.callbacks.non_finite import NonFiniteGuard

@@ -1,4 +1,4 @@
-"""An exponential average of the weights along the training."""
+"""A callback that keeps an exponential moving average (EMA) of the weights."""
 
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,29 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from trivium.storage.names import checkpoint_of
 
-TRAINED_WEIGHTS_FILE = "trained_weights.safetensors"  # beside the averaged ones, in a checkpoint
+TRAINED_WEIGHTS_FILE = "trained_weights.safetensors"  # in a checkpoint, beside the averaged weights
 
 
 class ExponentialAverage(TrainerCallback):
-    """Makes of the weights after every step an exponential average, which is the model that a training gives.
+    """Keep an exponential moving average (EMA) of the weights, which becomes the trained model.
 
-    After step t, average = decay * average + (1 - decay) * weights, with a decay of (1 + t) / (10 + t) while that is
-    less: the weights of the beginning are soon forgotten. The average goes into nothing but itself: training goes on
-    with its own weights. For that the model has them from the beginning of a step to its end, and the averaged ones
-    at all other times. So what is evaluated, saved, pushed, chosen as the best and left at the end is the average; a
-    checkpoint keeps the trained weights beside it, in `trained_weights.safetensors`, and resuming from it gives the
-    same, to the bit, as if nothing had been. For any Trainer: `Trainer(..., callbacks=[ExponentialAverage(0.999)])`.
+    After step t, average = decay * average + (1 - decay) * weights, where the decay is at most (1 + t) / (10 + t), so
+    that the initial weights are soon forgotten. The average does not affect training: the model holds the trained
+    weights during a step, and the averaged weights at all other times. Evaluation, saving, pushing, the choice of the
+    best checkpoint and the final model therefore use the average. A checkpoint also stores the trained weights, in
+    `trained_weights.safetensors`, and training resumes from it bitwise identically. This works with any Trainer:
+    `Trainer(..., callbacks=[ExponentialAverage(0.999)])`.
 
-    Only what is trained is averaged, tied weights once; buffers are as training left them. This takes the memory of
-    one more copy. Of several processes each makes the same average, of the same weights, and the first one saves it;
-    FSDP and DeepSpeed, which give a process only pieces of the weights, are refused.
+    Only trainable parameters are averaged, tied weights once; buffers keep their current values. The average takes the
+    memory of one more copy of the weights. With several processes, each computes the same average, and the main
+    process saves it. FSDP and DeepSpeed are refused, because they shard the weights.
 
     Args:
-        decay: Between 0 and 1: the average reaches back about 1 / (1 - decay) steps.
+        decay: Decay between 0 and 1; the average covers about the last 1 / (1 - decay) steps.
 
     Raises:
-        ValueError: `decay` is not between 0 and 1. When training begins: the weights are of a type too coarse to be
-            averaged, or in pieces, or those of the checkpoint are another run's.
+        ValueError: `decay` is not between 0 and 1. When training begins: the weights have a dtype of too low precision
+            or are sharded, or the trained weights of the checkpoint belong to another run.
         FileNotFoundError: Training is resumed from a checkpoint without an average, or from another folder.
     """
 
@@ -43,113 +43,123 @@ class ExponentialAverage(TrainerCallback):
             raise ValueError(f"decay is {decay}, but must be greater than 0 and less than 1.")
         self.decay = decay
         self._parameters: dict[str, nn.Parameter] = {}
-        self._put_by: dict[str, torch.Tensor] = {}  # the weights that the model does not have now
+        # The weights that the model does not hold now: the average during a step, else the trained weights.
+        self._swapped_out: dict[str, torch.Tensor] = {}
         self._in_step = False
-        self._kept_at: int | None = None  # the step whose checkpoint has the trained weights
+        self._saved_step: int | None = None  # the step whose checkpoint has the trained weights
 
     @staticmethod
-    def check_arguments(args: TrainingArguments, in_pieces: bool = False) -> None:
+    def check_arguments(args: TrainingArguments, is_sharded: bool = False) -> None:
         """Refuse FSDP and DeepSpeed.
 
         Raises:
-            ValueError: They are asked for, or the weights are `in_pieces`.
+            ValueError: The arguments enable one of them, or the weights are sharded.
         """
-        if in_pieces or args.fsdp or args.deepspeed_plugin:
-            raise ValueError("An exponential average needs whole weights, but FSDP or DeepSpeed has them in pieces.")
+        if is_sharded or args.fsdp or args.deepspeed_plugin:
+            raise ValueError(
+                "An exponential moving average needs whole weights, but FSDP or DeepSpeed shards them. Set "
+                "ema_decay=null, or train without FSDP and DeepSpeed."
+            )
 
     @staticmethod
     def check_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-        """Return the weights that are trained, by their names.
+        """Return the trainable parameters, keyed by name.
 
         Raises:
-            ValueError: They are of a type too coarse to be averaged.
+            ValueError: Their dtype has too low precision to be averaged.
         """
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         for name, weight in trained.items():
             if weight.dtype not in (torch.float32, torch.float64):
                 raise ValueError(
-                    f"{name} is {weight.dtype}, too coarse for an exponential average: load the model with "
-                    "dtype=torch.float32; bf16=True in the training arguments computes in bfloat16 all the same."
+                    f"{name} is {weight.dtype}, which is too coarse for an exponential moving average. Load the model "
+                    "with dtype=torch.float32, and set bf16=True in the training arguments to compute in bfloat16."
                 )
         return trained
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin with the model's own weights, or go on from a checkpoint."""
-        self.check_arguments(args, in_pieces=isinstance(kwargs["model"], FSDPModule))
+        """Initialize the average with the weights of the model, or restore it from the checkpoint."""
+        self.check_arguments(args, is_sharded=isinstance(kwargs["model"], FSDPModule))
         trained = self.check_weights(kwargs["model"])
-        self._parameters, self._in_step, self._kept_at = trained, False, None
+        self._parameters, self._in_step, self._saved_step = trained, False, None
         if state.global_step == 0:
-            self._put_by = {name: weight.detach().clone() for name, weight in trained.items()}
+            self._swapped_out = {name: weight.detach().clone() for name, weight in trained.items()}
         else:
-            self._put_by = self._load(checkpoint_of(args, state), state)
+            self._swapped_out = self._load(checkpoint_of(args, state), state)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Give the model the trained weights."""
-        if not self._in_step:  # a step may begin anew, if the epoch ends before its last batch
+        """Swap the trained weights into the model."""
+        if not self._in_step:  # A step begins twice if the epoch ends before its last batch.
             self._swap()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Update the average, and give it to the model."""
+        """Update the average, and swap it into the model."""
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
         weights = [weight.data for weight in self._parameters.values()]
-        get_ema_multi_avg_fn(decay)(list(self._put_by.values()), weights, None)
+        get_ema_multi_avg_fn(decay)(list(self._swapped_out.values()), weights, None)
         self._swap()
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Give the model the average, if the epoch ended within a step."""
+        """Swap the average into the model if the epoch ended within a step."""
         if self._in_step:
             self._swap()
 
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Complete the checkpoint: it may be about to be pushed, and this comes before `on_save`."""
+        """Complete the checkpoint before it is pushed, because this event precedes `on_save`."""
         self.on_save(args, state, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the trained weights beside the averaged ones, which the Trainer saved, unless they are there."""
+        """Save the trained weights in the checkpoint, beside the averaged weights, unless they are already there."""
         folder = checkpoint_of(args, state)
-        if args.should_save and folder.is_dir() and self._put_by and self._kept_at != state.global_step:
+        if args.should_save and folder.is_dir() and self._swapped_out and self._saved_step != state.global_step:
             self.keep_trained(folder, state)
 
     def keep_trained(self, folder: Path, state: TrainerState) -> None:
-        """Write the trained weights into the folder of a checkpoint."""
+        """Write the trained weights to a checkpoint folder."""
         partial = folder / f"{TRAINED_WEIGHTS_FILE}.partial"
-        weights = {name: weight.contiguous() for name, weight in self._put_by.items()}
+        weights = {name: weight.contiguous() for name, weight in self._swapped_out.items()}
         save_file(weights, partial, metadata={"format": "pt"})
         partial.replace(folder / TRAINED_WEIGHTS_FILE)
-        self._kept_at = state.global_step
+        self._saved_step = state.global_step
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget the trained weights; the model has the average, or the best that there was."""
-        self._parameters, self._put_by = {}, {}
+        """Release the trained weights; the model holds the average, or the best checkpoint."""
+        self._parameters, self._swapped_out = {}, {}
 
     def _swap(self) -> None:
-        for name, weight in self._parameters.items():  # by reference: nothing is copied, what is tied stays tied
-            weight.data, self._put_by[name] = self._put_by[name], weight.data
+        for name, weight in self._parameters.items():  # Swap storage by reference: no copy, and ties are kept.
+            weight.data, self._swapped_out[name] = self._swapped_out[name], weight.data
         self._in_step = not self._in_step
 
     def _load(self, folder: Path, state: TrainerState) -> dict[str, torch.Tensor]:
-        """The trained weights of the checkpoint that is resumed, which the Trainer does not name to its callbacks."""
+        """Load the trained weights of the checkpoint that is resumed, after checking that it belongs to this run.
+
+        The Trainer does not pass the checkpoint to its callbacks, so `folder` is inferred from the step.
+        """
         path = folder / TRAINED_WEIGHTS_FILE
         if not path.is_file():
             raise FileNotFoundError(
-                f"There is no {path}: to go on with an exponential average, resume from a checkpoint in the output "
-                "folder of this training that was made with one."
+                f"There is no {path}. To resume with an exponential moving average, resume from a checkpoint in this "
+                "output folder that was made with one."
             )
         saved = load_file(path)
-        told = TrainerState.load_from_json(str(folder / "trainer_state.json")).log_history
+        saved_log = TrainerState.load_from_json(str(folder / "trainer_state.json")).log_history
         shapes = {name: weight.shape for name, weight in self._parameters.items()}
-        if str(told) != str(state.log_history) or shapes != {name: weight.shape for name, weight in saved.items()}:
-            raise ValueError(f"{path} is not of the run that is resumed, but of another one in the output folder.")
+        if str(saved_log) != str(state.log_history) or shapes != {name: w.shape for name, w in saved.items()}:
+            raise ValueError(
+                f"{path} does not belong to the run that is resumed, but to another one in the output folder. Resume "
+                "from a checkpoint in the output folder, or set another output_dir."
+            )
         return {name: saved[name].to(weight.device, weight.dtype) for name, weight in self._parameters.items()}

@@ -1,4 +1,4 @@
-"""Stop a training whose loss or gradients are no longer finite."""
+"""A callback that stops training when the loss or the gradients are no longer finite."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,25 +23,25 @@ class NonFiniteGuard(TrainerCallback):
     """Stop after `MAX_NON_FINITE_STEPS` optimizer steps in a row with a non-finite loss or gradient norm.
 
     Steps that a float16 loss scaler skips do not count. The Trainer passes every loss and gradient norm to `observe`.
-    The count is kept on their device. It is read after every step on one CPU, where that costs nothing; elsewhere
-    after every tenth, for it waits for the device and for the other processes, which then stop together: up to nine
-    steps later.
+    The counter stays on their device. It is read after every step on a single CPU process, where reading is free. In
+    other cases it is read every `MAX_NON_FINITE_STEPS` steps, because reading synchronizes the device and all
+    processes; training then stops up to nine steps later, on all processes at once.
 
     Args:
-        was_skipped: Whether the last optimizer step was skipped.
+        was_skipped: Function that returns True if the last optimizer step was skipped.
 
     Raises:
-        NonFiniteError: After that many steps.
+        NonFiniteError: `MAX_NON_FINITE_STEPS` steps in a row were not finite.
     """
 
     def __init__(self, was_skipped: Callable[[], bool]) -> None:
         self._was_skipped = was_skipped
-        self._is_bad: torch.Tensor | None = None  # whether this step has had a value that is not finite
-        self._bad_steps: torch.Tensor | int = 0  # in a row
+        self._is_bad: torch.Tensor | None = None  # True if a value of the current step is not finite
+        self._bad_steps: torch.Tensor | int = 0  # number of consecutive non-finite steps
         self._learning_rate = 0.0
 
     def observe(self, value: torch.Tensor | float) -> None:
-        """Take a loss or a gradient norm of the present step; do not wait for the device."""
+        """Record a loss or gradient norm of the current step, without synchronizing with the device."""
         local = value.to_local() if isinstance(value, DTensor) else torch.as_tensor(value)
         is_bad = ~torch.isfinite(local.detach()).all()
         self._is_bad = is_bad if self._is_bad is None else self._is_bad | is_bad.to(self._is_bad.device)
@@ -49,13 +49,13 @@ class NonFiniteGuard(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep the learning rate of the step, for the error."""
+        """Store the learning rate of the step for the error message."""
         self._learning_rate = float(kwargs["optimizer"].param_groups[0]["lr"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count the step, and stop if there were too many."""
+        """Update the counter, and raise if it has reached the limit."""
         is_bad, self._is_bad = self._is_bad, None
         if is_bad is None:
             return
@@ -63,16 +63,14 @@ class NonFiniteGuard(TrainerCallback):
             self._bad_steps = (self._bad_steps + 1) * is_bad
         is_cheap = args.device.type == "cpu" and args.world_size == 1
         if is_cheap or state.global_step % MAX_NON_FINITE_STEPS == 0:
-            steps = _over_all_processes(torch.as_tensor(self._bad_steps, device=is_bad.device), "MAX")
+            steps = _all_reduce(torch.as_tensor(self._bad_steps, device=is_bad.device), "MAX")
             if steps >= MAX_NON_FINITE_STEPS:
-                refuse_non_finite(
-                    args, state, f"the loss or the gradient norm was not finite for {steps} optimizer steps in a row",
-                    self._learning_rate,
-                )  # fmt: skip
+                reason = f"the loss or the gradient norm was not finite for {steps} optimizer steps in a row"
+                refuse_non_finite(args, state, reason, self._learning_rate)
 
 
 def has_finite_weights(model: nn.Module) -> bool:
-    """Return whether all parameters are finite, in all processes, whichever pieces they hold."""
+    """Return True if all parameters are finite on all processes, sharded or not."""
     flags = list[torch.Tensor]()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -80,27 +78,30 @@ def has_finite_weights(model: nn.Module) -> bool:
             flags.append(is_finite(local))
     device = flags[0].device if flags else torch.device("cpu")
     finite = torch.stack([flag.to(device) for flag in flags]).all() if flags else torch.tensor(True)
-    return bool(_over_all_processes(finite.int(), "MIN"))
+    return bool(_all_reduce(finite.int(), "MIN"))
 
 
-def refuse_non_finite(args: TrainingArguments, state: TrainerState, what: str, rate: float | None = None) -> NoReturn:
-    """Raise a NonFiniteError that says what to do.
+def refuse_non_finite(
+    args: TrainingArguments, state: TrainerState, reason: str, learning_rate: float | None = None
+) -> NoReturn:
+    """Raise a NonFiniteError that names the step, the reason and the remedies.
 
     Raises:
         NonFiniteError: Always.
     """
     checkpoints = checkpoints_of(Path(args.output_dir or "."))
-    kept = f" The last finite weights are in {checkpoints[-1]}: init_from takes them." if checkpoints else ""
-    at = "" if rate is None else f", at a learning rate of {rate:.3g}"
+    at = "" if learning_rate is None else f", at a learning rate of {learning_rate:.3g}"
+    restart = f" To start from the last finite weights, set init_from={checkpoints[-1]}." if checkpoints else ""
     raise NonFiniteError(
-        f"Training stopped at step {state.global_step}: {what}{at}. Start a new run with a lower "
+        f"Training stopped at step {state.global_step}: {reason}{at}. Start a new run with a lower "
         "training.learning_rate, more training.warmup_steps, training.max_grad_norm=1, or bf16 or float32 instead of "
-        f"fp16.{kept}"
+        f"fp16.{restart}"
     )
 
 
-def _over_all_processes(value: torch.Tensor, how: str) -> int:
+def _all_reduce(value: torch.Tensor, op: str) -> int:
+    """Reduce an integer over all processes with a `ReduceOp`, given by name."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         value = value.clone()
-        torch.distributed.all_reduce(value, getattr(torch.distributed.ReduceOp, how))
+        torch.distributed.all_reduce(value, getattr(torch.distributed.ReduceOp, op))
     return int(value)

@@ -1,4 +1,4 @@
-"""Check and complete what a Trainer pushes to the Hub."""
+"""Check the Hub arguments of a Trainer, and complete its pushes with the model's code."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ from transformers.trainer_utils import HubStrategy
 
 from trivium.storage.names import checkpoint_of
 
-# Pickles, such as the Trainer's own arguments and optimizers, and TensorBoard's files, which name the machine.
+# Pickles, such as training arguments and optimizer states, and TensorBoard logs, whose names contain the host name.
 UNPUBLISHED = ("*.bin", "*.pt", "*.pth", "events.out.tfevents.*")
 
 
@@ -19,8 +19,11 @@ def check_hub_arguments(args: TrainingArguments) -> None:
     Raises:
         ValueError: The message names the argument, its value and what is allowed.
     """
-    if args.hub_token:  # the recipe is kept, and pushed
-        raise ValueError("training.hub_token is set, but a recipe is no place for a secret: use `hf auth login`.")
+    if args.hub_token:  # The recipe is saved with the run and pushed.
+        raise ValueError(
+            "training.hub_token is set, but a recipe is not the place for a secret, because it is saved and pushed. "
+            "Remove it, and log in with `hf auth login`."
+        )
     if args.push_to_hub and args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         raise ValueError(
             f"training.hub_strategy is '{args.hub_strategy.value}', but a checkpoint holds pickles (optimizer.pt, "
@@ -30,27 +33,27 @@ def check_hub_arguments(args: TrainingArguments) -> None:
 
 
 class CompletePush(TrainerCallback):
-    """Complete the pushes of a plain Trainer: add the model's code, and leave out pickles and TensorBoard's files.
+    """Complete the pushes of a plain Trainer: add the model's code, and exclude pickles and TensorBoard logs.
 
-    What a Trainer pushes during training has weights and configuration of the last checkpoint, but not the model's
-    code, which `auto_map` in the configuration refers to; and it has pickles, one of them with the token of
-    `hub_token`. This callback adds the code, and a `.gitignore` by which the Hub refuses the rest. A checkpoint that
-    `hub_strategy` "checkpoint" or "all_checkpoints" pushes can therefore be loaded, but not resumed from.
+    During training, a Trainer pushes the weights and the configuration of the last checkpoint, but not the model's
+    code, which `auto_map` in the configuration refers to. It also pushes pickles, one of which contains `hub_token`.
+    This callback adds the code, and a `.gitignore` that excludes the pickles and logs. A checkpoint that is pushed
+    with `hub_strategy` "checkpoint" or "all_checkpoints" can therefore be loaded, but not resumed from.
 
-    Use it as `Trainer(..., callbacks=[CompletePush()])`. `trivium.training.train` needs no such callback: its pushes
+    Use it as `Trainer(..., callbacks=[CompletePush()])`. `trivium.training.train` does not need it, because its pushes
     hold what `trivium push` publishes.
     """
 
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Copy the code from the checkpoint that is about to be pushed."""
+        """Copy the code from the checkpoint that is about to be pushed, and update `.gitignore`."""
         folder = Path(args.output_dir)
         if not state.is_world_process_zero or not folder.is_dir():
             return
         for file in checkpoint_of(args, state).glob("*.py"):
             shutil.copy(file, folder)
-        ignored = folder / ".gitignore"  # the Hub leaves out what it lists
-        lines = ignored.read_text().splitlines() if ignored.exists() else []
+        gitignore = folder / ".gitignore"  # A commit to the Hub skips the files that it lists.
+        lines = gitignore.read_text().splitlines() if gitignore.exists() else []
         if missing := [pattern for pattern in UNPUBLISHED if pattern not in lines]:
-            ignored.write_text("\n".join([*lines, *missing, ""]))
+            gitignore.write_text("\n".join([*lines, *missing, ""]))

@@ -1,4 +1,4 @@
-"""Facts about a training, for the model's card and for whoever repeats it."""
+"""A callback that records metadata of a training run, for the model card and for reproducing the run."""
 
 import os
 import platform
@@ -12,26 +12,26 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 
-THEN = ", then "
+HARDWARE_SEPARATOR = ", then "  # between the machines of a run that was resumed on other hardware
 
 
 class RunFacts(TrainerCallback, ExportableState):
-    """How long a training took, and on what; kept in every `trainer_state.json`, under `stateful_callbacks`.
+    """Record duration, hardware, versions and data of a run in `trainer_state.json`, under `stateful_callbacks`.
 
     Attributes:
-        seconds: By the clock, evaluations and saving included; of a resumed run, of all its sessions.
-        hardware: GPUs, or CPU and cores, in words; of a resumed run all that it ran on.
-        processes: How many trained together.
-        examples: How many there were to learn from, packed ones as they were packed; None: nobody knows, of a stream.
-        versions: Of trivium, torch, transformers and Python.
-        seed: Of the weights, dropout and, if there is no `data_seed`, the order of the data.
-        data: A fingerprint of what there was to learn from (`trivium.data.fingerprint()`); None: it was not given.
+        seconds: Wall-clock time, including evaluation and saving; summed over the sessions of a resumed run.
+        hardware: Description of the GPUs, or of the CPU and its cores; a resumed run lists all that it ran on.
+        processes: Number of training processes.
+        examples: Number of training rows, after packing; None for a stream, whose length is unknown.
+        versions: Versions of trivium, torch, transformers and Python.
+        seed: Seed of the weights, of dropout and, unless `data_seed` is set, of the data order.
+        data: Fingerprint of the training data (`trivium.data.fingerprint()`), or None.
 
     Args:
-        data: That fingerprint.
+        data: Fingerprint of the training data; None skips the check on resumption.
 
     Raises:
-        ValueError: When training begins: it goes on from a checkpoint of other data.
+        ValueError: When training begins: the checkpoint was trained on different data.
     """
 
     def __init__(self, data: str | None = None) -> None:
@@ -48,59 +48,59 @@ class RunFacts(TrainerCallback, ExportableState):
         """Compare the fingerprint of the training data with the one in the state of a checkpoint.
 
         Raises:
-            ValueError: They differ.
+            ValueError: The fingerprints differ.
         """
-        known = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {}).get("data")
-        if None not in (known, self.data) and known != self.data:
+        saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {}).get("data")
+        if None not in (saved, self.data) and saved != self.data:
             raise ValueError(
-                f"The training data are not those that the run began with: their fingerprint was {known} and is "
-                f"{self.data}. Take them back; or begin a new run, with another training.output_dir."
+                f"The run cannot be resumed with changed training data: their fingerprint was {saved}, is now "
+                f"{self.data}. Restore the data, or start a new run with another training.output_dir."
             )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on from the checkpoint's facts, if there is one."""
+        """Start the clock, from the saved time if the run is resumed, and record the environment."""
         self.check_data(state)
-        # Read here: `restore_callback_states_from_checkpoint` would restore every other callback as well.
+        # Read directly, because `restore_callback_states_from_checkpoint` would restore all other callbacks as well.
         earlier = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
         self._started = time.perf_counter() - earlier.get("seconds", 0.0)
-        here = describe_hardware(args.device, args.world_size * max(args.n_gpu, 1))
-        before = (earlier.get("hardware") or here).split(THEN)
-        self.hardware = THEN.join(before if here in before else [*before, here])
+        current = describe_hardware(args.device, args.world_size * max(args.n_gpu, 1))
+        machines = (earlier.get("hardware") or current).split(HARDWARE_SEPARATOR)
+        self.hardware = HARDWARE_SEPARATOR.join(machines if current in machines else [*machines, current])
         self.processes = args.world_size
         self.seed = args.seed
         dataset: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
         self.examples = len(dataset) if has_length(dataset) else None
         self.versions = {name: version(name) for name in ("trivium", "torch", "transformers")}
         self.versions["python"] = platform.python_version()
-        self._tell(state)
+        self._store(state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop the clock; `Trainer.save_state` writes what it is told here, for it asks only at checkpoints."""
-        self._tell(state)
+        """Stop the clock, and store the final state, which the Trainer itself collects only at checkpoints."""
+        self._store(state)
         self._started = None
 
-    def _tell(self, state: TrainerState) -> None:
+    def _store(self, state: TrainerState) -> None:
         state.stateful_callbacks[type(self).__name__] = self.state()
 
     def state(self) -> dict[str, Any]:
-        """The facts until now, as the Trainer keeps them."""
+        """Return the current metadata in the format of `ExportableState`."""
         if self._started is not None:
             self.seconds = time.perf_counter() - self._started
-        facts = {name: fact for name, fact in vars(self).items() if not name.startswith("_")}
+        facts = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return {"args": {}, "attributes": facts}
 
 
 def describe_hardware(device: torch.device, count: int) -> str:
-    """One line for people: `2 x NVIDIA H200`, or `AMD EPYC 7B13, 2 cores`; nothing that names the machine."""
+    """Describe the hardware without the host name, such as `2 x NVIDIA H200` or `AMD EPYC 7B13, 2 cores`."""
     if device.type == "cuda":
         return f"{count} x {torch.cuda.get_device_name(device)}"
     if device.type != "cpu":
         return f"{count} x {device.type}"
-    info = Path("/proc/cpuinfo")  # of Linux; there, `platform` knows no more than x86_64
+    info = Path("/proc/cpuinfo")  # On Linux, `platform` returns only the architecture.
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = next(iter(names), platform.processor() or platform.machine())

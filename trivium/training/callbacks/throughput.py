@@ -1,4 +1,4 @@
-"""How fast a training goes, and how much of it is for nothing."""
+"""A callback that measures training throughput: tokens per second, padding, TFLOP/s and MFU."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ from trivium.training.flops import COUNTED, TokenCounts, count_tokens, peak_flop
 
 @dataclass
 class Work:
-    """What was done, and how long it took.
+    """Tokens, FLOPs and time of a number of training steps.
 
     Attributes:
-        tokens: Real ones, source and target.
-        padded: With those that filled up batches.
-        flops: The arithmetic that the real ones needed (`trivium.training.flops`).
-        seconds: Of the steps, with waiting for their batches; evaluating, saving and, after resuming, finding the
-            place in the data are not in it.
+        tokens: Input and target tokens without padding.
+        padded: Input and target tokens including padding.
+        flops: Model FLOPs of the tokens without padding (`trivium.training.flops`).
+        seconds: Duration of the steps, including waiting for their batches, but not evaluation, saving, or skipping
+            batches on resumption.
     """
 
     tokens: int = 0
@@ -40,44 +40,49 @@ class Work:
 
 
 class Throughput(TrainerCallback, ExportableState):
-    """Counts what a training computes on; kept in every `trainer_state.json`, under `stateful_callbacks`.
+    """Measure training throughput, and store the totals in `trainer_state.json`, under `stateful_callbacks`.
 
-    A Trainer must tell it of every step's batches (`begin_step`), and add `since_last_log()` to what it logs, as
-    `trivium.training.RunTrainer` does. Counts are of all processes, which come together only where something is logged
-    or saved.
+    The Trainer must pass the batches of every step to `begin_step` and add `since_last_log()` to its logs, as
+    `trivium.training.RunTrainer` does. Counts are summed over all processes, but all-reduced only when logging or
+    saving.
 
     Attributes:
-        work: Of a resumed run that of all its sessions.
+        work: Totals of the run, including the earlier sessions of a resumed run.
     """
 
     def __init__(self) -> None:
         self.work = Work()
         self._model: PreTrainedModel | None = None
-        self._counts: torch.Tensor | None = None  # of this process, since they came together
+        self._counts: torch.Tensor | None = None  # counts of this process since the last all-reduce
         self._seconds = 0.0
         self._since_last_log = Work()
         self._peak: float | None = None
-        self._began: float | None = None
+        self._step_start: float | None = None
         self._is_first = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on from the checkpoint's counts, if there is one."""
+        """Restore the totals from the checkpoint, or start from zero."""
         self._model = kwargs["model"]
-        kept = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
-        self.work = Work(**kept.get("work", {}))
+        saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
+        self.work = Work(**saved.get("work", {}))
         self._counts, self._seconds, self._is_first = None, 0.0, True
         self._since_last_log = Work()
         peak = peak_flops(args.device)
         self._peak = None if peak is None else peak * args.world_size * max(1, args.n_gpu)
         state.stateful_callbacks[type(self).__name__] = self.state()
 
-    def begin_step(self, batches: Sequence[dict[str, torch.Tensor]], since: float) -> None:
-        """Count a step's batches, accumulated ones together; `since` is the time at which they were asked for."""
-        # Before the first ones a resumed run has looked for its place.
-        self._began, self._is_first = (time.perf_counter() if self._is_first else since), False
-        assert self._model is not None  # the Trainer has told that training begins
+    def begin_step(self, batches: Sequence[dict[str, torch.Tensor]], start: float) -> None:
+        """Start the clock of an optimizer step, and count the tokens of its batches.
+
+        Args:
+            batches: The batches of the step, one per gradient accumulation step.
+            start: Value of `time.perf_counter()` before the batches were loaded.
+        """
+        # A resumed run skips batches before its first step; that time does not count.
+        self._step_start, self._is_first = (time.perf_counter() if self._is_first else start), False
+        assert self._model is not None  # set by `on_train_begin`
         for batch in batches:
             if "input_ids" in batch and "labels" in batch:
                 counts = count_tokens(batch, self._model)
@@ -86,62 +91,64 @@ class Throughput(TrainerCallback, ExportableState):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop the clock."""
-        if self._began is not None:
-            self._seconds += time.perf_counter() - self._began
-            self._began = None
+        """Stop the clock of the step."""
+        if self._step_start is not None:
+            self._seconds += time.perf_counter() - self._step_start
+            self._step_start = None
         self.on_epoch_end(args, state, control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Have all counts, if something is to be logged or saved now."""
+        """All-reduce the counts if the Trainer is about to log or save."""
         if control.should_log or control.should_save:
-            self._come_together(args)
+            self._all_reduce_counts(args)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Have the last counts; `Trainer.save_state` writes what it is told here."""
-        self._come_together(args)
+        """All-reduce the last counts, and store the totals for `Trainer.save_state`."""
+        self._all_reduce_counts(args)
         state.stateful_callbacks[type(self).__name__] = self.state()
 
     def since_last_log(self) -> dict[str, float]:
-        """What happened since this was last asked: `tokens_per_second`, `padding`, `model_tflops_per_second`, `mfu`.
+        """Return the throughput since the last call, and reset it.
 
-        Tokens are real ones, of source and target, of all processes; `padding` is a share of all that was computed;
-        `mfu` that of the devices' peak in bf16, if it is known, which the arithmetic for the real tokens took.
+        Returns:
+            `tokens_per_second`: input and target tokens of all processes, without padding; `padding`: the fraction of
+            padding among all tokens; `model_tflops_per_second`; and, if the peak of the devices is known, `mfu`: the
+            fraction of their peak bf16 throughput that the model FLOPs amount to. Empty if there was no step.
         """
-        done, self._since_last_log = self._since_last_log, Work()
-        if not done.padded or not done.seconds:
+        work, self._since_last_log = self._since_last_log, Work()
+        if not work.padded or not work.seconds:
             return {}
-        flops_per_second = done.flops / done.seconds
+        flops_per_second = work.flops / work.seconds
         rates = {
-            "tokens_per_second": done.tokens / done.seconds,
-            "padding": 1 - done.tokens / done.padded,
+            "tokens_per_second": work.tokens / work.seconds,
+            "padding": 1 - work.tokens / work.padded,
             "model_tflops_per_second": flops_per_second / 1e12,
         }
         return rates if self._peak is None else {**rates, "mfu": flops_per_second / self._peak}
 
     def state(self) -> dict[str, Any]:
-        """The work until now, as the Trainer keeps them."""
+        """Return the totals in the format of `ExportableState`."""
         return {"args": {}, "attributes": {"work": asdict(self.work)}}
 
-    def _come_together(self, args: TrainingArguments) -> None:
-        """Add up the counts of all processes, in each."""
+    def _all_reduce_counts(self, args: TrainingArguments) -> None:
+        """Sum the counts over all processes, and add them to the totals."""
         if self._counts is None or self._model is None:
             return
         if args.world_size > 1:
             torch.distributed.all_reduce(self._counts)
         counts = TokenCounts(**dict(zip(COUNTED, self._counts.tolist(), strict=True)))
-        done = Work(counts.tokens, counts.padded, training_flops(counts, self._model), self._seconds)
-        self._since_last_log += done
-        self.work += done
+        work = Work(counts.tokens, counts.padded, training_flops(counts, self._model), self._seconds)
+        self._since_last_log += work
+        self.work += work
         self._counts, self._seconds = None, 0.0
 
 
 class BatchReport(TrainerCallback):
-    """Logs what the batches are like, when training begins."""
+    """Log statistics of the token batches when training begins."""
 
     def __init__(self, batches: TokenBatchSampler, log: Callable[[dict[str, float]], None]) -> None:
         self._batches, self._log = batches, log
@@ -149,6 +156,6 @@ class BatchReport(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Log it, as a Trainer logs losses: on the terminal, in `trainer_state.json`, to TensorBoard and the like."""
-        facts = {"batches_per_epoch": len(self._batches), "tokens_per_batch": self._batches.mean_tokens}
-        self._log({**facts, "padding": self._batches.padding})
+        """Log batches per epoch, mean tokens per batch and the fraction of padding, as the Trainer logs losses."""
+        statistics = {"batches_per_epoch": len(self._batches), "tokens_per_batch": self._batches.mean_tokens}
+        self._log({**statistics, "padding": self._batches.padding})
