@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trivium.modeling.pipeline_translation import EXTRA_LENGTH, within_positions
+from trivium.modeling.pipeline_translation import EXTRA_LENGTH, cap_length
 
 TEXTS_AT_ONCE = 2048  # sorted by length together
 TOKENS_AT_ONCE = 4096  # in a batch, with padding, once for each beam, where `batch_size` is None
@@ -57,7 +57,7 @@ def translate(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
     config = model.config
-    limit = within_positions(config, max(MAX_TOKENS, getattr(config, "max_position_embeddings", 0)))
+    limit = cap_length(config, max(MAX_TOKENS, getattr(config, "max_position_embeddings", 0)))
 
     def encode(texts: list[str], first: int) -> list[list[int]]:
         if config.is_encoder_decoder:
@@ -68,7 +68,7 @@ def translate(
 
     def room(length: int) -> dict[str, int]:
         read = length if config.is_encoder_decoder else 2 * length  # a decoder's output begins with what it read
-        return {"max_length": within_positions(config, read + EXTRA_LENGTH)}
+        return {"max_length": cap_length(config, read + EXTRA_LENGTH)}
 
     with tqdm(desc="Translating", unit=" texts", disable=not show_progress) as progress:
         for _, outputs in _generate(model, tokenizer, texts, encode, room, batch_size, progress, generation):
@@ -105,7 +105,7 @@ def continue_texts(
     def room(length: int) -> dict[str, int]:
         longest = model.generation_config.max_new_tokens or MAX_NEW_TOKENS
         # Without room for one token the model raises the error that says so.
-        return {"max_new_tokens": max(1, within_positions(model.config, length + longest) - length)}
+        return {"max_new_tokens": max(1, cap_length(model.config, length + longest) - length)}
 
     with tqdm(desc="Generating", unit=" texts", disable=not show_progress) as progress:
         for ids, outputs in _generate(model, tokenizer, texts, encode, room, batch_size, progress, generation):
