@@ -1,30 +1,29 @@
 """Trivium tokenizer, with a shared vocabulary or separate source and target vocabularies.
 
-This file is saved to the Hub with tokenizers that need it, so it imports nothing from the package but files beside it.
+This file is saved to the Hub with tokenizers that need it, so of the package it imports only files beside it.
 """
 
 import copy
-import json
-import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Regex, Tokenizer, models, normalizers, trainers
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers import AddedToken, Encoding, Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
-# Ids follow this order in every vocabulary: 0, 1, 2, 3, 4.
-SPECIAL_TOKENS = {
-    "pad_token": "<pad>",
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "mask_token": "<mask>",
-}
+from .tokenization_backends import (
+    SPECIAL_TOKENS,
+    adds_prefix_space,
+    check_surrogates,
+    iterate_strings,
+    mark_special,
+    set_prefix_space,
+    to_standard_backend,
+    train_backend,
+)
+
 IGNORE_INDEX = -100
-MAX_VOCAB_SIZE = 2**20  # trainers allocate memory for the whole vocabulary in advance
 TARGET_TOKENIZER_FILE = "target_tokenizer.json"
 
 
@@ -134,8 +133,8 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         self._recognize_added_tokens()
         if add_prefix_space is not None:
             for backend in self._backends():
-                _set_prefix_space(backend, add_prefix_space)
-        self.add_prefix_space = _adds_prefix_space(self._tokenizer)
+                set_prefix_space(backend, add_prefix_space)
+        self.add_prefix_space = adds_prefix_space(self._tokenizer)
         added_ids = self._tokenizer.encode("").ids
         self._add_bos_token = self.bos_token_id in added_ids if add_bos_token is None else add_bos_token
         self._add_eos_token = self.eos_token_id in added_ids if add_eos_token is None else add_eos_token
@@ -249,14 +248,14 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
             special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
             self._added_special_tokens |= special - reserved
         if self.split_special_tokens and self._added_special_tokens:
-            self._tokenizer = _mark_special(self._tokenizer, self._added_special_tokens, False)
+            self._tokenizer = mark_special(self._tokenizer, self._added_special_tokens, False)
             if self._target_tokenizer is not None:
-                self._target_tokenizer = _mark_special(self._target_tokenizer, self._added_special_tokens, False)
+                self._target_tokenizer = mark_special(self._target_tokenizer, self._added_special_tokens, False)
 
     @property
     def standard_backend(self) -> Tokenizer:
         """Return a copy of the backend that recognizes all special tokens in texts, for other tokenizer classes."""
-        return _to_standard_backend(self._tokenizer, self._added_special_tokens)
+        return to_standard_backend(self._tokenizer, self._added_special_tokens)
 
     def __call__(
         self,
@@ -300,8 +299,8 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         try:
             return super(TriviumTokenizer, tokenizer)._encode_plus(text, text_pair, **kwargs)
         except TypeError:  # the backend's error only says that the input must be a string
-            for string in _iterate_strings([text, text_pair]):
-                _check_surrogates(string)
+            for string in iterate_strings([text, text_pair]):
+                check_surrogates(string)
             raise
 
     def _convert_encoding(self, encoding: Encoding, **kwargs: Any) -> tuple[dict[str, Any], list[Encoding]]:
@@ -409,9 +408,9 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
             path = os.path.join(save_directory, prefix + self.vocab_files_names[name])
             if backend is not None:
                 if not self.split_special_tokens:
-                    backend = _to_standard_backend(backend, self._added_special_tokens)
+                    backend = to_standard_backend(backend, self._added_special_tokens)
                 elif self._added_special_tokens:  # unmarked for the class of transformers, which would split them
-                    backend = _mark_special(backend, self._added_special_tokens, self._auto_class is not None)
+                    backend = mark_special(backend, self._added_special_tokens, self._auto_class is not None)
                 # Reset padding and truncation of the last call; every call sets its own.
                 backend.no_padding()
                 backend.no_truncation()
@@ -455,103 +454,6 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         return tokenizer
 
 
-def train_backend(
-    backend: Tokenizer, texts: Iterable[str] | Iterable[list[str]], vocab_size: int, show_progress: bool = False
-) -> Tokenizer:
-    """Train the model of a backend from scratch, with lossless encoding and fixed ids of the special tokens.
-
-    Args:
-        backend: Byte-level BPE, WordPiece or Unigram, BPE with byte fallback, or BPE with an unknown token, which is
-            trained as a character vocabulary. Training invalidates it.
-        texts: Texts, or batches of texts.
-        vocab_size: Size of the vocabulary, including special tokens and alphabet.
-        show_progress: Whether to show a progress bar.
-
-    Returns:
-        The trained backend.
-
-    Raises:
-        ValueError: `vocab_size` is not an integer, too large, or too small for special tokens and alphabet; or a text
-            has a lone surrogate.
-    """
-    try:
-        vocab_size = operator.index(vocab_size)
-    except TypeError as error:
-        raise ValueError(f"vocab_size is {vocab_size!r}, but must be an integer.") from error
-    special_tokens = list(SPECIAL_TOKENS.values())
-    byte_level = sorted(ByteLevel.alphabet())
-    # The vocabulary must contain the whole alphabet, even pieces that do not occur in these texts.
-    make_trainer: Callable[..., trainers.Trainer] = trainers.BpeTrainer
-    pieces, alphabet = list[str](), byte_level
-    options: dict[str, Any] = {"vocab_size": vocab_size, "initial_alphabet": alphabet}
-    if isinstance(backend.model, models.WordPiece):
-        make_trainer = trainers.WordPieceTrainer
-        pieces = [backend.model.continuing_subword_prefix + character for character in byte_level]
-    elif isinstance(backend.model, models.Unigram):
-        make_trainer = trainers.UnigramTrainer
-        # The trainer would score the alphabet in random order; `_canonicalize_unigram` adds it instead.
-        options |= {"unk_token": SPECIAL_TOKENS["unk_token"], "initial_alphabet": []}
-    elif backend.model.byte_fallback:
-        pieces, alphabet = [f"<0x{byte:02X}>" for byte in range(256)], []
-        options["initial_alphabet"] = []
-    elif backend.model.unk_token is not None:
-        alphabet = []
-        options |= {"vocab_size": 0, "initial_alphabet": []}  # the characters of the texts, without merges
-
-    smallest = len(special_tokens) + len(pieces) + len(alphabet)
-    if vocab_size < smallest:
-        raise ValueError(
-            f"vocab_size is {vocab_size}, but must be at least {smallest} for the special tokens and the alphabet."
-        )
-    if vocab_size > MAX_VOCAB_SIZE:
-        raise ValueError(f"vocab_size is {vocab_size:,}, but must be at most {MAX_VOCAB_SIZE:,}.")
-    trainer = make_trainer(
-        special_tokens=special_tokens + pieces,  # trainers keep special tokens only
-        show_progress=show_progress,
-        **options,
-    )
-    backend.train_from_iterator(_check_texts(texts), trainer)
-
-    state = json.loads(backend.to_str())
-    if state["model"]["type"] == "Unigram":
-        state["model"]["vocab"] = _canonicalize_unigram(state["model"]["vocab"], byte_level, vocab_size)
-    state["added_tokens"] = state["added_tokens"][: len(special_tokens)]  # the pieces were special to the trainer only
-    backend = Tokenizer.from_str(json.dumps(state))
-    if backend.get_vocab_size() > vocab_size:
-        raise ValueError(
-            f"vocab_size is {vocab_size}, but must be at least {backend.get_vocab_size()} for every character of the "
-            "texts."
-        )
-    return backend
-
-
-def _canonicalize_unigram(vocab: list[list[Any]], alphabet: list[str], vocab_size: int) -> list[list[Any]]:
-    """Add the alphabet to a trained Unigram vocabulary, and remove differences between runs on the same texts."""
-    special, learned = vocab[: len(SPECIAL_TOKENS)], vocab[len(SPECIAL_TOKENS) :]
-    scores = {piece: round(score, 6) for piece, score in learned}  # the last digits depend on the summation order
-    lowest = min(scores.values())
-    # The trainer scores rare characters slightly (up to 256 x 0.0001) above the lowest score, in random order.
-    characters = {piece: scores.pop(piece, lowest) for piece in alphabet}
-    characters = {piece: score if score > lowest + 0.03 else lowest for piece, score in characters.items()}
-    by_score = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-    kept = by_score[: vocab_size - len(special) - len(characters)]
-    pieces = sorted([*characters.items(), *kept], key=lambda item: (-item[1], item[0]))
-    return special + [list(item) for item in pieces]
-
-
-def _check_texts(texts: Iterable[str] | Iterable[list[str]]) -> Iterator[str | list[str]]:
-    """Yield texts, or batches of texts, and raise a ValueError if one has a lone surrogate."""
-    for text_or_batch in texts:
-        for text in _iterate_strings(text_or_batch):
-            _check_surrogates(text)
-        yield text_or_batch
-
-
-def _check_surrogates(text: str) -> None:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"A text has lone surrogates, which are not valid Unicode: {text!r}. Remove or replace them.")
-
-
 def _prepend_spaces(words: Any) -> Any:
     """Prepend a space to every word but the first of a text, or of each text of a batch."""
     if not isinstance(words, (list, tuple)):
@@ -559,49 +461,3 @@ def _prepend_spaces(words: Any) -> Any:
     if any(isinstance(word, (list, tuple)) for word in words):
         return [_prepend_spaces(text) for text in words]
     return [f" {word}" if i > 0 and isinstance(word, str) else word for i, word in enumerate(words)]
-
-
-def _adds_prefix_space(backend: Tokenizer) -> bool:
-    return backend.normalizer is not None and backend.normalizer.normalize_str("a") == " a"
-
-
-def _set_prefix_space(backend: Tokenizer, add_prefix_space: bool) -> None:
-    """Set whether a backend prepends a space to texts that do not begin with one."""
-    if add_prefix_space == _adds_prefix_space(backend):
-        return
-    if add_prefix_space:
-        prefix = [normalizers.Prepend(" "), normalizers.Replace(Regex(r"\A {2}"), " ")]  # keep one of two spaces
-        backend.normalizer = normalizers.Sequence([*prefix, backend.normalizer or normalizers.Sequence([])])
-    else:
-        backend.normalizer = backend.normalizer[2]
-
-
-def _to_standard_backend(backend: Tokenizer, added_special_tokens: Iterable[str]) -> Tokenizer:
-    """Return a copy of a backend that recognizes all special tokens in texts, including added ones."""
-    backend = _mark_special(backend, added_special_tokens, True)
-    mask = SPECIAL_TOKENS["mask_token"]
-    if backend.normalizer is not None and backend.normalizer.normalize_str(f" {mask}") == mask:
-        # The mask is then recognized before the normalizer can strip the space, so the token has to absorb it.
-        state = json.loads(backend.to_str())
-        for token in state["added_tokens"]:
-            token["lstrip"] = token["lstrip"] or token["content"] == mask
-        backend = Tokenizer.from_str(json.dumps(state))
-    return backend
-
-
-def _mark_special(backend: Tokenizer, tokens: Iterable[str], special: bool) -> Tokenizer:
-    """Return a copy of a backend with `special` set for those of its added tokens that are in `tokens`."""
-    state = json.loads(backend.to_str())
-    for token in state["added_tokens"]:
-        if token["content"] in tokens:
-            token["special"] = special
-    return Tokenizer.from_str(json.dumps(state))
-
-
-def _iterate_strings(nested: Any) -> Iterator[str]:
-    """Iterate over the strings in nested lists."""
-    if isinstance(nested, str):
-        yield nested
-    elif isinstance(nested, (list, tuple)):
-        for item in nested:
-            yield from _iterate_strings(item)

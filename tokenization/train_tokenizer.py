@@ -6,7 +6,8 @@ from typing import Literal, get_args
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from trivium.tokenization.tokenization_trivium import TriviumTokenizer, train_backend
+from trivium.tokenization.tokenization_backends import train_backend
+from trivium.tokenization.tokenization_trivium import TriviumTokenizer
 
 Algorithm = Literal["bpe", "wordpiece", "unigram", "char"]
 Normalization = Literal["NFC", "NFKC"]
