@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trivium.modeling.pipeline_translation import EXTRA_LENGTH, within_positions
+from trivium.modeling.pipeline_translation import EXTRA_LENGTH, cap_length
 
 SORT_WINDOW = 2048  # texts that are read and sorted by length together
 MAX_BATCH_TOKENS = 4096  # padded tokens times beams per batch, if `batch_size` is None
@@ -60,7 +60,7 @@ def translate(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
     config = model.config
-    limit = within_positions(config, max(MAX_TOKENS, getattr(config, "max_position_embeddings", 0)))
+    limit = cap_length(config, max(MAX_TOKENS, getattr(config, "max_position_embeddings", 0)))
 
     def encode(texts: list[str], first: int) -> list[list[int]]:
         if config.is_encoder_decoder:
@@ -72,7 +72,7 @@ def translate(
     def length_options(length: int) -> dict[str, int]:
         # The output of a decoder-only model starts with its prompt.
         base = length if config.is_encoder_decoder else 2 * length
-        return {"max_length": within_positions(config, base + EXTRA_LENGTH)}
+        return {"max_length": cap_length(config, base + EXTRA_LENGTH)}
 
     with tqdm(desc="Translating", unit=" texts", disable=not show_progress) as progress:
         for _, outputs in _generate(model, tokenizer, texts, encode, length_options, batch_size, progress, generation):
@@ -109,7 +109,7 @@ def continue_texts(
     def length_options(length: int) -> dict[str, int]:
         max_new_tokens = model.generation_config.max_new_tokens or MAX_NEW_TOKENS
         # At least 1: if no position is left, the model raises the error.
-        return {"max_new_tokens": max(1, within_positions(model.config, length + max_new_tokens) - length)}
+        return {"max_new_tokens": max(1, cap_length(model.config, length + max_new_tokens) - length)}
 
     with tqdm(desc="Generating", unit=" texts", disable=not show_progress) as progress:
         for ids, outputs in _generate(

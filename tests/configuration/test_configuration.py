@@ -35,14 +35,14 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"norm_position": "middle"}, "norm_position", "middle", "pre"),
     ({"activation_function": "sinc"}, "activation_function", "sinc", "gelu"),
     *(({field: -1}, field, "-1", "at least 0") for field in ("encoder_layers", "decoder_layers", "type_vocab_size")),
-    ({"encoder_layers": 0, "decoder_layers": 0}, "encoder_layers", "0", "A model needs layers"),
+    ({"encoder_layers": 0, "decoder_layers": 0}, "encoder_layers", "0", "at least one of them must be above 0"),
     ({"is_encoder_decoder": False}, "is_encoder_decoder", "False", "decoder-only model has encoder_layers=0"),
     ({"decoder_layers": 0, "is_encoder_decoder": True}, "is_encoder_decoder", "True", "both above 0"),
     *(
-        ({field: 0, "decoder_vocab_size": 50}, "decoder_vocab_size", "50", "say vocab_size")
+        ({field: 0, "decoder_vocab_size": 50}, "decoder_vocab_size", "50", "vocab_size")
         for field in ("encoder_layers", "decoder_layers")
     ),
-    ({"encoder_layers": 0, "type_vocab_size": 2}, "type_vocab_size", "2", "are for the encoder"),
+    ({"encoder_layers": 0, "type_vocab_size": 2}, "type_vocab_size", "2", "must be 0"),
     ({"classifier_pooling": "max"}, "classifier_pooling", "max", "mean"),
     *(
         ({field: value}, field, str(value), "at least 1")
@@ -71,7 +71,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ),
     ({"vocab_size": 40, "decoder_vocab_size": 50, "pad_token_id": 45}, "pad_token_id", "45", "[0, 40)"),
     *(({field: value}, field, str(value), "finite") for value in (INF, NAN) for field in ("norm_eps", "rope_theta")),
-    ({"eos_token_id": []}, "eos_token_id", "[]", "at least one"),
+    ({"eos_token_id": []}, "eos_token_id", "[]", "non-empty list"),
     ({"d_model": "512"}, "d_model", "512", "int"),
     ({"hidden_size": "64"}, "d_model", "64", "int"),
     ({"hidden_size": 64.0}, "d_model", "64.0", "int"),

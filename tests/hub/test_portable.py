@@ -46,7 +46,12 @@ from trivium.tokenization import train_tokenizer
 
 pytestmark = pytest.mark.subprocess
 
-PORTABLE = ["modeling", "configuration/configuration_trivium.py", "tokenization/tokenization_trivium.py"]
+PORTABLE = [
+    "modeling",
+    "configuration/configuration_trivium.py",
+    "tokenization/tokenization_backends.py",
+    "tokenization/tokenization_trivium.py",
+]
 
 
 # After the functions `load` and `compute`.

@@ -8,7 +8,7 @@ from tiny import EXACT, PAD, all_variants, mask_of, random_ids, tiny_model
 from torch import nn
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM
-from trivium.modeling.loss import up_to_last
+from trivium.modeling.loss import mask_after_last_label
 from trivium.modeling.padding import RealTokens
 
 LENGTHS, TARGET_LENGTHS = [5, 9, 2, 7], [6, 3, 8, 1]
@@ -170,11 +170,11 @@ def test_tokens_are_picked_and_placed() -> None:
     mask = torch.tensor([[0, 1, 1], [1, 0, 1]])
     tokens = RealTokens(mask)
     states = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(tokens.pick(states), states[mask.bool()])
-    assert torch.equal(tokens.place(tokens.pick(states)), states * mask[..., None])
-    assert torch.autograd.gradcheck(lambda x: tokens.place(tokens.pick(x).sin()), states)
-    assert not tokens.come_first
-    assert RealTokens(mask_of([2, 3])).come_first
+    assert torch.equal(tokens.unpad(states), states[mask.bool()])
+    assert torch.equal(tokens.pad(tokens.unpad(states)), states * mask[..., None])
+    assert torch.autograd.gradcheck(lambda x: tokens.pad(tokens.unpad(x).sin()), states)
+    assert not tokens.is_right_padded
+    assert RealTokens(mask_of([2, 3])).is_right_padded
 
 
 def test_what_is_placed_is_not_kept_for_the_backward_pass() -> None:
@@ -186,7 +186,7 @@ def test_what_is_placed_is_not_kept_for_the_backward_pass() -> None:
 
     states = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        rows = RealTokens(mask_of([2, 3])).place(states)
+        rows = RealTokens(mask_of([2, 3])).pad(states)
     assert kept  # the indices
     assert not any(tensor.is_floating_point() for tensor in kept)
     weights = torch.randn_like(rows)
@@ -196,4 +196,4 @@ def test_what_is_placed_is_not_kept_for_the_backward_pass() -> None:
 
 def test_what_comes_after_the_last_label_is_not_needed() -> None:
     labels = torch.tensor([[5, -100, 6, -100], [-100, -100, -100, -100], [1, 2, 3, 4]])
-    assert up_to_last(labels).tolist() == [[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]
+    assert mask_after_last_label(labels).tolist() == [[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]

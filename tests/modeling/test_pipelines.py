@@ -377,7 +377,8 @@ def test_an_encoder_decoder_brings_its_pipeline_along(folders: Path, tmp_path: P
     model.save_pretrained(tmp_path / "model")
     for folder in (tmp_path / "pipeline", tmp_path / "model"):
         assert custom_pipelines(folder) == expected
-        names = {file.name for file in folder.glob("*.py")} | {"tokenization_trivium.py"}
+        names = {file.name for file in folder.glob("*.py")}
+        names |= {"tokenization_backends.py", "tokenization_trivium.py"}
         assert names == {file.name for file in (folders / "translator").glob("*.py")}
     for trust in (None, False, True):  # where the package is installed, it is all the same
         again = pipeline("translation", str(tmp_path / "pipeline"), device="cpu", trust_remote_code=trust)

@@ -46,8 +46,8 @@ def test_it_is_the_loss_of_all_logits(
     monkeypatch: pytest.MonkeyPatch, at_once: int, in_float32: int, smoothing: float, count: int | None
 ) -> None:
     """With its gradients, in one piece and in parts; scaled, as by a GradScaler."""
-    monkeypatch.setattr(objectives, "MOST_LOGITS", at_once)
-    monkeypatch.setattr(objectives, "MOST_IN_FLOAT32", in_float32)
+    monkeypatch.setattr(objectives, "MAX_LOGITS", at_once)
+    monkeypatch.setattr(objectives, "MAX_FLOAT32_LOGITS", in_float32)
     head, states, labels = problem()
     expected = label_smoothed_cross_entropy(head(states), labels, smoothing, count)
     loss = projected_cross_entropy(states, head, labels, VOCABULARY, smoothing, count)
@@ -104,7 +104,7 @@ class Sizes(TorchDispatchMode):
 
 def test_there_is_one_copy_of_the_logits_of_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """In forward and backward pass; what works on them in float32 works on two rows."""
-    monkeypatch.setattr(objectives, "MOST_IN_FLOAT32", 2 * VOCABULARY)
+    monkeypatch.setattr(objectives, "MAX_FLOAT32_LOGITS", 2 * VOCABULARY)
     head, states, labels = problem()
     with Sizes() as sizes:
         projected_cross_entropy(states, head, labels, VOCABULARY, 0.1).backward()

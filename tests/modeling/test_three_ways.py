@@ -293,12 +293,8 @@ def test_decoders_exchange_heads(tied: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("way", "classes", "message"),
     [
-        ("decoder", ENCODER_ONLY, "encoder_layers is 0: this configuration is of a decoder-only model, it has no"),
-        (
-            "encoder",
-            DECODER_ONLY,
-            "decoder_layers is 0: this configuration is of an encoder-only model, it has no",
-        ),
+        ("decoder", ENCODER_ONLY, "encoder_layers is 0.*no encoder"),
+        ("encoder", DECODER_ONLY, "decoder_layers is 0.*no decoder"),
         ("decoder", BOTH, "encoder_layers=0 and decoder_layers=3 make no encoder-decoder"),
         ("encoder", BOTH, "encoder_layers=2 and decoder_layers=0 make no encoder-decoder"),
     ],
