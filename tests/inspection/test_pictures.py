@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from figures import drawn
+from figures import heatmap_of
 from matplotlib import font_manager, get_data_path, rc_context
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -57,9 +57,9 @@ def test_sinusoids_are_those_of_the_paper() -> None:
         for i in range(12):
             angle = position / 10000 ** (2 * i / 24)
             expected[position, 2 * i], expected[position, 2 * i + 1] = math.sin(angle), math.cos(angle)
-    torch.testing.assert_close(drawn(plot_positions(tiny_config(), 50)), expected)
+    torch.testing.assert_close(heatmap_of(plot_positions(tiny_config(), 50)), expected)
     products = plot_position_products(tiny_config(), 50)
-    torch.testing.assert_close(drawn(products), expected @ expected.T)
+    torch.testing.assert_close(heatmap_of(products), expected @ expected.T)
     curve = products.axes[1].lines[0].get_ydata()
     torch.testing.assert_close(torch.tensor(curve), (expected @ expected.T)[25])
 
@@ -68,11 +68,11 @@ def test_rotary_angles_turn_each_pair_by_its_own_frequency() -> None:
     config = tiny_config(position_embedding_type="rotary", d_model=32, rope_theta=500.0)  # 4 pairs in each head
     angles = torch.tensor([[position / 500 ** (2 * i / 8) for i in range(4)] for position in range(30)])
     figure = plot_positions(config, 30)
-    torch.testing.assert_close(drawn(figure, 0), angles.cos())
-    torch.testing.assert_close(drawn(figure, 1), angles.sin())
+    torch.testing.assert_close(heatmap_of(figure, 0), angles.cos())
+    torch.testing.assert_close(heatmap_of(figure, 1), angles.sin())
     assert [axes.get_title() for axes in figure.axes[:2]] == ["cosine", "sine"]
     between = (angles[:, None] - angles[None]).cos().mean(dim=-1)  # of turned unit vectors
-    torch.testing.assert_close(drawn(plot_position_products(config, 30)), between)
+    torch.testing.assert_close(heatmap_of(plot_position_products(config, 30)), between)
 
 
 def test_learned_positions_are_the_models_own() -> None:
@@ -81,8 +81,8 @@ def test_learned_positions_are_the_models_own() -> None:
     stacks = (model.model.encoder, model.model.decoder)
     for place, stack in enumerate(stacks):
         expected = stack.embed_positions.embedding.weight[:7].detach()
-        torch.testing.assert_close(drawn(figure, place), expected)
-        torch.testing.assert_close(drawn(products, place), expected @ expected.T)
+        torch.testing.assert_close(heatmap_of(figure, place), expected)
+        torch.testing.assert_close(heatmap_of(products, place), expected @ expected.T)
     assert [axes.get_title() for axes in figure.axes[:2]] == ["encoder", "decoder"]
     with pytest.raises(ValueError, match=r"length.*10.*learned positions end.*max_position_embeddings=9"):
         plot_positions(model, 10)

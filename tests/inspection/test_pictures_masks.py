@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from figures import drawn
+from figures import heatmap_of
 from tiny import mask_of, random_ids, tiny_config, tiny_model
 
 from trivium import (
@@ -67,7 +67,7 @@ def test_masks_say_what_changes_what(side: str) -> None:
                 rows = targets if is_whole and output == "last_hidden_state" else sources
                 for text in range(3):
                     real = rows[text].bool()  # what padding sees, or is left with when it sees nothing, is no matter
-                    looks = drawn(figure, text * len(kinds) + column) == 2
+                    looks = heatmap_of(figure, text * len(kinds) + column) == 2
                     is_own = torch.eye(*looks.shape, dtype=torch.bool) & (read != "inputs_embeds" or not column)
                     assert torch.equal((looks | is_own)[real], (seen[text] | is_own)[real])
                     assert looks[real].any(dim=1).all()
@@ -76,8 +76,8 @@ def test_masks_say_what_changes_what(side: str) -> None:
 def test_what_is_hidden_is_so_for_a_reason() -> None:
     padding, later, seen = range(3)
     figure = plot_masks(preset_config("gpt2"), (3, 2))
-    assert drawn(figure, 0).tolist() == [[seen, later, later], [seen, seen, later], [seen, seen, seen]]
-    assert drawn(figure, 1)[:2].tolist() == [[seen, later, padding], [seen, seen, padding]]
+    assert heatmap_of(figure, 0).tolist() == [[seen, later, later], [seen, seen, later], [seen, seen, seen]]
+    assert heatmap_of(figure, 1)[:2].tolist() == [[seen, later, padding], [seen, seen, padding]]
     labels = [each.get_text() for each in figure.axes[1].get_xticklabels()]
     assert labels == ["0", "1", "pad"]
 

@@ -21,13 +21,13 @@ from native import (
     PAIRS,
     THEIRS,
     Pair,
+    conversion_error,
     every_pair,
     exact,
     files_of,
-    loaded,
+    load_float64,
     native_model,
     our_model,
-    refused,
     saved_native,
 )
 from safetensors.torch import load_file
@@ -167,7 +167,7 @@ def test_generates_the_same(name: str, options: dict[str, Any], tmp_path: Path) 
     native.save_pretrained(tmp_path / "native")
     convert(tmp_path / "native", tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "back", native.config.model_type)
-    models = [loaded(tmp_path / folder) for folder in ("native", "ours", "back")]
+    models = [load_float64(tmp_path / folder) for folder in ("native", "ours", "back")]
     mask = mask_of([6, 3, 1, 5, 4, 2], "right" if native.config.is_encoder_decoder else "left")
     inputs = {"input_ids": random_ids(*mask.shape).where(mask.bool(), PAD), "attention_mask": mask}
     expected, *others = (model.generate(**inputs) for model in models)
@@ -363,7 +363,7 @@ def test_a_tokenizer_that_cannot_be_read_is_a_refusal(gpt2_folder: Path, monkeyp
         raise ImportError("\nMarianTokenizer requires the SentencePiece library.\nInstall it.")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", missing)
-    said = refused(gpt2_folder, gpt2_folder.parent / "back", "gpt2")
+    said = conversion_error(gpt2_folder, gpt2_folder.parent / "back", "gpt2")
     assert said.endswith("needs a package that is not installed: MarianTokenizer requires the SentencePiece library.")
 
 

@@ -11,14 +11,14 @@ import torch
 import transformers
 from native import (
     assert_ours_equals,
+    conversion_error,
     edit_config,
     edit_weights,
     exact,
     files_of,
-    loaded,
+    load_float64,
     native_model,
     our_model,
-    refused,
     saved_native,
 )
 from safetensors.torch import load_file, save_file
@@ -166,10 +166,10 @@ def test_the_bias_of_the_head_is_there_if_it_says_something(name: str, bias: str
     if bias == "absent":
         edit_weights(tmp_path / "native", lambda weights: weights.pop("final_logits_bias"))
     convert(tmp_path / "native", tmp_path / "ours")
-    assert loaded(tmp_path / "ours").config.lm_head_bias == (bias == "numbers")
+    assert load_float64(tmp_path / "ours").config.lm_head_bias == (bias == "numbers")
     assert_ours_equals(tmp_path / "ours", native)
     convert(tmp_path / "ours", tmp_path / "back", name)
-    assert torch.equal(loaded(tmp_path / "back").final_logits_bias, native.final_logits_bias)
+    assert torch.equal(load_float64(tmp_path / "back").final_logits_bias, native.final_logits_bias)
 
 
 @exact
@@ -179,7 +179,7 @@ def test_old_spellings_of_a_configuration(tmp_path: Path) -> None:
     del config["rope_parameters"], config["dtype"], config["head_dim"]
     (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 300.0, "torch_dtype": "float64"}))
     convert(folder, tmp_path / "ours")
-    assert loaded(tmp_path / "ours").config.rope_theta == 300.0
+    assert load_float64(tmp_path / "ours").config.rope_theta == 300.0
 
 
 # --- Refusals: one sentence, and nothing is written ------------------------------------------------------------------
@@ -221,13 +221,13 @@ ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
 def test_refuses_what_is_not_ours(name: str, changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     folder = saved_native(tmp_path, name)
     edit_config(folder, **changes)
-    assert said in refused(folder, tmp_path / "ours")
+    assert said in conversion_error(folder, tmp_path / "ours")
 
 
 def test_names_all_that_stands_in_the_way(tmp_path: Path) -> None:
     folder = saved_native(tmp_path, "gpt2")
     edit_config(folder, scale_attn_weights=False, embd_pdrop=0.2)
-    message = refused(folder, tmp_path / "ours")
+    message = conversion_error(folder, tmp_path / "ours")
     assert "scale_attn_weights" in message
     assert "embd_pdrop" in message
 
@@ -269,7 +269,7 @@ def test_refuses_what_is_not_theirs(
     name: str, changes: dict[str, Any], to: str | None, said: str, tmp_path: Path
 ) -> None:
     our_model(name, **changes).save_pretrained(tmp_path / "ours")
-    assert said in refused(tmp_path / "ours", tmp_path / "native", to)
+    assert said in conversion_error(tmp_path / "ours", tmp_path / "native", to)
 
 
 def test_takes_the_only_family_that_fits(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 def test_refuses_other_weights(edit: Callable[[dict[str, torch.Tensor]], Any], said: str, tmp_path: Path) -> None:
     folder = saved_native(tmp_path)
     edit_weights(folder, edit)
-    message = refused(folder, tmp_path / "ours")
+    message = conversion_error(folder, tmp_path / "ours")
     assert said in message
     assert message.startswith("The weights are not those of the LlamaForCausalLM that the configuration describes: ")
 
@@ -311,20 +311,20 @@ def test_refuses_other_weights(edit: Callable[[dict[str, torch.Tensor]], Any], s
 def test_refuses_tied_weights_that_differ(tmp_path: Path) -> None:
     folder = saved_native(tmp_path, "gpt2")
     edit_weights(folder, lambda weights: weights.update({"lm_head.weight": torch.ones(31, 24).double()}))
-    assert "are tied, but differ" in refused(folder, tmp_path / "ours")
+    assert "are tied, but differ" in conversion_error(folder, tmp_path / "ours")
 
 
 @pytest.mark.parametrize(("config", "weights"), [("llama", "gpt2"), ("gpt2", "bert-masked-lm"), ("bart", "marian")])
 def test_refuses_the_weights_of_another_family(config: str, weights: str, tmp_path: Path) -> None:
     folder = saved_native(tmp_path / "a", config)
     shutil.copy(saved_native(tmp_path / "b", weights) / "model.safetensors", folder)
-    assert "that the configuration describes: " in refused(folder, tmp_path / "ours")
+    assert "that the configuration describes: " in conversion_error(folder, tmp_path / "ours")
 
 
 def test_refuses_our_weights_of_another_shape(tmp_path: Path) -> None:
     our_model("gpt2").save_pretrained(tmp_path / "ours")
     edit_config(tmp_path / "ours", ffn_dim=44)
-    message = refused(tmp_path / "ours", tmp_path / "native")
+    message = conversion_error(tmp_path / "ours", tmp_path / "native")
     assert "has the shape (40, 24), but must have (44, 24)" in message
 
 
@@ -368,21 +368,21 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_refuses_broken_files(damage: Callable[[Path], Any], said: str, tmp_path: Path) -> None:
     folder = saved_native(tmp_path)
     damage(folder)
-    assert said in refused(folder, tmp_path / "ours")
+    assert said in conversion_error(folder, tmp_path / "ours")
 
 
 def test_refuses_a_folder_that_is_there(tmp_path: Path) -> None:
     folder = saved_native(tmp_path)
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "mine.txt").write_text("mine")
-    assert "is there already" in refused(folder, tmp_path / "ours")
+    assert "is there already" in conversion_error(folder, tmp_path / "ours")
     assert files_of(tmp_path / "ours") == {"mine.txt": b"mine"}
 
 
 def test_refuses_what_is_nowhere(tmp_path: Path) -> None:
-    assert "is no folder" in refused(Path("someone/nothing"), tmp_path / "ours")
-    assert "is no folder" in refused(tmp_path / "nothing", tmp_path / "ours")
+    assert "is no folder" in conversion_error(Path("someone/nothing"), tmp_path / "ours")
+    assert "is no folder" in conversion_error(tmp_path / "nothing", tmp_path / "ours")
 
 
 def test_what_is_native_does_not_become_another_native(tmp_path: Path) -> None:
-    assert "to is 'mistral', but" in refused(saved_native(tmp_path), tmp_path / "ours", "mistral")
+    assert "to is 'mistral', but" in conversion_error(saved_native(tmp_path), tmp_path / "ours", "mistral")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import Tensors, random_ids, tiny_model
-from together import run_together
+from together import run_distributed
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -62,7 +62,7 @@ def test_two_devices_say_what_one_does(tmp_path: Path) -> None:
                 inputs["decoder_input_ids"] = random_ids(3, 5)
             torch.save(inputs, folder / "inputs.pt")
             expected[str(folder)] = answers(model, inputs)
-    for result in run_together(answers_of_two, list(expected), folder=tmp_path):
+    for result in run_distributed(answers_of_two, list(expected), folder=tmp_path):
         for folder, answer in expected.items():
             said, cut = result[folder]
             assert {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "embed_tokens"} <= cut

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import merge_fsdp_weights
-from dying import die_in_writing
+from dying import kill_while_writing
 from safetensors.torch import load_file
-from together import run_together, start_together
+from together import launch_processes, run_distributed
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from trivium.recipe import load_recipe
@@ -35,7 +35,7 @@ def settings_of(folder: Path, rows: int = 4) -> list[str]:
 def train_here(settings: list[str], resume: bool = False, dies_in: str | None = None) -> list[float]:
     """The losses; the process is killed when half of the file whose path ends with `dies_in` is written."""
     if dies_in is not None:
-        die_in_writing(dies_in)
+        kill_while_writing(dies_in)
     trainer = train(load_recipe("numbers", settings), resume=resume)
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -61,16 +61,16 @@ def test_one_of_two_is_killed_in_a_checkpoint_and_both_go_on_from_the_one_before
     """They end with the bits of an unbroken run, whose model and checkpoints load."""
     run, broken = tmp_path / "run", tmp_path / "broken"
     together = {"folder": tmp_path, "config": CONFIGS[config]}
-    losses, others = run_together(train_here, settings_of(run), **together)
+    losses, others = run_distributed(train_here, settings_of(run), **together)
     assert losses == others
     assert len(losses) == 4
     assert loaded(run).config.architectures == ["TriviumForConditionalGeneration"]
 
-    killed = start_together(train_here, settings_of(broken), False, "checkpoint-4/rng_state_1.pth", **together)
+    killed = launch_processes(train_here, settings_of(broken), False, "checkpoint-4/rng_state_1.pth", **together)
     assert -9 in killed
     assert (broken / ROOM / "partial").exists()
     assert [path.name for path in checkpoints_of(broken)] == ["checkpoint-2"]
-    assert run_together(train_here, settings_of(broken), True, **together) == [losses, losses]
+    assert run_distributed(train_here, settings_of(broken), True, **together) == [losses, losses]
     assert_same_model(broken, run)
     assert [path.name for path in checkpoints_of(broken)] == ["checkpoint-2", "checkpoint-4"]
     assert not (broken / ROOM / "partial").exists()
@@ -89,10 +89,12 @@ def test_one_of_two_is_killed_in_a_checkpoint_and_both_go_on_from_the_one_before
 def test_a_run_goes_on_with_more_processes(config: str, tmp_path: Path) -> None:
     """Two of four rows each, then four of two: the same steps, but for other roundings and without dropout."""
     run, together = tmp_path / "run", {"folder": tmp_path, "config": CONFIGS[config]}
-    (losses, _) = run_together(train_here, [*settings_of(run), "model.dropout=0"], **together)
+    (losses, _) = run_distributed(train_here, [*settings_of(run), "model.dropout=0"], **together)
     shutil.copytree(run, tmp_path / "whole")
     shutil.rmtree(run / "checkpoint-4")
-    found = run_together(*(train_here, [*settings_of(run, rows=2), "model.dropout=0"], True), **together, processes=4)
+    found = run_distributed(
+        *(train_here, [*settings_of(run, rows=2), "model.dropout=0"], True), **together, processes=4
+    )
     assert found[0] == pytest.approx(losses, rel=1e-5)
     assert_same_model(run, tmp_path / "whole", tolerance=1e-5)
 
@@ -100,7 +102,7 @@ def test_a_run_goes_on_with_more_processes(config: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_pieces_that_are_not_all_there_make_no_checkpoint(tmp_path: Path) -> None:
     settings = [*settings_of(tmp_path / "run"), "training.max_steps=2"]
-    run_together(train_here, settings, folder=tmp_path, config=CONFIGS["fsdp2"])
+    run_distributed(train_here, settings, folder=tmp_path, config=CONFIGS["fsdp2"])
     checkpoint = tmp_path / "run" / "checkpoint-2"
     assert find_defect(checkpoint) is None
     (checkpoint / "manifest.json").unlink()  # as before there were checksums

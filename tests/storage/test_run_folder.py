@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from accelerate import PartialState
 from paths import TESTS
-from together import run_together
+from together import run_distributed
 
 from trivium.recipe import Recipe, load_recipe
 from trivium.storage.checkpoints import checkpoints_of, delete_old_checkpoints, set_aside
@@ -322,8 +322,8 @@ def _lock_and_say(run: Path) -> str:
 @pytest.mark.slow
 def test_all_processes_hear_that_a_folder_is_in_use(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert run_together(_lock_and_say, run, folder=tmp_path) == ["held", "held"]
+    assert run_distributed(_lock_and_say, run, folder=tmp_path) == ["held", "held"]
     with lock_run(run):
-        said = run_together(_lock_and_say, run, folder=tmp_path)
+        said = run_distributed(_lock_and_say, run, folder=tmp_path)
     assert said[0] == said[1]
     assert "is in use" in said[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import PAD, random_ids, tiny_model
-from together import run_together
+from together import run_distributed
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainingArguments, set_seed
 
@@ -99,7 +99,9 @@ def test_resumed_run_is_bit_identical(strategy: str, accumulation: int, tmp_path
 @pytest.mark.slow(reason="two processes")
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_resume_bit_identical(strategy: str, tmp_path: Path) -> None:
-    results = run_together(resume_everywhere, strategy, 1, tmp_path, folder=tmp_path, config=launch_configs()["cpu"])
+    results = run_distributed(
+        resume_everywhere, strategy, 1, tmp_path, folder=tmp_path, config=launch_configs()["cpu"]
+    )
     for unbroken, resumed in results:
         assert_same_weights(unbroken, resumed)
         assert_same_weights(results[0][0], {"the other process": unbroken})

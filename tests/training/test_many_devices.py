@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import random_ids, tiny_model
-from together import environment_of, free_port, run_together
+from together import environment_of, free_port, run_distributed
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainingArguments, set_seed
@@ -158,7 +158,7 @@ WRAPPED = {"cpu": "DistributedDataParallel", "fsdp2": "FSDP"}
 )
 def test_several_processes_learn_what_one_does(config: str, processes: int, cases: list[Case], tmp_path: Path) -> None:
     """In float64, all three ways: the same losses, norms of the gradient and weights; what is tied stays one."""
-    results = run_together(
+    results = run_distributed(
         *(learn_all, cases, str(tmp_path), processes), folder=tmp_path, processes=processes, config=CONFIGS[config]
     )
     for result in results:
@@ -172,7 +172,7 @@ def test_several_processes_learn_what_one_does(config: str, processes: int, case
 @pytest.mark.parametrize("config", WRAPPED)
 def test_several_processes_learn_in_bfloat16(config: str, tmp_path: Path) -> None:
     """About what is learned in float64, with weights that stay in float32."""
-    results = run_together(
+    results = run_distributed(
         *(partial(learn_all, bf16=True), QUICK, str(tmp_path), 2), folder=tmp_path, config=CONFIGS[config]
     )
     for (way, smoothing, *_), found in zip(QUICK, results[0], strict=True):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from together import run_together
+from together import run_distributed
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from typer.testing import CliRunner
 
@@ -123,6 +123,6 @@ def _train_spoiled(settings: list[str]) -> str:
 
 @pytest.mark.slow
 def test_all_processes_stop_at_the_same_step(tmp_path: Path) -> None:
-    said = run_together(_train_spoiled, settings_of(tmp_path / "run"), folder=tmp_path)
+    said = run_distributed(_train_spoiled, settings_of(tmp_path / "run"), folder=tmp_path)
     assert said[0] == said[1]
     assert "Training stopped at step 20: " in said[0]

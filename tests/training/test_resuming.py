@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from dying import Moment, folder_of, said_by, trained
+from dying import KillMoment, folder_of, log_of, run_training
 from safetensors.torch import load_file
 
 from trivium.recipe import load_recipe
@@ -55,7 +55,7 @@ def settings_of(folder: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = settings_of(tmp_path_factory.mktemp("unbroken") / "run")
-    assert trained(settings) == 0, said(folder_of(settings))
+    assert run_training(settings) == 0, said(folder_of(settings))
     return folder_of(settings)
 
 
@@ -66,7 +66,7 @@ def run(unbroken: Path, tmp_path: Path) -> Path:
 
 
 def said(folder: Path) -> str:
-    return said_by(folder).read_text()
+    return log_of(folder).read_text()
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
@@ -118,7 +118,7 @@ def assert_same(one: Any, other: Any, place: str) -> None:
 
 
 # Half of a file is written; a folder is about to get its name, or to be deleted; the model at the end.
-MOMENTS: dict[str, Moment] = {
+MOMENTS: dict[str, KillMoment] = {
     **{
         f"half of {name}": ("half", f"checkpoint-6/{name}")
         for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", STATE_FILE)
@@ -138,8 +138,8 @@ QUICK = ("half of model.safetensors", "half of trainer_state.json", "before a ch
 )
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(moment: str, unbroken: Path, tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "run")
-    assert trained(settings, dies=MOMENTS[moment]) == -9, said(tmp_path / "run")
-    assert trained(settings, resume=bool(checkpoints_of(tmp_path / "run"))) == 0, said(tmp_path / "run")
+    assert run_training(settings, kill_at=MOMENTS[moment]) == -9, said(tmp_path / "run")
+    assert run_training(settings, resume=bool(checkpoints_of(tmp_path / "run"))) == 0, said(tmp_path / "run")
     assert_same_end(tmp_path / "run", unbroken)
 
 
@@ -148,28 +148,28 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(moment: str, unbroken: 
 def test_a_run_that_is_killed_again_and_again_ends_all_the_same(seed: int, unbroken: Path, tmp_path: Path) -> None:
     """At any moment: after a time that nobody chose."""
     settings, chance, kills = settings_of(tmp_path / "run"), random.Random(seed), 0
-    while kills < 5 and trained(
-        settings, resume=bool(checkpoints_of(tmp_path / "run")), dies=chance.uniform(0.2, 4.0)
+    while kills < 5 and run_training(
+        settings, resume=bool(checkpoints_of(tmp_path / "run")), kill_at=chance.uniform(0.2, 4.0)
     ):
         kills += 1
     if kills == 5:
-        assert trained(settings, resume=bool(checkpoints_of(tmp_path / "run"))) == 0, said(tmp_path / "run")
+        assert run_training(settings, resume=bool(checkpoints_of(tmp_path / "run"))) == 0, said(tmp_path / "run")
     assert_same_end(tmp_path / "run", unbroken)
 
 
 def test_a_full_disk_is_explained_and_the_run_goes_on_when_there_is_room(unbroken: Path, tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "run", "training.max_steps=4")
-    assert trained(settings) == 0, said(tmp_path / "run")
-    largest = (unbroken / "model.safetensors").stat().st_size // 2
+    assert run_training(settings) == 0, said(tmp_path / "run")
+    max_file_size = (unbroken / "model.safetensors").stat().st_size // 2
     settings = settings_of(tmp_path / "run")
-    assert trained(settings, resume=True, largest=largest) == 1
+    assert run_training(settings, resume=True, max_file_size=max_file_size) == 1
     message = said(tmp_path / "run")
     assert "checkpoint-6 could not be written" in message
     assert "Nothing half-written is left. When there is room, checkpoint-4 is whole: go on from it" in message
     assert [path.name for path in checkpoints_of(tmp_path / "run")] == ["checkpoint-3", "checkpoint-4"]
     assert [path.name for path in (tmp_path / "run" / ROOM).iterdir()] == ["manifest.json"]
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")  # of a run whose schedule ended there
-    assert trained(settings_of(tmp_path / "run"), resume=True) == 0
+    assert run_training(settings_of(tmp_path / "run"), resume=True) == 0
 
 
 # --- Checkpoints that cannot be used ---------------------------------------------------------------------------------
