@@ -14,7 +14,7 @@ from tiny import BOS, EOS, NORM_POSITIONS, NORMS, PAD, POSITIONS, shake
 from trivium import TriviumConfig, TriviumForCausalLM, TriviumForConditionalGeneration
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unfeasible length constraints:UserWarning")
-CASES_PER_MODEL = 10  # building a model takes longer than both searches
+CASES_PER_MODEL = 10  # Building a model takes longer than both searches together.
 
 
 @lru_cache(maxsize=1)
@@ -45,7 +45,7 @@ def draw_model(seed: int) -> Any:
 
 
 def draw_mask(rng: random.Random, rows: int, length: int, side: str) -> torch.Tensor:
-    """Return a (rows, length) mask: padded on `side`, now and then with holes or rows that are masked whole."""
+    """Return a (rows, length) mask padded on `side`, sometimes with holes or fully masked rows."""
     kind = rng.choices(("padded", "holes", "whole row"), (8, 1, 1))[0]
     mask = torch.ones(rows, length, dtype=torch.long)
     for row in mask:

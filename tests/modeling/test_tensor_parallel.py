@@ -1,4 +1,4 @@
-"""A model that lies on two devices, a part of every layer on each (`tp_plan="auto"`), says what it says on one."""
+"""Tensor parallelism over two devices (`tp_plan="auto"`) gives the results of one device."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "TriviumForMaskedLM": {"decoder_layers": 0},
     "TriviumForCausalLM": {"encoder_layers": 0, "position_embedding_type": "rotary"},
 }
-# Grouped keys and values, of two groups; tied embeddings or not; a vocabulary, 31, that two cannot share evenly.
+# Two groups of keys and values; tied or untied embeddings; a vocabulary of 31, which two ranks cannot split evenly.
 SHAPES: dict[str, dict[str, Any]] = {
     "tied": {"num_key_value_heads": 2, "attention_bias": True},
     "untied": {"num_key_value_heads": 2, "tie_word_embeddings": False, "gated_ffn": True},
@@ -27,7 +27,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def answers(model: nn.Module, inputs: Tensors) -> dict[str, torch.Tensor]:
-    """Logits, a loss of training, and what is generated."""
+    """Return logits, a training loss, and generated tokens."""
     with torch.no_grad():
         said = {"logits": model(**inputs).logits}
         if model.can_generate():
@@ -49,8 +49,8 @@ def answers_of_two(folders: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:Passing `tp_plan`:FutureWarning")
-def test_two_devices_say_what_one_does(tmp_path: Path) -> None:
-    """In float64, all three ways."""
+def test_two_devices_match_one(tmp_path: Path) -> None:
+    """In float64, for all three architectures."""
     expected = {}
     for way, config in WAYS.items():
         for shape, options in SHAPES.items():
