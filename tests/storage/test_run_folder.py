@@ -1,4 +1,4 @@
-"""The folder of a run: what a training may delete there, and who may train there."""
+"""The run folder: which files a training may delete, and which process may train in it."""
 
 import json
 import multiprocessing
@@ -37,7 +37,7 @@ REPORT = {"scores": {}, "data": "numbers", "rows": 3, "generation": {}, "date": 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A finished run from before there were manifests."""
+    """Return a finished run from before manifests were written."""
     return Path(shutil.copytree(OLD_RUN, tmp_path / "run"))
 
 
@@ -46,7 +46,7 @@ def recipe_for(run: Path) -> Recipe:
 
 
 def begin(run: Path, resume: bool = False, overwrite: bool = False) -> Start:
-    """Do all that `train` does to the folder before the first step."""
+    """Prepare the folder as `train` does before the first step."""
     recipe = recipe_for(run)
     start = choose_start(recipe, recipe.training_arguments(), resume, overwrite)
     run.mkdir(exist_ok=True)
@@ -58,18 +58,18 @@ def names_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
 
 
-def refused(run: Path, message: str, **how: bool) -> None:
-    """The training does not begin, and all files are what they were."""
+def assert_refused(run: Path, message: str, **how: bool) -> None:
+    """Assert that training is assert_refused and all files are unchanged."""
     before = {name: (run / name).read_bytes() for name in names_in(run)}
     with pytest.raises(ValueError, match=message):
         train(recipe_for(run), **how)
     assert {name: (run / name).read_bytes() for name in names_in(run)} == before
 
 
-# --- What is refused -------------------------------------------------------------------------------------------------
+# --- Refusals --------------------------------------------------------------------------------------------------------
 
 
-def test_run_begins_in_a_new_or_empty_folder(tmp_path: Path) -> None:
+def test_run_starts_in_new_or_empty_folder(tmp_path: Path) -> None:
     for folder in (tmp_path / "new", tmp_path / "empty"):
         begin(folder)
         assert names_in(folder) == {RECIPE_FILE, MANIFEST.as_posix()}
@@ -78,13 +78,13 @@ def test_run_begins_in_a_new_or_empty_folder(tmp_path: Path) -> None:
 
 def test_finished_run_without_checkpoints_is_refused(run: Path) -> None:
     shutil.rmtree(run / "checkpoint-3")
-    refused(run, r"run holds a run already .*: resume it .*overwrite it")
+    assert_refused(run, r"run holds a run already .*: resume it .*overwrite it")
 
 
-def test_run_killed_before_its_first_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_run_killed_before_first_checkpoint_is_refused(tmp_path: Path) -> None:
     begin(tmp_path / "run")
-    refused(tmp_path / "run", r"holds a run already \(.*recipe\.yaml\)")
-    refused(tmp_path / "run", "There is no checkpoint in .* start it again", resume=True)
+    assert_refused(tmp_path / "run", r"holds a run already \(.*recipe\.yaml\)")
+    assert_refused(tmp_path / "run", "There is no checkpoint in .* start it again", resume=True)
     begin(tmp_path / "run", overwrite=True)
 
 
@@ -93,32 +93,32 @@ def test_folder_with_foreign_files_is_refused(tmp_path: Path, name: str) -> None
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    refused(tmp_path / "run", f"is not empty: it holds {name}, which no training of Trivium wrote")
+    assert_refused(tmp_path / "run", f"is not empty: it holds {name}, which no training of Trivium wrote")
 
 
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "config.json", "recipe.yaml", "attention.py", "checkpoint-3/notes.txt", "_trivium/x"]
 )
-def test_foreign_files_in_the_way_are_refused_even_if_overwriting(tmp_path: Path, name: str) -> None:
+def test_foreign_files_are_refused_with_overwrite(tmp_path: Path, name: str) -> None:
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    refused(tmp_path / "run", f"holds {name}, .* They are not deleted: move them away", overwrite=True)
+    assert_refused(tmp_path / "run", f"holds {name}, .* They are not deleted: move them away", overwrite=True)
 
 
-def test_foreign_file_in_a_checkpoint_is_named(run: Path) -> None:
+def test_foreign_file_in_checkpoint_is_named(run: Path) -> None:
     (run / "checkpoint-3" / "thesis.txt").write_text("mine")
-    refused(run, r"holds checkpoint-3/thesis\.txt", overwrite=True)
+    assert_refused(run, r"holds checkpoint-3/thesis\.txt", overwrite=True)
 
 
-def test_card_written_beforehand_is_no_obstacle(tmp_path: Path) -> None:
+def test_existing_card_does_not_block_a_run(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# Mine\n")
     begin(tmp_path)
     begin(tmp_path, overwrite=True)
     assert (tmp_path / "README.md").read_text() == "# Mine\n"
 
 
-# --- What is deleted -------------------------------------------------------------------------------------------------
+# --- Deletion --------------------------------------------------------------------------------------------------------
 
 FOREIGN = ("notes.txt", "evaluation_mine.json", "predictions_mine.txt", "_partial-mine/thesis.txt", "data/train.de")
 
@@ -129,8 +129,8 @@ def add_foreign_files(run: Path) -> None:
         (run / name).write_text("{}")
 
 
-def test_overwriting_deletes_what_runs_wrote_and_nothing_else(run: Path) -> None:
-    """First of a run without a manifest, then of one that has it."""
+def test_overwrite_deletes_only_files_of_runs(run: Path) -> None:
+    """First for a run without a manifest, then for one with a manifest."""
     add_foreign_files(run)
     (run / "evaluation_test.json").write_text(json.dumps(REPORT))
     (run / "predictions_test.txt").write_text("x\n")
@@ -152,18 +152,18 @@ def test_overwriting_deletes_what_runs_wrote_and_nothing_else(run: Path) -> None
     assert names_in(run) == {*FOREIGN, *logs, RECIPE_FILE, MANIFEST.as_posix()}
 
 
-def test_resuming_deletes_no_foreign_files(run: Path) -> None:
+def test_resume_deletes_no_foreign_files(run: Path) -> None:
     add_foreign_files(run)
     (run / "evaluation_test.json").write_text(json.dumps(REPORT))
     before = names_in(run) - {"evaluation_test.json"}
     begin(run, resume=True)
     assert names_in(run) == before | {MANIFEST.as_posix()}
-    assert "model.safetensors" in (read_manifest(run) or ())  # from now on, the run has a manifest
+    assert "model.safetensors" in (read_manifest(run) or ())  # The run has a manifest from now on.
     begin(run, overwrite=True)
     assert names_in(run) == {*FOREIGN, RECIPE_FILE, MANIFEST.as_posix()}
 
 
-def test_no_new_recipe_is_written_beside_old_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_recipe_is_not_written_beside_old_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(self: Recipe, folder: Path) -> None:
         assert names_in(folder) == {MANIFEST.as_posix()}
         raise KeyboardInterrupt
@@ -172,10 +172,10 @@ def test_no_new_recipe_is_written_beside_old_weights(run: Path, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         begin(run, overwrite=True)
     monkeypatch.undo()
-    begin(run, overwrite=True)  # it is still known for a run
+    begin(run, overwrite=True)  # The folder is still recognized as a run.
 
 
-def test_run_killed_while_it_is_deleted_is_still_known(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_killed_during_deletion_is_still_recognized(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unlink, left = Path.unlink, 10
 
     def dies(path: Path, missing_ok: bool = False) -> None:
@@ -194,7 +194,7 @@ def test_run_killed_while_it_is_deleted_is_still_known(run: Path, monkeypatch: p
     assert names_in(run) == {RECIPE_FILE, MANIFEST.as_posix()}
 
 
-def test_checkpoint_with_foreign_files_is_not_rotated_away(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_checkpoint_with_foreign_files_is_not_rotated(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step in (4, 5):
         shutil.copytree(run / "checkpoint-3", run / f"checkpoint-{step}")
     shutil.copytree(run / "checkpoint-3", run / "checkpoint-3-backup")
@@ -205,7 +205,7 @@ def test_checkpoint_with_foreign_files_is_not_rotated_away(run: Path, caplog: py
     assert "checkpoint-3 is old, but stays: it holds thesis.txt, which training did not write" in caplog.text
 
 
-def test_old_checkpoints_are_deleted_but_the_best(run: Path) -> None:
+def test_rotation_keeps_the_best_checkpoint(run: Path) -> None:
     for step in (4, 5, 6):
         shutil.copytree(run / "checkpoint-3", run / f"checkpoint-{step}")
     delete_old_checkpoints(run, None, None)
@@ -217,7 +217,7 @@ def test_old_checkpoints_are_deleted_but_the_best(run: Path) -> None:
     assert len(checkpoints_of(run)) == 2
 
 
-def test_broken_checkpoints_are_set_aside_beside_earlier_ones(run: Path) -> None:
+def test_defective_checkpoints_are_moved_aside(run: Path) -> None:
     shutil.copytree(run / "checkpoint-3", run / BROKEN / "checkpoint-3")
     set_aside([run / "checkpoint-3"])
     assert {path.name for path in (run / BROKEN).iterdir()} == {"checkpoint-3", "checkpoint-3-2"}
@@ -225,17 +225,17 @@ def test_broken_checkpoints_are_set_aside_beside_earlier_ones(run: Path) -> None
     assert names_in(run) == {RECIPE_FILE, MANIFEST.as_posix()}
 
 
-# --- Manifests from elsewhere ----------------------------------------------------------------------------------------
+# --- Untrusted manifests ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "name", ["../victim", "/victim", "a/../../victim", "..", "", "./a", "a\\b", "C:/victim", "a//b"]
 )
-def test_manifest_that_leads_out_of_the_run_is_refused(run: Path, name: str) -> None:
+def test_manifest_with_outside_paths_is_refused(run: Path, name: str) -> None:
     (run.parent / "victim").write_text("mine")
     start_manifest(run, ["recipe.yaml", name])
     for how in ({}, {"overwrite": True}):
-        refused(run, "a manifest may only name relative paths inside its own folder", **how)
+        assert_refused(run, "a manifest may only name relative paths inside its own folder", **how)
     with pytest.raises(ValueError, match="a manifest may only name"):
         record(run, "evaluation_test.json")
     assert (run.parent / "victim").read_text() == "mine"
@@ -245,10 +245,10 @@ def test_manifest_that_leads_out_of_the_run_is_refused(run: Path, name: str) -> 
 def test_broken_manifest_is_refused(run: Path, content: str) -> None:
     start_manifest(run, [])
     (run / MANIFEST).write_text(content)
-    refused(run, "is no manifest of a run", overwrite=True)
+    assert_refused(run, "is no manifest of a run", overwrite=True)
 
 
-def test_links_are_never_followed(run: Path) -> None:
+def test_symlinks_are_never_followed(run: Path) -> None:
     outside = run.parent / "outside"
     outside.mkdir()
     (outside / "victim.txt").write_text("mine")
@@ -268,12 +268,12 @@ def test_checkpoint_lists_no_files_outside(run: Path) -> None:
     (run.parent / "victim").write_text("mine")
     listed = {"version": 1, "algorithm": "xxh3_128", "files": {"../../victim": "0"}}
     (run / "checkpoint-3" / "manifest.json").write_text(json.dumps(listed))
-    refused(run, "checkpoint-3: .*a manifest may only name relative paths", resume=True)
+    assert_refused(run, "checkpoint-3: .*a manifest may only name relative paths", resume=True)
     begin(run, overwrite=True)
     assert (run.parent / "victim").read_text() == "mine"
 
 
-def test_folder_without_manifest_gets_none_by_an_evaluation(run: Path) -> None:
+def test_evaluation_writes_no_manifest(run: Path) -> None:
     record(run, "evaluation_test.json")
     assert not (run / ROOM).exists()
 
@@ -287,7 +287,7 @@ def _hold(run: Path, held: Any) -> None:
         time.sleep(600)
 
 
-def test_second_training_in_a_folder_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+def test_concurrent_training_is_refused_until_first_ends(tmp_path: Path) -> None:
     run, context = tmp_path / "runs" / "run", multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trivium.training"])
     held = context.Event()
@@ -295,7 +295,7 @@ def test_second_training_in_a_folder_is_refused_until_the_first_is_killed(tmp_pa
     process.start()
     assert held.wait(120)
     for how in ({}, {"resume": True}, {"overwrite": True}):
-        refused(run, f"run is in use: another training holds .*{LOCK}.* Wait until it ends, stop it, or", **how)
+        assert_refused(run, f"run is in use: another training holds .*{LOCK}.* Wait until it ends, stop it, or", **how)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -320,7 +320,7 @@ def _lock_and_say(run: Path) -> str:
 
 
 @pytest.mark.slow
-def test_all_processes_hear_that_a_folder_is_in_use(tmp_path: Path) -> None:
+def test_all_ranks_report_a_folder_in_use(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert run_distributed(_lock_and_say, run, folder=tmp_path) == ["held", "held"]
     with lock_run(run):

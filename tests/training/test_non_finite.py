@@ -1,4 +1,4 @@
-"""A run that becomes NaN: it stops, says why, and keeps its last finite checkpoint."""
+"""A run with NaN stops, reports why, and keeps its last finite checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def settings_of(folder: Path, *more: str) -> list[str]:
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 10**9, weights: bool = True) -> None:
-    """Make loss and gradients NaN in these steps, as after a division by zero; else only the loss."""
+    """Make loss and gradients NaN in these steps, as after a division by zero, or only the loss."""
     step = Trainer.training_step
 
     def spoiled(self: Trainer, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -46,7 +46,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 10**9, weight
     monkeypatch.setattr(Trainer, "training_step", spoiled)
 
 
-def test_guard_counts_steps_in_a_row(tmp_path: Path) -> None:
+def test_guard_counts_consecutive_steps(tmp_path: Path) -> None:
     skipped = False
     guard = NonFiniteGuard(lambda: skipped)
     args, state, control = TrainingArguments(str(tmp_path), use_cpu=True), TrainerState(), TrainerControl()
@@ -61,16 +61,14 @@ def test_guard_counts_steps_in_a_row(tmp_path: Path) -> None:
     steps(9, 1.0, NAN)
     steps(1, 1.0, 2.0)
     steps(9, float("inf"), 1.0)
-    skipped = True  # by a float16 scaler, which such steps are for
+    skipped = True  # Skipped by a float16 scaler, which exists for such steps.
     steps(20, float("inf"))
     skipped = False
     with pytest.raises(NonFiniteError, match=r"at step 40: .* not finite for 10 optimizer steps in a row"):
         steps(1, NAN)
 
 
-def test_run_that_becomes_nan_stops_and_keeps_its_last_finite_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nan_run_stops_and_keeps_last_finite_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
         spoil(patched, first=6)
@@ -87,7 +85,7 @@ def test_run_that_becomes_nan_stops_and_keeps_its_last_finite_checkpoint(
     assert trainer.state.global_step == 40
 
 
-def test_loss_alone_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_loss_alone_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, first=2, weights=False)
     with pytest.raises(NonFiniteError, match="Training stopped at step 11"):
         train(load_recipe("numbers", settings_of(tmp_path / "run", "training.max_grad_norm=0")))
@@ -122,7 +120,7 @@ def _train_spoiled(settings: list[str]) -> str:
 
 
 @pytest.mark.slow
-def test_all_processes_stop_at_the_same_step(tmp_path: Path) -> None:
+def test_all_ranks_stop_at_the_same_step(tmp_path: Path) -> None:
     said = run_distributed(_train_spoiled, settings_of(tmp_path / "run"), folder=tmp_path)
     assert said[0] == said[1]
     assert "Training stopped at step 20: " in said[0]
