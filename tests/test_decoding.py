@@ -1,4 +1,4 @@
-"""Our searches find what transformers' loops find, to the last token, and leave alone what only those can do."""
+"""Trivium's searches match transformers' loops token for token, and fall back to them where necessary."""
 
 import copy
 from functools import cache
@@ -34,7 +34,7 @@ SEARCHES = [
     {"num_beams": 4, "length_penalty": 0.0, "num_return_sequences": 2},
     {"num_beams": 2, "length_penalty": -1.0},
     {"num_beams": 3, "eos_token_id": [EOS, 5, 7]},
-    {"num_beams": 12},  # 24 candidates, of 16 tokens
+    {"num_beams": 12},  # 24 candidates of 16 tokens.
     {"num_beams": 3, "eos_token_id": None},
     {"eos_token_id": None},
     {"eos_token_id": [EOS, 5]},
@@ -49,7 +49,7 @@ every_search = pytest.mark.parametrize(
 
 @cache
 def half_trained(model_class: Any, shape: tuple[tuple[str, Any], ...]) -> Any:
-    """A model that has not quite learned to copy, or to count on to the last token, so that it often errs."""
+    """Return a model that has only partly learned to copy, or to count up, so that it often errs."""
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCABULARY, "d_model": 32, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 2}
     sizes |= {"label_smoothing": 0.0, "attn_implementation": "sdpa", **dict(shape)}
@@ -70,7 +70,7 @@ def half_trained(model_class: Any, shape: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def erring(model_class: Any, **shape: Any) -> Any:
-    """A half trained model of one's own."""
+    """Return a half-trained model that the test may modify."""
     return copy.deepcopy(half_trained(model_class, tuple(shape.items())))
 
 
@@ -89,19 +89,19 @@ def prompts(sentences: int = 7, padded: bool = True) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @every_search
-def test_translations_are_the_same(options: dict[str, Any], attention: str) -> None:
+def test_translations_match_transformers(options: dict[str, Any], attention: str) -> None:
     model = erring(TriviumForConditionalGeneration, attn_implementation=attention, num_key_value_heads=2)
     inputs = {**sources(), **options}
     found, ours = search(model, **inputs)
     assert ours == 1
     assert torch.equal(found, search_with_transformers(model, **inputs))
     if options == {}:
-        assert (found != PAD).sum(dim=1).unique().numel() > 2  # sentences left the batch one by one
+        assert (found != PAD).sum(dim=1).unique().numel() > 2  # Sentences left the batch one by one.
 
 
 @pytest.mark.parametrize("padded", [True, False])
 @every_search
-def test_continuations_are_the_same(options: dict[str, Any], padded: bool) -> None:
+def test_continuations_match_transformers(options: dict[str, Any], padded: bool) -> None:
     model = erring(TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary", norm_position="pre")
     inputs = {**prompts(padded=padded), **options}
     found, ours = search(model, **inputs)
@@ -111,7 +111,7 @@ def test_continuations_are_the_same(options: dict[str, Any], padded: bool) -> No
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("position", POSITIONS)
-def test_so_they_are_for_all_positions_and_two_vocabularies(position: str, num_beams: int) -> None:
+def test_all_positions_and_two_vocabularies_match(position: str, num_beams: int) -> None:
     for shape in ({"decoder_vocab_size": 13}, {"encoder_layers": 0}):
         model_class = TriviumForCausalLM if "encoder_layers" in shape else TriviumForConditionalGeneration
         model = erring(model_class, position_embedding_type=position, **shape)
@@ -120,7 +120,7 @@ def test_so_they_are_for_all_positions_and_two_vocabularies(position: str, num_b
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_longer_prompts_of_a_decoder(num_beams: int) -> None:
+def test_longer_decoder_prompts_match(num_beams: int) -> None:
     model = erring(TriviumForConditionalGeneration)
     begun = torch.cat((torch.full((7, 1), BOS), random_ids(7, 2, vocab_size=VOCABULARY)), dim=1)
     inputs = {**sources(), "decoder_input_ids": begun}
@@ -130,8 +130,8 @@ def test_longer_prompts_of_a_decoder(num_beams: int) -> None:
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_positions_of_ones_own_are_kept(num_beams: int) -> None:
-    """Those that follow from the mask, which `generate` makes, too, are ours; others are transformers'."""
+def test_custom_positions_fall_back(num_beams: int) -> None:
+    """Positions derived from the mask, as `generate` makes them, use our search; others fall back."""
     model = erring(TriviumForCausalLM, encoder_layers=0)
     inputs = {**prompts(), "num_beams": num_beams}
     positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
@@ -141,7 +141,7 @@ def test_positions_of_ones_own_are_kept(num_beams: int) -> None:
         assert torch.equal(found, search_with_transformers(model, **inputs, position_ids=given))
 
 
-def test_what_the_encoder_returned_may_be_a_tuple() -> None:
+def test_encoder_outputs_may_be_a_tuple() -> None:
     model, inputs = erring(TriviumForConditionalGeneration), sources()
     encoded = model.model.encoder(**inputs, return_dict=False)
     found, ours = search(model, encoder_outputs=encoded, attention_mask=inputs["attention_mask"])
@@ -150,7 +150,7 @@ def test_what_the_encoder_returned_may_be_a_tuple() -> None:
 
 
 class Shout(LogitsProcessor):
-    """One that nobody knows."""
+    """A custom logits processor."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores[:, 6] += 3.0
@@ -173,7 +173,7 @@ class Shout(LogitsProcessor):
     ],
     ids=lambda asked: next(iter(asked)),
 )
-def test_what_only_transformers_can_do_it_does(asked: dict[str, Any], num_beams: int) -> None:
+def test_unsupported_options_fall_back(asked: dict[str, Any], num_beams: int) -> None:
     model = erring(TriviumForConditionalGeneration)
     if "cache" in asked:
         asked = {"cache": EncoderDecoderCache(DynamicCache(), DynamicCache())}
@@ -181,13 +181,13 @@ def test_what_only_transformers_can_do_it_does(asked: dict[str, Any], num_beams:
     assert ours == 0
     assert len(found[0] if "return_dict_in_generate" in asked else found) == 7
     if "cache" in asked:
-        assert asked["cache"].get_seq_length() > 0  # what somebody brings is filled
+        assert asked["cache"].get_seq_length() > 0  # A cache passed by the caller is filled.
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("criterion", [MaxLengthCriteria(4), EosTokenCriteria(5)], ids=["length", "eos"])
-def test_stopping_criteria_of_the_caller_are_obeyed(criterion: Any, num_beams: int) -> None:
-    """They replace those of the same type that follow from the configuration."""
+def test_custom_stopping_criteria_are_applied(criterion: Any, num_beams: int) -> None:
+    """They replace those of the same type from the configuration."""
     model = erring(TriviumForConditionalGeneration)
     inputs = {**sources(), "num_beams": num_beams, "stopping_criteria": StoppingCriteriaList([criterion])}
     found, ours = search(model, **inputs)
@@ -197,7 +197,7 @@ def test_stopping_criteria_of_the_caller_are_obeyed(criterion: Any, num_beams: i
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("padding", ["last token", "whole row"])
-def test_prompts_that_end_in_padding_are_left_to_transformers(padding: str, num_beams: int) -> None:
+def test_prompts_that_end_in_padding_fall_back(padding: str, num_beams: int) -> None:
     model = erring(TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary")
     inputs = {**prompts(), "num_beams": num_beams}
     inputs["attention_mask"][1, -1 if padding == "last token" else slice(None)] = 0
@@ -210,14 +210,14 @@ def test_prompts_that_end_in_padding_are_left_to_transformers(padding: str, num_
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"no_repeat_ngram_size": 1, "max_length": 20, "eos_token_id": None}, 0),  # longer than the vocabulary
-        ({"suppress_tokens": [PAD, BOS, EOS, *range(4, VOCABULARY)]}, 0),  # one allowed token, four beams
+        ({"no_repeat_ngram_size": 1, "max_length": 20, "eos_token_id": None}, 0),  # More than the vocabulary.
+        ({"suppress_tokens": [PAD, BOS, EOS, *range(4, VOCABULARY)]}, 0),  # One allowed token, four beams.
         ({"suppress_tokens": [PAD, BOS, EOS, *range(7, VOCABULARY)]}, 1),
         ({"forced_bos_token_id": 5, "forced_eos_token_id": EOS}, 1),
     ],
     ids=["no repetition", "one token", "four tokens", "forced"],
 )
-def test_beams_without_allowed_tokens_are_left_to_transformers(
+def test_beams_without_allowed_tokens_fall_back(
     options: dict[str, Any], expected: int, num_return_sequences: int
 ) -> None:
     model = erring(TriviumForConditionalGeneration)
@@ -228,7 +228,7 @@ def test_beams_without_allowed_tokens_are_left_to_transformers(
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_sequences_of_int32_prompts_are_int64(num_beams: int) -> None:
+def test_int32_prompts_return_int64_sequences(num_beams: int) -> None:
     model, inputs = erring(TriviumForCausalLM, encoder_layers=0), prompts()
     found, ours = search(model, **{**inputs, "input_ids": inputs["input_ids"].int()}, num_beams=num_beams)
     assert ours == 1
@@ -237,20 +237,20 @@ def test_sequences_of_int32_prompts_are_int64(num_beams: int) -> None:
 
 
 def louder(outputs: Any) -> Any:
-    """Outputs that like token 6."""
+    """Raise the logit of token 6."""
     outputs.logits[..., 6] += 30.0
     return outputs
 
 
 class Loud(TriviumForConditionalGeneration):
-    """A model that somebody changed."""
+    """A model with an overridden `forward`."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return louder(super().forward(*args, **kwargs))
 
 
 @pytest.mark.parametrize("num_beams", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_compiled_model_is_asked(num_beams: int) -> None:
+def test_compiled_model_is_called(num_beams: int) -> None:
     model = erring(TriviumForConditionalGeneration)
     model.compile(backend="eager")
     assert search(model, **sources(), num_beams=num_beams)[1] == 0
@@ -258,8 +258,8 @@ def test_a_compiled_model_is_asked(num_beams: int) -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 2])
 @pytest.mark.parametrize("change", ["subclass", "forward", "hook", "stack"])
-def test_what_somebody_changed_is_asked(change: str, num_beams: int) -> None:
-    """A subclass, another `forward`, a hook: the search goes through them."""
+def test_custom_forward_is_called(change: str, num_beams: int) -> None:
+    """A subclass, another `forward`, a hook: the search calls them."""
     model = erring(Loud if change == "subclass" else TriviumForConditionalGeneration)
     calls = []
     if change == "forward":
@@ -277,7 +277,7 @@ def test_what_somebody_changed_is_asked(change: str, num_beams: int) -> None:
         assert (found[:, 1:] == 6).all()
 
 
-def test_a_layer_that_somebody_changed_is_called() -> None:
+def test_custom_layer_is_called() -> None:
     model = erring(TriviumForConditionalGeneration)
     calls: list[int] = []
     model.model.decoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
@@ -287,8 +287,8 @@ def test_a_layer_that_somebody_changed_is_called() -> None:
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_what_has_ended_is_not_computed_on(num_beams: int) -> None:
-    """Each step has the rows of the sentences that have not ended, and the memory is that of the sentences."""
+def test_finished_sentences_are_not_computed(num_beams: int) -> None:
+    """Each step computes only the beams of unfinished sentences, and keeps one encoder output per sentence."""
     model = erring(TriviumForConditionalGeneration)
     rows, memories = [], []
     model.model.decoder.layers[0].register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
@@ -301,7 +301,7 @@ def test_what_has_ended_is_not_computed_on(num_beams: int) -> None:
     assert memories[-1] < 7
 
 
-def test_what_is_found_may_be_changed_in_place() -> None:
+def test_returned_sequences_can_be_modified_in_place() -> None:
     model = erring(TriviumForConditionalGeneration)
     for num_beams in (1, 2):
         found = model.generate(**sources(), num_beams=num_beams)
@@ -309,7 +309,7 @@ def test_what_is_found_may_be_changed_in_place() -> None:
         assert not found.is_inference()
 
 
-def test_learned_positions_end() -> None:
+def test_learned_positions_limit_the_length() -> None:
     shape = {"encoder_layers": 0, "position_embedding_type": "learned", "max_position_embeddings": 10}
     model = erring(TriviumForCausalLM, **shape)
     for num_beams in (1, 2):
@@ -317,8 +317,8 @@ def test_learned_positions_end() -> None:
             model.generate(**prompts(), num_beams=num_beams, max_length=12, eos_token_id=None)
 
 
-def test_the_mixin_is_seen_as_transformers_own() -> None:
-    """It warns of classes that generate and do not inherit from GenerationMixin, by name."""
+def test_mixin_passes_for_that_of_transformers() -> None:
+    """It warns of classes that generate without inheriting from GenerationMixin, by name."""
     for model_class in (TriviumForConditionalGeneration, TriviumForCausalLM):
         assert issubclass(model_class, GenerationMixin)
         assert "GenerationMixin" in str(model_class.__bases__)
@@ -335,15 +335,15 @@ def test_the_mixin_is_seen_as_transformers_own() -> None:
         pytest.param(TriviumForConditionalGeneration, "rotary", marks=pytest.mark.slow),
     ],
 )
-def test_compiled_with_a_static_cache_there_is_one_graph_for_all_lengths(model_class: Any, position: str) -> None:
-    """And one more if sources differ in length; never a break, and the same tokens."""
+def test_static_cache_compiles_to_one_graph(model_class: Any, position: str) -> None:
+    """One more graph if sources differ in length; no graph breaks, and the same tokens."""
     translates = model_class is TriviumForConditionalGeneration
     shape = {} if translates else {"encoder_layers": 0}
     model = erring(model_class, position_embedding_type=position, **shape)
     torch._dynamo.reset()
     counters.clear()
     compiling = CompileConfig(fullgraph=True, backend="eager", mode=None)
-    compiling._compile_all_devices = True  # without that, only on a GPU
+    compiling._compile_all_devices = True  # Without this option, transformers compiles on GPUs only.
     static = {"cache_implementation": "static", "max_cache_len": 32, "compile_config": compiling}
     for length, longest in ((8, 6), (11, 6), (14, 5), (10, 4)):
         inputs = sources(4) if translates else prompts(4)
