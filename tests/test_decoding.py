@@ -92,8 +92,8 @@ def prompts(sentences: int = 7, padded: bool = True) -> dict[str, torch.Tensor]:
 def test_translations_match_transformers(options: dict[str, Any], attention: str) -> None:
     model = erring(TriviumForConditionalGeneration, attn_implementation=attention, num_key_value_heads=2)
     inputs = {**sources(), **options}
-    found, ours = search(model, **inputs)
-    assert ours == 1
+    found, search_count = search(model, **inputs)
+    assert search_count == 1
     assert torch.equal(found, search_with_transformers(model, **inputs))
     if options == {}:
         assert (found != PAD).sum(dim=1).unique().numel() > 2  # Sentences left the batch one by one.
@@ -104,8 +104,8 @@ def test_translations_match_transformers(options: dict[str, Any], attention: str
 def test_continuations_match_transformers(options: dict[str, Any], padded: bool) -> None:
     model = erring(TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary", norm_position="pre")
     inputs = {**prompts(padded=padded), **options}
-    found, ours = search(model, **inputs)
-    assert ours == 1
+    found, search_count = search(model, **inputs)
+    assert search_count == 1
     assert torch.equal(found, search_with_transformers(model, **inputs))
 
 
@@ -124,8 +124,8 @@ def test_longer_decoder_prompts_match(num_beams: int) -> None:
     model = erring(TriviumForConditionalGeneration)
     begun = torch.cat((torch.full((7, 1), BOS), random_ids(7, 2, vocab_size=VOCABULARY)), dim=1)
     inputs = {**sources(), "decoder_input_ids": begun}
-    found, ours = search(model, **inputs, num_beams=num_beams)
-    assert ours == 1
+    found, search_count = search(model, **inputs, num_beams=num_beams)
+    assert search_count == 1
     assert torch.equal(found, search_with_transformers(model, **inputs, num_beams=num_beams))
 
 
@@ -135,17 +135,17 @@ def test_custom_positions_fall_back(num_beams: int) -> None:
     model = erring(TriviumForCausalLM, encoder_layers=0)
     inputs = {**prompts(), "num_beams": num_beams}
     positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-    for given, expected in ((positions, 1), (positions + 1, 0)):
-        found, ours = search(model, **inputs, position_ids=given)
-        assert ours == expected
-        assert torch.equal(found, search_with_transformers(model, **inputs, position_ids=given))
+    for position_ids, expected in ((positions, 1), (positions + 1, 0)):
+        found, search_count = search(model, **inputs, position_ids=position_ids)
+        assert search_count == expected
+        assert torch.equal(found, search_with_transformers(model, **inputs, position_ids=position_ids))
 
 
 def test_encoder_outputs_may_be_a_tuple() -> None:
     model, inputs = erring(TriviumForConditionalGeneration), sources()
     encoded = model.model.encoder(**inputs, return_dict=False)
-    found, ours = search(model, encoder_outputs=encoded, attention_mask=inputs["attention_mask"])
-    assert ours == 1
+    found, search_count = search(model, encoder_outputs=encoded, attention_mask=inputs["attention_mask"])
+    assert search_count == 1
     assert torch.equal(found, model.generate(**inputs))
 
 
@@ -159,7 +159,7 @@ class Shout(LogitsProcessor):
 
 @pytest.mark.parametrize("num_beams", [1, 2])
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [
         {"return_dict_in_generate": True},
         {"do_sample": True},
@@ -171,17 +171,17 @@ class Shout(LogitsProcessor):
         {"decoder_attention_mask": torch.ones(7, 1, dtype=torch.long)},
         {"cache": None},
     ],
-    ids=lambda asked: next(iter(asked)),
+    ids=lambda options: next(iter(options)),
 )
-def test_unsupported_options_fall_back(asked: dict[str, Any], num_beams: int) -> None:
+def test_unsupported_options_fall_back(options: dict[str, Any], num_beams: int) -> None:
     model = erring(TriviumForConditionalGeneration)
-    if "cache" in asked:
-        asked = {"cache": EncoderDecoderCache(DynamicCache(), DynamicCache())}
-    found, ours = search(model, **sources(), num_beams=num_beams, **asked)
-    assert ours == 0
-    assert len(found[0] if "return_dict_in_generate" in asked else found) == 7
-    if "cache" in asked:
-        assert asked["cache"].get_seq_length() > 0  # A cache passed by the caller is filled.
+    if "cache" in options:
+        options = {"cache": EncoderDecoderCache(DynamicCache(), DynamicCache())}
+    found, search_count = search(model, **sources(), num_beams=num_beams, **options)
+    assert search_count == 0
+    assert len(found[0] if "return_dict_in_generate" in options else found) == 7
+    if "cache" in options:
+        assert options["cache"].get_seq_length() > 0  # A cache passed by the caller is filled.
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -190,8 +190,8 @@ def test_custom_stopping_criteria_are_applied(criterion: Any, num_beams: int) ->
     """They replace those of the same type from the configuration."""
     model = erring(TriviumForConditionalGeneration)
     inputs = {**sources(), "num_beams": num_beams, "stopping_criteria": StoppingCriteriaList([criterion])}
-    found, ours = search(model, **inputs)
-    assert ours == 0
+    found, search_count = search(model, **inputs)
+    assert search_count == 0
     assert torch.equal(found, search_with_transformers(model, **inputs))
 
 
@@ -201,8 +201,8 @@ def test_prompts_that_end_in_padding_fall_back(padding: str, num_beams: int) -> 
     model = erring(TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary")
     inputs = {**prompts(), "num_beams": num_beams}
     inputs["attention_mask"][1, -1 if padding == "last token" else slice(None)] = 0
-    found, ours = search(model, **inputs)
-    assert ours == 0
+    found, search_count = search(model, **inputs)
+    assert search_count == 0
     assert torch.equal(found, search_with_transformers(model, **inputs))
 
 
@@ -222,16 +222,16 @@ def test_beams_without_allowed_tokens_fall_back(
 ) -> None:
     model = erring(TriviumForConditionalGeneration)
     inputs = {**sources(), "num_beams": 4, "num_return_sequences": num_return_sequences, **options}
-    found, ours = search(model, **inputs)
-    assert ours == expected
+    found, search_count = search(model, **inputs)
+    assert search_count == expected
     assert torch.equal(found, search_with_transformers(model, **inputs))
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_int32_prompts_return_int64_sequences(num_beams: int) -> None:
     model, inputs = erring(TriviumForCausalLM, encoder_layers=0), prompts()
-    found, ours = search(model, **{**inputs, "input_ids": inputs["input_ids"].int()}, num_beams=num_beams)
-    assert ours == 1
+    found, search_count = search(model, **{**inputs, "input_ids": inputs["input_ids"].int()}, num_beams=num_beams)
+    assert search_count == 1
     assert found.dtype == torch.int64
     assert torch.equal(found, model.generate(**inputs, num_beams=num_beams))
 
@@ -269,8 +269,8 @@ def test_custom_forward_is_called(change: str, num_beams: int) -> None:
         model.register_forward_hook(lambda module, args, outputs: louder(outputs))
     elif change == "stack":
         model.model.decoder.register_forward_hook(lambda *_: calls.append(1))
-    found, ours = search(model, **sources(), num_beams=num_beams)
-    assert ours == 0
+    found, search_count = search(model, **sources(), num_beams=num_beams)
+    assert search_count == 0
     if change == "stack":
         assert len(calls) == found.shape[1] - 1
     else:
@@ -281,8 +281,8 @@ def test_custom_layer_is_called() -> None:
     model = erring(TriviumForConditionalGeneration)
     calls: list[int] = []
     model.model.decoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
-    found, ours = search(model, **sources())
-    assert ours == 1
+    found, search_count = search(model, **sources())
+    assert search_count == 1
     assert len(calls) == found.shape[1] - 1
 
 
@@ -347,7 +347,7 @@ def test_static_cache_compiles_to_one_graph(model_class: Any, position: str) -> 
     static = {"cache_implementation": "static", "max_cache_len": 32, "compile_config": compiling}
     for length, longest in ((8, 6), (11, 6), (14, 5), (10, 4)):
         inputs = sources(4) if translates else prompts(4)
-        inputs = {name: each[:, -longest:] for name, each in inputs.items()}
+        inputs = {name: tensor[:, -longest:] for name, tensor in inputs.items()}
         inputs = {**inputs, "max_length": length, "eos_token_id": None}
         assert torch.equal(model.generate(**inputs, **static), model.generate(**inputs))
     assert 1 <= counters["stats"]["unique_graphs"] <= (2 if translates else 1)

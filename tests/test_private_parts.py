@@ -141,9 +141,9 @@ def find_change(owner: type | ModuleType, name: str, expected: str | None) -> st
     advice = f"`git grep {name}` finds what uses it: mend that, then the list in {Path(__file__).name}."
     if expected is None:
         owners = [owner] if inspect.ismodule(owner) else [base for base in owner.__mro__ if base is not object]
-        sources = [inspect.getsource(inspect.getmodule(each) or each) for each in owners]
-        known = any(re.search(rf"\b{name}\b", source) for source in sources)
-        return None if known else f"{what[0]} no longer has {what[1]}. {advice}"
+        sources = [inspect.getsource(inspect.getmodule(one_owner) or one_owner) for one_owner in owners]
+        is_known = any(re.search(rf"\b{name}\b", source) for source in sources)
+        return None if is_known else f"{what[0]} no longer has {what[1]}. {advice}"
     if not hasattr(owner, name):
         return f"{what[0]} no longer has {what[1]}. {advice}"
     found = parameters(getattr(owner, name))
@@ -187,30 +187,30 @@ def overridden() -> Iterator[tuple[str, str]]:
         if not module.name.endswith(("__main__", ".cli")):
             importlib.import_module(module.name)
     for name in [name for name in sys.modules if name.startswith("trivium.")]:
-        for each in vars(sys.modules[name]).values():
-            if inspect.isclass(each) and each.__module__ == name:
-                others = [base for base in each.__mro__ if base.__module__.startswith(LIBRARIES)]
-                for attribute in filter(is_private, vars(each)):
-                    if any(attribute in vars(base) for base in others):
-                        yield attribute, f"{name}.{each.__name__}"
+        for value in vars(sys.modules[name]).values():
+            if inspect.isclass(value) and value.__module__ == name:
+                library_bases = [base for base in value.__mro__ if base.__module__.startswith(LIBRARIES)]
+                for attribute in filter(is_private, vars(value)):
+                    if any(attribute in vars(base) for base in library_bases):
+                        yield attribute, f"{name}.{value.__name__}"
 
 
 def used() -> Iterator[tuple[str, str]]:
     """Return the private attributes used in our code that it does not define, and where they are."""
     trees = {path: ast.parse(path.read_text()) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
     nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
-    ours = {node.name for _, node in nodes if isinstance(node, ast.FunctionDef)}
-    ours |= {"_replace"}  # `_replace` of a NamedTuple is public.
+    defined = {node.name for _, node in nodes if isinstance(node, ast.FunctionDef)}
+    defined |= {"_replace"}  # `_replace` of a NamedTuple is public.
     attributes = [(path, node) for path, node in nodes if isinstance(node, ast.Attribute) and is_private(node.attr)]
     for _, node in attributes:
         if isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name) and node.value.id == "self":
-            ours.add(node.attr)
+            defined.add(node.attr)
     for path, node in attributes:
-        if node.attr not in ours:
+        if node.attr not in defined:
             yield node.attr, f"{path.relative_to(ROOT)}:{node.lineno}"
 
 
 def test_all_private_apis_are_listed() -> None:
     listed = {name for names in PRIVATE.values() for name in names}
-    others = sorted({(name, where) for name, where in [*overridden(), *used()] if name not in listed})
-    assert not others, f"private parts of other libraries that {Path(__file__).name} does not list: {others}"
+    unlisted = sorted({(name, where) for name, where in [*overridden(), *used()] if name not in listed})
+    assert not unlisted, f"private parts of other libraries that {Path(__file__).name} does not list: {unlisted}"

@@ -49,14 +49,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert json.loads(run(HELP, *HEAVY))[0] == []
 
 
-@pytest.mark.parametrize(("given", "found"), [(None, "passive"), ("active", "active")])
+@pytest.mark.parametrize(("user_policy", "expected"), [(None, "passive"), ("active", "active")])
 def test_commands_set_thread_policy_unless_user_did(
-    monkeypatch: pytest.MonkeyPatch, given: str | None, found: str
+    monkeypatch: pytest.MonkeyPatch, user_policy: str | None, expected: str
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if given:
-        monkeypatch.setenv("OMP_WAIT_POLICY", given)
-    assert json.loads(run(HELP))[1] == found
+    if user_policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", user_policy)
+    assert json.loads(run(HELP))[1] == expected
 
 
 # --- Registration ----------------------------------------------------------------------------------------------------

@@ -63,8 +63,8 @@ def own_loglikelihood(folder: Path, tokenizer: TriviumTokenizer, beginning: str,
     model = TriviumForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     ids = tokenizer(beginning + end, return_tensors="pt").input_ids
     with torch.no_grad():
-        each = model(input_ids=ids).logits.log_softmax(dim=-1)[0, :-1].gather(1, ids[0, 1:, None])
-    return each[len(tokenizer(beginning).input_ids) - 1 :].sum().item()
+        log_probs = model(input_ids=ids).logits.log_softmax(dim=-1)[0, :-1].gather(1, ids[0, 1:, None])
+    return log_probs[len(tokenizer(beginning).input_ids) - 1 :].sum().item()
 
 
 def ask(kind: str, model: HFLM, questions: list[Any]) -> list[Any]:

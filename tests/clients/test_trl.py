@@ -46,11 +46,11 @@ def load_tokenizer(folder: Path) -> TriviumTokenizer:
 
 def data_of(kind: str, texts: list[str]) -> Dataset:
     halves = [(text[: text.index(" ", 5)], text[text.index(" ", 5) :]) for text in texts]
-    asked = [{"role": "user", "content": "say it"}]
+    prompt = [{"role": "user", "content": "say it"}]
     rows = {
         "text": [{"text": text} for text in texts],
         "completion": [{"prompt": first, "completion": second} for first, second in halves],
-        "conversation": [{"messages": [*asked, {"role": "assistant", "content": text}]} for text in texts],
+        "conversation": [{"messages": [*prompt, {"role": "assistant", "content": text}]} for text in texts],
     }
     return Dataset.from_list(rows[kind])
 

@@ -346,7 +346,7 @@ def test_space_follows_its_model(folder: Path, hub: HubServer) -> None:
     assert (metadata["sdk_version"], metadata["app_file"], metadata["models"]) == (version("gradio"), "app.py", [REPO])
     assert f'"revision": {model.id!r}' in files["app.py"].decode()
     requirements = map(Requirement, files["requirements.txt"].decode().splitlines())
-    assert [each.name for each in requirements] == ["torch", "transformers"]
+    assert [requirement.name for requirement in requirements] == ["torch", "transformers"]
     assert not any(name.startswith("space") for name in hub.files(REPO))
 
     (folder / "space" / PAGE / "__pycache__").mkdir()

@@ -101,13 +101,13 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     """Open a page that fails the test on any error and on any request to another server."""
     context = browser.new_context(viewport={"width": 1100, "height": 800})
     page = context.new_page()
-    asked, errors = set(), []
-    page.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
+    hosts, errors = set(), []
+    page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.goto(url)
     yield page
-    assert asked - {""} == {urlsplit(url).netloc}, "`` is for data: and blob:"
+    assert hosts - {""} == {urlsplit(url).netloc}, "`` is for data: and blob:"
     assert errors == []
     context.close()
 
@@ -235,7 +235,7 @@ def test_axe_finds_no_violations_wide_and_narrow(page: Page) -> None:
         page.reload()
         send(page, "the cat sat on the mat")
         found = Axe().run(page).response["violations"]
-        assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+        assert [(violation["id"], violation["nodes"][0]["html"]) for violation in found] == []
     page.set_viewport_size({"width": 320, "height": 640})
     send(page, "x" * 100 + " the cat" * 40)
     width = page.evaluate("document.documentElement.scrollWidth")

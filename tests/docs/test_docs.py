@@ -59,8 +59,8 @@ def test_every_page_is_in_table_of_contents() -> None:
 
 
 def test_korean_walk_has_the_same_code() -> None:
-    ours, theirs = ([(b.language, b.code) for b in blocks(page) if b.language] for page in (WALK, KOREAN_WALK))
-    assert ours == theirs
+    english, korean = ([(b.language, b.code) for b in blocks(page) if b.language] for page in (WALK, KOREAN_WALK))
+    assert english == korean
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "python" and not b.source], ids=str)
@@ -79,12 +79,12 @@ def test_commands_parse(block: Block, tmp_path: Path, monkeypatch: pytest.Monkey
                 Path(path).parent.mkdir(exist_ok=True)
                 Path(path).touch()
         name, subcommand, rest = command.resolve_command(command.make_context("trivium", [*call]), [*call])
-        given = subcommand.make_context(name, rest).params
+        params = subcommand.make_context(name, rest).params
         if name in ("train", "evaluate"):
-            recipe = Path(given.get("recipe") or given["model"]).name
+            recipe = Path(params.get("recipe") or params["model"]).name
             recipe = recipe if recipe in available_recipes() else "multi30k"
             needed = [] if recipe == "numbers" else [f"data.{split}=some/file" for split in SPLITS]
-            load_recipe(recipe, [*needed, *(given["overrides"] or [])])
+            load_recipe(recipe, [*needed, *(params["overrides"] or [])])
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "sh" and OTHER_CALLS.search(b.code)], ids=str)

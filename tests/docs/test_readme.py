@@ -57,8 +57,8 @@ def here(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("block", PYTHON)
 def test_python_blocks_run(block: str, here: Path) -> None:
     """Each block runs, with a small training in place of the demo's."""
-    asked = '["training.output_dir=runs/python"]'
-    exec(block.replace(asked, repr(small_recipe(Path("runs/python")))), {})
+    setting = '["training.output_dir=runs/python"]'
+    exec(block.replace(setting, repr(small_recipe(Path("runs/python")))), {})
 
 
 def test_commands_run(here: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

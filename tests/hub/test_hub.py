@@ -297,13 +297,18 @@ def test_update_deletes_only_files_of_the_old_model(
     (folder / "older_part.py").write_text("Old = 1\n")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     push(folder, REPO)
-    others = {"handler.py": b"import json\n", "onnx/model.onnx": b"\0", "notes.txt": b"mine", "sub/layers.py": b""}
-    hub.commit(REPO, others)
+    other_files = {
+        "handler.py": b"import json\n",
+        "onnx/model.onnx": b"\0",
+        "notes.txt": b"mine",
+        "sub/layers.py": b"",
+    }
+    hub.commit(REPO, other_files)
     old = set(hub.files(REPO))
     new = tiny_model(TriviumForCausalLM, vocab_size=len(tokenizer), encoder_layers=0)
     pushed = push(save(tmp_path / "new", new, tokenizer), REPO)
     files = hub.files(REPO)
-    assert {name: files.get(name) for name in others} == others
+    assert {name: files.get(name) for name in other_files} == other_files
     gone = {name for name in old if re.fullmatch(r"model-.*|model\.safetensors\.index\.json|old.*|.*\.jinja", name)}
     assert len(gone) > 6
     assert old - set(files) == gone == set(pushed.deletions)
@@ -348,9 +353,9 @@ def test_published_model_loads_by_name_commit_and_offline(
     expected = [(None, logits(other)), (first.commit, logits(model))]
     online = hub.environment(tmp_path / "home")
     run_without_trivium(LOAD, REPO, expected, folder=tmp_path, **online)
-    asked = len(hub.requests)
+    request_count = len(hub.requests)
     run_without_trivium(LOAD, REPO, expected, folder=tmp_path, **{**online, "HF_HUB_OFFLINE": "1"})
-    assert len(hub.requests) == asked
+    assert len(hub.requests) == request_count
 
 
 @pytest.mark.slow
@@ -422,9 +427,9 @@ def test_interrupted_upload_resumes_with_missing_files(folder: Path, hub: HubSer
         push(folder, REPO)
     hub.mend()
     done = len(hub.repositories[REPO].objects)
-    asked = len(uploads(hub))
+    upload_count = len(uploads(hub))
     push(folder, REPO)
-    assert len(uploads(hub)) - asked == len(list(folder.glob("*.safetensors"))) - done
+    assert len(uploads(hub)) - upload_count == len(list(folder.glob("*.safetensors"))) - done
     assert hub.files(REPO)[shard.name] == shard.read_bytes()
 
 

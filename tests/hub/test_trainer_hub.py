@@ -117,8 +117,8 @@ def test_every_commit_is_a_complete_model(hub: HubServer, tmp_path: Path) -> Non
     assert len(results) == len(folders) == 1 + 3
     for folder, result in results.items():
         model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-        for ours, theirs in zip(said(model, tokenizer), result, strict=True):
-            torch.testing.assert_close(ours, theirs)
+        for actual, expected in zip(said(model, tokenizer), result, strict=True):
+            torch.testing.assert_close(actual, expected)
     # The commits of steps 1 and 2 have the weights of steps 1 and 2.
     first, second = (results[str(tmp_path / "commits" / f"every_save-{index}")][1] for index in (0, 1))
     assert not torch.equal(first, second)

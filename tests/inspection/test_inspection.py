@@ -278,8 +278,8 @@ def test_logit_lens_applies_head_to_each_layer(
     axes = figure.axes[0]
     torch.testing.assert_close(heatmap_data(figure), expected.max(dim=-1).values)
     torch.testing.assert_close(heatmap_data(figure)[:, -1], last[0][0].softmax(dim=-1).max(dim=-1).values)
-    said = token_labels(tokenizer, expected.argmax(dim=-1).T.flatten().tolist())
-    assert [text.get_text() for text in axes.texts] == said
+    expected_labels = token_labels(tokenizer, expected.argmax(dim=-1).T.flatten().tolist())
+    assert [text.get_text() for text in axes.texts] == expected_labels
     right = [each.get_text() for each in axes.child_axes[0].get_yticklabels()]
     left = labels_of(figure)[0]
     if model_class is TriviumForConditionalGeneration:

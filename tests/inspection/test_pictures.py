@@ -230,8 +230,8 @@ def test_font_fallback_for_missing_glyphs(monkeypatch: pytest.MonkeyPatch) -> No
 def test_newly_installed_fonts_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after their installation: matplotlib caches its list of fonts."""
     manager = font_manager.fontManager
-    known = [font for font in manager.ttflist if font.name != "DejaVu Sans"]
-    monkeypatch.setattr(manager, "ttflist", known)
+    cached_fonts = [font for font in manager.ttflist if font.name != "DejaVu Sans"]
+    monkeypatch.setattr(manager, "ttflist", cached_fonts)
     new = str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
     monkeypatch.setattr(fonts, "findSystemFonts", lambda: [new, __file__])  # The second file is not a font.
     manager._findfont_cached.cache_clear()

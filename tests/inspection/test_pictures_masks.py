@@ -24,9 +24,9 @@ from trivium.inspection import (
 def visibility_by_gradient(model: Any, inputs: dict[str, torch.Tensor], read: str, output: str) -> torch.Tensor:
     """Return (batch, rows, columns): whether the `read` embedding of a column affects the `output` of a row."""
     embeddings = model.get_input_embeddings()
-    ids = {name: given for name, given in inputs.items() if name.endswith("input_ids")}
-    embedded = {name.replace("input_ids", "inputs_embeds"): embeddings(given) for name, given in ids.items()}
-    rest = {name: given for name, given in inputs.items() if name not in ids}
+    ids = {name: value for name, value in inputs.items() if name.endswith("input_ids")}
+    embedded = {name.replace("input_ids", "inputs_embeds"): embeddings(value) for name, value in ids.items()}
+    rest = {name: value for name, value in inputs.items() if name not in ids}
     before = model(**rest, **embedded)[output]
     seen = torch.zeros(*before.shape[:2], embedded[read].shape[1], dtype=torch.bool)
     for column in range(seen.shape[2]):
@@ -60,8 +60,8 @@ def test_masks_match_influence_between_positions(side: str) -> None:
         if is_whole:
             inputs |= {"decoder_input_ids": random_ids(3, 5), "decoder_attention_mask": targets}
         lengths = {"target_lengths": (5, 3, 2)} if is_whole else {}
-        for given in (model, model.config):
-            figure = plot_masks(given, (6, 4, 1), **lengths, padding_side=side)
+        for model_or_config in (model, model.config):
+            figure = plot_masks(model_or_config, (6, 4, 1), **lengths, padding_side=side)
             for column, (read, output) in enumerate(kinds):
                 seen = visibility_by_gradient(model, inputs, read, output)
                 rows = targets if is_whole and output == "last_hidden_state" else sources

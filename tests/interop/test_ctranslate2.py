@@ -222,7 +222,7 @@ def test_early_stopping_false_matches_nearly_always(copier, tokenizer, tmp_path)
     engine = CTranslate2Model(converted(copier, tokenizer, tmp_path))
     texts = ["".join(tokenizer.convert_ids_to_tokens(ids)) for ids in random_ids(60, 5)]
     both = [list(translate(model, tokenizer, texts, num_beams=5)) for model in (copier, engine)]
-    assert sum(theirs == ours for theirs, ours in zip(*both, strict=True)) >= 57
+    assert sum(expected_row == row for expected_row, row in zip(*both, strict=True)) >= 57
 
 
 def test_translations_keep_order_and_saved_settings(copier, tokenizer, tmp_path):
@@ -333,10 +333,10 @@ def test_quantized_model_is_close_smaller_and_a_copy(quantization, copier, token
     sizes = [(each / "model.bin").stat().st_size for each in (folder, tmp_path / "plain")]
     assert sizes[0] == sizes[1] if quantization == "float32" else sizes[0] < 0.85 * sizes[1]
     ids = random_ids(40, 4)
-    both = (until_end(each.generate(ids, max_length=9)) for each in (copier, CTranslate2Model(folder)))
+    both = (until_end(any_model.generate(ids, max_length=9)) for any_model in (copier, CTranslate2Model(folder)))
     # Integers are coarse for so narrow a model, and coarser on a processor without instructions for them.
     least = 20 if "int" in quantization else 38
-    assert sum(theirs == ours for theirs, ours in zip(*both, strict=True)) >= least
+    assert sum(expected_row == row for expected_row, row in zip(*both, strict=True)) >= least
 
 
 def test_tied_weights_are_written_once(tokenizer, tmp_path):

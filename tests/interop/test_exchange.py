@@ -90,23 +90,23 @@ def assert_same(pair: Pair, inputs: Tensors) -> None:
     """Compare all outputs, and all gradients of a random weighting of them."""
     if hasattr(pair.native, "final_logits_bias"):
         pair.native.final_logits_bias.requires_grad_().grad = None  # This is a buffer.
-    native, ours = outputs_of(pair, inputs)
-    assert set(native) == set(ours)
-    assert {key.split(".")[0] for key in ours} >= {
+    native, converted = outputs_of(pair, inputs)
+    assert set(native) == set(converted)
+    assert {key.split(".")[0] for key in converted} >= {
         "decoder_attentions" if pair.ours.config.is_encoder_decoder else "attentions"
     }
     weights = {key: torch.randn_like(tensor) for key, tensor in native.items()}
-    for tensors in (native, ours):
+    for tensors in (native, converted):
         torch.stack([(tensors[key] * weights[key]).sum() for key in weights]).sum().backward()
     for key, expected in native.items():
-        torch.testing.assert_close(ours[key], expected, **EXACT, msg=partial("{}: {}".format, key))
+        torch.testing.assert_close(converted[key], expected, **EXACT, msg=partial("{}: {}".format, key))
     assert_same_gradients(pair)
 
 
 def assert_same_gradients(pair: Pair) -> None:
     """Compare the converted gradients of the native model; tensors without a counterpart are ignored."""
     exchange = Exchange(FAMILIES[pair.family], pair.native, pair.ours)
-    native, ours = gradients_of(pair.native), gradients_of(pair.ours)
+    native, converted = gradients_of(pair.native), gradients_of(pair.ours)
     unused = {name for name in pair.native.state_dict() if name not in native}
     native |= {name: torch.zeros_like(pair.native.state_dict()[name]) for name in unused}
     for link in exchange.links:
@@ -119,9 +119,9 @@ def assert_same_gradients(pair: Pair) -> None:
     }
     mapped = {name: step() for name, step in exchange.inward(native).items()}
     alone = {exchange.ours.full_names[name] for link in exchange.links if link.native is None for name in link.ours}
-    assert set(ours) == set(mapped)
-    for name in set(ours) - alone:
-        torch.testing.assert_close(ours[name], mapped[name], **EXACT, msg=partial("{}: {}".format, name))
+    assert set(converted) == set(mapped)
+    for name in set(converted) - alone:
+        torch.testing.assert_close(converted[name], mapped[name], **EXACT, msg=partial("{}: {}".format, name))
 
 
 @exact
@@ -137,9 +137,9 @@ def test_outputs_and_gradients_match_native(name: str, tmp_path: Path) -> None:
 def test_fused_attention_matches_native(name: str, tmp_path: Path) -> None:
     pair = PAIRS[name](tmp_path, "sdpa")
     inputs = batch(pair, [6, 3, 1], [4, 7, 2])
-    native, ours = (model(**inputs).logits for model in pair[:2])
+    native, converted = (model(**inputs).logits for model in pair[:2])
     real = inputs["decoder_attention_mask" if "decoder_input_ids" in inputs else "attention_mask"].bool()
-    torch.testing.assert_close(ours[real], native[real], **EXACT)
+    torch.testing.assert_close(converted[real], native[real], **EXACT)
 
 
 # --- generate() with the saved settings ------------------------------------------------------------------------------
@@ -170,8 +170,8 @@ def test_generation_matches_native(name: str, options: dict[str, Any], tmp_path:
     models = [load_float64(tmp_path / folder) for folder in ("native", "ours", "back")]
     mask = mask_of([6, 3, 1, 5, 4, 2], "right" if native.config.is_encoder_decoder else "left")
     inputs = {"input_ids": random_ids(*mask.shape).where(mask.bool(), PAD), "attention_mask": mask}
-    expected, *others = (model.generate(**inputs) for model in models)
-    for found in others:
+    expected, *converted_outputs = (model.generate(**inputs) for model in models)
+    for found in converted_outputs:
         assert torch.equal(found, expected)
     assert len(expected[:, -5:].unique()) > 4, "all texts are alike: the test would not see a difference"
     saved = [json.loads((tmp_path / folder / "generation_config.json").read_text()) for folder in ("native", "ours")]
@@ -195,8 +195,8 @@ def test_conversion_round_trips(name: str, tmp_path: Path) -> None:
             assert torch.equal(after[name][2:], tensor[2:]), name
         elif name in after:
             assert torch.equal(after[name], tensor), name
-    nobody_reads = ("pooler", "cls.predictions.bias", "embed_positions")
-    assert not {name for name in set(before) ^ set(after) if not any(part in name for part in nobody_reads)}
+    unused = ("pooler", "cls.predictions.bias", "embed_positions")
+    assert not {name for name in set(before) ^ set(after) if not any(part in name for part in unused)}
     configs = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("native", "back")]
     unlike = {name for name in {*configs[0], *configs[1]} if configs[0].get(name) != configs[1].get(name)}
     assert unlike <= {"classifier_dropout", "n_inner", "sliding_window", "forced_eos_token_id"}  # Spelled differently.
@@ -236,17 +236,17 @@ def test_hub_model_is_read_from_cache(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_pickles_are_not_requested_from_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = dict[str, Any]()
+    request = dict[str, Any]()
 
     def download(name: str, **options: Any) -> str:
-        asked.update(options)
+        request.update(options)
         return str(saved_native(tmp_path))
 
     monkeypatch.setattr(conversion, "snapshot_download", download)
     convert("someone/llama", tmp_path / "ours")
     files = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json", "vocab.txt", "source.spm"]
     unwanted = ["pytorch_model.bin", "model.py", "consolidated.safetensors", "onnx/config.json", "model.h5"]
-    wanted = filter_repo_objects(files + unwanted, **asked)
+    wanted = filter_repo_objects(files + unwanted, **request)
     assert list(wanted) == files
 
 
@@ -342,13 +342,15 @@ FOLDERS = ["bert_folder", "gpt2_folder", pytest.param("marian_folder", marks=pyt
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_tokenizer_is_converted_and_restored(folder: str, request: pytest.FixtureRequest) -> None:
-    ours = request.getfixturevalue(folder)
+    converted = request.getfixturevalue(folder)
     family = folder.removesuffix("_folder")
-    convert(ours, ours.parent / "back", family)
-    convert(ours.parent / "back", ours.parent / "ours-again")
-    assert files_of(ours) == files_of(ours.parent / "ours-again")
-    native, *others = (AutoTokenizer.from_pretrained(ours.parent / name) for name in ("native", "ours", "back"))
-    for tokenizer in others:
+    convert(converted, converted.parent / "back", family)
+    convert(converted.parent / "back", converted.parent / "ours-again")
+    assert files_of(converted) == files_of(converted.parent / "ours-again")
+    native, *round_tripped = (
+        AutoTokenizer.from_pretrained(converted.parent / name) for name in ("native", "ours", "back")
+    )
+    for tokenizer in round_tripped:
         assert type(tokenizer) is type(native)
         ids = native(TEXTS)["input_ids"]
         assert tokenizer(TEXTS)["input_ids"] == ids
@@ -363,8 +365,8 @@ def test_unreadable_tokenizer_is_refused(gpt2_folder: Path, monkeypatch: pytest.
         raise ImportError("\nMarianTokenizer requires the SentencePiece library.\nInstall it.")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", missing)
-    said = conversion_error(gpt2_folder, gpt2_folder.parent / "back", "gpt2")
-    assert said.endswith("needs a package that is not installed: MarianTokenizer requires the SentencePiece library.")
+    error = conversion_error(gpt2_folder, gpt2_folder.parent / "back", "gpt2")
+    assert error.endswith("needs a package that is not installed: MarianTokenizer requires the SentencePiece library.")
 
 
 def run(*arguments: str | Path) -> str:
@@ -374,31 +376,31 @@ def run(*arguments: str | Path) -> str:
 
 
 def test_fill_mask_with_bert(bert_folder: Path) -> None:
-    said = run("fill-mask", bert_folder, "the cat [MASK] on the mat .", "--top-k", "3")
+    output_text = run("fill-mask", bert_folder, "the cat [MASK] on the mat .", "--top-k", "3")
     pipe = transformers.pipeline("fill-mask", str(bert_folder.parent / "native"))
     expected = pipe("the cat [MASK] on the mat .", top_k=3)
-    assert said.rstrip("\n").split("\t") == [
-        x for each in expected for x in (each["token_str"], f"{each['score']:.4f}")
+    assert output_text.rstrip("\n").split("\t") == [
+        x for prediction in expected for x in (prediction["token_str"], f"{prediction['score']:.4f}")
     ]
 
 
 def test_generate_with_gpt2(gpt2_folder: Path) -> None:
-    said = run("generate", gpt2_folder, TEXTS[0], "--max-new-tokens", "5")
+    output_text = run("generate", gpt2_folder, TEXTS[0], "--max-new-tokens", "5")
     native = transformers.GPT2LMHeadModel.from_pretrained(gpt2_folder.parent / "native")
     tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
     output = native.generate(**tokenizer(TEXTS[:1], return_tensors="pt"), max_new_tokens=5)
-    assert said == tokenizer.decode(output[0], skip_special_tokens=True) + "\n"
+    assert output_text == tokenizer.decode(output[0], skip_special_tokens=True) + "\n"
     assert len(run("generate", gpt2_folder, *TEXTS[:3], "--max-new-tokens", "5").splitlines()) >= 3  # Padded.
 
 
 @pytest.mark.filterwarnings("ignore")  # The warning of sacremoses, which normalizes punctuation and is not needed.
 def test_translate_with_opus(marian_folder: Path) -> None:
-    said = run("translate", marian_folder, *TEXTS[:3], "--beams", "2", "--max-length", "12")
+    output_text = run("translate", marian_folder, *TEXTS[:3], "--beams", "2", "--max-length", "12")
     native = transformers.MarianMTModel.from_pretrained(marian_folder.parent / "native")
     tokenizer = AutoTokenizer.from_pretrained(marian_folder.parent / "native")
     inputs = tokenizer(TEXTS[:3], return_tensors="pt", padding=True)
     output = native.generate(**inputs, num_beams=2, max_length=12)
-    assert said.splitlines() == tokenizer.batch_decode(output, skip_special_tokens=True)
+    assert output_text.splitlines() == tokenizer.batch_decode(output, skip_special_tokens=True)
 
 
 RECIPES = {
@@ -473,12 +475,12 @@ def test_two_vocabularies_convert_to_two_tokenizers(tmp_path: Path) -> None:
 
 def test_command_reports_its_output(tmp_path: Path) -> None:
     folder = saved_native(tmp_path, "bert-sequence")
-    said = run("convert", folder, tmp_path / "ours")
+    output_text = run("convert", folder, tmp_path / "ours")
     parameters = native_model("bert-sequence").num_parameters()
-    assert f"a TriviumForSequenceClassification with {parameters:,} parameters, is in {tmp_path}/ours" in said
-    assert f"`TriviumForSequenceClassification.from_pretrained('{tmp_path}/ours')`" in said
-    said = run("convert", tmp_path / "ours", tmp_path / "native-again", "--to", "bert")
-    assert "from transformers import BertForSequenceClassification" in said
+    assert f"a TriviumForSequenceClassification with {parameters:,} parameters, is in {tmp_path}/ours" in output_text
+    assert f"`TriviumForSequenceClassification.from_pretrained('{tmp_path}/ours')`" in output_text
+    output_text = run("convert", tmp_path / "ours", tmp_path / "native-again", "--to", "bert")
+    assert "from transformers import BertForSequenceClassification" in output_text
     result = CliRunner().invoke(app, ["convert", str(tmp_path / "ours"), str(tmp_path / "other")])
     assert result.exit_code == 1
     assert "say `to`, one of bert, roberta" in " ".join(result.stderr.split())

@@ -191,7 +191,7 @@ ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"),
+    ("name", "changes", "expected_error"),
     [
         ("llama", {"rope_parameters": ROPE}, "rope_parameters.rope_type is 'linear', but must be 'default'"),
         ("llama", {"head_dim": 8}, "head_dim is 8, but must be 6"),
@@ -219,10 +219,12 @@ ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
         ("bart", {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
     ],
 )
-def test_unsupported_native_fields_are_refused(name: str, changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_unsupported_native_fields_are_refused(
+    name: str, changes: dict[str, Any], expected_error: str, tmp_path: Path
+) -> None:
     folder = saved_native(tmp_path, name)
     edit_config(folder, **changes)
-    assert said in conversion_error(folder, tmp_path / "ours")
+    assert expected_error in conversion_error(folder, tmp_path / "ours")
 
 
 def test_all_unsupported_fields_are_named(tmp_path: Path) -> None:
@@ -265,12 +267,12 @@ VARIANTS: list[tuple[str, dict[str, Any], str | None, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "changes", "to", "said"), VARIANTS)
+@pytest.mark.parametrize(("name", "changes", "to", "expected_error"), VARIANTS)
 def test_fields_the_family_lacks_are_refused(
-    name: str, changes: dict[str, Any], to: str | None, said: str, tmp_path: Path
+    name: str, changes: dict[str, Any], to: str | None, expected_error: str, tmp_path: Path
 ) -> None:
     our_model(name, **changes).save_pretrained(tmp_path / "ours")
-    assert said in conversion_error(tmp_path / "ours", tmp_path / "native", to)
+    assert expected_error in conversion_error(tmp_path / "ours", tmp_path / "native", to)
 
 
 def test_only_matching_family_is_selected(tmp_path: Path) -> None:
@@ -286,7 +288,7 @@ Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "expected_error"),
     [
         (lambda weights: weights.pop(Q_PROJ), f"{Q_PROJ} is missing"),
         (
@@ -302,12 +304,12 @@ Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
     ],
 )
 def test_unexpected_weights_are_refused(
-    edit: Callable[[dict[str, torch.Tensor]], Any], said: str, tmp_path: Path
+    edit: Callable[[dict[str, torch.Tensor]], Any], expected_error: str, tmp_path: Path
 ) -> None:
     folder = saved_native(tmp_path)
     edit_weights(folder, edit)
     message = conversion_error(folder, tmp_path / "ours")
-    assert said in message
+    assert expected_error in message
     assert message.startswith("The weights are not those of the LlamaForCausalLM that the configuration describes: ")
 
 
@@ -367,11 +369,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("damage", "said"), DAMAGES.values(), ids=DAMAGES)
-def test_broken_files_are_refused(damage: Callable[[Path], Any], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("damage", "expected_error"), DAMAGES.values(), ids=DAMAGES)
+def test_broken_files_are_refused(damage: Callable[[Path], Any], expected_error: str, tmp_path: Path) -> None:
     folder = saved_native(tmp_path)
     damage(folder)
-    assert said in conversion_error(folder, tmp_path / "ours")
+    assert expected_error in conversion_error(folder, tmp_path / "ours")
 
 
 def test_existing_output_folder_is_refused(tmp_path: Path) -> None:

@@ -99,7 +99,9 @@ def test_parts_match_from_pretrained(kind: dict[str, Any], tying: dict[str, Any]
         assert not any(report.values()), report
         assert_same_weights(part.state_dict(), loaded.state_dict())
         ignored = {"_name_or_path", "dtype", "auto_map", "architectures", "transformers_version"}
-        configs = [{k: v for k, v in each.config.to_dict().items() if k not in ignored} for each in (part, loaded)]
+        configs = [
+            {k: v for k, v in any_model.config.to_dict().items() if k not in ignored} for any_model in (part, loaded)
+        ]
         assert configs[0] == configs[1]
         assert not part.training
         assert part.dtype == loaded.dtype == torch.float64
@@ -147,8 +149,8 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
     parts = split(model)
     joined, _ = join(*parts)
     warm, _ = join(parts.encoder, parts.decoder)
-    for each in (parts.encoder, parts.decoder, joined, warm):
-        assert {parameter.dtype for parameter in each.parameters()} == {dtype}
+    for model in (parts.encoder, parts.decoder, joined, warm):
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert {weight.dtype for weight in parts.cross_attention.values()} == {dtype}
     assert_same_weights(joined.state_dict(), model.state_dict())
 
@@ -168,10 +170,10 @@ def test_split_and_join_do_not_mutate_inputs(tied: bool) -> None:
     cross_attention = copy.deepcopy(parts.cross_attention)
     joined, _ = join(*parts)
     warm, _ = join(parts.encoder, parts.decoder)
-    for each in (joined, warm):
-        shake(each)
-        each.config.dropout = 0.5
-        each.generation_config.num_beams = 7
+    for joined_model in (joined, warm):
+        shake(joined_model)
+        joined_model.config.dropout = 0.5
+        joined_model.generation_config.num_beams = 7
     for part, before, before_config in zip(parts[:2], cut, cut_configs, strict=True):
         assert_same_weights(part.state_dict(), before)
         assert part.config.to_dict() == before_config

@@ -183,11 +183,11 @@ def test_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
 def test_folders_of_other_models_are_refused_by_name(tmp_path: Path) -> None:
     whole = saved(tmp_path / "whole", shared=True)
     config = whole / "config.json"
-    ours = config.read_text()
-    config.write_text(ours.replace('"TriviumForConditionalGeneration"', '"Stranger"'))
+    original = config.read_text()
+    config.write_text(original.replace('"TriviumForConditionalGeneration"', '"Stranger"'))
     with pytest.raises(ValueError, match=r"whole.*model.*architectures \['Stranger'\]"):
         split_folder(whole, tmp_path / "parts")
-    config.write_text(ours)
+    config.write_text(original)
     tokenizer_config = whole / "tokenizer_config.json"
     tokenizer_config.write_text(
         tokenizer_config.read_text().replace(

@@ -71,12 +71,12 @@ def test_perplexity_matches_token_by_token_loop(tokenizer: TriviumTokenizer, max
     for batch_size in (1, 3, 64):
         for packing in (False, True):
             inputs = InputArguments(max_length=max_length, packing=packing)
-            scores, said = evaluate(
+            scores, predictions = evaluate(
                 model.train(), tokenizer, ROWS, task="causal-lm", inputs=inputs, batch_size=batch_size
             )
             assert list(scores) == ["perplexity", "accuracy"]
             assert (scores["perplexity"]["score"], scores["accuracy"]["score"]) == pytest.approx(expected, rel=1e-9)
-            assert said == []
+            assert predictions == []
 
 
 def test_texts_are_truncated_at_learned_positions(tokenizer: TriviumTokenizer) -> None:
@@ -106,10 +106,10 @@ def test_masked_tokens_are_the_same_in_every_evaluation(both_ends: TriviumTokeni
                     count += 1
     for _ in range(2):
         torch.rand(1)
-        scores, said = evaluate(model.train(), both_ends, ROWS, task="masked-lm", inputs=inputs, batch_size=3)
+        scores, predictions = evaluate(model.train(), both_ends, ROWS, task="masked-lm", inputs=inputs, batch_size=3)
         assert scores["perplexity"]["score"] == pytest.approx(math.exp(total / count), rel=1e-9)
         assert scores["accuracy"]["score"] == pytest.approx(right / count)
-        assert said == []
+        assert predictions == []
 
 
 # --- Generated texts -------------------------------------------------------------------------------------------------
@@ -150,10 +150,10 @@ def test_completions_exclude_the_prompt(
     completer: PreTrainedModel, tokenizer: TriviumTokenizer, batch_size: int
 ) -> None:
     rows = [*PAIRS, {"source": "cats", "target": "two"}]
-    scores, said = evaluate(
+    scores, predictions = evaluate(
         completer, tokenizer, rows, ["exact_match"], task="completion", inputs=PROMPT, batch_size=batch_size
     )
-    assert said == [*(target for _, target in CAPITALS), "one"]
+    assert predictions == [*(target for _, target in CAPITALS), "one"]
     assert scores == {"exact_match": {"score": 0.8}}
     assert list(evaluate(completer, tokenizer, PAIRS, task="completion", inputs=PROMPT)[0]) == ["sacrebleu", "chrf"]
 
@@ -177,16 +177,16 @@ def test_completion_perplexity_covers_answers_only(completer: PreTrainedModel, t
 def test_generation_without_eos_stops_at_last_position(tokenizer: TriviumTokenizer) -> None:
     learned: dict[str, Any] = {"position_embedding_type": "learned", "max_position_embeddings": 20}
     model = model_with(TriviumForCausalLM, tokenizer, encoder_layers=0, **learned)
-    _, said = evaluate(model, tokenizer, PAIRS[:1], ["chrf"], task="completion", min_length=20)
-    assert len(said) == 1
+    _, predictions = evaluate(model, tokenizer, PAIRS[:1], ["chrf"], task="completion", min_length=20)
+    assert len(predictions) == 1
 
 
 def test_generation_options_reach_generate(completer: PreTrainedModel, tokenizer: TriviumTokenizer) -> None:
-    _, said = evaluate(
+    _, predictions = evaluate(
         completer, tokenizer, PAIRS[3:], ["chrf"], task="completion", inputs=PROMPT, max_new_tokens=1, max_length=None
     )
-    assert len(tokenizer(said, add_special_tokens=False)["input_ids"][0]) == 1
-    assert CAPITALS[3][1].startswith(said[0])
+    assert len(tokenizer(predictions, add_special_tokens=False)["input_ids"][0]) == 1
+    assert CAPITALS[3][1].startswith(predictions[0])
 
 
 # --- Labels ----------------------------------------------------------------------------------------------------------
@@ -222,18 +222,18 @@ def test_label_metrics_match_single_text_loop(
         else:
             expected.append("abc"[int(logits.argmax())])
     for batch_size in (1, 3):
-        scores, said = evaluate(
+        scores, predictions = evaluate(
             model.train(), both_ends, labeled(labels), task="classification", batch_size=batch_size
         )
         assert list(scores) == metrics
         if metrics == ["mse", "r2"]:
-            assert [float(each) for each in said] == pytest.approx(expected)
+            assert [float(prediction) for prediction in predictions] == pytest.approx(expected)
             squares = [(x - y) ** 2 for x, y in zip(expected, labels, strict=True)]
             mean = sum(labels) / 4
             assert scores["mse"]["score"] == pytest.approx(sum(squares) / 4)
             assert scores["r2"]["score"] == pytest.approx(1 - sum(squares) / sum((y - mean) ** 2 for y in labels))
         else:
-            assert said == [" ".join(each) for each in expected]
+            assert predictions == [" ".join(prediction) for prediction in expected]
             hits = sum(sorted(x) == sorted(y) for x, y in zip(expected, labels, strict=True))
             assert scores["accuracy"]["score"] == hits / 4
 

@@ -125,8 +125,8 @@ def test_eager_gradient_matches_torch() -> None:
         torch.autograd.grad((attend(function, *states, visible)[0] * direction).sum(), states)
         for function in FUNCTIONS
     ]
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, **EXACT)
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, **EXACT)
 
 
 def test_dropout_applies_to_attention_weights() -> None:
@@ -216,8 +216,10 @@ def test_rotation_matches_llama() -> None:
 def test_self_attention_matches_llama() -> None:
     """Compare under grouped-query attention, rotary positions and a causal mask; even the parameter names agree."""
     config = tiny_config(position_embedding_type="rotary", num_key_value_heads=2)
-    theirs = LlamaConfig(hidden_size=24, num_attention_heads=4, num_key_value_heads=2, attn_implementation="eager")
-    layer, llama = MultiHeadAttention(config, 0, is_causal=True).double(), LlamaAttention(theirs, 0).double()
+    llama_config = LlamaConfig(
+        hidden_size=24, num_attention_heads=4, num_key_value_heads=2, attn_implementation="eager"
+    )
+    layer, llama = MultiHeadAttention(config, 0, is_causal=True).double(), LlamaAttention(llama_config, 0).double()
     llama.load_state_dict(layer.state_dict())
     hidden, positions = torch.randn(2, 5, 24).double(), torch.tensor([[0, 1, 2, 3, 4], [7, 8, 9, 20, 21]])
     bias = torch.full((1, 1, 5, 5), torch.finfo(torch.float64).min, dtype=torch.float64).triu(1)

@@ -121,26 +121,26 @@ def in_training(pair: Pair) -> Pair:
 
 def renamed(tensors: Tensors, names: dict[str, str]) -> Tensors:
     """Replace all `names` in the tensor names, one after the other."""
-    ours = {}
+    result = {}
     for name, tensor in tensors.items():
-        for theirs, our in names.items():
-            name = name.replace(theirs, our)
-        ours[name] = tensor
-    return ours
+        for old, new in names.items():
+            name = name.replace(old, new)
+        result[name] = tensor
+    return result
 
 
 def from_gpt2(tensors: Tensors) -> Tensors:
     """Transpose the matrices of GPT-2 and split its fused attention projection."""
-    ours = {}
+    result = {}
     for name, tensor in renamed(tensors, GPT2_NAMES).items():
         if tensor.ndim == 2 and "layers" in name:
             tensor = tensor.T
         if "qkv_proj" in name:
             for projection, part in zip("qkv", tensor.chunk(3), strict=True):
-                ours[name.replace("qkv", projection)] = part
+                result[name.replace("qkv", projection)] = part
         else:
-            ours[name] = tensor
-    return ours
+            result[name] = tensor
+    return result
 
 
 def bert(
@@ -298,7 +298,7 @@ def test_token_classification_loss_matches_native() -> None:
         assert_same(pair, {**inputs, **token_labels(inputs, 3)})
 
 
-@pytest.mark.parametrize("is_told", [True, False], ids=["told", "inferred"])
+@pytest.mark.parametrize("is_configured", [True, False], ids=["configured", "inferred"])
 @pytest.mark.parametrize(
     ("problem_type", "num_labels", "labels"),
     [
@@ -308,9 +308,9 @@ def test_token_classification_loss_matches_native() -> None:
     ],
 )
 def test_sequence_classification_loss_matches_native(
-    problem_type: str, num_labels: int, labels: Callable[[int], torch.Tensor], is_told: bool
+    problem_type: str, num_labels: int, labels: Callable[[int], torch.Tensor], is_configured: bool
 ) -> None:
-    pair = in_training(SEQUENCE(num_labels=num_labels, problem_type=problem_type if is_told else None))
+    pair = in_training(SEQUENCE(num_labels=num_labels, problem_type=problem_type if is_configured else None))
     for lengths in SHAPES:
         assert_same(pair, {**batch(lengths), "labels": labels(len(lengths))})
     assert pair.native.config.problem_type == problem_type

@@ -17,11 +17,11 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"), [(LayerNorm, nn.LayerNorm), (RMSNorm, nn.RMSNorm)], ids=["layernorm", "rmsnorm"]
+    ("norm_class", "reference_class"), [(LayerNorm, nn.LayerNorm), (RMSNorm, nn.RMSNorm)], ids=["layernorm", "rmsnorm"]
 )
-def test_norms_match_torch(ours: type[nn.Module], theirs: type[nn.Module]) -> None:
+def test_norms_match_torch(norm_class: type[nn.Module], reference_class: type[nn.Module]) -> None:
     config = tiny_config(norm_eps=0.25)  # Large enough that omitting it would show.
-    norm, reference = shake(ours(config).double()), theirs(24, eps=0.25, dtype=torch.float64)
+    norm, reference = shake(norm_class(config).double()), reference_class(24, eps=0.25, dtype=torch.float64)
     reference.load_state_dict(norm.state_dict())
     states = torch.randn(2, 3, 24).double() * 2 + 1
     torch.testing.assert_close(norm(states), reference(states), **EXACT)

@@ -235,8 +235,8 @@ def test_encoder_outputs_match_input_ids() -> None:
     expected = model(**inputs).logits
     source = inputs.pop("input_ids")
     encoded = model.get_encoder()(input_ids=source, attention_mask=inputs["attention_mask"])
-    for given in (encoded, encoded.to_tuple()):
-        torch.testing.assert_close(model(**inputs, encoder_outputs=given).logits, expected, **EXACT)
+    for encoder_outputs in (encoded, encoded.to_tuple()):
+        torch.testing.assert_close(model(**inputs, encoder_outputs=encoder_outputs).logits, expected, **EXACT)
     assert model(**inputs, encoder_outputs=encoded, return_dict=False)[0].equal(expected)
 
 

@@ -44,5 +44,5 @@ def test_accelerate_moves_tensors_of_a_context():
     context = AttentionContext(torch.zeros(1, 1, 3, 3), (torch.ones(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)), tokens)
     moved = send_to_device(context, "meta")
     assert isinstance(moved, AttentionContext)
-    assert [each.device.type for each in (moved.mask, *moved.rotation)] == ["meta"] * 3
+    assert [tensor.device.type for tensor in (moved.mask, *moved.rotation)] == ["meta"] * 3
     assert moved.tokens is tokens  # The indices are on the device of the states they index.

@@ -60,9 +60,9 @@ def test_unpadded_loss_and_gradients_match_padded(
 ) -> None:
     model = tiny_model(model_class, attn_implementation=attention, label_smoothing=0.1, **shape).train()
     batch = padded_batch(model_class, side)
-    ours, theirs = (loss_and_gradients(model, **batch, skip_logits=skip) for skip in (True, False))
-    for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, **EXACT, msg=name)
+    unpadded, padded = (loss_and_gradients(model, **batch, skip_logits=skip) for skip in (True, False))
+    for name, gradient in padded.items():
+        torch.testing.assert_close(unpadded[name], gradient, **EXACT, msg=name)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -75,19 +75,21 @@ def test_layers_get_no_padding(model_class: type[nn.Module], shape: dict[str, An
     batch = padded_batch(model_class, side)
     shapes = shapes_in_layers(model)
     model(**batch, skip_logits=True)
-    assert {len(each) for each in shapes} == {2}  # (tokens, d_model)
+    assert {len(tensor_shape) for tensor_shape in shapes} == {2}  # (tokens, d_model)
     both = {sum(LENGTHS), sum(TARGET_LENGTHS)}
-    assert {each[0] for each in shapes} == (both if model_class is TriviumForConditionalGeneration else {sum(LENGTHS)})
+    assert {tensor_shape[0] for tensor_shape in shapes} == (
+        both if model_class is TriviumForConditionalGeneration else {sum(LENGTHS)}
+    )
     shapes.clear()
     model(**batch)
-    assert {len(each) for each in shapes} == {3}
+    assert {len(tensor_shape) for tensor_shape in shapes} == {3}
 
 
 def test_left_padding_that_predicts_a_token_is_kept() -> None:
     model = tiny_model(TriviumForCausalLM, encoder_layers=0).train()
     shapes = shapes_in_layers(model)
     model(**padded_batch(TriviumForCausalLM, "left"), skip_logits=True)
-    assert {len(each) for each in shapes} == {3}
+    assert {len(tensor_shape) for tensor_shape in shapes} == {3}
 
 
 @all_variants
@@ -95,24 +97,24 @@ def test_unpadding_for_every_layer_variant(variant: dict[str, Any]) -> None:
     for model_class, shape in WAYS:
         model = tiny_model(model_class, attn_implementation="sdpa", **shape, **variant).train()
         batch = padded_batch(model_class)
-        ours, theirs = (loss_and_gradients(model, **batch, skip_logits=skip) for skip in (True, False))
-        for name, gradient in theirs.items():
-            torch.testing.assert_close(ours[name], gradient, **EXACT, msg=name)
+        unpadded, padded = (loss_and_gradients(model, **batch, skip_logits=skip) for skip in (True, False))
+        for name, gradient in padded.items():
+            torch.testing.assert_close(unpadded[name], gradient, **EXACT, msg=name)
 
 
 @every_way
 def test_unpadding_with_gradient_checkpointing(model_class: type[nn.Module], shape: dict[str, Any]) -> None:
     model = tiny_model(model_class, **shape).train()
     batch = padded_batch(model_class)
-    theirs = loss_and_gradients(model, **batch)
+    padded = loss_and_gradients(model, **batch)
     model.activation_checkpointing_enable()
-    ours = loss_and_gradients(model, **batch, skip_logits=True)
-    for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, **EXACT, msg=name)
+    unpadded = loss_and_gradients(model, **batch, skip_logits=True)
+    for name, gradient in padded.items():
+        torch.testing.assert_close(unpadded[name], gradient, **EXACT, msg=name)
 
 
 @pytest.mark.parametrize(
-    "given",
+    "optional_inputs",
     [
         {"decoder_attention_mask": mask_of(TARGET_LENGTHS)},
         # The positions restart, but each row is one sentence.
@@ -123,15 +125,15 @@ def test_unpadding_with_gradient_checkpointing(model_class: type[nn.Module], sha
     ],
     ids=["decoder mask", "restarting positions", "encoded before", "no mask", "mask of four dimensions"],
 )
-def test_unpadding_with_optional_inputs(given: dict[str, Any]) -> None:
+def test_unpadding_with_optional_inputs(optional_inputs: dict[str, Any]) -> None:
     model = tiny_model(attn_implementation="sdpa").train()
     batch = padded_batch(TriviumForConditionalGeneration)
-    if "encoder_outputs" in given:
+    if "encoder_outputs" in optional_inputs:
         encoded = model.model.encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        given = {"encoder_outputs": (encoded.last_hidden_state.detach(),)}
-    if "decoder_position_ids" in given:
-        given = {**given, "decoder_attention_mask": mask_of(TARGET_LENGTHS)}
-    batch = {**batch, **given}
+        optional_inputs = {"encoder_outputs": (encoded.last_hidden_state.detach(),)}
+    if "decoder_position_ids" in optional_inputs:
+        optional_inputs = {**optional_inputs, "decoder_attention_mask": mask_of(TARGET_LENGTHS)}
+    batch = {**batch, **optional_inputs}
     losses = [model(**batch, skip_logits=skip).loss for skip in (True, False)]
     torch.testing.assert_close(*losses, **EXACT)
 
@@ -142,10 +144,10 @@ def test_hidden_states_keep_row_layout(model_class: type[nn.Module], shape: dict
     batch = padded_batch(model_class)
     outputs = model(**batch, skip_logits=True, output_hidden_states=True)
     states = outputs.get("encoder_hidden_states") or outputs.hidden_states
-    assert {each.shape for each in states} == {(4, 9, 24)}
+    assert {state.shape for state in states} == {(4, 9, 24)}
     model.config.output_hidden_states = True
     states = model(**batch, skip_logits=True)
-    assert {each.shape for each in states.get("encoder_hidden_states") or states.hidden_states} == {(4, 9, 24)}
+    assert {state.shape for state in states.get("encoder_hidden_states") or states.hidden_states} == {(4, 9, 24)}
 
 
 def test_batch_without_padding_keeps_shape() -> None:

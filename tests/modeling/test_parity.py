@@ -70,24 +70,24 @@ def from_torch(tensors: Tensors, norm_position: str) -> Tensors:
         "encoder": {"norm1": "self_attn_residual", "norm2": "feed_forward_residual"},
         "decoder": {"norm1": "self_attn_residual", "norm2": "cross_attn_residual", "norm3": "feed_forward_residual"},
     }
-    ours = {"model.encoder.embed_tokens.weight": tensors["embedding"]}
+    result = {"model.encoder.embed_tokens.weight": tensors["embedding"]}
     for name, tensor in tensors.items():
         match name.split("."):
             case [stack, "layers", layer, attention, ("in_proj_weight" | "in_proj_bias") as kind]:
                 for projection, part in zip("qkv", tensor.chunk(3), strict=True):
                     kind = kind.removeprefix("in_proj_")
-                    ours[f"model.{stack}.layers.{layer}.{attentions[attention]}.{projection}_proj.{kind}"] = part
+                    result[f"model.{stack}.layers.{layer}.{attentions[attention]}.{projection}_proj.{kind}"] = part
             case [stack, "layers", layer, attention, "out_proj", kind]:
-                ours[f"model.{stack}.layers.{layer}.{attentions[attention]}.o_proj.{kind}"] = tensor
+                result[f"model.{stack}.layers.{layer}.{attentions[attention]}.o_proj.{kind}"] = tensor
             case [stack, "layers", layer, ("linear1" | "linear2") as linear, kind]:
                 projection = "up_proj" if linear == "linear1" else "down_proj"
-                ours[f"model.{stack}.layers.{layer}.feed_forward.{projection}.{kind}"] = tensor
+                result[f"model.{stack}.layers.{layer}.feed_forward.{projection}.{kind}"] = tensor
             case [stack, "layers", layer, norm, kind]:
-                ours[f"model.{stack}.layers.{layer}.{norms[stack][norm]}.norm.{kind}"] = tensor
+                result[f"model.{stack}.layers.{layer}.{norms[stack][norm]}.norm.{kind}"] = tensor
             case [stack, "norm", kind]:
                 assert norm_position == "pre"
-                ours[f"model.{stack}.norm.{kind}"] = tensor
-    return ours
+                result[f"model.{stack}.norm.{kind}"] = tensor
+    return result
 
 
 def torch_transformer(config, norm_position: str) -> nn.ModuleDict:
@@ -183,39 +183,41 @@ def from_marian(tensors: Tensors) -> Tensors:
     rules: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
         "fc1": ("feed_forward.up_proj", reads),
         "fc2": ("feed_forward.down_proj", writes),
-        **{theirs: (f"{residual}.norm", writes) for theirs, residual in norms.items()},
+        **{source_name: (f"{residual}.norm", writes) for source_name, residual in norms.items()},
         **{
-            f"{theirs}.{projection}_proj": (f"{attention}.{projection}_proj", reads)
-            for theirs, attention in attentions.items()
+            f"{source_name}.{projection}_proj": (f"{attention}.{projection}_proj", reads)
+            for source_name, attention in attentions.items()
             for projection in "qkv"
         },
-        **{f"{theirs}.out_proj": (f"{attention}.o_proj", writes) for theirs, attention in attentions.items()},
+        **{
+            f"{source_name}.out_proj": (f"{attention}.o_proj", writes) for source_name, attention in attentions.items()
+        },
     }
-    ours = {"model.encoder.embed_tokens.weight": reads(tensors["model.shared.weight"])}
+    result = {"model.encoder.embed_tokens.weight": reads(tensors["model.shared.weight"])}
     for name, tensor in tensors.items():
         match name.split(".", 4):
             case ["model", stack, "layers", layer, rest]:
                 module, _, kind = rest.rpartition(".")
                 target, permute = rules[module]
-                ours[f"model.{stack}.layers.{layer}.{target}.{kind}"] = permute(tensor)
-    return ours
+                result[f"model.{stack}.layers.{layer}.{target}.{kind}"] = permute(tensor)
+    return result
 
 
 def marian_and_trivium(
     attention: str = "eager", std: float = 0.3
 ) -> tuple[MarianMTModel, TriviumForConditionalGeneration]:
-    ours = tiny_config(attention_bias=True, attn_implementation=attention, activation_function="silu")
+    trivium_config = tiny_config(attention_bias=True, attn_implementation=attention, activation_function="silu")
     config = MarianConfig(
-        vocab_size=ours.vocab_size,
-        d_model=ours.d_model,
-        encoder_layers=ours.encoder_layers,
-        decoder_layers=ours.decoder_layers,
-        encoder_attention_heads=ours.num_attention_heads,
-        decoder_attention_heads=ours.num_attention_heads,
-        encoder_ffn_dim=ours.ffn_dim,
-        decoder_ffn_dim=ours.ffn_dim,
-        activation_function=ours.activation_function,
-        max_position_embeddings=ours.max_position_embeddings,
+        vocab_size=trivium_config.vocab_size,
+        d_model=trivium_config.d_model,
+        encoder_layers=trivium_config.encoder_layers,
+        decoder_layers=trivium_config.decoder_layers,
+        encoder_attention_heads=trivium_config.num_attention_heads,
+        decoder_attention_heads=trivium_config.num_attention_heads,
+        encoder_ffn_dim=trivium_config.ffn_dim,
+        decoder_ffn_dim=trivium_config.ffn_dim,
+        activation_function=trivium_config.activation_function,
+        max_position_embeddings=trivium_config.max_position_embeddings,
         scale_embedding=True,
         dropout=0.0,
         init_std=0.2,
@@ -231,7 +233,7 @@ def marian_and_trivium(
     halves = torch.cat((table[:, 0::2], table[:, 1::2]), dim=1)
     for stack in (marian.model.encoder, marian.model.decoder):
         stack.embed_positions.weight.data = halves  # Marian rounds its table to float32.
-    model = TriviumForConditionalGeneration(ours).double().eval()
+    model = TriviumForConditionalGeneration(trivium_config).double().eval()
     copy_weights(model, from_marian(dict(marian.named_parameters())))
     return marian, model
 
@@ -255,9 +257,9 @@ def test_loss_matches_marian() -> None:
     marian, model = marian_and_trivium()
     inputs = batch([6, 3, 1], [4, 7, 2])
     labels = inputs.pop("decoder_input_ids").masked_fill(inputs.pop("decoder_attention_mask") == 0, -100)
-    ours, theirs = model(**inputs, labels=labels), marian(**inputs, labels=labels)
-    torch.testing.assert_close(ours.loss, theirs.loss, **EXACT)
-    torch.testing.assert_close(ours.logits, theirs.logits, **EXACT)
+    actual, expected = model(**inputs, labels=labels), marian(**inputs, labels=labels)
+    torch.testing.assert_close(actual.loss, expected.loss, **EXACT)
+    torch.testing.assert_close(actual.logits, expected.logits, **EXACT)
 
 
 @pytest.fixture(scope="module")
@@ -300,11 +302,11 @@ def test_generation_matches_marian(
         "attention_mask": inputs["attention_mask"],
         "generation_config": generation_config,
     }
-    ours, theirs = model.generate(**arguments), marian.generate(**arguments)
-    assert torch.equal(ours.sequences, theirs.sequences)
-    ends = (ours.sequences == EOS).int().argmax(dim=-1)
+    actual, reference = model.generate(**arguments), marian.generate(**arguments)
+    assert torch.equal(actual.sequences, reference.sequences)
+    ends = (actual.sequences == EOS).int().argmax(dim=-1)
     assert len(ends.unique()) > 2, "the sentences end all alike: the test would not see a difference"
-    for step, expected in zip(ours.scores, theirs.scores, strict=True):
+    for step, expected in zip(actual.scores, reference.scores, strict=True):
         torch.testing.assert_close(step, expected, **EXACT)
     if options["num_beams"] > 1:
-        torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores, **EXACT)
+        torch.testing.assert_close(actual.sequences_scores, reference.sequences_scores, **EXACT)

@@ -90,9 +90,9 @@ def ask(pipe: Any, inputs: list[Any], options: dict[str, Any]) -> list[list[Any]
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: plain(each) for key, each in value.items()}
+            return {key: plain(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [plain(each) for each in value]
+            return [plain(item) for item in value]
         return value.item() if hasattr(value, "item") else value
 
     alone, together = (plain(pipe(inputs, batch_size=size, **options)) for size in (1, len(inputs)))

@@ -52,10 +52,10 @@ def test_matches_loss_of_all_logits(
     expected = label_smoothed_cross_entropy(head(states), labels, smoothing, count)
     loss = projected_cross_entropy(states, head, labels, VOCABULARY, smoothing, count)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
-    for ours, theirs in zip(
+    for actual, reference in zip(
         differentiate(8 * loss, head, states), differentiate(8 * expected, head, states), strict=True
     ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-14)
+        torch.testing.assert_close(actual, reference, rtol=1e-11, atol=1e-14)
     with torch.no_grad():
         assert projected_cross_entropy(states, head, labels, VOCABULARY, smoothing, count).item() == loss.item()
 
@@ -74,7 +74,7 @@ def test_half_precision_is_summed_in_float32() -> None:
     expected = label_smoothed_cross_entropy(head(states), labels, 0.1)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-    assert [each.dtype for each in differentiate(loss, head, states)] == [torch.bfloat16] * 5
+    assert [gradient.dtype for gradient in differentiate(loss, head, states)] == [torch.bfloat16] * 5
 
 
 def test_second_derivative_is_refused() -> None:
@@ -93,13 +93,14 @@ class Sizes(TorchDispatchMode):
         self.made: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        tensors, given = (
-            [each for each in tree_iter(tree) if isinstance(each, torch.Tensor)] for tree in (made, (args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        tensors, arguments = (
+            [tensor for tensor in tree_iter(tree) if isinstance(tensor, torch.Tensor)]
+            for tree in (result, (args, kwargs))
         )
-        places = {each.untyped_storage().data_ptr() for each in given}
-        self.made += [each.numel() for each in tensors if each.untyped_storage().data_ptr() not in places]
-        return made
+        storages = {tensor.untyped_storage().data_ptr() for tensor in arguments}
+        self.made += [tensor.numel() for tensor in tensors if tensor.untyped_storage().data_ptr() not in storages]
+        return result
 
 
 def test_logits_of_real_tokens_exist_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,10 +133,10 @@ def test_model_skips_logits_if_asked_to(model_class: Any, shape: dict[str, Any],
         assert (outputs.logits is None) == skip
         outputs.loss.backward()
         gradients.append((outputs.loss, {name: weight.grad for name, weight in model.named_parameters()}))
-    (ours, our_gradients), (theirs, their_gradients) = gradients
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
-    for name, gradient in their_gradients.items():
-        torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+    (fused_loss, fused_gradients), (expected_loss, expected_gradients) = gradients
+    torch.testing.assert_close(fused_loss, expected_loss, rtol=1e-12, atol=0)
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(fused_gradients[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
     assert model(**batch).logits is not None
     del batch["labels"]
     if model_class is TriviumForConditionalGeneration:

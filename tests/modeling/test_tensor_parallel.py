@@ -26,26 +26,28 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def answers(model: nn.Module, inputs: Tensors) -> dict[str, torch.Tensor]:
+def outputs_of(model: nn.Module, inputs: Tensors) -> dict[str, torch.Tensor]:
     """Return logits, a training loss, and generated tokens."""
     with torch.no_grad():
-        said = {"logits": model(**inputs).logits}
+        outputs = {"logits": model(**inputs).logits}
         if model.can_generate():
-            said["generated"] = model.generate(inputs["input_ids"], max_new_tokens=4, do_sample=False)
+            outputs["generated"] = model.generate(inputs["input_ids"], max_new_tokens=4, do_sample=False)
         labels = inputs.get("decoder_input_ids", inputs["input_ids"])
-        said["loss"] = model.train()(**inputs, labels=labels).loss
-    return said
+        outputs["loss"] = model.train()(**inputs, labels=labels).loss
+    return outputs
 
 
-def answers_of_two(folders: list[str]) -> dict[str, Any]:
+def sharded_outputs(folders: list[str]) -> dict[str, Any]:
     torch.distributed.init_process_group("gloo")
-    said = {}
+    results = {}
     for folder in folders:
         model_class = getattr(trivium, Path(folder).name.split("-")[0])
         model = model_class.from_pretrained(folder, tp_plan="auto").eval()
-        cut = {name.split(".")[-2] for name, each in model.named_parameters() if isinstance(each, DTensor)}
-        said[folder] = answers(model, torch.load(Path(folder) / "inputs.pt")), cut
-    return said
+        sharded = {
+            name.split(".")[-2] for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)
+        }
+        results[folder] = outputs_of(model, torch.load(Path(folder) / "inputs.pt")), sharded
+    return results
 
 
 @pytest.mark.filterwarnings("ignore:Passing `tp_plan`:FutureWarning")
@@ -61,11 +63,13 @@ def test_two_devices_match_one(tmp_path: Path) -> None:
             if model.config.is_encoder_decoder:
                 inputs["decoder_input_ids"] = random_ids(3, 5)
             torch.save(inputs, folder / "inputs.pt")
-            expected[str(folder)] = answers(model, inputs)
-    for result in run_distributed(answers_of_two, list(expected), folder=tmp_path):
+            expected[str(folder)] = outputs_of(model, inputs)
+    for result in run_distributed(sharded_outputs, list(expected), folder=tmp_path):
         for folder, answer in expected.items():
-            said, cut = result[folder]
-            assert {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "embed_tokens"} <= cut
-            assert said.keys() == answer.keys()
-            for what, tensor in answer.items():
-                torch.testing.assert_close(said[what], tensor, rtol=1e-9, atol=1e-9, msg=f"{folder}: {what}")
+            outputs, sharded = result[folder]
+            assert {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "embed_tokens"} <= sharded
+            assert outputs.keys() == answer.keys()
+            for output_name, tensor in answer.items():
+                torch.testing.assert_close(
+                    outputs[output_name], tensor, rtol=1e-9, atol=1e-9, msg=f"{folder}: {output_name}"
+                )

@@ -116,11 +116,13 @@ def test_num_hidden_layers_alias(way: str, layers: int) -> None:
     assert config.num_hidden_layers == layers
     config.num_hidden_layers = 5
     changed = tiny_config(**WAYS[way], num_hidden_layers=5)
-    for each in (config, changed):
-        assert each.num_hidden_layers == 5
-        assert (each.encoder_layers, each.decoder_layers) == {"both": (5, 3), "encoder": (5, 0), "decoder": (0, 5)}[
-            way
-        ]
+    for any_config in (config, changed):
+        assert any_config.num_hidden_layers == 5
+        assert (any_config.encoder_layers, any_config.decoder_layers) == {
+            "both": (5, 3),
+            "encoder": (5, 0),
+            "decoder": (0, 5),
+        }[way]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -220,11 +222,11 @@ def test_halves_load_by_path_config_or_state_dict(tying: dict[str, Any], target:
         (tmp_path, {"config": tmp_path / "config.json"}),
         (None, {"config": config, "state_dict": whole.state_dict()}),
     ]
-    for folder, given in options:
+    for folder, kwargs in options:
         before = copy.deepcopy(vars(config))
-        loaded, report = load(target, folder, **given)
-        assert not [name for name in report["missing_keys"] if name.startswith("model.")], given
-        assert loaded.base_model(ids)[0].equal(expected), given
+        loaded, report = load(target, folder, **kwargs)
+        assert not [name for name in report["missing_keys"] if name.startswith("model.")], kwargs
+        assert loaded.base_model(ids)[0].equal(expected), kwargs
         assert vars(config) == before
     halved = target.from_pretrained(tmp_path, dtype=torch.float16)
     assert halved.dtype == halved.base_model(ids)[0].dtype == torch.float16

@@ -55,16 +55,16 @@ def two_steps(model_class: type[Any], processes: int, rank: int) -> dict[str, li
     torch.manual_seed(0)
     model = tiny_model(model_class, **way_of(model_class), num_labels=3).train()
     batch = batch_for(model)
-    given: dict[str, Any] = {name: rows.chunk(processes)[rank] for name, rows in batch.items()}
+    shard: dict[str, Any] = {name: rows.chunk(processes)[rank] for name, rows in batch.items()}
     if "labels" in batch:
         labels = batch["labels"][:, 1:] if model_class is TriviumForCausalLM else batch["labels"]
-        given["num_items_in_batch"] = (labels != -100).sum() / processes  # DDP averages the gradients.
-    trained = DistributedDataParallel(model, find_unused_parameters=False) if processes > 1 else model
+        shard["num_items_in_batch"] = (labels != -100).sum() / processes  # DDP averages the gradients.
+    wrapped_model = DistributedDataParallel(model, find_unused_parameters=False) if processes > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     history: dict[str, list[torch.Tensor]] = {name: [] for name, _ in model.named_parameters()}
     for _ in range(2):
         optimizer.zero_grad()
-        outputs = trained(**given)
+        outputs = wrapped_model(**shard)
         loss = outputs.loss if "loss" in outputs else (outputs[0] * torch.arange(24)).mean()
         loss.backward()
         for name, parameter in model.named_parameters():

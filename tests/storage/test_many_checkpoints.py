@@ -41,10 +41,10 @@ def train_here(settings: list[str], resume: bool = False, dies_in: str | None = 
 
 
 def assert_same_model(folder: Path, other: Path, tolerance: float = 0) -> None:
-    weights, others = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
-    for name in weights.keys() & others.keys():
-        torch.testing.assert_close(weights[name], others[name], rtol=0, atol=tolerance, msg=name)
-    assert weights.keys() & others.keys() == weights.keys()
+    weights, other_weights = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
+    for name in weights.keys() & other_weights.keys():
+        torch.testing.assert_close(weights[name], other_weights[name], rtol=0, atol=tolerance, msg=name)
+    assert weights.keys() & other_weights.keys() == weights.keys()
 
 
 def loaded(folder: Path) -> AutoModelForSeq2SeqLM:
@@ -61,8 +61,8 @@ def test_killed_rank_resumes_from_previous_checkpoint(config: str, tmp_path: Pat
     """The result is bit-identical to an unbroken run, whose model and checkpoints load."""
     run, broken = tmp_path / "run", tmp_path / "broken"
     together = {"folder": tmp_path, "config": CONFIGS[config]}
-    losses, others = run_distributed(train_here, settings_of(run), **together)
-    assert losses == others
+    losses, other_losses = run_distributed(train_here, settings_of(run), **together)
+    assert losses == other_losses
     assert len(losses) == 4
     assert loaded(run).config.architectures == ["TriviumForConditionalGeneration"]
 

@@ -324,6 +324,6 @@ def test_all_ranks_report_a_folder_in_use(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert run_distributed(_lock_and_say, run, folder=tmp_path) == ["held", "held"]
     with lock_run(run):
-        said = run_distributed(_lock_and_say, run, folder=tmp_path)
-    assert said[0] == said[1]
-    assert "is in use" in said[0]
+        errors = run_distributed(_lock_and_say, run, folder=tmp_path)
+    assert errors[0] == errors[1]
+    assert "is in use" in errors[0]

@@ -76,16 +76,16 @@ def test_added_special_tokens_are_recognized_in_texts(special: str, tmp_path: Pa
     tokenizer.save_pretrained(tmp_path)
     loaded, stock = TriviumTokenizer.from_pretrained(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
     new = len(tokenizer) - 1
-    everyone = [tokenizer, loaded, stock, copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))]
+    tokenizers = [tokenizer, loaded, stock, copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))]
     if special == "named":
-        everyone.remove(stock)  # This tokenizer splits them.
-    for each in everyone:
-        ids = each.encode("a <ent> fox</s>", add_special_tokens=False)
+        tokenizers.remove(stock)  # This tokenizer splits them.
+    for any_tokenizer in tokenizers:
+        ids = any_tokenizer.encode("a <ent> fox</s>", add_special_tokens=False)
         assert new in ids
         assert 2 not in ids
-        assert each.decode(ids) == "a <ent> fox</s>"
-        if each is not stock:
-            assert each.decode(ids, skip_special_tokens=True) == "a  fox</s>"
+        assert any_tokenizer.decode(ids) == "a <ent> fox</s>"
+        if any_tokenizer is not stock:
+            assert any_tokenizer.decode(ids, skip_special_tokens=True) == "a  fox</s>"
     assert "<ent>" in loaded.all_special_tokens
     new_tokenizer = loaded.train_new_from_iterator(TARGET, vocab_size=300)
     ids = new_tokenizer.encode("<ent>", add_special_tokens=False)
@@ -233,8 +233,8 @@ def test_backend_keeps_its_post_processor_by_default(shared: TriviumTokenizer) -
     kept = TriviumTokenizer(tokenizer_object=backend)
     assert (kept.add_bos_token, kept.add_eos_token) == (False, True)
     assert kept("a")["input_ids"][-2:] == [2, 2]
-    told = TriviumTokenizer(tokenizer_object=backend, add_eos_token=True)
-    assert told("a")["input_ids"].count(2) == 1
+    overridden = TriviumTokenizer(tokenizer_object=backend, add_eos_token=True)
+    assert overridden("a")["input_ids"].count(2) == 1
 
 
 @around
@@ -338,7 +338,7 @@ def test_batch_of_chats_is_padded(chat: TriviumTokenizer) -> None:
     chat.padding_side = "left"
     chats = [[USER], [USER, ASSISTANT, USER]]
     batch = chat.apply_chat_template(chats, padding=True, return_tensors="pt", add_generation_prompt=True)
-    lengths = [len(chat.apply_chat_template(each, return_dict=False)) + 1 for each in chats]
+    lengths = [len(chat.apply_chat_template(messages, return_dict=False)) + 1 for messages in chats]
     assert batch["attention_mask"].sum(dim=1).tolist() == lengths
     assert batch["input_ids"].shape == (2, max(lengths))
     assert batch["input_ids"][0, 0] == 0
@@ -348,8 +348,8 @@ def test_batch_of_chats_is_padded(chat: TriviumTokenizer) -> None:
 def test_assistant_tokens_mask(chat: TriviumTokenizer) -> None:
     """Also if the message starts and ends with a space."""
     found = chat.apply_chat_template([USER, ASSISTANT, USER, ASSISTANT], return_assistant_tokens_mask=True)
-    said = [i for i, mask in zip(found["input_ids"], found["assistant_masks"], strict=True) if mask]
-    assert said == chat_ids(chat, " a dog ", 2) * 2
+    assistant_ids = [i for i, mask in zip(found["input_ids"], found["assistant_masks"], strict=True) if mask]
+    assert assistant_ids == chat_ids(chat, " a dog ", 2) * 2
 
 
 def test_special_tokens_in_message_are_split(chat: TriviumTokenizer) -> None:

@@ -207,12 +207,14 @@ def test_stock_class_loads_and_matches(tokenizer: TriviumTokenizer, tmp_path: Pa
     stock = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert type(stock) is PreTrainedTokenizerFast
     texts = ["the Quick  fox </s> ##a", "日本 <0x41> é", "the <mask> fox", ""]
-    ours, theirs = (each(texts, padding=True) for each in (tokenizer, stock))
-    assert ours["input_ids"] == theirs["input_ids"]
-    assert ours["attention_mask"] == theirs["attention_mask"]
+    encoded, expected = (any_tokenizer(texts, padding=True) for any_tokenizer in (tokenizer, stock))
+    assert encoded["input_ids"] == expected["input_ids"]
+    assert encoded["attention_mask"] == expected["attention_mask"]
     for skip in (True, False):
         options = {"skip_special_tokens": skip}
-        assert tokenizer.batch_decode(ours["input_ids"], **options) == stock.batch_decode(ours["input_ids"], **options)
+        assert tokenizer.batch_decode(encoded["input_ids"], **options) == stock.batch_decode(
+            encoded["input_ids"], **options
+        )
 
 
 def common_behavior(tokenizer: Any) -> Any:
@@ -227,19 +229,19 @@ def common_behavior(tokenizer: Any) -> Any:
         {"add_special_tokens": False},
         {"return_special_tokens_mask": True, "return_token_type_ids": True},
     ]
-    said: list[Any] = [
+    behavior: list[Any] = [
         tokenizer.model_max_length,
         tokenizer.special_tokens_map,
         len(tokenizer),
         tokenizer.padding_side,
     ]
     for chosen in options:
-        said += [dict(tokenizer(texts, **chosen)), dict(tokenizer(texts, texts[::-1], **chosen))]
-    said += [dict(tokenizer(texts, text_target=texts[::-1])), dict(tokenizer(text_target="der Fuchs"))]
+        behavior += [dict(tokenizer(texts, **chosen)), dict(tokenizer(texts, texts[::-1], **chosen))]
+    behavior += [dict(tokenizer(texts, text_target=texts[::-1])), dict(tokenizer(text_target="der Fuchs"))]
     rows = tokenizer(texts, padding=True)["input_ids"]
     for skip in (True, False):
-        said += [tokenizer.batch_decode(rows, skip_special_tokens=skip), tokenizer.decode(rows[1][:3])]
-    return said
+        behavior += [tokenizer.batch_decode(rows, skip_special_tokens=skip), tokenizer.decode(rows[1][:3])]
+    return behavior
 
 
 # After `common_behavior`.
@@ -278,28 +280,28 @@ def test_loads_without_package_from_folder_and_hub(
     for key, tokenizer in tokenizers.items():
         folder = tmp_path / key
         tokenizer.save_pretrained(folder)
-        ours = True if key in ("two", "chat") else None
-        assert ("auto_map" in json.loads((folder / "tokenizer_config.json").read_text())) == bool(ours)
-        assert (folder / "tokenization_trivium.py").exists() == bool(ours)
+        trust = True if key in ("two", "chat") else None
+        assert ("auto_map" in json.loads((folder / "tokenizer_config.json").read_text())) == bool(trust)
+        assert (folder / "tokenization_trivium.py").exists() == bool(trust)
         # A tokenizer comes with a model, whose code must not run without consent.
         config = {"model_type": "trivium", "auto_map": {"AutoConfig": "configuration_trivium.TriviumConfig"}}
-        (folder / "config.json").write_text(json.dumps({"model_type": "trivium"} if ours else config))
+        (folder / "config.json").write_text(json.dumps({"model_type": "trivium"} if trust else config))
         put_into_cache(tmp_path / "home", f"org/{key}", {"a" * 40: folder}, main="a" * 40)
         if key == "chat":  # The saved tokenizer no longer splits special tokens.
             tokenizer = TriviumTokenizer.from_pretrained(folder)
-        says = json.loads(json.dumps(common_behavior(tokenizer)))
+        behavior = json.loads(json.dumps(common_behavior(tokenizer)))
         if key == "chat":
-            says.append(tokenizer.apply_chat_template([USER])["input_ids"])
+            behavior.append(tokenizer.apply_chat_template([USER])["input_ids"])
         for address in (key, f"org/{key}"):
-            trusted[address], expected[address] = ours, says
+            trusted[address], expected[address] = trust, behavior
     run_without_trivium(LOAD, trusted, folder=tmp_path, functions=[common_behavior])
-    said = json.loads((tmp_path / "said.json").read_text())
-    for address, says in expected.items():
-        assert said[address] == says, address
+    actual = json.loads((tmp_path / "said.json").read_text())
+    for address, behavior in expected.items():
+        assert actual[address] == behavior, address
         again = AutoTokenizer.from_pretrained(tmp_path / f"again-{address.replace('/', '-')}")
         assert isinstance(again, TriviumTokenizer) == bool(trusted[address])
         said_again = json.loads(json.dumps(common_behavior(again)))
-        assert said_again == says[: len(said_again)]
+        assert said_again == behavior[: len(said_again)]
 
 
 def test_code_is_saved_only_while_needed(two: TriviumTokenizer, tmp_path: Path) -> None:

@@ -302,8 +302,8 @@ def test_ema_does_not_change_training(tmp_path: Path) -> None:
     often: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1}
     make_trainer(tmp_path / "plain", plain, **often).train()
     make_trainer(tmp_path / "averaged", averaged, ExponentialAverage(0.9), **often).train()
-    for ours, theirs in zip(averaged.steps, plain.steps, strict=True):
-        assert_equal(ours, theirs)
+    for actual, expected in zip(averaged.steps, plain.steps, strict=True):
+        assert_equal(actual, expected)
 
 
 def test_ema_is_evaluated_and_saved_then_swapped_out(tmp_path: Path) -> None:
@@ -475,7 +475,7 @@ def test_mean_of_a_run_is_a_complete_model(run: Path, tmp_path: Path) -> None:
     code, output = trivium("average", folder, tmp_path / "mean", "--last", "3")
     assert code == 0, output
     names = {path.name for path in (tmp_path / "mean").iterdir()}
-    others = {path.name for path in (run / "checkpoint-6").iterdir()}
+    checkpoint_names = {path.name for path in (run / "checkpoint-6").iterdir()}
     no_model = {
         "trainer_state.json",
         "training_args.bin",
@@ -484,7 +484,7 @@ def test_mean_of_a_run_is_a_complete_model(run: Path, tmp_path: Path) -> None:
         "rng_state.pth",
         "manifest.json",
     }
-    assert names == others - no_model - {TRAINED_WEIGHTS_FILE} | {"recipe.yaml"}
+    assert names == checkpoint_names - no_model - {TRAINED_WEIGHTS_FILE} | {"recipe.yaml"}
     code, output = trivium("evaluate", tmp_path / "mean")
     assert code == 0, output
     assert (tmp_path / "mean" / "evaluation_test.json").is_file()

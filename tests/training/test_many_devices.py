@@ -196,7 +196,9 @@ def test_accelerate_reads_the_launch_configs() -> None:
     """Check the environment that the processes get."""
     assert set(CONFIGS) == {"cpu", "ddp", "deepspeed", "fsdp2", "machines"}
     environments = {name: environment_of(path, 2) for name, path in CONFIGS.items() if name != "deepspeed"}
-    assert [name for name, each in environments.items() if each.get("ACCELERATE_USE_FSDP") == "true"] == ["fsdp2"]
+    assert [
+        name for name, environment in environments.items() if environment.get("ACCELERATE_USE_FSDP") == "true"
+    ] == ["fsdp2"]
     assert environments["fsdp2"]["FSDP_VERSION"] == "2"
     assert environments["fsdp2"]["FSDP_STATE_DICT_TYPE"] == "SHARDED_STATE_DICT"
 
@@ -252,9 +254,9 @@ def test_accelerate_launch(tmp_path: Path) -> None:
         [launch("--config_file", str(CONFIGS["cpu"]), recipe=together)],
         [launch("--config_file", str(CONFIGS["machines"]), *options, recipe=machines) for options in ranks],
     ):
-        said = [process.communicate(timeout=300) for process in launched]
-        assert [process.returncode for process in launched] == [0] * len(launched), said
-        assert sum("The trained model is in" in output for output, _ in said) == 1
+        outputs = [process.communicate(timeout=300) for process in launched]
+        assert [process.returncode for process in launched] == [0] * len(launched), outputs
+        assert sum("The trained model is in" in output for output, _ in outputs) == 1
     for name in ("one", "two"):
         state = json.loads((tmp_path / name / "trainer_state.json").read_text())
         assert [entry["loss"] for entry in state["log_history"] if "loss" in entry] == pytest.approx(losses, rel=1e-5)

@@ -121,6 +121,6 @@ def _train_spoiled(settings: list[str]) -> str:
 
 @pytest.mark.slow
 def test_all_ranks_stop_at_the_same_step(tmp_path: Path) -> None:
-    said = run_distributed(_train_spoiled, settings_of(tmp_path / "run"), folder=tmp_path)
-    assert said[0] == said[1]
-    assert "Training stopped at step 20: " in said[0]
+    errors = run_distributed(_train_spoiled, settings_of(tmp_path / "run"), folder=tmp_path)
+    assert errors[0] == errors[1]
+    assert "Training stopped at step 20: " in errors[0]

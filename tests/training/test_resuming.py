@@ -73,9 +73,9 @@ def log_history(folder: Path) -> list[dict[str, Any]]:
     """Return the log history without timings."""
     log = json.loads((folder / STATE_FILE).read_text())["log_history"]
     return [
-        {k: v for k, v in each.items() if "runtime" not in k and "per_second" not in k and k != "total_flos"}
-        for each in log
-        if "train_runtime" not in each
+        {k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k and k != "total_flos"}
+        for entry in log
+        if "train_runtime" not in entry
     ]
 
 
@@ -86,14 +86,15 @@ def assert_same_end(folder: Path, unbroken: Path) -> None:
         f"checkpoint-{STEPS}/model.safetensors",
         f"checkpoint-{STEPS}/{TRAINED_WEIGHTS_FILE}",
     ):
-        ours, theirs = load_file(folder / name), load_file(unbroken / name)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+        actual, expected = load_file(folder / name), load_file(unbroken / name)
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[key], expected[key]) for key in actual), name
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        ours, theirs = (
-            torch.load(each / f"checkpoint-{STEPS}" / name, weights_only=False) for each in (folder, unbroken)
+        actual, expected = (
+            torch.load(run_folder / f"checkpoint-{STEPS}" / name, weights_only=False)
+            for run_folder in (folder, unbroken)
         )
-        assert_same(ours, theirs, name)
+        assert_same(actual, expected, name)
     assert log_history(folder) == log_history(unbroken)
     assert [path.name for path in checkpoints_of(folder)] == [path.name for path in checkpoints_of(unbroken)]
     assert [path.name for path in (folder / ROOM).iterdir()] == ["manifest.json"]
@@ -220,8 +221,8 @@ def test_defective_checkpoint_is_moved_aside_on_resume(
     train(load_recipe("numbers", settings_of(run)), resume=True)
     assert f"checkpoint-{STEPS} is not whole: optimizer.pt has no end. The run goes on from" in caplog.text
     assert (run / BROKEN / f"checkpoint-{STEPS}" / "optimizer.pt").exists()
-    ours, theirs = load_file(run / "model.safetensors"), load_file(unbroken / "model.safetensors")
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    actual, expected = load_file(run / "model.safetensors"), load_file(unbroken / "model.safetensors")
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -285,7 +286,7 @@ def test_save_and_eval_intervals_may_change(run: Path) -> None:
     )
     train(load_recipe("numbers", settings_of(run, *changes)), resume=True)
     assert [path.name for path in checkpoints_of(run)] == [f"checkpoint-{step}" for step in (6, 7, 8, 9)]
-    assert [each["step"] for each in log_history(run) if "eval_loss" in each] == [3, 6, 7, 8, 9]
+    assert [entry["step"] for entry in log_history(run) if "eval_loss" in entry] == [3, 6, 7, 8, 9]
 
 
 # --- State that the Trainer does not restore -------------------------------------------------------------------------

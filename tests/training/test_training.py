@@ -184,9 +184,12 @@ def test_trainer_label_smoothing_gives_same_loss(tmp_path: Path) -> None:
     """The Trainer then removes the labels and smooths itself: the decoder must still get its inputs."""
     common = ["model.dropout=0", "training.train_sampling_strategy=random", "training.eval_strategy='no'"]
     trainers = ["model.label_smoothing=0", "training.label_smoothing_factor=0.1"]
-    ours = train(load_recipe("numbers", small_recipe(tmp_path / "ours", *common)))
-    theirs = train(load_recipe("numbers", small_recipe(tmp_path / "theirs", *common, *trainers)))
-    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (ours, theirs)]
+    model_smoothing = train(load_recipe("numbers", small_recipe(tmp_path / "model", *common)))
+    trainer_smoothing = train(load_recipe("numbers", small_recipe(tmp_path / "trainer", *common, *trainers)))
+    losses = [
+        [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+        for run in (model_smoothing, trainer_smoothing)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

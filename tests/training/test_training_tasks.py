@@ -117,10 +117,10 @@ def folder_of(trainer: Seq2SeqTrainer) -> Path:
 
 
 def assert_same_weights(one: PreTrainedModel, other: PreTrainedModel) -> None:
-    ours, theirs = one.state_dict(), other.state_dict()
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
+    actual, expected = one.state_dict(), other.state_dict()
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        assert torch.equal(actual[name], expected[name]), name
 
 
 # --- Outputs of a run ------------------------------------------------------------------------------------------------
@@ -274,16 +274,16 @@ def test_trainer_loss_matches_evaluator(corpus: Corpus, tmp_path: Path, task: st
 # --- Initialization from a saved model -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", [{}, {"add_bos_token": True}, {"add_eos_token": False}], ids=repr)
+@pytest.mark.parametrize("tokenizer_options", [{}, {"add_bos_token": True}, {"add_eos_token": False}], ids=repr)
 def test_start_from_tokenizer_saved_by_transformers(
-    corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, given: dict[str, bool]
+    corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, tokenizer_options: dict[str, bool]
 ) -> None:
     """It works like ours, although it does not declare its BOS and EOS behavior."""
     shutil.copytree(folder_of(runs["translation"]), tmp_path / "start")
     PreTrainedTokenizerFast.from_pretrained(tmp_path / "start").save_pretrained(tmp_path / "start")
     found = []
     for start in (folder_of(runs["translation"]), tmp_path / "start"):
-        options: dict[str, Any] = {"training": {"max_steps": 1}, "tokenizer": given}
+        options: dict[str, Any] = {"training": {"max_steps": 1}, "tokenizer": tokenizer_options}
         recipe = corpus.recipe("causal-lm", tmp_path / f"from {start.name}", init_from=str(start), **options)
         trainer = train(recipe)
         tokenizer = trainer.processing_class
@@ -381,7 +381,7 @@ def test_classifier_learns_a_keyword(corpus: Corpus, tmp_path: Path, kind: str) 
     config = json.loads((tmp_path / "config.json").read_text())
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     rows = [{"text": text, "label": LABELS[kind](text)} for text in TEXTS]
-    scores, said = evaluate(model, AutoTokenizer.from_pretrained(tmp_path), rows, task="classification")
+    scores, predictions = evaluate(model, AutoTokenizer.from_pretrained(tmp_path), rows, task="classification")
     if kind == "number":
         assert config["problem_type"] == "regression"
         assert model.config.num_labels == 1
@@ -394,7 +394,7 @@ def test_classifier_learns_a_keyword(corpus: Corpus, tmp_path: Path, kind: str) 
     assert config["label2id"] == {name: i for i, name in enumerate(names)}
     assert scores["accuracy"]["score"] > 0.95
     truth = [label if kind == "one" else " ".join(sorted(label)) for label in map(LABELS[kind], TEXTS)]
-    hits = sum(x == y for x, y in zip(said, truth, strict=True))
+    hits = sum(x == y for x, y in zip(predictions, truth, strict=True))
     assert hits / len(rows) == scores["accuracy"]["score"]
 
 
