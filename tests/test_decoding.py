@@ -69,7 +69,7 @@ def half_trained(model_class: Any, shape: tuple[tuple[str, Any], ...]) -> Any:
     return model
 
 
-def erring(model_class: Any, **shape: Any) -> Any:
+def half_trained_copy(model_class: Any, **shape: Any) -> Any:
     """Return a half-trained model that the test may modify."""
     return copy.deepcopy(half_trained(model_class, tuple(shape.items())))
 
@@ -90,7 +90,7 @@ def prompts(sentences: int = 7, padded: bool = True) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @every_search
 def test_translations_match_transformers(options: dict[str, Any], attention: str) -> None:
-    model = erring(TriviumForConditionalGeneration, attn_implementation=attention, num_key_value_heads=2)
+    model = half_trained_copy(TriviumForConditionalGeneration, attn_implementation=attention, num_key_value_heads=2)
     inputs = {**sources(), **options}
     found, search_count = search(model, **inputs)
     assert search_count == 1
@@ -102,7 +102,9 @@ def test_translations_match_transformers(options: dict[str, Any], attention: str
 @pytest.mark.parametrize("padded", [True, False])
 @every_search
 def test_continuations_match_transformers(options: dict[str, Any], padded: bool) -> None:
-    model = erring(TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary", norm_position="pre")
+    model = half_trained_copy(
+        TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary", norm_position="pre"
+    )
     inputs = {**prompts(padded=padded), **options}
     found, search_count = search(model, **inputs)
     assert search_count == 1
@@ -114,14 +116,14 @@ def test_continuations_match_transformers(options: dict[str, Any], padded: bool)
 def test_all_positions_and_two_vocabularies_match(position: str, num_beams: int) -> None:
     for shape in ({"decoder_vocab_size": 13}, {"encoder_layers": 0}):
         model_class = TriviumForCausalLM if "encoder_layers" in shape else TriviumForConditionalGeneration
-        model = erring(model_class, position_embedding_type=position, **shape)
+        model = half_trained_copy(model_class, position_embedding_type=position, **shape)
         inputs = {**(sources() if model.config.is_encoder_decoder else prompts()), "num_beams": num_beams}
         assert torch.equal(search(model, **inputs)[0], search_with_transformers(model, **inputs))
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_longer_decoder_prompts_match(num_beams: int) -> None:
-    model = erring(TriviumForConditionalGeneration)
+    model = half_trained_copy(TriviumForConditionalGeneration)
     begun = torch.cat((torch.full((7, 1), BOS), random_ids(7, 2, vocab_size=VOCABULARY)), dim=1)
     inputs = {**sources(), "decoder_input_ids": begun}
     found, search_count = search(model, **inputs, num_beams=num_beams)
@@ -132,7 +134,7 @@ def test_longer_decoder_prompts_match(num_beams: int) -> None:
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_custom_positions_fall_back(num_beams: int) -> None:
     """Positions derived from the mask, as `generate` makes them, use our search; others fall back."""
-    model = erring(TriviumForCausalLM, encoder_layers=0)
+    model = half_trained_copy(TriviumForCausalLM, encoder_layers=0)
     inputs = {**prompts(), "num_beams": num_beams}
     positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
     for position_ids, expected in ((positions, 1), (positions + 1, 0)):
@@ -142,14 +144,14 @@ def test_custom_positions_fall_back(num_beams: int) -> None:
 
 
 def test_encoder_outputs_may_be_a_tuple() -> None:
-    model, inputs = erring(TriviumForConditionalGeneration), sources()
+    model, inputs = half_trained_copy(TriviumForConditionalGeneration), sources()
     encoded = model.model.encoder(**inputs, return_dict=False)
     found, search_count = search(model, encoder_outputs=encoded, attention_mask=inputs["attention_mask"])
     assert search_count == 1
     assert torch.equal(found, model.generate(**inputs))
 
 
-class Shout(LogitsProcessor):
+class CustomProcessor(LogitsProcessor):
     """A custom logits processor."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -166,7 +168,7 @@ class Shout(LogitsProcessor):
         {"repetition_penalty": 1.5},
         {"use_cache": False},
         {"cache_implementation": "static"},
-        {"logits_processor": LogitsProcessorList([Shout()])},
+        {"logits_processor": LogitsProcessorList([CustomProcessor()])},
         {"stopping_criteria": StoppingCriteriaList([MaxTimeCriteria(100.0)])},
         {"decoder_attention_mask": torch.ones(7, 1, dtype=torch.long)},
         {"cache": None},
@@ -174,7 +176,7 @@ class Shout(LogitsProcessor):
     ids=lambda options: next(iter(options)),
 )
 def test_unsupported_options_fall_back(options: dict[str, Any], num_beams: int) -> None:
-    model = erring(TriviumForConditionalGeneration)
+    model = half_trained_copy(TriviumForConditionalGeneration)
     if "cache" in options:
         options = {"cache": EncoderDecoderCache(DynamicCache(), DynamicCache())}
     found, search_count = search(model, **sources(), num_beams=num_beams, **options)
@@ -188,7 +190,7 @@ def test_unsupported_options_fall_back(options: dict[str, Any], num_beams: int) 
 @pytest.mark.parametrize("criterion", [MaxLengthCriteria(4), EosTokenCriteria(5)], ids=["length", "eos"])
 def test_custom_stopping_criteria_are_applied(criterion: Any, num_beams: int) -> None:
     """They replace those of the same type from the configuration."""
-    model = erring(TriviumForConditionalGeneration)
+    model = half_trained_copy(TriviumForConditionalGeneration)
     inputs = {**sources(), "num_beams": num_beams, "stopping_criteria": StoppingCriteriaList([criterion])}
     found, search_count = search(model, **inputs)
     assert search_count == 0
@@ -198,7 +200,7 @@ def test_custom_stopping_criteria_are_applied(criterion: Any, num_beams: int) ->
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("padding", ["last token", "whole row"])
 def test_prompts_that_end_in_padding_fall_back(padding: str, num_beams: int) -> None:
-    model = erring(TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary")
+    model = half_trained_copy(TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary")
     inputs = {**prompts(), "num_beams": num_beams}
     inputs["attention_mask"][1, -1 if padding == "last token" else slice(None)] = 0
     found, search_count = search(model, **inputs)
@@ -220,7 +222,7 @@ def test_prompts_that_end_in_padding_fall_back(padding: str, num_beams: int) -> 
 def test_beams_without_allowed_tokens_fall_back(
     options: dict[str, Any], expected: int, num_return_sequences: int
 ) -> None:
-    model = erring(TriviumForConditionalGeneration)
+    model = half_trained_copy(TriviumForConditionalGeneration)
     inputs = {**sources(), "num_beams": 4, "num_return_sequences": num_return_sequences, **options}
     found, search_count = search(model, **inputs)
     assert search_count == expected
@@ -229,29 +231,29 @@ def test_beams_without_allowed_tokens_fall_back(
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_int32_prompts_return_int64_sequences(num_beams: int) -> None:
-    model, inputs = erring(TriviumForCausalLM, encoder_layers=0), prompts()
+    model, inputs = half_trained_copy(TriviumForCausalLM, encoder_layers=0), prompts()
     found, search_count = search(model, **{**inputs, "input_ids": inputs["input_ids"].int()}, num_beams=num_beams)
     assert search_count == 1
     assert found.dtype == torch.int64
     assert torch.equal(found, model.generate(**inputs, num_beams=num_beams))
 
 
-def louder(outputs: Any) -> Any:
+def raise_logit(outputs: Any) -> Any:
     """Raise the logit of token 6."""
     outputs.logits[..., 6] += 30.0
     return outputs
 
 
-class Loud(TriviumForConditionalGeneration):
+class OverriddenForward(TriviumForConditionalGeneration):
     """A model with an overridden `forward`."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return louder(super().forward(*args, **kwargs))
+        return raise_logit(super().forward(*args, **kwargs))
 
 
 @pytest.mark.parametrize("num_beams", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_compiled_model_is_called(num_beams: int) -> None:
-    model = erring(TriviumForConditionalGeneration)
+    model = half_trained_copy(TriviumForConditionalGeneration)
     model.compile(backend="eager")
     assert search(model, **sources(), num_beams=num_beams)[1] == 0
 
@@ -260,13 +262,13 @@ def test_compiled_model_is_called(num_beams: int) -> None:
 @pytest.mark.parametrize("change", ["subclass", "forward", "hook", "stack"])
 def test_custom_forward_is_called(change: str, num_beams: int) -> None:
     """A subclass, another `forward`, a hook: the search calls them."""
-    model = erring(Loud if change == "subclass" else TriviumForConditionalGeneration)
+    model = half_trained_copy(OverriddenForward if change == "subclass" else TriviumForConditionalGeneration)
     calls = []
     if change == "forward":
         forward = model.forward
-        model.forward = lambda *args, **kwargs: louder(forward(*args, **kwargs))
+        model.forward = lambda *args, **kwargs: raise_logit(forward(*args, **kwargs))
     elif change == "hook":
-        model.register_forward_hook(lambda module, args, outputs: louder(outputs))
+        model.register_forward_hook(lambda module, args, outputs: raise_logit(outputs))
     elif change == "stack":
         model.model.decoder.register_forward_hook(lambda *_: calls.append(1))
     found, search_count = search(model, **sources(), num_beams=num_beams)
@@ -278,7 +280,7 @@ def test_custom_forward_is_called(change: str, num_beams: int) -> None:
 
 
 def test_custom_layer_is_called() -> None:
-    model = erring(TriviumForConditionalGeneration)
+    model = half_trained_copy(TriviumForConditionalGeneration)
     calls: list[int] = []
     model.model.decoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
     found, search_count = search(model, **sources())
@@ -289,7 +291,7 @@ def test_custom_layer_is_called() -> None:
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_finished_sentences_are_not_computed(num_beams: int) -> None:
     """Each step computes only the beams of unfinished sentences, and keeps one encoder output per sentence."""
-    model = erring(TriviumForConditionalGeneration)
+    model = half_trained_copy(TriviumForConditionalGeneration)
     rows, memories = [], []
     model.model.decoder.layers[0].register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     attention = model.model.decoder.layers[0].cross_attn
@@ -302,7 +304,7 @@ def test_finished_sentences_are_not_computed(num_beams: int) -> None:
 
 
 def test_returned_sequences_can_be_modified_in_place() -> None:
-    model = erring(TriviumForConditionalGeneration)
+    model = half_trained_copy(TriviumForConditionalGeneration)
     for num_beams in (1, 2):
         found = model.generate(**sources(), num_beams=num_beams)
         found[found == PAD] = EOS
@@ -311,7 +313,7 @@ def test_returned_sequences_can_be_modified_in_place() -> None:
 
 def test_learned_positions_limit_the_length() -> None:
     shape = {"encoder_layers": 0, "position_embedding_type": "learned", "max_position_embeddings": 10}
-    model = erring(TriviumForCausalLM, **shape)
+    model = half_trained_copy(TriviumForCausalLM, **shape)
     for num_beams in (1, 2):
         with pytest.raises(ValueError, match="max_position_embeddings=10"):
             model.generate(**prompts(), num_beams=num_beams, max_length=12, eos_token_id=None)
@@ -339,7 +341,7 @@ def test_static_cache_compiles_to_one_graph(model_class: Any, position: str) -> 
     """One more graph if sources differ in length; no graph breaks, and the same tokens."""
     translates = model_class is TriviumForConditionalGeneration
     shape = {} if translates else {"encoder_layers": 0}
-    model = erring(model_class, position_embedding_type=position, **shape)
+    model = half_trained_copy(model_class, position_embedding_type=position, **shape)
     torch._dynamo.reset()
     counters.clear()
     compiling = CompileConfig(fullgraph=True, backend="eager", mode=None)

@@ -38,7 +38,7 @@ import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 import importlib.resources, pkgutil, trivium, trivium_cli
 for module in pkgutil.walk_packages(trivium.__path__, "trivium."):
-    if not module.name.endswith("__main__"):  # it would run
+    if not module.name.endswith("__main__"):  # Importing it would run it.
         importlib.import_module(module.name)
 from trivium.recipe import available_recipes
 from trivium.training.distributed import launch_configs

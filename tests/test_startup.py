@@ -84,7 +84,7 @@ PROMISES = """
 import os, sys, tempfile
 from pathlib import Path
 
-import accelerate, sklearn.metrics, torch.distributed.tensor  # what takes time and is not what this is about
+import accelerate, sklearn.metrics, torch.distributed.tensor  # Slow imports that are not under test.
 assert "transformers" not in sys.modules
 
 folder, *orders = sys.argv[1:]

@@ -56,7 +56,7 @@ def rows_of(output: str) -> list[list[tuple[str, float]]]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_seed() -> Iterator[None]:
+def _seed() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
@@ -139,7 +139,9 @@ def save_classifier(folder: Path, tokenizer: TriviumTokenizer, labels: torch.Ten
 def classifier(folders: Path, tokenizer: TriviumTokenizer) -> Path:
     names = {0: "ground", 1: "air", 2: "sea\tor\\lake"}
     return save_classifier(
-        *(folders / "classifier", tokenizer, torch.tensor([0, 0, 1, 1])),
+        folders / "classifier",
+        tokenizer,
+        torch.tensor([0, 0, 1, 1]),
         id2label=names,
         label2id={name: i for i, name in names.items()},
         problem_type="single_label_classification",
@@ -280,7 +282,7 @@ def test_classify_truncates_as_training_does(classifier: Path) -> None:
 def test_classify_multi_label(folders: Path, tokenizer: TriviumTokenizer) -> None:
     labels = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
     folder = save_classifier(
-        *(folders / "several", tokenizer, labels), num_labels=2, problem_type="multi_label_classification"
+        folders / "several", tokenizer, labels, num_labels=2, problem_type="multi_label_classification"
     )
     rows = [dict(row) for row in rows_of(printed("classify", folder, *TEXTS))]
     assert [[round(row[f"LABEL_{i}"]) for i in range(2)] for row in rows] == labels.tolist()

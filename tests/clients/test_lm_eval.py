@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, open_tokenizer: TriviumToke
     return folder
 
 
-def halves(texts: list[str]) -> list[tuple[str, str]]:
+def split_texts(texts: list[str]) -> list[tuple[str, str]]:
     """Split each text into a context and its continuation."""
     return [(text[: text.index(" ", 5)], text[text.index(" ", 5) :]) for text in texts]
 
@@ -76,7 +76,7 @@ def ask(kind: str, model: HFLM, questions: list[Any]) -> list[Any]:
 def test_loglikelihoods_match_model(
     folder: Path, open_tokenizer: TriviumTokenizer, texts: list[str], batch_size: int
 ) -> None:
-    pairs = halves(texts)
+    pairs = split_texts(texts)
     expected = [own_loglikelihood(folder, open_tokenizer, *pair) for pair in pairs]
     model = HFLM(str(folder), device="cpu", dtype="float64", batch_size=batch_size)
     assert model.max_length == 64  # Longer contexts are truncated there.
@@ -94,7 +94,7 @@ def test_translator_loglikelihoods_match_model(tmp_path: Path, tokenizer: Triviu
     model = tiny_model(TriviumForConditionalGeneration, vocab_size=len(tokenizer), std=0.02)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    pairs, expected = halves(texts), []
+    pairs, expected = split_texts(texts), []
     for source, target in pairs:
         labels = tokenizer(target, add_special_tokens=False, return_tensors="pt").input_ids  # Without special tokens.
         with torch.no_grad():
@@ -110,7 +110,7 @@ def test_translator_loglikelihoods_match_model(tmp_path: Path, tokenizer: Triviu
 def test_tasks_are_evaluated(
     tmp_path: Path, folder: Path, open_tokenizer: TriviumTokenizer, texts: list[str], batch_size: int
 ) -> None:
-    pairs = halves(texts)
+    pairs = split_texts(texts)
     model = TriviumForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     written = []
     for prompt, _ in pairs:
@@ -157,7 +157,7 @@ def test_tasks_are_evaluated(
 @pytest.mark.slow
 def test_docs_page(tmp_path: Path, folder: Path, texts: list[str], run_page: Callable[[str], dict[str, Any]]) -> None:
     shutil.copytree(folder, tmp_path / "runs" / "shakespeare")
-    rows = [{"prompt": prompt, "answer": answer} for prompt, answer in halves(texts)]
+    rows = [{"prompt": prompt, "answer": answer} for prompt, answer in split_texts(texts)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "my_tasks").mkdir()
     task = TASK.format(name="loglikelihood", file=tmp_path / "rows.jsonl").replace(
@@ -174,7 +174,7 @@ def test_folder_is_evaluated_without_package(
     texts: list[str],
     without_trivium: Callable[[str], torch.Tensor],
 ) -> None:
-    pairs = halves(texts)
+    pairs = split_texts(texts)
     result = without_trivium(
         f"""
 from lm_eval.api.instance import Instance

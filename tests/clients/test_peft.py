@@ -91,7 +91,7 @@ def load_base(task: str, folder: Path) -> PreTrainedModel:
     return MODELS[task][0].from_pretrained(folder, dtype=torch.float64).eval()
 
 
-def adapted(task: str, folder: Path, config: PeftConfig, **options: Any) -> PeftModel:
+def add_adapter(task: str, folder: Path, config: PeftConfig, **options: Any) -> PeftModel:
     """Save a tiny model to `folder`, load it, and add an adapter."""
     model_class, layers, _ = MODELS[task]
     tiny_model(model_class, **layers, **options).save_pretrained(folder)
@@ -108,7 +108,7 @@ def test_lora_trains_saves_loads_and_merges(tmp_path: Path, task: str, targets: 
         task_type=task, r=4, **({"target_modules": ["q_proj", "v_proj"]} if targets == "some" else every)
     )
     inputs = inputs_for(task)
-    model = adapted(task, tmp_path / "base", config)
+    model = add_adapter(task, tmp_path / "base", config)
     untrained = load_base(task, tmp_path / "base")
     names = {name.split(".lora_A")[0].split(".")[-1] for name, _ in model.named_parameters() if "lora_A" in name}
     assert names == (
@@ -162,7 +162,7 @@ def other_config(method: str, task: str) -> PeftConfig:
 )
 def test_other_adapters_train_save_and_load(tmp_path: Path, method: str, task: str) -> None:
     inputs = inputs_for(task)
-    model = adapted(task, tmp_path / "base", other_config(method, task))
+    model = add_adapter(task, tmp_path / "base", other_config(method, task))
     train(model, inputs)
     expected = answer(model, inputs)
     model.save_pretrained(tmp_path / "adapter")
@@ -176,7 +176,7 @@ def test_other_adapters_train_save_and_load(tmp_path: Path, method: str, task: s
 def test_encoder_attends_to_prefix_not_padding(tmp_path: Path) -> None:
     """An encoder has no cache, but its attention accepts one, and thereby the prefix."""
     inputs = inputs_for("FEATURE_EXTRACTION")
-    model = adapted("FEATURE_EXTRACTION", tmp_path, other_config("prefix", "FEATURE_EXTRACTION"))
+    model = add_adapter("FEATURE_EXTRACTION", tmp_path, other_config("prefix", "FEATURE_EXTRACTION"))
     nn.init.normal_(model.prompt_encoder["default"].embedding.weight)
     together = answer(model.eval(), inputs)
     for row, length in enumerate(inputs["attention_mask"].sum(dim=1).tolist()):
@@ -188,7 +188,7 @@ def test_encoder_attends_to_prefix_not_padding(tmp_path: Path) -> None:
 
 def test_prefix_is_refused_for_encoder_heads(tmp_path: Path) -> None:
     """PEFT looks for `past_key_values` in the signature of `forward`, which encoders lack."""
-    model = adapted("SEQ_CLS", tmp_path, other_config("prefix", "SEQ_CLS"))
+    model = add_adapter("SEQ_CLS", tmp_path, other_config("prefix", "SEQ_CLS"))
     with pytest.raises(ValueError, match="does not support past key values"):
         model(**inputs_for("SEQ_CLS"))
 
@@ -201,7 +201,7 @@ def test_trained_tokens_are_scaled_and_stay_tied(tmp_path: Path, task: str) -> N
     config = LoraConfig(task_type=task, target_modules=["q_proj"], trainable_token_indices=[5, 6])
     inputs = inputs_for(task)
     inputs["input_ids"][:, :2] = torch.tensor([5, 6])
-    model = adapted(task, tmp_path / "base", config)
+    model = add_adapter(task, tmp_path / "base", config)
     torch.testing.assert_close(answer(model, inputs), answer(load_base(task, tmp_path / "base"), inputs), **EXACT)
     train(model, inputs)
     expected = answer(model, inputs)
@@ -217,7 +217,7 @@ def test_trained_tokens_are_scaled_and_stay_tied(tmp_path: Path, task: str) -> N
 def test_lora_of_embedding_is_scaled(tmp_path: Path) -> None:
     config = LoraConfig(task_type="FEATURE_EXTRACTION", target_modules=["embed_tokens"], init_lora_weights=False)
     inputs = inputs_for("FEATURE_EXTRACTION")
-    model = adapted("FEATURE_EXTRACTION", tmp_path, config)
+    model = add_adapter("FEATURE_EXTRACTION", tmp_path, config)
     expected = answer(model, inputs)
     torch.testing.assert_close(answer(model.merge_and_unload(), inputs), expected, **EXACT)
 
@@ -225,12 +225,12 @@ def test_lora_of_embedding_is_scaled(tmp_path: Path) -> None:
 def test_tied_embeddings_are_not_silently_untied(tmp_path: Path) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["embed_tokens"])
     with pytest.warns(UserWarning, match="`tie_word_embeddings=True`"):
-        adapted("CAUSAL_LM", tmp_path / "lora", config)
+        add_adapter("CAUSAL_LM", tmp_path / "lora", config)
 
     whole = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}
     inputs = inputs_for("CAUSAL_LM")
     with pytest.warns(UserWarning, match="`tie_word_embeddings=True`"):
-        model = adapted("CAUSAL_LM", tmp_path / "untied", LoraConfig(**whole))
+        model = add_adapter("CAUSAL_LM", tmp_path / "untied", LoraConfig(**whole))
     train(model, inputs)
     expected = answer(model, inputs)
     with pytest.warns(UserWarning, match="no longer tied"):
@@ -240,7 +240,7 @@ def test_tied_embeddings_are_not_silently_untied(tmp_path: Path) -> None:
     assert not again.config.tie_word_embeddings
     torch.testing.assert_close(answer(again, inputs), expected, **EXACT)
 
-    model = adapted("CAUSAL_LM", tmp_path / "tied", LoraConfig(**whole, ensure_weight_tying=True))
+    model = add_adapter("CAUSAL_LM", tmp_path / "tied", LoraConfig(**whole, ensure_weight_tying=True))
     train(model, inputs)
     expected = answer(model, inputs)
     merged = model.merge_and_unload()
@@ -253,7 +253,7 @@ def test_tied_embeddings_are_not_silently_untied(tmp_path: Path) -> None:
 
 def test_trainer_saves_adapter(tmp_path: Path) -> None:
     config = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear")
-    model = adapted("SEQ_CLS", tmp_path / "base", config)
+    model = add_adapter("SEQ_CLS", tmp_path / "base", config)
     data = Dataset.from_dict({name: value.tolist() for name, value in inputs_for("SEQ_CLS").items()})
     arguments = TrainingArguments(
         str(tmp_path / "runs"), max_steps=6, learning_rate=0.03, report_to="none", save_strategy="no", use_cpu=True
@@ -274,7 +274,7 @@ def test_trainer_saves_adapter(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_adapter_loads_without_package(tmp_path: Path, without_trivium: Callable[[str], torch.Tensor]) -> None:
-    model = adapted("CAUSAL_LM", tmp_path / "base", LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    model = add_adapter("CAUSAL_LM", tmp_path / "base", LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
     inputs = inputs_for("CAUSAL_LM")
     train(model, inputs)
     model.save_pretrained(tmp_path / "adapter")

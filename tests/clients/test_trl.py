@@ -65,7 +65,7 @@ def fine_tune(folder: Path, output: Path, data: Dataset, **options: Any) -> tupl
     return trainer, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def learned_texts(trainer: SFTTrainer) -> list[str]:
+def label_texts(trainer: SFTTrainer) -> list[str]:
     """Decode the labels of each row, including special tokens."""
     return [trainer.processing_class.decode(row) for row in trainer.train_dataset["labels"]]
 
@@ -80,7 +80,7 @@ def test_fine_tuning_labels(tmp_path: Path, folder: Path, texts: list[str], kind
         "completion": [f"{text[text.index(' ', 5) :]}</s>" for text in texts],
         "conversation": [f" {text}</s>" for text in texts],
     }
-    assert learned_texts(trainer) == expected[kind]
+    assert label_texts(trainer) == expected[kind]
     assert all(row[-1] == trainer.processing_class.eos_token_id for row in trainer.train_dataset["input_ids"])
 
     packed, packed_losses = fine_tune(folder, tmp_path / "runs", data_of(kind, texts), packing=True, **options)
@@ -101,7 +101,7 @@ def test_split_special_tokens_would_lose_eos(tmp_path: Path, folder: Path, texts
     """The reason for `split_special_tokens=False` in `load_tokenizer`."""
     arguments = SFTConfig(str(tmp_path), **OPTIONS)
     trainer = SFTTrainer(str(folder), args=arguments, train_dataset=data_of("text", texts))
-    assert learned_texts(trainer) == [f"<s>{text}</s>" for text in texts]  # The decoded text looks the same.
+    assert label_texts(trainer) == [f"<s>{text}</s>" for text in texts]  # The decoded text looks the same.
     assert all(trainer.processing_class.eos_token_id not in row for row in trainer.train_dataset["input_ids"])
 
 

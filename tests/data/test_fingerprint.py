@@ -22,7 +22,7 @@ OTHERS = {
 }
 
 
-def written(folder: Path, pairs: list[tuple[str, str]], kind: str) -> DataArguments:
+def write_pairs(folder: Path, pairs: list[tuple[str, str]], kind: str) -> DataArguments:
     """Write the pairs as parallel text, as JSON lines, or in a folder with the layout of the Hub."""
     folder.mkdir()
     if kind == "parallel text":
@@ -42,22 +42,22 @@ def fingerprint_of(args: DataArguments, columns: tuple[str, ...] = PAIR, **chang
 @pytest.mark.parametrize("streaming", [False, True], ids=["eager", "streaming"])
 @pytest.mark.parametrize("kind", ["parallel text", "lines of JSON", "Hub"])
 def test_fingerprint_identifies_the_data(tmp_path: Path, kind: str, streaming: bool) -> None:
-    expected = fingerprint_of(written(tmp_path / "here", PAIRS, kind), streaming=streaming)
+    expected = fingerprint_of(write_pairs(tmp_path / "here", PAIRS, kind), streaming=streaming)
     assert expected.startswith("files:" if streaming else "rows:")
-    assert expected == fingerprint_of(written(tmp_path / "there", PAIRS, kind), streaming=streaming)
+    assert expected == fingerprint_of(write_pairs(tmp_path / "there", PAIRS, kind), streaming=streaming)
     found = {expected}
     for number, other_pairs in enumerate(OTHERS.values()):
-        found.add(fingerprint_of(written(tmp_path / str(number), other_pairs, kind), streaming=streaming))
-    found.add(fingerprint_of(written(tmp_path / "less", PAIRS, kind), max_train_samples=2, streaming=streaming))
+        found.add(fingerprint_of(write_pairs(tmp_path / str(number), other_pairs, kind), streaming=streaming))
+    found.add(fingerprint_of(write_pairs(tmp_path / "less", PAIRS, kind), max_train_samples=2, streaming=streaming))
     if kind == "Hub":
-        found.add(fingerprint_of(written(tmp_path / "part", PAIRS, kind), train="train[1:]", streaming=streaming))
+        found.add(fingerprint_of(write_pairs(tmp_path / "part", PAIRS, kind), train="train[1:]", streaming=streaming))
     same = 0 if streaming else 1  # Taking two of three rows equals having only two.
     assert len(found) == 1 + len(OTHERS) + 1 + (kind == "Hub") - same
 
 
 def test_fingerprint_is_independent_of_storage(tmp_path: Path) -> None:
     kinds = [
-        fingerprint_of(written(tmp_path / kind.replace(" ", ""), PAIRS, kind)) for kind in ("parallel text", "Hub")
+        fingerprint_of(write_pairs(tmp_path / kind.replace(" ", ""), PAIRS, kind)) for kind in ("parallel text", "Hub")
     ]
     rows = Dataset.from_dict({"source": [p[0] for p in PAIRS], "target": [p[1] for p in PAIRS]})
     assert {*kinds, fingerprint(DataArguments(), rows)} == {kinds[0]}
@@ -92,7 +92,7 @@ def test_hub_files_are_identified_by_commit(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_resume_with_changed_data_is_refused(tmp_path: Path) -> None:
-    written(tmp_path / "data", PAIRS * 10, "parallel text")
+    write_pairs(tmp_path / "data", PAIRS * 10, "parallel text")
     recipe = load_recipe(
         "numbers",
         [

@@ -242,7 +242,7 @@ def test_demo_files_are_self_contained() -> None:
 def test_missing_gradio_error_says_what_to_install(tmp_path: Path) -> None:
     program = """
 import sys
-sys.modules["gradio"] = None  # whoever imports it fails
+sys.modules["gradio"] = None  # Importing it fails.
 from trivium_cli import app
 app(["demo", sys.argv[1]])
 """
@@ -382,7 +382,7 @@ import runpy, threading, time
 from gradio_client import Client
 app, model, port = arguments
 sys.argv = [app, model]
-sys.path.insert(0, str(Path(app).parent))  # as `python app.py` does
+sys.path.insert(0, str(Path(app).parent))  # As `python app.py` does.
 threading.Thread(target=runpy.run_path, args=(app,), kwargs={"run_name": "__main__"}, daemon=True).start()
 for attempt in range(100):
     try:
@@ -406,7 +406,9 @@ def test_space_serves_without_package(
     write_space(folder, space, REPO)
     run_without_trivium(
         ANSWER,
-        *(str(space / "app.py"), str(folder), free_port),
+        str(space / "app.py"),
+        str(folder),
+        free_port,
         folder=tmp_path,
         present=["typer", "rich"],  # Gradio itself needs these packages.
         GRADIO_SERVER_PORT=str(free_port),

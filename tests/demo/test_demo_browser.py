@@ -85,7 +85,8 @@ def translator(tokenizer: TriviumTokenizer) -> PreTrainedModel:
 def url(translator: PreTrainedModel, tokenizer: TriviumTokenizer) -> Iterator[str]:
     """Serve the page of a translator and return its URL."""
     page = launch(
-        *(translator, tokenizer),
+        translator,
+        tokenizer,
         title=f"A {HTML} title",
         summary="It *invents*.",
         examples=["two dogs", HTML],

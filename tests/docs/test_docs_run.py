@@ -71,7 +71,7 @@ PAGES_TO_RUN = {
 
 
 @pytest.fixture(scope="module")
-def made_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Create what pages assume: runs of the recipes, and user files."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "FOLDER").mkdir()
@@ -89,8 +89,8 @@ def made_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", [page for page, found in PAGES_TO_RUN.items() if found], ids=lambda page: page.stem)
-def test_page_runs(page: Path, made_before: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(shutil.copytree(made_before, tmp_path / "here"))
+def test_page_runs(page: Path, prepared_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shutil.copytree(prepared_files, tmp_path / "here"))
     variables: dict[str, Any] = {}
     for block in PAGES_TO_RUN[page]:
         if block.language == "python":

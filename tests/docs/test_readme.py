@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def working_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the working directory, with a short run in `runs/numbers`."""
     shutil.copytree(run, tmp_path / "runs" / "numbers")
     monkeypatch.chdir(tmp_path)
@@ -55,13 +55,13 @@ def here(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("block", PYTHON)
-def test_python_blocks_run(block: str, here: Path) -> None:
+def test_python_blocks_run(block: str, working_folder: Path) -> None:
     """Each block runs, with a small training in place of the demo's."""
     setting = '["training.output_dir=runs/python"]'
     exec(block.replace(setting, repr(small_recipe(Path("runs/python")))), {})
 
 
-def test_commands_run(here: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_run(working_folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run all commands in order, with short trainings, a local Hub, and a demo page that is requested once."""
     gradio = pytest.importorskip("gradio", reason="an optional dependency")
     pytest.importorskip("ctranslate2", reason="an optional dependency")
@@ -82,10 +82,10 @@ def test_commands_run(here: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatc
         result = CliRunner().invoke(app, [*call, *options])
         assert result.exit_code == 0, f"{call}: {result.output[-3000:]} {result.exception!r}"
     assert "<html" in pages[0]
-    assert (here / "runs" / "wide" / "checkpoint-8").is_dir()
-    assert (here / "heads.png").stat().st_size > 1000
-    assert {path.name for path in (here / "runs" / "parts").iterdir()} >= {"encoder", "decoder"}
-    assert (here / "runs" / "fast" / "model.bin").is_file()
+    assert (working_folder / "runs" / "wide" / "checkpoint-8").is_dir()
+    assert (working_folder / "heads.png").stat().st_size > 1000
+    assert {path.name for path in (working_folder / "runs" / "parts").iterdir()} >= {"encoder", "decoder"}
+    assert (working_folder / "runs" / "fast" / "model.bin").is_file()
     assert "model.safetensors" in hub.files("someone/numbers")
     assert {call[0] for call in COMMANDS} == {
         *("train", "evaluate", "translate", "demo", "plot", "split", "convert", "push")

@@ -40,7 +40,7 @@ assert not any(importlib.util.find_spec(name) for name in ABSENT)
 
 def run(job):
     os.chdir(job["folder"])
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # no one answers a question whether to trust
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # A prompt for trust reads end of file.
     os.dup2(os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(1, 2)
     try:
@@ -75,7 +75,7 @@ for line in sys.stdin:
 """
 
 IMPORTS = """
-from __future__ import annotations  # the functions that follow bring no imports for their annotations
+from __future__ import annotations  # The prepended functions lack the imports of their annotations.
 
 import json, sys
 from pathlib import Path

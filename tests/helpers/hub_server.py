@@ -61,7 +61,7 @@ class File:
             return hashlib.sha256(self.content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
 
-    def described(self, path: str) -> Json:
+    def tree_entry(self, path: str) -> Json:
         """Return the entry of this file in a tree listing."""
         lfs = {"lfs": {"oid": self.oid, "size": len(self.content), "pointerSize": 134}} if self.lfs else {}
         return {"type": "file", "path": path, "size": len(self.content), "oid": self.oid, **lfs}
@@ -204,7 +204,7 @@ class HubServer:
         """
         self._failures.append(Failure(method, path, status, times, after))
 
-    def mend(self) -> None:
+    def clear_failures(self) -> None:
         """Remove all failures."""
         self._failures.clear()
 
@@ -427,7 +427,7 @@ def list_tree(hub: HubServer, handler: Handler, body: bytes, repo_id: str, revis
         raise Refusal(404, f"{folder} does not exist on {revision!r}", "EntryNotFound")
     folders = {parent for path in inside for parent in folders_of(path)} - {folder, *folders_of(folder)}
     entries: list[Json] = [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
-    entries += [file.described(path) for path, file in inside.items()]
+    entries += [file.tree_entry(path) for path, file in inside.items()]
     if parse_qs(urlsplit(handler.path).query).get("recursive", ["false"])[0].lower() not in ("true", "1"):
         entries = [entry for entry in entries if (folders_of(entry["path"]) or [""])[0] == folder]
     return as_json(entries)
@@ -437,7 +437,7 @@ def list_tree(hub: HubServer, handler: Handler, body: bytes, repo_id: str, revis
 def list_paths(hub: HubServer, handler: Handler, body: bytes, repo_id: str, revision: str) -> Answer:
     files = handler.readable(repo_id).at(revision).files
     wanted = parse_qs(body.decode())["paths"]
-    return as_json([files[path].described(path) for path in wanted if path in files])
+    return as_json([files[path].tree_entry(path) for path in wanted if path in files])
 
 
 @route("GET", rf"/{REPO}/resolve/{REVISION}/(?P<path>.+)")

@@ -202,33 +202,33 @@ def native_model(name: str, **options: Any) -> PreTrainedModel:
     tables = [parameter.clone() for parameter in model.parameters() if not parameter.requires_grad]
     shake(model, std=0.3)
     for parameter, table in zip((p for p in model.parameters() if not p.requires_grad), tables, strict=True):
-        parameter.data = table  # sinusoids
+        parameter.data = table  # The table of sinusoids.
     if hasattr(model, "final_logits_bias") and model.config.model_type == "marian":
         model.final_logits_bias.normal_()
     return model
 
 
-def our_model(name: str, **options: Any) -> PreTrainedModel:
+def trivium_model(name: str, **options: Any) -> PreTrainedModel:
     preset, class_name, _, fields = OURS[name]
     model_class = getattr(trivium, class_name)
     return shake(model_class(preset_config(preset, **{**fields, **options})).double().eval(), std=0.3)
 
 
-def incoming(name: str, folder: Path, attention: str = "eager") -> Pair:
+def import_pair(name: str, folder: Path, attention: str = "eager") -> Pair:
     native_model(name).save_pretrained(folder / "native")
     made = convert(folder / "native", folder / "ours")
     return Pair(load_float64(folder / "native", attention), load_float64(folder / "ours", attention), made.family)
 
 
-def outgoing(name: str, folder: Path, attention: str = "eager") -> Pair:
-    our_model(name).save_pretrained(folder / "ours")
+def export_pair(name: str, folder: Path, attention: str = "eager") -> Pair:
+    trivium_model(name).save_pretrained(folder / "ours")
     made = convert(folder / "ours", folder / "native", OURS[name][2])
     return Pair(load_float64(folder / "native", attention), load_float64(folder / "ours", attention), made.family)
 
 
 PAIRS: dict[str, Callable[..., Pair]] = {
-    **{f"in-{name}": partial(incoming, name) for name in THEIRS},
-    **{f"out-{name}": partial(outgoing, name) for name in OURS},
+    **{f"in-{name}": partial(import_pair, name) for name in THEIRS},
+    **{f"out-{name}": partial(export_pair, name) for name in OURS},
 }
 every_pair = pytest.mark.parametrize("name", PAIRS)
 
@@ -253,7 +253,7 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def assert_ours_equals(folder: Path, native: PreTrainedModel, expected_class: str | None = None) -> None:
+def assert_matches_native(folder: Path, native: PreTrainedModel, expected_class: str | None = None) -> None:
     ours = load_float64(folder)
     assert expected_class in (None, type(ours).__name__)
     inputs = {"input_ids": random_ids(2, 5)}

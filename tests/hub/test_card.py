@@ -62,7 +62,7 @@ EVALUATION: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_seed() -> Iterator[None]:
+def _seed() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield

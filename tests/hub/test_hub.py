@@ -398,7 +398,7 @@ def test_failed_push_changes_nothing_and_can_be_repeated(
         push(folder, REPO)
     assert "\n" not in str(failure.value)
     assert hub.files(REPO) == before
-    hub.mend()
+    hub.clear_failures()
     push(folder, REPO)
     assert len(hub.commits(REPO)) == 3
     assert hub.files(REPO)["LICENSE"] == b"MIT"
@@ -412,7 +412,7 @@ def test_interrupted_push_does_not_upload_files_again(folder: Path, hub: HubServ
     assert hub.files(REPO) == {}
     sent = uploads(hub)
     assert len(sent) == len(list(folder.glob("*.safetensors"))) > 1
-    hub.mend()
+    hub.clear_failures()
     push(folder, REPO)
     assert uploads(hub) == sent
     assert len(hub.commits(REPO)) == 2
@@ -425,7 +425,7 @@ def test_interrupted_upload_resumes_with_missing_files(folder: Path, hub: HubSer
     hub.fail("PUT", oid, status=None)
     with pytest.raises(ConnectionError, match=r"Run.*same again"):
         push(folder, REPO)
-    hub.mend()
+    hub.clear_failures()
     done = len(hub.repositories[REPO].objects)
     upload_count = len(uploads(hub))
     push(folder, REPO)

@@ -73,7 +73,7 @@ def compute(model: PreTrainedModel) -> torch.Tensor:
     return model(input_ids=ids, **inputs)[0].detach()
 
 
-def fitting_classes(config: TriviumConfig) -> dict[str, type[PreTrainedModel]]:
+def matching_classes(config: TriviumConfig) -> dict[str, type[PreTrainedModel]]:
     """Return the classes that the Auto classes select for a configuration with the package installed."""
     fitting = {}
     for name in dir(transformers):
@@ -83,10 +83,10 @@ def fitting_classes(config: TriviumConfig) -> dict[str, type[PreTrainedModel]]:
     return fitting
 
 
-def assert_is_whole(folder: Path, config: TriviumConfig) -> None:
+def assert_is_complete(folder: Path, config: TriviumConfig) -> None:
     """Assert that the configuration lists every matching class, and that their code is there and self-contained."""
     expected = {"AutoConfig": "configuration_trivium.TriviumConfig"}
-    for name, model_class in fitting_classes(config).items():
+    for name, model_class in matching_classes(config).items():
         expected[name] = f"{model_class.__module__.removeprefix('trivium.modeling.')}.{model_class.__name__}"
     assert json.loads((folder / "config.json").read_text())["auto_map"] == expected
     code = {file.stem: file.read_text() for file in folder.glob("*.py")}
@@ -121,9 +121,9 @@ def test_saved_folder_is_complete(tmp_path: Path, model_class: type[PreTrainedMo
     before = model.config.to_dict()
     model.save_pretrained(tmp_path / "saved")
     assert model.config.to_dict() == before
-    assert_is_whole(tmp_path / "saved", model.config)
+    assert_is_complete(tmp_path / "saved", model.config)
     Trainer(model, TrainingArguments(str(tmp_path / "runs"), report_to="none")).save_model(str(tmp_path / "trained"))
-    assert_is_whole(tmp_path / "trained", model.config)
+    assert_is_complete(tmp_path / "trained", model.config)
 
 
 def test_folder_of_a_half_is_complete(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_folder_of_a_half_is_complete(tmp_path: Path) -> None:
     for half in (TriviumForCausalLM, TriviumForMaskedLM):
         model = half.from_pretrained(tmp_path / "both")
         model.save_pretrained(tmp_path / half.__name__)
-        assert_is_whole(tmp_path / half.__name__, model.config)
+        assert_is_complete(tmp_path / half.__name__, model.config)
 
 
 @pytest.mark.parametrize("place", [pytest.param("folder", marks=pytest.mark.slow), "hub"])
@@ -148,7 +148,7 @@ def test_saved_models_load_without_package(tmp_path: Path, place: str) -> None:
         if place == "hub":
             address = f"someone/{name}"
             put_into_cache(tmp_path / "home", address, {"a" * 40: folder}, main="a" * 40)
-        fitting = fitting_classes(model.config)
+        fitting = matching_classes(model.config)
         for auto_class, found in fitting.items():
             if found is model_class or model_class is TriviumForConditionalGeneration:
                 jobs.append((address, auto_class))
@@ -160,7 +160,7 @@ def test_saved_models_load_without_package(tmp_path: Path, place: str) -> None:
     for saved_again, model in models.items():
         for result in results[saved_again]:
             torch.testing.assert_close(result, compute(model))
-        assert_is_whole(tmp_path / saved_again, model.config)
+        assert_is_complete(tmp_path / saved_again, model.config)
 
 
 # --- Locations -------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ for key, (cwd, address, name, options) in arguments[0].items():
     config = AutoConfig.from_pretrained(address, trust_remote_code=True, **options)
     for automatic, its_class in ((loader, type(model)), (transformers.AutoModel, type(model.model))):
         new = automatic.from_config(config, trust_remote_code=True)
-        assert type(new) is its_class or options  # it knows no revision
+        assert type(new) is its_class or options  # This loader ignores the revision.
         assert [*new.state_dict()] == [*(model if automatic is loader else model.model).state_dict()]
 os.chdir(start)
 torch.save(results, "results.pt")
@@ -308,7 +308,7 @@ def test_trainer_output_loads_without_package(tmp_path: Path) -> None:
         trainer.train()
         trainer.save_model()
         for folder in ("checkpoint-1", "checkpoint-2", "."):
-            assert_is_whole(tmp_path / auto_class / folder, model.config)
+            assert_is_complete(tmp_path / auto_class / folder, model.config)
             assert (tmp_path / auto_class / folder / "generation_config.json").exists() == model.can_generate()
             jobs.append((str(tmp_path / auto_class / folder), auto_class))
     run_without_trivium(LOAD_RUNS, jobs, folder=tmp_path, functions=(load, compute, written))
@@ -335,7 +335,7 @@ def test_installed_classes_take_precedence(tmp_path: Path, trust: bool | None) -
     for model_class in (TriviumForConditionalGeneration, TriviumForTokenClassification, TriviumForCausalLM):
         model = tiny_model(model_class, **CLASSES[model_class])
         model.save_pretrained(tmp_path / model_class.__name__)
-        for name, found in fitting_classes(model.config).items():
+        for name, found in matching_classes(model.config).items():
             assert (
                 type(getattr(transformers, name).from_pretrained(tmp_path / model_class.__name__, **options)) is found
             )
@@ -404,5 +404,5 @@ def test_fsdp_sharded_model_saves_its_own_class(tmp_path: Path) -> None:
         assert type(model).__name__ == "FSDPTriviumForConditionalGeneration"
     finally:
         torch.distributed.destroy_process_group()
-    assert_is_whole(tmp_path, model.config)
+    assert_is_complete(tmp_path, model.config)
     torch.testing.assert_close(compute(load(TriviumForConditionalGeneration, str(tmp_path))), expected)

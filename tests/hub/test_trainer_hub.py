@@ -51,17 +51,17 @@ SMALL = [
     "training.push_to_hub=true",
 ]
 
-# Follows the function `said`.
+# Follows the function `generate_outputs`.
 LOAD_COMMITS = """
 results = {}
 for folder in arguments[0]:
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
-    results[folder] = said(model, AutoTokenizer.from_pretrained(folder))
+    results[folder] = generate_outputs(model, AutoTokenizer.from_pretrained(folder))
 torch.save(results, "results.pt")
 """
 
 
-def said(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[torch.Tensor]:
+def generate_outputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[torch.Tensor]:
     inputs = tokenizer("half past seven", return_tensors="pt")
     return [model.generate(**inputs), model(**inputs, decoder_input_ids=torch.tensor([[1, 7, 8]])).logits.detach()]
 
@@ -112,12 +112,12 @@ def test_every_commit_is_a_complete_model(hub: HubServer, tmp_path: Path) -> Non
         assert repository in card
         assert "RunFacts" in json.loads((folders[-1] / "trainer_state.json").read_text())["stateful_callbacks"]
         assert not list(output.glob("_partial*"))
-    run_without_trivium(LOAD_COMMITS, list(map(str, folders)), folder=tmp_path, functions=[said])
+    run_without_trivium(LOAD_COMMITS, list(map(str, folders)), folder=tmp_path, functions=[generate_outputs])
     results = torch.load(tmp_path / "results.pt", weights_only=True)
     assert len(results) == len(folders) == 1 + 3
     for folder, result in results.items():
         model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-        for actual, expected in zip(said(model, tokenizer), result, strict=True):
+        for actual, expected in zip(generate_outputs(model, tokenizer), result, strict=True):
             torch.testing.assert_close(actual, expected)
     # The commits of steps 1 and 2 have the weights of steps 1 and 2.
     first, second = (results[str(tmp_path / "commits" / f"every_save-{index}")][1] for index in (0, 1))

@@ -36,7 +36,7 @@ WAYS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_seed() -> Iterator[None]:
+def _seed() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
@@ -137,7 +137,9 @@ def test_any_text_can_be_plotted() -> None:
 # --- Kinds, layers and heads -----------------------------------------------------------------------------------------
 
 
-def by_hand(module: torch.nn.Module, queries: torch.Tensor, keys: torch.Tensor, is_causal: bool) -> torch.Tensor:
+def reference_attention(
+    module: torch.nn.Module, queries: torch.Tensor, keys: torch.Tensor, is_causal: bool
+) -> torch.Tensor:
     """Compute softmax(Q K^T / sqrt(d)) per head, (heads, rows, columns), from the inputs of the projections."""
     weights = []
     for head in range(module.config.num_attention_heads):
@@ -157,15 +159,17 @@ def test_every_kind_layer_and_head_matches_equation(kind: str, tokenizer: Triviu
     attentions = [layer.cross_attn if kind == "cross" else layer.self_attn for layer in stack.layers]
     seen: dict[int, list[torch.Tensor]] = {}
 
-    def note(module: torch.nn.Module, args: Any) -> None:
+    def record_inputs(module: torch.nn.Module, args: Any) -> None:
         # The encoder output is the third argument.
         seen[module.layer_idx] = [args[0][0], args[2 if kind == "cross" else 0][0]]
 
     for module in attentions:
-        module.register_forward_pre_hook(note)
+        module.register_forward_pre_hook(record_inputs)
     target = {} if kind == "encoder" else {"target": GERMAN[0]}
     grid = plot_heads(model, tokenizer, ENGLISH[0], **target, kind=kind)
-    expected = torch.stack([by_hand(each, *seen[i], is_causal=kind == "decoder") for i, each in enumerate(attentions)])
+    expected = torch.stack(
+        [reference_attention(each, *seen[i], is_causal=kind == "decoder") for i, each in enumerate(attentions)]
+    )
     rows, columns = expected.shape[2:]
     # There is a gap after the last one as well.
     maps = torch.nn.functional.pad(heatmap_data(grid), (0, 1, 0, 1), value=torch.nan)

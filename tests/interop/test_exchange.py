@@ -27,8 +27,8 @@ from native import (
     files_of,
     load_float64,
     native_model,
-    our_model,
     saved_native,
+    trivium_model,
 )
 from safetensors.torch import load_file
 from tiny import BOS, EOS, EXACT, PAD, Tensors, mask_of, random_ids
@@ -204,7 +204,7 @@ def test_conversion_round_trips(name: str, tmp_path: Path) -> None:
 
 def test_native_folder_needs_no_trivium_code(tmp_path: Path) -> None:
     for name, (_, _, family, _) in OURS.items():
-        our_model(name).save_pretrained(tmp_path / name)
+        trivium_model(name).save_pretrained(tmp_path / name)
         made = convert(tmp_path / name, tmp_path / f"{name}-native", family)
         assert type(made.model).__module__.startswith("transformers.models.")
         folder = tmp_path / f"{name}-native"
@@ -213,7 +213,7 @@ def test_native_folder_needs_no_trivium_code(tmp_path: Path) -> None:
 
 
 def test_training_only_fields_are_dropped_with_a_note(tmp_path: Path) -> None:
-    our_model("llama-biased-dropout", label_smoothing=0.2).save_pretrained(tmp_path / "ours")
+    trivium_model("llama-biased-dropout", label_smoothing=0.2).save_pretrained(tmp_path / "ours")
     notes = convert(tmp_path / "ours", tmp_path / "native").notes
     assert [note.split(" ")[0] for note in notes[:2]] == ["label_smoothing=0.2", "dropout=0.1"]
 
@@ -440,7 +440,7 @@ def test_trivium_tokenizer_converts_to_native(tmp_path: Path) -> None:
     """It recognizes special tokens in texts: clients tokenize prompts and rendered chats later."""
     tokenizer = train_tokenizer(TEXTS, vocab_size=300, add_bos_token=True, add_eos_token=False)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|user|>"]})
-    our_model("gpt2", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "ours")
+    trivium_model("gpt2", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "ours")
     tokenizer.save_pretrained(tmp_path / "ours")
     assert convert(tmp_path / "ours", tmp_path / "native").notes == []
     stock = AutoTokenizer.from_pretrained(tmp_path / "native")
@@ -461,7 +461,7 @@ def test_trivium_tokenizer_converts_to_native(tmp_path: Path) -> None:
 def test_two_vocabularies_convert_to_two_tokenizers(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(TEXTS[:3], target_texts=TEXTS[3:], vocab_size=290, shared=False)
     sizes = {"vocab_size": len(tokenizer), "decoder_vocab_size": tokenizer.target_vocab_size}
-    our_model("paper-marian-two-vocabularies", **sizes).save_pretrained(tmp_path / "ours")
+    trivium_model("paper-marian-two-vocabularies", **sizes).save_pretrained(tmp_path / "ours")
     tokenizer.save_pretrained(tmp_path / "ours")
     made = convert(tmp_path / "ours", tmp_path / "native")
     assert made.notes[-1].endswith("that of the target language is in target_tokenizer")

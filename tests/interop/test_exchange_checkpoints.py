@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from native import (
-    assert_ours_equals,
+    assert_matches_native,
     conversion_error,
     edit_config,
     edit_weights,
@@ -18,8 +18,8 @@ from native import (
     files_of,
     load_float64,
     native_model,
-    our_model,
     saved_native,
+    trivium_model,
 )
 from safetensors.torch import load_file, save_file
 
@@ -40,7 +40,7 @@ def test_sharded_round_trip(tmp_path: Path) -> None:
     for shard in shards:
         tensors = load_file(shard)
         assert len(tensors) == 1 or sum(tensor.nbytes for tensor in tensors.values()) <= 15_000
-    assert_ours_equals(tmp_path / "ours", native)
+    assert_matches_native(tmp_path / "ours", native)
     convert(tmp_path / "ours", tmp_path / "back")
     one_file = load_file(tmp_path / "back" / "model.safetensors")
     for name, tensor in native.state_dict().items():
@@ -51,7 +51,7 @@ def test_memory_is_limited_to_one_shard(tmp_path: Path, monkeypatch: pytest.Monk
     """Between two output files, only the tensors of the next file are read."""
     from trivium.interop import checkpoint
 
-    our_model("bert-masked-lm").save_pretrained(tmp_path / "ours")
+    trivium_model("bert-masked-lm").save_pretrained(tmp_path / "ours")
     read, read_per_file = list[int](), list[int]()
     get = checkpoint.Checkpoint.__getitem__
 
@@ -93,18 +93,18 @@ def test_bert_as_pretrained(architecture: str, tmp_path: Path) -> None:
     whole.load_state_dict(native.state_dict(), strict=False)
     whole.save_pretrained(tmp_path / "native")
 
-    def age(weights: dict[str, torch.Tensor]) -> None:
+    def to_old_format(weights: dict[str, torch.Tensor]) -> None:
         for name in [name for name in weights if "LayerNorm" in name]:
             weights[name.replace("weight", "gamma").replace("bias", "beta")] = weights.pop(name)
         weights["bert.embeddings.position_ids"] = torch.arange(29)[None]
 
-    edit_weights(tmp_path / "native", age)
+    edit_weights(tmp_path / "native", to_old_format)
     edit_config(tmp_path / "native", architectures=[architecture])
     made = convert(tmp_path / "native", tmp_path / "ours")
     assert made.notes[:2] == [
         f"{x} is left behind: Trivium has none" for x in ("cls.seq_relationship", "pooler.dense")
     ]
-    assert_ours_equals(tmp_path / "ours", native, "TriviumForMaskedLM")
+    assert_matches_native(tmp_path / "ours", native, "TriviumForMaskedLM")
 
 
 @exact
@@ -113,16 +113,16 @@ def test_roberta_as_published(tmp_path: Path) -> None:
     native = native_model("roberta-masked-lm")
     native.save_pretrained(tmp_path / "native")
 
-    def age(weights: dict[str, torch.Tensor]) -> None:
+    def to_old_format(weights: dict[str, torch.Tensor]) -> None:
         weights |= {
             f"roberta.pooler.dense.{x}": torch.ones(24, 24)[:, i].contiguous()
             for i, x in enumerate(("weight", "bias"))
         }
         weights["roberta.embeddings.position_ids"] = torch.arange(29)[None]
 
-    edit_weights(tmp_path / "native", age)
+    edit_weights(tmp_path / "native", to_old_format)
     assert convert(tmp_path / "native", tmp_path / "ours").notes[0] == "pooler.dense is left behind: Trivium has none"
-    assert_ours_equals(tmp_path / "ours", native)
+    assert_matches_native(tmp_path / "ours", native)
 
 
 @exact
@@ -131,7 +131,7 @@ def test_gpt2_as_published(tmp_path: Path) -> None:
     native = native_model("gpt2")
     native.save_pretrained(tmp_path / "native")
 
-    def age(weights: dict[str, torch.Tensor]) -> None:
+    def to_old_format(weights: dict[str, torch.Tensor]) -> None:
         for name in list(weights):
             weights[name.removeprefix("transformer.")] = weights.pop(name)
         for i in range(3):
@@ -139,9 +139,9 @@ def test_gpt2_as_published(tmp_path: Path) -> None:
             weights[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
         weights["lm_head.weight"] = weights["wte.weight"].clone()
 
-    edit_weights(tmp_path / "native", age)
+    edit_weights(tmp_path / "native", to_old_format)
     convert(tmp_path / "native", tmp_path / "ours")
-    assert_ours_equals(tmp_path / "ours", native)
+    assert_matches_native(tmp_path / "ours", native)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -168,7 +168,7 @@ def test_head_bias_is_kept_if_nonzero(name: str, bias: str, tmp_path: Path) -> N
         edit_weights(tmp_path / "native", lambda weights: weights.pop("final_logits_bias"))
     convert(tmp_path / "native", tmp_path / "ours")
     assert load_float64(tmp_path / "ours").config.lm_head_bias == (bias == "numbers")
-    assert_ours_equals(tmp_path / "ours", native)
+    assert_matches_native(tmp_path / "ours", native)
     convert(tmp_path / "ours", tmp_path / "back", name)
     assert torch.equal(load_float64(tmp_path / "back").final_logits_bias, native.final_logits_bias)
 
@@ -271,12 +271,12 @@ VARIANTS: list[tuple[str, dict[str, Any], str | None, str]] = [
 def test_fields_the_family_lacks_are_refused(
     name: str, changes: dict[str, Any], to: str | None, expected_error: str, tmp_path: Path
 ) -> None:
-    our_model(name, **changes).save_pretrained(tmp_path / "ours")
+    trivium_model(name, **changes).save_pretrained(tmp_path / "ours")
     assert expected_error in conversion_error(tmp_path / "ours", tmp_path / "native", to)
 
 
 def test_only_matching_family_is_selected(tmp_path: Path) -> None:
-    our_model("gpt2").save_pretrained(tmp_path / "ours")
+    trivium_model("gpt2").save_pretrained(tmp_path / "ours")
     assert convert(tmp_path / "ours", tmp_path / "native").family == "gpt2"
 
 
@@ -327,7 +327,7 @@ def test_weights_of_another_family_are_refused(config: str, weights: str, tmp_pa
 
 
 def test_trivium_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
-    our_model("gpt2").save_pretrained(tmp_path / "ours")
+    trivium_model("gpt2").save_pretrained(tmp_path / "ours")
     edit_config(tmp_path / "ours", ffn_dim=44)
     message = conversion_error(tmp_path / "ours", tmp_path / "native")
     assert "has the shape (40, 24), but must have (44, 24)" in message

@@ -194,7 +194,7 @@ def test_split_and_join_do_not_mutate_inputs(tied: bool) -> None:
 
 
 def test_wrapping_a_part_does_not_reinitialize_it() -> None:
-    class Around(TriviumPreTrainedModel):
+    class Wrapper(TriviumPreTrainedModel):
         def __init__(self, part: TriviumEncoderModel) -> None:
             super().__init__(part.config)
             self.model = part
@@ -203,7 +203,7 @@ def test_wrapping_a_part_does_not_reinitialize_it() -> None:
 
     part = split(tiny_model()).encoder
     before = copy.deepcopy(part.state_dict())
-    assert_same_weights(Around(part).model.state_dict(), before)
+    assert_same_weights(Wrapper(part).model.state_dict(), before)
 
 
 # --- Warm start ------------------------------------------------------------------------------------------------------

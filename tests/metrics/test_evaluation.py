@@ -26,7 +26,7 @@ ROWS = [{"text": text} for text in TEXTS]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_seed() -> Iterator[None]:
+def _seed() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield

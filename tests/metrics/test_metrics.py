@@ -160,7 +160,7 @@ for name in METRICS:
     elif name in NUMBER_METRICS:
         inputs = dict(predictions=[1.0, 2.0], references=[1.0, 3.0])
     metrics = [load_metric(name) for _ in range(2)]
-    for metric in metrics:  # both are open at once
+    for metric in metrics:  # Both are open at the same time.
         metric.add_batch(**inputs)
     assert metrics[0].compute() == metrics[1].compute()
 """

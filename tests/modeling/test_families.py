@@ -119,7 +119,7 @@ def in_training(pair: Pair) -> Pair:
     return pair
 
 
-def renamed(tensors: Tensors, names: dict[str, str]) -> Tensors:
+def rename_tensors(tensors: Tensors, names: dict[str, str]) -> Tensors:
     """Replace all `names` in the tensor names, one after the other."""
     result = {}
     for name, tensor in tensors.items():
@@ -132,7 +132,7 @@ def renamed(tensors: Tensors, names: dict[str, str]) -> Tensors:
 def from_gpt2(tensors: Tensors) -> Tensors:
     """Transpose the matrices of GPT-2 and split its fused attention projection."""
     result = {}
-    for name, tensor in renamed(tensors, GPT2_NAMES).items():
+    for name, tensor in rename_tensors(tensors, GPT2_NAMES).items():
         if tensor.ndim == 2 and "layers" in name:
             tensor = tensor.T
         if "qkv_proj" in name:
@@ -151,7 +151,7 @@ def bert(
 ) -> Pair:
     config = preset_config("bert-base", **OUR_SIZES, encoder_layers=3, **options)
     native_config = BertConfig(**NATIVE_SIZES, intermediate_size=40, **options)
-    return pair(ours(config), native(native_config), partial(renamed, names=names))
+    return pair(ours(config), native(native_config), partial(rename_tensors, names=names))
 
 
 def gpt2(**options: Any) -> Pair:
@@ -166,7 +166,9 @@ def llama(rope_theta: float | None = None, tie_word_embeddings: bool = True, **o
     native_config = LlamaConfig(**NATIVE_SIZES, intermediate_size=40, rms_norm_eps=1e-5, **options)  # SmolLM's
     if rope_theta is not None:
         config.rope_theta = native_config.rope_parameters["rope_theta"] = rope_theta
-    return pair(TriviumForCausalLM(config), LlamaForCausalLM(native_config), partial(renamed, names=LLAMA_NAMES))
+    return pair(
+        TriviumForCausalLM(config), LlamaForCausalLM(native_config), partial(rename_tensors, names=LLAMA_NAMES)
+    )
 
 
 MASKED_LM = partial(bert, TriviumForMaskedLM, BertForMaskedLM)

@@ -24,16 +24,16 @@ def random_batch(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torc
     return torch.randn(3, 5, VOCABULARY, dtype=dtype) * 3, labels
 
 
-def by_hand(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> float:
+def reference_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> float:
     """Compute cross entropy against (1 - e) * one-hot + e / V in Python floats, averaged over real tokens."""
     total, count = 0.0, 0
     for row, label in zip(logits.flatten(0, -2).tolist(), labels.flatten().tolist(), strict=True):
         if label == -100:
             continue
-        log_normaliser = math.log(sum(math.exp(logit) for logit in row))
+        log_normalizer = math.log(sum(math.exp(logit) for logit in row))
         for token, logit in enumerate(row):
             target = smoothing / len(row) + (1 - smoothing) * (token == label)
-            total -= target * (logit - log_normaliser)
+            total -= target * (logit - log_normalizer)
         count += 1
     return total / count
 
@@ -42,7 +42,7 @@ def by_hand(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> flo
 def test_label_smoothing_matches_formula(smoothing: float) -> None:
     logits, labels = random_batch()
     loss = label_smoothed_cross_entropy(logits, labels, smoothing).item()
-    assert loss == pytest.approx(by_hand(logits, labels, smoothing), rel=1e-12)
+    assert loss == pytest.approx(reference_loss(logits, labels, smoothing), rel=1e-12)
     reference = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing)
     assert loss == pytest.approx(reference.item(), rel=1e-12)
 
@@ -86,7 +86,7 @@ def test_half_precision_logits_are_summed_in_float32(dtype: torch.dtype) -> None
     logits, labels = random_batch(dtype)
     loss = label_smoothed_cross_entropy(logits, labels, 0.1)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(by_hand(logits, labels, 0.1), rel=1e-5)
+    assert loss.item() == pytest.approx(reference_loss(logits, labels, 0.1), rel=1e-5)
 
 
 def test_model_smooths_labels_only_in_training() -> None:
@@ -94,7 +94,9 @@ def test_model_smooths_labels_only_in_training() -> None:
     batch = copying_batch(sentences=4)
     for training, smoothing in ((True, 0.3), (False, 0.0)):
         outputs = model.train(training)(**batch)
-        assert outputs.loss.item() == pytest.approx(by_hand(outputs.logits, batch["labels"], smoothing), rel=1e-10)
+        assert outputs.loss.item() == pytest.approx(
+            reference_loss(outputs.logits, batch["labels"], smoothing), rel=1e-10
+        )
 
 
 def test_micro_batch_gradients_sum_to_full_batch() -> None:
@@ -208,7 +210,7 @@ def test_unknown_problem_type_is_refused(labels: torch.Tensor) -> None:
 def test_class_labels_are_smoothed_like_tokens() -> None:
     problem = PROBLEMS[0]
     logits, labels = problem.logits(), problem.labels()
-    expected = by_hand(logits, labels, 0.3)
+    expected = reference_loss(logits, labels, 0.3)
     for loss in (
         label_smoothed_cross_entropy(logits, labels, 0.3),
         classification_loss(logits, labels, label_smoothing=0.3),
@@ -222,4 +224,6 @@ def test_classifier_smooths_only_in_training() -> None:
     inputs = {"input_ids": copying_batch(TEXTS)["input_ids"], "labels": torch.randint(CLASSES, (TEXTS,))}
     for training, smoothing in ((True, 0.3), (False, 0.0)):
         outputs = model.train(training)(**inputs)
-        assert outputs.loss.item() == pytest.approx(by_hand(outputs.logits, inputs["labels"], smoothing), rel=1e-10)
+        assert outputs.loss.item() == pytest.approx(
+            reference_loss(outputs.logits, inputs["labels"], smoothing), rel=1e-10
+        )

@@ -70,7 +70,7 @@ place, questions = Path(arguments[0]), arguments[1]
 trust = {"trust_remote_code": True, "device": "cpu"}
 answers = {name: ask(pipeline(question[0], str(place / name), **trust), *question[1:])
            for name, question in questions.items()}
-translator = pipeline(model=str(place / "translator"), **trust)  # it is known what the model is for
+translator = pipeline(model=str(place / "translator"), **trust)  # The task follows from the model.
 print(translator.model.config)
 answers["of itself"] = ask(translator, *questions["translator"][1:])
 translator.save_pretrained(place / "again")
@@ -122,13 +122,13 @@ def custom_pipelines(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_seed() -> Iterator[None]:
+def _seed() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
 
 
-def teach(model: PreTrainedModel, tokenizer: TriviumTokenizer) -> PreTrainedModel:
+def train_model(model: PreTrainedModel, tokenizer: TriviumTokenizer) -> PreTrainedModel:
     """Train a model to translate TEXTS into GERMAN."""
     batch = tokenizer(TEXTS, text_target=GERMAN, padding=True, return_tensors="pt")
     batch["labels"] = batch["labels"].masked_fill(batch["labels"] == tokenizer.pad_token_id, -100)
@@ -158,7 +158,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return tiny_model(model_class, std=0.4, vocab_size=len(tokenizer), **config)
 
     config = tiny_config(vocab_size=len(two), decoder_vocab_size=two.target_vocab_size)
-    translator = teach(TriviumForConditionalGeneration(config).double().eval(), two)
+    translator = train_model(TriviumForConditionalGeneration(config).double().eval(), two)
     save("translator", translator, two)
     save("half", TriviumEncoderModel.from_pretrained(place / "translator", dtype=torch.float64), two)
     save("filler", model_of(TriviumForMaskedLM, one, decoder_layers=0), one)

@@ -56,7 +56,7 @@ def names_in(folder: Path) -> set[str]:
     return names
 
 
-def heads_parameters(model: PreTrainedModel) -> set[str]:
+def head_parameters(model: PreTrainedModel) -> set[str]:
     """Return the parameters that are neither in the base model nor tied to it."""
     if model.base_model is model:
         return set()
@@ -138,7 +138,7 @@ def test_saved_configuration_keeps_architecture(way: str, tmp_path: Path) -> Non
 # --- Loading the encoder or decoder of an encoder-decoder checkpoint ---
 
 
-def decoder_by_hand(model: PreTrainedModel) -> TriviumForCausalLM:
+def build_decoder(model: PreTrainedModel) -> TriviumForCausalLM:
     """Build a decoder-only model with the weights of an encoder-decoder, without cross-attention."""
     alone = TriviumForCausalLM(model.config.decoder_only()).double().eval()
     weights = {
@@ -167,7 +167,7 @@ def test_encoder_decoder_loads_as_half(
     assert (len(list((tmp_path / "whole").glob("*.safetensors"))) > 1) == (max_shard_size == "20KB")
     half, report = load(target, tmp_path / "whole")
 
-    new = heads_parameters(half) - names_in(tmp_path / "whole")  # The head of a language model may be present.
+    new = head_parameters(half) - names_in(tmp_path / "whole")  # The head of a language model may be present.
     assert set(report["missing_keys"]) == new
     assert not report["unexpected_keys"]
     assert not report["mismatched_keys"]
@@ -178,7 +178,7 @@ def test_encoder_decoder_loads_as_half(
     if target in ENCODER_ONLY:
         assert hidden.equal(whole.get_encoder()(ids).last_hidden_state)
     else:
-        alone = decoder_by_hand(whole)
+        alone = build_decoder(whole)
         assert hidden.equal(alone.model(ids).last_hidden_state)
         if target is TriviumForCausalLM and not new:
             assert half(ids).logits.equal(alone(ids).logits)
@@ -269,8 +269,8 @@ def test_encoder_loads_with_another_head(source: type[Any], target: type[Any], t
     model.save_pretrained(tmp_path)
     loaded, report = load(target, tmp_path)
     same = source is target
-    assert set(report["missing_keys"]) == (set() if same else heads_parameters(loaded))
-    assert set(report["unexpected_keys"]) == (set() if same else heads_parameters(model))
+    assert set(report["missing_keys"]) == (set() if same else head_parameters(loaded))
+    assert set(report["unexpected_keys"]) == (set() if same else head_parameters(model))
     # Sequence and token classification name their heads alike, but the shapes differ.
     assert not report["mismatched_keys"]
     ids = random_ids(2, 6)
@@ -358,7 +358,7 @@ def test_auto_class_returns_model_class(way: str, auto: str, model_class: type[A
     assert (built.config._attn_implementation, built.dtype) == ("sdpa", torch.float16)
     loaded, report = auto_class.from_pretrained(tmp_path, output_loading_info=True)
     assert type(loaded) is model_class
-    assert not [name for name in report["missing_keys"] if name not in heads_parameters(loaded)]
+    assert not [name for name in report["missing_keys"] if name not in head_parameters(loaded)]
     weights = saved.base_model.state_dict()
     assert all(weight.equal(weights[name]) for name, weight in loaded.base_model.state_dict().items())
     assert type(auto_class.from_pretrained(tmp_path, config=saved.config)) is model_class

@@ -92,9 +92,7 @@ def test_resume_with_more_processes(config: str, tmp_path: Path) -> None:
     (losses, _) = run_distributed(train_here, [*settings_of(run), "model.dropout=0"], **together)
     shutil.copytree(run, tmp_path / "whole")
     shutil.rmtree(run / "checkpoint-4")
-    found = run_distributed(
-        *(train_here, [*settings_of(run, rows=2), "model.dropout=0"], True), **together, processes=4
-    )
+    found = run_distributed(train_here, [*settings_of(run, rows=2), "model.dropout=0"], True, **together, processes=4)
     assert found[0] == pytest.approx(losses, rel=1e-5)
     assert_same_model(run, tmp_path / "whole", tolerance=1e-5)
 

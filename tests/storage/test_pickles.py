@@ -23,7 +23,7 @@ from trivium.training import train
 OLD_RUN = TESTS / "fixtures" / "run-0.1.0"
 
 
-class Calling:
+class CallOnUnpickling:
     """An object whose unpickling calls a function."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
@@ -43,12 +43,14 @@ CHANGES_A_CLASS = (
     b"\x80\x04\x8c\x27torch.distributed.checkpoint.filesystem\x8c\x0c_StorageInfo\x93N}\x8c\x06lengthK\x01s\x86b."
 )
 CRAFTED: dict[str, Callable[[Path], bytes]] = {
-    "os.system": lambda canary: pickle.dumps(Calling(os.system, f"touch {canary}")),
-    "eval": lambda canary: pickle.dumps(Calling(eval, f"open({str(canary)!r}, 'w')")),
-    "getattr": lambda canary: pickle.dumps(Calling(getattr, torch.Size, "__class__")),
-    "nested": lambda canary: pickle.dumps(listing({MetadataIndex("a"): Calling(os.system, f"touch {canary}")})),
-    "protocol 0": lambda canary: pickle.dumps(Calling(os.system, f"touch {canary}"), protocol=0),
-    "cut off after a call": lambda canary: pickle.dumps(Calling(os.system, f"touch {canary}"), 0)[:-1],
+    "os.system": lambda canary: pickle.dumps(CallOnUnpickling(os.system, f"touch {canary}")),
+    "eval": lambda canary: pickle.dumps(CallOnUnpickling(eval, f"open({str(canary)!r}, 'w')")),
+    "getattr": lambda canary: pickle.dumps(CallOnUnpickling(getattr, torch.Size, "__class__")),
+    "nested": lambda canary: pickle.dumps(
+        listing({MetadataIndex("a"): CallOnUnpickling(os.system, f"touch {canary}")})
+    ),
+    "protocol 0": lambda canary: pickle.dumps(CallOnUnpickling(os.system, f"touch {canary}"), protocol=0),
+    "cut off after a call": lambda canary: pickle.dumps(CallOnUnpickling(os.system, f"touch {canary}"), 0)[:-1],
     "a class is changed": lambda canary: CHANGES_A_CLASS,
     "another folder": lambda canary: pickle.dumps(listing({MetadataIndex("a"): _StorageInfo("../../x", 0, 1)})),
     "no list": lambda canary: pickle.dumps([1, 2]),
@@ -123,7 +125,7 @@ def test_shard_metadata_of_torch_is_read(tmp_path: Path) -> None:
 
 def test_crafted_object_in_shards_is_refused(tmp_path: Path, canary: Path) -> None:
     """torch.distributed.checkpoint unpickles non-tensor objects without any restriction."""
-    folder = sharded(tmp_path / "optimizer_0", crafted=Calling(os.system, f"touch {canary}"))
+    folder = sharded(tmp_path / "optimizer_0", crafted=CallOnUnpickling(os.system, f"touch {canary}"))
     with pytest.raises(UnsafePickleError, match=r"__0_0\.distcp is not safe to unpickle .*posix\.system"):
         check_pickles(tmp_path)
     # Metadata that declares the object a tensor makes torch read it with weights_only.
@@ -143,7 +145,7 @@ def test_crafted_metadata_of_one_rank_is_refused(tmp_path: Path, canary: Path) -
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"])
 def test_crafted_torch_file_is_named(run: Path, canary: Path, file: str) -> None:
-    torch.save({"state": Calling(os.system, f"touch {canary}")}, run / "checkpoint-3" / file)
+    torch.save({"state": CallOnUnpickling(os.system, f"touch {canary}")}, run / "checkpoint-3" / file)
     assert_refused(run, canary, rf"checkpoint-3/{file}")
 
 
@@ -158,7 +160,7 @@ def test_crafted_best_checkpoint_is_refused(run: Path, canary: Path) -> None:
 
 
 def test_training_arguments_are_never_read(run: Path, canary: Path) -> None:
-    torch.save(Calling(os.system, f"touch {canary}"), run / "checkpoint-3" / "training_args.bin")
+    torch.save(CallOnUnpickling(os.system, f"touch {canary}"), run / "checkpoint-3" / "training_args.bin")
     check_pickles(run / "checkpoint-3")
     assert find_defect(run / "checkpoint-3") is None
     assert not canary.exists()

@@ -45,7 +45,7 @@ def recipe_for(run: Path) -> Recipe:
     return load_recipe(OLD_RUN, [f"training.output_dir={run}", "training.report_to=none"])
 
 
-def begin(run: Path, resume: bool = False, overwrite: bool = False) -> Start:
+def start_run(run: Path, resume: bool = False, overwrite: bool = False) -> Start:
     """Prepare the folder as `train` does before the first step."""
     recipe = recipe_for(run)
     start = choose_start(recipe, recipe.training_arguments(), resume, overwrite)
@@ -71,7 +71,7 @@ def assert_refused(run: Path, message: str, **how: bool) -> None:
 
 def test_run_starts_in_new_or_empty_folder(tmp_path: Path) -> None:
     for folder in (tmp_path / "new", tmp_path / "empty"):
-        begin(folder)
+        start_run(folder)
         assert names_in(folder) == {RECIPE_FILE, MANIFEST.as_posix()}
         assert read_manifest(folder) == {RECIPE_FILE}
 
@@ -82,10 +82,10 @@ def test_finished_run_without_checkpoints_is_refused(run: Path) -> None:
 
 
 def test_run_killed_before_first_checkpoint_is_refused(tmp_path: Path) -> None:
-    begin(tmp_path / "run")
+    start_run(tmp_path / "run")
     assert_refused(tmp_path / "run", r"holds a run already \(.*recipe\.yaml\)")
     assert_refused(tmp_path / "run", "There is no checkpoint in .* start it again", resume=True)
-    begin(tmp_path / "run", overwrite=True)
+    start_run(tmp_path / "run", overwrite=True)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "data/train.de", "checkpoint-best/model.bin", "model.safetensors"])
@@ -113,8 +113,8 @@ def test_foreign_file_in_checkpoint_is_named(run: Path) -> None:
 
 def test_existing_card_does_not_block_a_run(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# Mine\n")
-    begin(tmp_path)
-    begin(tmp_path, overwrite=True)
+    start_run(tmp_path)
+    start_run(tmp_path, overwrite=True)
     assert (tmp_path / "README.md").read_text() == "# Mine\n"
 
 
@@ -139,7 +139,7 @@ def test_overwrite_deletes_only_files_of_runs(run: Path) -> None:
     (run / "runs").mkdir()
     (run / "runs" / "events.out.tfevents.1").write_text("log")
     logs = {"runs/events.out.tfevents.1"}
-    begin(run, overwrite=True)
+    start_run(run, overwrite=True)
     assert names_in(run) == {*FOREIGN, *logs, RECIPE_FILE, MANIFEST.as_posix()}
 
     with run_files(run) as partial:
@@ -148,7 +148,7 @@ def test_overwrite_deletes_only_files_of_runs(run: Path) -> None:
     record(run, "evaluation_test.json", "predictions_test.txt")
     (run / "evaluation_test.json").write_text("{}")
     (run / "recipe.yaml.partial").write_text("half")
-    begin(run, overwrite=True)
+    start_run(run, overwrite=True)
     assert names_in(run) == {*FOREIGN, *logs, RECIPE_FILE, MANIFEST.as_posix()}
 
 
@@ -156,41 +156,41 @@ def test_resume_deletes_no_foreign_files(run: Path) -> None:
     add_foreign_files(run)
     (run / "evaluation_test.json").write_text(json.dumps(REPORT))
     before = names_in(run) - {"evaluation_test.json"}
-    begin(run, resume=True)
+    start_run(run, resume=True)
     assert names_in(run) == before | {MANIFEST.as_posix()}
     assert "model.safetensors" in (read_manifest(run) or ())  # The run has a manifest from now on.
-    begin(run, overwrite=True)
+    start_run(run, overwrite=True)
     assert names_in(run) == {*FOREIGN, RECIPE_FILE, MANIFEST.as_posix()}
 
 
 def test_new_recipe_is_not_written_beside_old_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(self: Recipe, folder: Path) -> None:
+    def interrupt(self: Recipe, folder: Path) -> None:
         assert names_in(folder) == {MANIFEST.as_posix()}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Recipe, "save", dies)
+    monkeypatch.setattr(Recipe, "save", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        begin(run, overwrite=True)
+        start_run(run, overwrite=True)
     monkeypatch.undo()
-    begin(run, overwrite=True)  # The folder is still recognized as a run.
+    start_run(run, overwrite=True)  # The folder is still recognized as a run.
 
 
 def test_run_killed_during_deletion_is_still_recognized(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unlink, left = Path.unlink, 10
 
-    def dies(path: Path, missing_ok: bool = False) -> None:
+    def interrupt(path: Path, missing_ok: bool = False) -> None:
         nonlocal left
         left -= 1
         if left < 0:
             raise KeyboardInterrupt
         unlink(path, missing_ok)
 
-    monkeypatch.setattr(Path, "unlink", dies)
+    monkeypatch.setattr(Path, "unlink", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        begin(run, overwrite=True)
+        start_run(run, overwrite=True)
     monkeypatch.undo()
     assert (run / RECIPE_FILE).read_text() == (OLD_RUN / RECIPE_FILE).read_text()
-    begin(run, overwrite=True)
+    start_run(run, overwrite=True)
     assert names_in(run) == {RECIPE_FILE, MANIFEST.as_posix()}
 
 
@@ -221,7 +221,7 @@ def test_defective_checkpoints_are_moved_aside(run: Path) -> None:
     shutil.copytree(run / "checkpoint-3", run / BROKEN / "checkpoint-3")
     set_aside([run / "checkpoint-3"])
     assert {path.name for path in (run / BROKEN).iterdir()} == {"checkpoint-3", "checkpoint-3-2"}
-    begin(run, overwrite=True)
+    start_run(run, overwrite=True)
     assert names_in(run) == {RECIPE_FILE, MANIFEST.as_posix()}
 
 
@@ -256,12 +256,12 @@ def test_symlinks_are_never_followed(run: Path) -> None:
     (run / "config.json").unlink()
     (run / "notes").symlink_to(outside / "victim.txt")
     start_manifest(run, ["link/victim.txt", "notes", "recipe.yaml", *(path.name for path in run.iterdir())])
-    begin(run, overwrite=True)
+    start_run(run, overwrite=True)
     assert (outside / "victim.txt").read_text() == "mine"
     assert names_in(run) == {"link", "notes", RECIPE_FILE, MANIFEST.as_posix()}
     (run / "checkpoint-3").symlink_to(outside)
     with pytest.raises(ValueError, match="holds checkpoint-3, which no training"):
-        begin(run, overwrite=True)
+        start_run(run, overwrite=True)
 
 
 def test_checkpoint_lists_no_files_outside(run: Path) -> None:
@@ -269,7 +269,7 @@ def test_checkpoint_lists_no_files_outside(run: Path) -> None:
     listed = {"version": 1, "algorithm": "xxh3_128", "files": {"../../victim": "0"}}
     (run / "checkpoint-3" / "manifest.json").write_text(json.dumps(listed))
     assert_refused(run, "checkpoint-3: .*a manifest may only name relative paths", resume=True)
-    begin(run, overwrite=True)
+    start_run(run, overwrite=True)
     assert (run.parent / "victim").read_text() == "mine"
 
 
@@ -281,7 +281,7 @@ def test_evaluation_writes_no_manifest(run: Path) -> None:
 # --- One training at a time ------------------------------------------------------------------------------------------
 
 
-def _hold(run: Path, held: Any) -> None:
+def _hold_lock(run: Path, held: Any) -> None:
     with lock_run(run):
         held.set()
         time.sleep(600)
@@ -291,7 +291,7 @@ def test_concurrent_training_is_refused_until_first_ends(tmp_path: Path) -> None
     run, context = tmp_path / "runs" / "run", multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trivium.training"])
     held = context.Event()
-    process = context.Process(target=_hold, args=(run, held), daemon=True)
+    process = context.Process(target=_hold_lock, args=(run, held), daemon=True)
     process.start()
     assert held.wait(120)
     for how in ({}, {"resume": True}, {"overwrite": True}):
@@ -310,7 +310,7 @@ def test_refused_run_leaves_no_folder_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def _lock_and_say(run: Path) -> str:
+def _lock_error(run: Path) -> str:
     PartialState(cpu=True)
     try:
         with lock_run(run):
@@ -322,8 +322,8 @@ def _lock_and_say(run: Path) -> str:
 @pytest.mark.slow
 def test_all_ranks_report_a_folder_in_use(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert run_distributed(_lock_and_say, run, folder=tmp_path) == ["held", "held"]
+    assert run_distributed(_lock_error, run, folder=tmp_path) == ["held", "held"]
     with lock_run(run):
-        errors = run_distributed(_lock_and_say, run, folder=tmp_path)
+        errors = run_distributed(_lock_error, run, folder=tmp_path)
     assert errors[0] == errors[1]
     assert "is in use" in errors[0]

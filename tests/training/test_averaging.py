@@ -163,7 +163,7 @@ def test_errors_are_one_line_with_exit_code(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def cut(file: Path) -> None:
+def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
@@ -191,9 +191,9 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"/b has no model\.safetensors"),
     "empty weights": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "/b/.* is no whole file"),
-    "cut weights": (lambda folder: cut(folder / "model.safetensors"), "/b/.* is no whole file of safetensors"),
+    "cut weights": (lambda folder: truncate(folder / "model.safetensors"), "/b/.* is no whole file of safetensors"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), r"/b is not a saved model: it has no"),
-    "cut configuration": (lambda folder: cut(folder / "config.json"), r"/b/config\.json is no JSON"),
+    "cut configuration": (lambda folder: truncate(folder / "config.json"), r"/b/config\.json is no JSON"),
     "less": (
         lambda folder: edit_weights(folder, lambda weights: weights.pop(NORM)),
         rf"{NORM} is not there in .*/b, but of shape \(24,\) in .*/c",
@@ -283,7 +283,7 @@ def test_ema_matches_float64(tmp_path: Path, tied: bool, decay: float) -> None:
     """One update per step of two batches; the decay of 0.3 is reached, 0.9 is still warming up."""
     recorder = Recorder()
     trainer = make_trainer(
-        *(tmp_path, recorder, ExponentialAverage(decay)), tied=tied, gradient_accumulation_steps=2, max_steps=7
+        tmp_path, recorder, ExponentialAverage(decay), tied=tied, gradient_accumulation_steps=2, max_steps=7
     )
     expected = {name: weight.double() for name, weight in weights_of(trainer.model).items()}
     trainer.train()

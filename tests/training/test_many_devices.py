@@ -73,7 +73,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def learn(case: Case, folder: str, processes: int = 1, **options: Any) -> dict[str, Any]:
+def train_steps(case: Case, folder: str, processes: int = 1, **options: Any) -> dict[str, Any]:
     """Train for three steps of `ROWS` rows; return losses, gradient norms, weights and the names of tied weights."""
     way, smoothing, accumulated, checkpointing = case
     model_class, shape = WAYS[way]
@@ -111,17 +111,17 @@ def learn(case: Case, folder: str, processes: int = 1, **options: Any) -> dict[s
     }
 
 
-def learn_all(cases: list[Case], folder: str, processes: int, **options: Any) -> list[dict[str, Any]]:
-    return [learn(case, folder, processes, **options) for case in cases]
+def train_cases(cases: list[Case], folder: str, processes: int, **options: Any) -> list[dict[str, Any]]:
+    return [train_steps(case, folder, processes, **options) for case in cases]
 
 
 @cache
-def alone(way: str, smoothing: float) -> dict[str, Any]:
+def train_alone(way: str, smoothing: float) -> dict[str, Any]:
     """Train in one process, with all rows of a step in one batch."""
-    return learn((way, smoothing, 1, False), "unused")
+    return train_steps((way, smoothing, 1, False), "unused")
 
 
-def assert_same_learning(found: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-9) -> None:
+def assert_same_training(found: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-9) -> None:
     for what in ("losses", "norms"):  # The Trainer keeps this norm in float32.
         assert found[what] == pytest.approx(expected[what], rel=1e-6), what
     assert found["weights"].keys() == expected["weights"].keys()
@@ -133,9 +133,11 @@ def assert_same_learning(found: dict[str, Any], expected: dict[str, Any], tolera
 @pytest.mark.parametrize("smoothing", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_micro_batches_match_full_batch_in_one_process(way: str, smoothing: float) -> None:
     """In float64, split 8 rows as 8 x 1 and 2 x 4, with unequal token counts and gradient checkpointing."""
-    assert len({round(loss, 3) for loss in alone(way, smoothing)["losses"]}) == 3  # The model does learn.
+    assert len({round(loss, 3) for loss in train_alone(way, smoothing)["losses"]}) == 3  # The model does learn.
     for accumulated, checkpointing in ((8, False), (2, True)):
-        assert_same_learning(learn((way, smoothing, accumulated, checkpointing), "unused"), alone(way, smoothing))
+        assert_same_training(
+            train_steps((way, smoothing, accumulated, checkpointing), "unused"), train_alone(way, smoothing)
+        )
 
 
 QUICK: list[Case] = [
@@ -161,13 +163,13 @@ def test_distributed_training_matches_one_process(
 ) -> None:
     """In float64, for all architectures: the same losses, gradient norms and weights; tied weights stay tied."""
     results = run_distributed(
-        *(learn_all, cases, str(tmp_path), processes), folder=tmp_path, processes=processes, config=CONFIGS[config]
+        train_cases, cases, str(tmp_path), processes, folder=tmp_path, processes=processes, config=CONFIGS[config]
     )
     for result in results:
         for (way, smoothing, *_), found in zip(cases, result, strict=True):
             assert found["wrapped"].startswith(WRAPPED[config])
             assert len(found["tied"]) == 1
-            assert_same_learning(found, alone(way, smoothing))
+            assert_same_training(found, train_alone(way, smoothing))
 
 
 @pytest.mark.slow(reason="bfloat16 on a CPU")
@@ -175,11 +177,11 @@ def test_distributed_training_matches_one_process(
 def test_distributed_training_in_bfloat16(config: str, tmp_path: Path) -> None:
     """Compare to float64 with a tolerance; the weights stay in float32."""
     results = run_distributed(
-        *(partial(learn_all, bf16=True), QUICK, str(tmp_path), 2), folder=tmp_path, config=CONFIGS[config]
+        partial(train_cases, bf16=True), QUICK, str(tmp_path), 2, folder=tmp_path, config=CONFIGS[config]
     )
     for (way, smoothing, *_), found in zip(QUICK, results[0], strict=True):
         assert {weight.dtype for weight in found["weights"].values()} == {torch.float32}
-        assert found["losses"] == pytest.approx(alone(way, smoothing)["losses"], rel=0.02)
+        assert found["losses"] == pytest.approx(train_alone(way, smoothing)["losses"], rel=0.02)
 
 
 # --- Launching -------------------------------------------------------------------------------------------------------

@@ -176,19 +176,19 @@ def test_full_disk_is_reported_and_run_can_be_resumed(unbroken: Path, tmp_path: 
 # --- Defective checkpoints -------------------------------------------------------------------------------------------
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 FLAWS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no state": (lambda folder: (folder / STATE_FILE).unlink(), f"it has no {STATE_FILE}"),
-    "half a state": (lambda folder: cut(folder / STATE_FILE), f"{STATE_FILE} is no whole JSON"),
+    "half a state": (lambda folder: truncate(folder / STATE_FILE), f"{STATE_FILE} is no whole JSON"),
     "another state": (lambda folder: (folder / STATE_FILE).write_text("[]"), f"{STATE_FILE} is no whole JSON"),
     "no step": (lambda folder: (folder / STATE_FILE).write_text('{"global_step": "6"}'), "has no global_step"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "it has no weights"),
-    "half the weights": (lambda folder: cut(folder / "model.safetensors"), "model.safetensors has no end"),
+    "half the weights": (lambda folder: truncate(folder / "model.safetensors"), "model.safetensors has no end"),
     "no optimizer": (lambda folder: (folder / "optimizer.pt").unlink(), "it has no optimizer"),
-    "half an optimizer": (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt has no end"),
+    "half an optimizer": (lambda folder: truncate(folder / "optimizer.pt"), "optimizer.pt has no end"),
     "no random states": (lambda folder: (folder / "rng_state.pth").unlink(), "it has no random states"),
     "no average": (lambda folder: (folder / TRAINED_WEIGHTS_FILE).unlink(), f"it has no {TRAINED_WEIGHTS_FILE}"),
     "only a model": (
@@ -217,7 +217,7 @@ def test_defective_checkpoint_falls_back_to_previous(run: Path, flaw: str) -> No
 def test_defective_checkpoint_is_moved_aside_on_resume(
     run: Path, unbroken: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cut(run / f"checkpoint-{STEPS}" / "optimizer.pt")
+    truncate(run / f"checkpoint-{STEPS}" / "optimizer.pt")
     train(load_recipe("numbers", settings_of(run)), resume=True)
     assert f"checkpoint-{STEPS} is not whole: optimizer.pt has no end. The run goes on from" in caplog.text
     assert (run / BROKEN / f"checkpoint-{STEPS}" / "optimizer.pt").exists()
@@ -239,7 +239,7 @@ def assert_refused(run: Path, message: str, *more: str, kind: type[Exception] = 
 
 def test_run_without_complete_checkpoint_is_not_restarted(run: Path) -> None:
     for checkpoint in checkpoints_of(run):
-        cut(checkpoint / "model.safetensors")
+        truncate(checkpoint / "model.safetensors")
     assert_refused(
         run, r"No checkpoint in .* is whole \(checkpoint-9: .*; checkpoint-6: .*\), and nothing was changed"
     )

@@ -123,7 +123,7 @@ def test_run_metadata_is_summed_over_sessions(run: Path, tmp_path: Path, restore
             del state["stateful_callbacks"]["RunFacts"]
         path.write_text(json.dumps(state))
 
-    def go_on(steps: int) -> dict[str, Any]:
+    def resume_until(steps: int) -> dict[str, Any]:
         options = [f"training.max_steps={steps}", f"training.restore_callback_states_from_checkpoint={restore}"]
         train(load_recipe("numbers", small_recipe(folder, *options)), resume=True)
         assert facts_of(folder / f"checkpoint-{steps}")["seconds"] <= facts_of(folder)["seconds"]
@@ -131,12 +131,12 @@ def test_run_metadata_is_summed_over_sessions(run: Path, tmp_path: Path, restore
 
     here = facts_of(folder)["hardware"]
     change("checkpoint-6", seconds=1000.0, hardware="8 x A")
-    assert 1000 < go_on(7)["seconds"] < 1600
+    assert 1000 < resume_until(7)["seconds"] < 1600
     assert facts_of(folder)["hardware"] == f"8 x A, then {here}"
     assert not (folder / "evaluation_test.json").exists()  # The metadata of the starting weights.
-    assert go_on(8)["hardware"] == f"8 x A, then {here}"
+    assert resume_until(8)["hardware"] == f"8 x A, then {here}"
     change("checkpoint-8")
-    assert go_on(9)["seconds"] < 600
+    assert resume_until(9)["seconds"] < 600
 
 
 def test_gpus_are_named_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
