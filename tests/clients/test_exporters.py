@@ -29,7 +29,7 @@ EVERY_POSITION = [
 CASES = [(model_class, "sinusoidal") for model_class in MODELS] + EVERY_POSITION
 ONE_OF_EACH_WAY = (TriviumForConditionalGeneration, TriviumForMaskedLM, TriviumForCausalLM)
 EVERY_DAY = [(model_class, "sinusoidal") for model_class in ONE_OF_EACH_WAY]
-LONG = "each of its graphs takes about 10 seconds to be made"
+LONG = "exporting a graph takes about 10 seconds"
 
 
 def make_model(model_class: type[PreTrainedModel], **options: Any) -> PreTrainedModel:

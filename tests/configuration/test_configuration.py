@@ -81,13 +81,13 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("fields", "blamed", "value", "allowed"), REFUSED, ids=[json.dumps(fields) for fields, *_ in REFUSED]
+    ("fields", "field", "value", "allowed"), REFUSED, ids=[json.dumps(fields) for fields, *_ in REFUSED]
 )
-def test_invalid_configuration_is_refused(fields: dict[str, Any], blamed: str, value: str, allowed: str) -> None:
+def test_invalid_configuration_is_refused(fields: dict[str, Any], field: str, value: str, allowed: str) -> None:
     with pytest.raises(StrictDataclassError) as caught:
         TriviumConfig(**fields)
     message = f"{caught.value} {caught.value.__cause__}"
-    for part in (blamed, value, allowed):
+    for part in (field, value, allowed):
         assert re.search(rf"(?<!\w){re.escape(part)}", message), f"{part!r} is not in {message!r}"
 
 

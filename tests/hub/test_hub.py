@@ -154,17 +154,20 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no code": (lambda f: (f / "modeling_trivium.py").unlink(), "lacks modeling_trivium.py"),
     "imported code missing": (lambda f: (f / "layers.py").unlink(), "lacks layers.py"),
     "garbled code": (lambda f: append(f / "layers.py", "\ndef ("), "layers.py is not valid Python"),
-    "the package imported": (lambda f: append(f / "layers.py", "\nimport trivium.tasks"), "layers.py imports trivium"),
+    "code that imports trivium": (
+        lambda f: append(f / "layers.py", "\nimport trivium.tasks"),
+        "layers.py imports trivium",
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer_config.json").unlink(), "has no tokenizer"),
     "a larger tokenizer": (
         with_another_token,
         r"a tokenizer with \d+ tokens, but its model's vocab_size is \d+",
     ),
-    "code that needs what is not there": (
+    "code with a missing import": (
         lambda f: append(f / "layers.py", "\nimport absent"),
         "does not load .*absent",
     ),
-    "code that computes otherwise": (
+    "code with other results": (
         lambda f: append(
             f / "loss.py", "\nimport torch\ntorch.nn.functional.linear = lambda x, w, b=None: x @ w.T * 2"
         ),
@@ -173,7 +176,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-LONG = "code that needs what is not there"  # A subprocess has to try it, as it does for code with other results.
+LONG = "code with a missing import"  # A subprocess has to try it, as it does for code with different results.
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == LONG else k for k in BROKEN])

@@ -29,7 +29,7 @@ from trivium.translation import translate
 pytest.importorskip("onnxscript", reason="a test extra")
 pytest.importorskip("onnxruntime", reason="a test extra")
 
-LONG = "each of its graphs takes 3 to 10 seconds to be drawn"
+LONG = "exporting a graph takes 3 to 10 seconds"
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}  # Both compute in float32.
 ENCODER_ONLY, DECODER_ONLY = {"decoder_layers": 0}, {"encoder_layers": 0}
 SMALL = {"encoder_layers": 1, "decoder_layers": 1, "num_key_value_heads": 2}

@@ -123,7 +123,7 @@ def test_unpadding_with_gradient_checkpointing(model_class: type[nn.Module], sha
         {"attention_mask": None},
         {"attention_mask": mask_of(LENGTHS)[:, None, None].expand(4, 1, 1, 9).bool()},
     ],
-    ids=["decoder mask", "restarting positions", "encoded before", "no mask", "mask of four dimensions"],
+    ids=["decoder mask", "restarting positions", "encoder outputs", "no mask", "4-D mask"],
 )
 def test_unpadding_with_optional_inputs(optional_inputs: dict[str, Any]) -> None:
     model = tiny_model(attn_implementation="sdpa").train()

@@ -39,7 +39,10 @@ def fresh_compiler() -> Iterator[None]:
     "way",
     [
         "decoder-only",
-        *(pytest.param(way, marks=pytest.mark.slow(reason="like it")) for way in ("encoder-decoder", "encoder-only")),
+        *(
+            pytest.param(way, marks=pytest.mark.slow(reason="other architectures compile alike"))
+            for way in ("encoder-decoder", "encoder-only")
+        ),
     ],
 )
 def test_varying_lengths_compile_at_most_two_graphs(way: str, tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_gpu_options_are_refused_without_gpus(
 ) -> None:
     """Accelerate would silently do something else."""
     if torch.accelerator.is_available():
-        pytest.skip("there are")
+        pytest.skip("a GPU is available")
     monkeypatch.setenv(variable, value)
     settings = [*NUMBERS, f"training.use_cpu={use_cpu}", f"training.output_dir={tmp_path / 'run'}"]
     with pytest.raises(ValueError, match=message):
@@ -243,7 +243,7 @@ def launch(*options: str, recipe: list[str]) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow(reason="processes that import transformers, on one machine and on two that are one")
+@pytest.mark.slow(reason="starts processes that import transformers")
 def test_accelerate_launch(tmp_path: Path) -> None:
     """One machine with two processes, and two machines with one each, match one process."""
     alone = train(load_recipe("numbers", [*NUMBERS, f"training.output_dir={tmp_path / 'alone'}", *rows(8)]))

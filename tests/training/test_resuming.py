@@ -125,13 +125,13 @@ MOMENTS: dict[str, KillMoment] = {
         for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", STATE_FILE)
     },
     "half of the trained weights": ("half", f"checkpoint-6/{TRAINED_WEIGHTS_FILE}"),
-    "before a checkpoint has its name": ("os.rename", "partial/checkpoint-6"),
-    "before the folder of parts is deleted": ("shutil.rmtree", "/partial"),
+    "before a checkpoint is renamed": ("os.rename", "partial/checkpoint-6"),
+    "before the partial folder is deleted": ("shutil.rmtree", "/partial"),
     "before an old checkpoint is deleted": ("shutil.rmtree", "checkpoint-3"),
-    "before the model has its place": ("os.rename", "/model.safetensors"),
-    "before it is output_of that all is done": ("os.rename", f"/{STATE_FILE}"),
+    "before the final model is renamed": ("os.rename", "/model.safetensors"),
+    "before the final state is written": ("os.rename", f"/{STATE_FILE}"),
 }
-QUICK = ("half of model.safetensors", "half of trainer_state.json", "before a checkpoint has its name")
+QUICK = ("half of model.safetensors", "half of trainer_state.json", "before a checkpoint is renamed")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def assert_refused(run: Path, message: str, *more: str, kind: type[Exception] = ValueError) -> None:
-    """Assert that resuming is assert_refused and the run is byte-identical afterwards."""
+    """Assert that resuming is refused and the run is byte-identical afterwards."""
     before = content_of(run)
     with pytest.raises(kind, match=message):
         train(load_recipe("numbers", settings_of(run, *more)), resume=True)
