@@ -211,9 +211,7 @@ def delete_checkpoint(checkpoint: Path) -> None:
     foreign = [] if checkpoint.is_symlink() else sorted(set(walk(checkpoint)) - own_files_of_checkpoint(checkpoint))
     if foreign or checkpoint.is_symlink():
         reason = f"holds {foreign[0]}" if foreign else "is a link"
-        logger.warning(
-            "The old checkpoint %s is not deleted: it %s, which training did not write.", checkpoint, reason
-        )
+        logger.warning("%s is not deleted: it %s, which training did not write.", checkpoint, reason)
         return
     shutil.rmtree(checkpoint)
 

@@ -43,18 +43,19 @@ CHECKPOINT_FILES = (  # saved in checkpoints only
     "zero_to_fp32.py",
     "manifest.json",
 )
+REMOVED_CODE_FILES = ("linear.py",)  # saved beside the weights by earlier versions
 
 
 def code_files() -> frozenset[str]:
-    """Return the names of the model's code files, which `save_pretrained` copies beside the weights."""
+    """Return the names of the code files that `save_pretrained` of this or an earlier version saves with a model."""
     import trivium.configuration
     import trivium.modeling
     import trivium.tokenization
 
     packages = (trivium.configuration, trivium.modeling, trivium.tokenization)
-    return frozenset(
-        path.name for package in packages for folder in package.__path__ for path in Path(folder).glob("[!_]*.py")
-    )
+    folders = (Path(folder) for package in packages for folder in package.__path__)
+    current = (path.name for folder in folders for path in folder.glob("[!_]*.py"))
+    return frozenset((*current, *REMOVED_CODE_FILES))
 
 
 def model_files_in(folder: Path) -> list[str]:
