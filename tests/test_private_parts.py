@@ -94,6 +94,7 @@ PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
             "return_attention_mask return_overflowing_tokens return_special_tokens_mask return_offsets_mapping "
             "return_length verbose split_special_tokens **kwargs"
         ),
+        "_extra_special_tokens": None,
         "_save_pretrained": "self save_directory file_names legacy_format filename_prefix",
         "_tokenizer": None,
     },

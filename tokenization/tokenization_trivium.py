@@ -95,7 +95,6 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     vocab_files_names = {"tokenizer_file": "tokenizer.json", "target_tokenizer_file": TARGET_TOKENIZER_FILE}
     model_input_names = ["input_ids", "attention_mask"]
     _tokenizer: Tokenizer
-    _words_have_spaces = False
 
     def __init__(
         self,
@@ -123,6 +122,7 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
 
         self._target_tokenizer = target_tokenizer_object
         self._added_special_tokens = set[str]()  # shared by source and target
+        self._words_have_spaces = False
         defaults = {**SPECIAL_TOKENS, "split_special_tokens": True, "clean_up_tokenization_spaces": False}
         super().__init__(
             tokenizer_object=tokenizer_object,
