@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-IGNORED = -100  # label of tokens that do not contribute to the loss, such as padding and prompts
+IGNORE_INDEX = -100  # label of tokens that do not contribute to the loss, such as padding and prompts
 MAX_LOGITS = 2**28  # materialize at most this many (1 GiB in float32); chunk and recompute more than that
 MAX_FLOAT32_LOGITS = 2**23  # upcast at most this many to float32 at a time
 
@@ -35,8 +35,10 @@ def label_smoothed_cross_entropy(
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
     labels = labels.to(logits.device).flatten()
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum")
-    return _mean(total, (labels != IGNORED).sum(), num_items_in_batch)
+    total = F.cross_entropy(
+        logits, labels, ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing, reduction="sum"
+    )
+    return _mean(total, (labels != IGNORE_INDEX).sum(), num_items_in_batch)
 
 
 def projected_cross_entropy(
@@ -66,7 +68,7 @@ def projected_cross_entropy(
     """
     if torch.compiler.is_compiling():
         return label_smoothed_cross_entropy(head(hidden_states), labels, label_smoothing, num_items_in_batch)
-    is_labeled = labels != IGNORED
+    is_labeled = labels != IGNORE_INDEX
     states = hidden_states[is_labeled.to(hidden_states.device)]  # (tokens, d_model)
     labels = labels[is_labeled].to(hidden_states.device)  # (tokens,)
 
@@ -119,7 +121,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 def shift_left(labels: torch.Tensor) -> torch.Tensor:
     """Shift (batch, length) labels left by one, so that each position predicts the next token; the last is ignored."""
-    return F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+    return F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]
 
 
 def mask_after_last_label(labels: torch.Tensor) -> torch.Tensor:
@@ -127,7 +129,7 @@ def mask_after_last_label(labels: torch.Tensor) -> torch.Tensor:
 
     In a causal decoder the masked positions cannot affect the loss.
     """
-    return (labels != IGNORED).flip(1).cumsum(dim=1).clamp(max=1).flip(1)
+    return (labels != IGNORE_INDEX).flip(1).cumsum(dim=1).clamp(max=1).flip(1)
 
 
 def classification_loss(

@@ -13,7 +13,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 from .configuration_trivium import TriviumConfig
 from .decoding import TriviumGenerationMixin
 from .embeddings import TokenEmbedding
-from .loss import IGNORED, mask_after_last_label
+from .loss import IGNORE_INDEX, mask_after_last_label
 from .positions import LearnedPositions, token_positions
 from .pretrained import TriviumPreTrainedModel
 from .stacks import TriviumDecoder, TriviumEncoder
@@ -225,7 +225,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationM
             )
         shifted = labels.new_full(labels.shape, start)
         shifted[:, 1:] = labels[:, :-1]
-        return shifted.masked_fill(shifted == IGNORED, pad)
+        return shifted.masked_fill(shifted == IGNORE_INDEX, pad)
 
     def prepare_inputs_for_generation(
         self,

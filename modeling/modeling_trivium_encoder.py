@@ -15,7 +15,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_trivium import TriviumConfig
 from .embeddings import TokenEmbedding
-from .loss import IGNORED, classification_loss, label_smoothed_cross_entropy
+from .loss import IGNORE_INDEX, classification_loss, label_smoothed_cross_entropy
 from .normalization import NORMS
 from .pretrained import TriviumPreTrainedModel
 from .stacks import TriviumEncoder
@@ -336,8 +336,8 @@ class TriviumForQuestionAnswering(TriviumEncoderPreTrainedModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             length = start_logits.shape[-1]  # a classification over positions
-            start_positions = start_positions.masked_fill(start_positions >= length, IGNORED)
-            end_positions = end_positions.masked_fill(end_positions >= length, IGNORED)
+            start_positions = start_positions.masked_fill(start_positions >= length, IGNORE_INDEX)
+            end_positions = end_positions.masked_fill(end_positions >= length, IGNORE_INDEX)
             start_loss = label_smoothed_cross_entropy(start_logits, start_positions)
             end_loss = label_smoothed_cross_entropy(end_logits, end_positions)
             loss = (start_loss + end_loss) / 2

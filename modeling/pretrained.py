@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, initialization
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_trivium import TriviumConfig
-from .loss import IGNORED, label_smoothed_cross_entropy, projected_cross_entropy
+from .loss import IGNORE_INDEX, label_smoothed_cross_entropy, projected_cross_entropy
 from .normalization import NORMS
 
 
@@ -75,7 +75,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if labels is None or not skip_logits or output_hidden_states or torch.compiler.is_compiling():
             return False
-        return mask is None or mask.shape != labels.shape or not ((labels != IGNORED) & (mask == 0)).any()
+        return mask is None or mask.shape != labels.shape or not ((labels != IGNORE_INDEX) & (mask == 0)).any()
 
     def _predict_tokens(
         self,

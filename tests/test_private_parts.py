@@ -99,7 +99,10 @@ PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
         "_tokenizer": None,
     },
     Trainer: {
+        "_finish_current_push": "self",
+        "_get_grad_norm": "self model grad_norm",
         "_get_output_dir": "self trial",
+        "_get_train_sampler": "self train_dataset",
         "_init_training_state": (
             "self max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial"
         ),

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.data.loading import TEXT
 from trivium.metrics import load_metric
-from trivium.modeling.loss import IGNORED
+from trivium.modeling.loss import IGNORE_INDEX
 from trivium.tasks import (
     TASKS,
     InputArguments,
@@ -131,7 +131,7 @@ class _Evaluation:
                 batch["shift_labels"] = batch.pop("labels")
             output = self.model(**batch, num_items_in_batch=1)  # 1: return the sum over tokens instead of the mean
             sums.append(output.loss.item())
-            counts.append(int((labels != IGNORED).sum()))
+            counts.append(int((labels != IGNORE_INDEX).sum()))
             correct += int((output.logits.argmax(dim=-1) == labels).sum())
         perplexity = load_metric("perplexity").compute(nll=sums, num_tokens=counts)
         return {"perplexity": perplexity, "accuracy": {"score": correct / sum(counts)}}

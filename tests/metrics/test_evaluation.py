@@ -17,7 +17,7 @@ from trivium import (
     TriviumTokenizer,
 )
 from trivium.evaluation import evaluate
-from trivium.modeling.loss import IGNORED
+from trivium.modeling.loss import IGNORE_INDEX
 from trivium.tasks import TASKS, InputArguments, encode_rows, label_facts, make_collator
 from trivium.tokenization import train_tokenizer
 
@@ -100,7 +100,7 @@ def test_masked_tokens_are_the_same_in_every_evaluation(both_ends: TriviumTokeni
             with torch.no_grad():
                 likelihoods = model(ids[mask > 0][None]).logits[0].log_softmax(-1)
             for place in range(int(mask.sum())):
-                if labels[place] != IGNORED:
+                if labels[place] != IGNORE_INDEX:
                     total -= likelihoods[place, labels[place]].item()
                     right += int(likelihoods[place].argmax() == labels[place])
                     count += 1

@@ -16,7 +16,7 @@ from trivium import (
     TriviumTokenizer,
 )
 from trivium.configuration import TriviumConfig
-from trivium.modeling.loss import IGNORED
+from trivium.modeling.loss import IGNORE_INDEX
 from trivium.tasks import (
     TASKS,
     InputArguments,
@@ -66,9 +66,9 @@ def pack_slowly(documents: list[list[int]], length: int) -> list[list[tuple[int,
             if len(rows[-1]) == length:
                 rows.append([])
                 position = 0
-            rows[-1].append((token, position, token if place > 0 else IGNORED))
+            rows[-1].append((token, position, token if place > 0 else IGNORE_INDEX))
             position += 1
-    rows[-1] += [(PAD, i, IGNORED) for i in range(length - len(rows[-1]))]
+    rows[-1] += [(PAD, i, IGNORE_INDEX) for i in range(length - len(rows[-1]))]
     return rows
 
 
@@ -91,7 +91,7 @@ def test_full_packed_row_needs_no_padding() -> None:
     packed = pack([[5, 6, 7, 8, 9]], 3, PAD)
     assert packed["input_ids"] == [[5, 6, 7], [8, 9, PAD]]
     assert packed["position_ids"] == [[0, 1, 2], [0, 1, 0]]
-    assert packed["labels"] == [[IGNORED, 6, 7], [8, 9, IGNORED]]
+    assert packed["labels"] == [[IGNORE_INDEX, 6, 7], [8, 9, IGNORE_INDEX]]
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary", "sinusoidal"])
@@ -139,7 +139,7 @@ def test_long_texts_are_truncated_and_padding_is_ignored(tokenizer: TriviumToken
     assert rows[2]["input_ids"] == [tokenizer.bos_token_id, *words(tokenizer, TEXTS[2]), tokenizer.eos_token_id][:6]
     batch = make_collator(TASKS["causal-lm"], tokenizer, model_of("causal-lm", config), inputs)(rows)
     assert set(batch) == {"input_ids", "attention_mask", "labels"}
-    assert torch.equal(batch["labels"] != IGNORED, batch["attention_mask"].bool())
+    assert torch.equal(batch["labels"] != IGNORE_INDEX, batch["attention_mask"].bool())
     assert torch.equal(batch["labels"].where(batch["attention_mask"].bool(), 0), batch["input_ids"])
 
 
@@ -190,7 +190,7 @@ def test_pairs_become_sources_and_labels(tokenizer: TriviumTokenizer) -> None:
     assert [row["length"] for row in encoded] == [max(len(r["input_ids"]), len(r["labels"])) for r in encoded]
     collate = make_collator(TASKS["translation"], closed, TriviumForConditionalGeneration(config), InputArguments())
     batch = collate(encoded)
-    assert (batch["labels"] == IGNORED).any()
+    assert (batch["labels"] == IGNORE_INDEX).any()
     assert batch["decoder_input_ids"].min() >= 0
 
 
@@ -201,11 +201,11 @@ def test_completion_labels_cover_target_only(tokenizer: TriviumTokenizer) -> Non
     prompt = [tokenizer.bos_token_id, *words(tokenizer, "say a cat {target}:")]
     answer = [*words(tokenizer, " two dogs"), tokenizer.eos_token_id]
     assert encoded["input_ids"] == prompt + answer
-    assert encoded["labels"] == [IGNORED] * len(prompt) + answer
+    assert encoded["labels"] == [IGNORE_INDEX] * len(prompt) + answer
     cut = InputArguments(prompt="say {source}:", max_length=len(prompt) + 2)
     encoded = encode_rows([row], TASKS["completion"], tokenizer, config_for(tokenizer), cut)[0]
     assert encoded["input_ids"] == prompt + answer[:2]
-    assert encoded["labels"] == [IGNORED] * len(prompt) + answer[:2]
+    assert encoded["labels"] == [IGNORE_INDEX] * len(prompt) + answer[:2]
 
 
 # --- Masks -----------------------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def test_masking_covers_labels_and_no_special_tokens(
     assert set(batch) == {"input_ids", "attention_mask", "labels"}
     plain = both_ends(TEXTS, padding=True, return_tensors="pt")
     assert torch.equal(batch["attention_mask"], plain["attention_mask"])
-    learned = batch["labels"] != IGNORED
+    learned = batch["labels"] != IGNORE_INDEX
     assert torch.equal(batch["input_ids"][~learned], plain["input_ids"][~learned])
     assert torch.equal(batch["labels"][learned], plain["input_ids"][learned])
     special = torch.isin(plain["input_ids"], torch.tensor([both_ends.bos_token_id, both_ends.eos_token_id, PAD]))
@@ -247,7 +247,7 @@ def test_whole_word_masking(both_ends: TriviumTokenizer) -> None:
         word, by_word = 0, dict[int, list[bool]]()
         for i in range(1, len(ids) - 1):
             word += pieces[i].startswith(" ")
-            by_word.setdefault(word, []).append(bool(labels[i] != IGNORED))
+            by_word.setdefault(word, []).append(bool(labels[i] != IGNORE_INDEX))
         assert len(by_word) == len(text.split())
         partly += sum(any(hidden) and not all(hidden) for hidden in by_word.values())
         spelled += sum(len(hidden) > 1 and all(hidden) for hidden in by_word.values())
@@ -275,7 +275,7 @@ def test_masking_probability(both_ends: TriviumTokenizer) -> None:
     texts = [" ".join([str(i), *TEXTS]) for i in range(50)]
     labels = masks(both_ends, InputArguments(mlm_probability=0.3), texts=texts)["labels"]
     real = both_ends(texts, padding=True, return_tensors="pt")["attention_mask"].sum() - 2 * len(texts)
-    assert (labels != IGNORED).sum() / real == pytest.approx(0.3, abs=0.03)
+    assert (labels != IGNORE_INDEX).sum() / real == pytest.approx(0.3, abs=0.03)
 
 
 # --- Labels ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from transformers import (
 )
 
 from trivium.configuration import TriviumConfig
-from trivium.modeling.loss import IGNORED
+from trivium.modeling.loss import IGNORE_INDEX
 from trivium.tasks.label_facts import encode_label
 
 Batch = dict[str, list[Any]]
@@ -85,7 +85,7 @@ def encode_completions(
     for prompt, target in zip(prompts, targets, strict=True):
         completion = [*target, tokenizer.eos_token_id]
         encoded["input_ids"].append([*prompt, *completion][:max_length])
-        encoded["labels"].append([*[IGNORED] * len(prompt), *completion][:max_length])
+        encoded["labels"].append([*[IGNORE_INDEX] * len(prompt), *completion][:max_length])
         encoded["length"].append(len(encoded["input_ids"][-1]))
     return encoded
 
@@ -123,7 +123,7 @@ def pack(documents: list[list[int]], length: int, pad_token_id: int) -> Batch:
     position_ids: list[int] = []
     labels: list[int] = []
     for document in documents:
-        labels += [IGNORED, *document[1:]]
+        labels += [IGNORE_INDEX, *document[1:]]
         position = 0
         for token in document:
             if len(input_ids) % length == 0:
@@ -134,7 +134,7 @@ def pack(documents: list[list[int]], length: int, pad_token_id: int) -> Batch:
     padding = -len(input_ids) % length
     input_ids += [pad_token_id] * padding
     position_ids += range(padding)
-    labels += [IGNORED] * padding
+    labels += [IGNORE_INDEX] * padding
     columns = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
     return {name: [c[i : i + length] for i in range(0, len(c), length)] for name, c in columns.items()}
 

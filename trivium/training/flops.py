@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from trivium.modeling.loss import IGNORED
+from trivium.modeling.loss import IGNORE_INDEX
 
 # Peak dense bf16 throughput in TFLOP/s from NVIDIA's data sheets (half of the figures "with sparsity"). The first key
 # that occurs as a word in torch.cuda.get_device_name() applies, so longer names come before their prefixes.
@@ -83,7 +83,7 @@ def count_tokens(batch: dict[str, torch.Tensor], model: PreTrainedModel) -> torc
     # The sum of 2 * position + 1 over the n positions of a packed text is n * n.
     input_pairs = lengths.square().sum() if position_ids is None else ((2 * position_ids + 1) * mask).sum()
     if model.config.is_encoder_decoder:
-        targets = (labels != IGNORED).sum(dim=1)  # (batch,)
+        targets = (labels != IGNORE_INDEX).sum(dim=1)  # (batch,)
         target_counts = [targets.sum(), targets.square().sum(), (targets * lengths).sum(), targets.sum()]
         padded = ids.numel() + labels.numel()
     else:
@@ -91,7 +91,7 @@ def count_tokens(batch: dict[str, torch.Tensor], model: PreTrainedModel) -> torc
         if labels.shape != ids.shape or labels.is_floating_point():  # one label per row
             predictions = zero + len(labels)
         else:
-            predictions = ((labels[:, 1:] if model.config.decoder_layers else labels) != IGNORED).sum()
+            predictions = ((labels[:, 1:] if model.config.decoder_layers else labels) != IGNORE_INDEX).sum()
         target_counts = [zero, zero, zero, predictions]
     return torch.stack([zero + padded, lengths.sum(), input_pairs, *target_counts])
 
