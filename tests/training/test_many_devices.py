@@ -205,7 +205,7 @@ def test_the_command_says_where_a_configuration_is() -> None:
     assert runner.invoke(app, ["launch-config"]).stdout.split() == [str(path) for path in CONFIGS.values()]
     refused = runner.invoke(app, ["launch-config", "fsdp"])
     assert refused.exit_code == 1
-    assert "choose from cpu, ddp, deepspeed, fsdp2, machines" in refused.stderr
+    assert "must be one of cpu, ddp, deepspeed, fsdp2, machines" in refused.stderr
 
 
 @pytest.mark.parametrize(
