@@ -211,7 +211,7 @@ def test_command_prints_path_of_launch_config() -> None:
     assert runner.invoke(app, ["launch-config"]).stdout.split() == [str(path) for path in CONFIGS.values()]
     refused = runner.invoke(app, ["launch-config", "fsdp"])
     assert refused.exit_code == 1
-    assert "choose from cpu, ddp, deepspeed, fsdp2, machines" in refused.stderr
+    assert "must be one of cpu, ddp, deepspeed, fsdp2, machines" in refused.stderr
 
 
 @pytest.mark.parametrize(
