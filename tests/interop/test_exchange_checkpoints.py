@@ -375,7 +375,7 @@ def test_refuses_a_folder_that_is_there(tmp_path: Path) -> None:
     folder = saved_native(tmp_path)
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "mine.txt").write_text("mine")
-    assert "is there already" in refused(folder, tmp_path / "ours")
+    assert "already exists" in refused(folder, tmp_path / "ours")
     assert files_of(tmp_path / "ours") == {"mine.txt": b"mine"}
 
 

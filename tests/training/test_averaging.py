@@ -149,7 +149,7 @@ def test_checkpoints_are_ordered_by_their_steps(tmp_path: Path) -> None:
         (["run/checkpoint-1", "run/checkpoint-2", "out", "--last", "2"], 2, "--last goes with one run"),
         (["run/checkpoint-1", "nowhere", "out"], 1, "nowhere is not a saved model: it has no config.json."),
         (["run/checkpoint-1", "run/checkpoint-1", "out"], 1, "names one twice"),
-        (["run", "run"], 1, "output is run, but that is there already"),
+        (["run", "run"], 1, "output is run, which already exists"),
     ],
 )
 def test_mistakes_end_with_a_line_and_a_code(
