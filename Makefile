@@ -1,4 +1,4 @@
-# Everything runs in .venv; `make demo` and `make test` work on a fresh machine.
+# All targets run in .venv, which is created if needed.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/numbers
@@ -17,7 +17,7 @@ install: .venv/installed  ## create .venv and install the package with its devel
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,clients,demo,docs,engines]'
 	touch $@
 
-demo: install  ## train on the embedded data, evaluate, translate, and show where the results lie
+demo: install  ## train on the embedded data, evaluate, translate, and show where the results are
 	$(BIN)/trivium train numbers training.output_dir=$(DEMO) --overwrite
 	$(BIN)/trivium evaluate $(DEMO)
 	$(BIN)/trivium translate $(DEMO) "three hundred and forty-two" "half past seven" \
@@ -25,26 +25,26 @@ demo: install  ## train on the embedded data, evaluate, translate, and show wher
 	@echo "The model, its tokenizer, scores and translations are in $(DEMO)."
 	@echo "Its learning curves: $(BIN)/tensorboard --logdir $(DEMO)"
 
-# Models in tests are tiny: a second thread costs more than it gives, most of all while it waits for work.
+# Models in tests are tiny, so a second OpenMP thread slows them down, especially when it spins.
 test test-slow contract: export OMP_NUM_THREADS = 1
 test test-slow contract: export OMP_WAIT_POLICY = passive
 test test-slow contract: export HF_HUB_OFFLINE = 1
-# Two processes, each with consecutive tests, so that few of them share a fixture.
+# Two processes with consecutive tests each, so that few fixtures are built twice.
 PARALLEL := --numprocesses 2 --dist worksteal
 
 test: install check  ## lint, type checks and the default test suite
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-slow: install  ## the longer tests
+test-slow: install  ## slow tests
 	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 TRANSFORMERS_TESTS ?= build/transformers
 
-contract: install $(TRANSFORMERS_TESTS)  ## transformers' own common tests on our classes
+contract: install $(TRANSFORMERS_TESTS)  ## common model tests of transformers on Trivium's classes
 	RUN_SLOW=1 PYTHONPATH=$(TRANSFORMERS_TESTS) $(BIN)/python -m pytest \
 		-m slow -o strict=false -W default --disable-warnings -rs tests/contract
 
-build/transformers: | install  # the source of the installed transformers, for its tests; delete it after an upgrade
+build/transformers: | install  # tests of the installed transformers version; delete after an upgrade
 	rm -rf build/sdist
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest build/sdist \
 		transformers==$$($(BIN)/python -c "from importlib.metadata import version; print(version('transformers'))")
@@ -52,7 +52,7 @@ build/transformers: | install  # the source of the installed transformers, for i
 	tar --extract --gzip --strip-components 1 --directory $@ --file build/sdist/transformers-*.tar.gz
 	touch $@/tests/__init__.py
 
-docs: install  ## build the documentation, with its links checked, in build/docs
+docs: install  ## build the documentation in build/docs, and check its links
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
 	@echo "Open build/docs/index.html."
 
@@ -61,13 +61,13 @@ check: install types  ## lint and type checks
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: install  ## rewrite the code in the house style
+format: install  ## format the code and fix lint errors
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types:  ## lay out the root folders as the package `trivium` for type checkers (symlinks, ignored by git)
+types:  ## symlink the root folders as the package `trivium` for type checkers (ignored by git)
 	rm -rf typings && mkdir -p typings/trivium
 	for path in trivium/* configuration modeling recipes tokenization; do ln -s "../../$$path" typings/trivium/; done
 
-clean:  ## remove what the other targets made
+clean:  ## remove the outputs of the other targets
 	rm -rf .venv typings runs build dist *.egg-info

@@ -1,9 +1,9 @@
-"""What batches by tokens save: padding, and time, on Multi30k with the model of the recipe `multi30k`.
+"""Measure the padding and time saved by token-budget batches, on Multi30k with the model of the recipe `multi30k`.
 
-Ways to make batches of about the same size: 64 random sentences, 64 sentences by the Trainer's `group_by_length`, and
-by `inputs.max_tokens`, once knowing all lengths and from a stream with buffers of several sizes. Padding is counted in
-a whole epoch as the collator makes it. Then one model takes a step with a batch of each in turn, so that what else the
-machine does takes from all alike. FOLDER holds the sentences, one a line, in `train.en` and `train.de`:
+The batching methods have similar batch sizes: 64 random sentences, 64 sentences with the Trainer's `group_by_length`,
+and `inputs.max_tokens`, both on a data set and on a stream with several buffer sizes. Padding is counted over a whole
+epoch of collated batches. Then one model is trained on one batch per method in turn, so that load from other processes
+affects all methods equally. FOLDER contains the sentences, one per line, in `train.en` and `train.de`:
 
     OMP_NUM_THREADS=1 python benchmarks/batching.py --data FOLDER
 """
@@ -31,19 +31,19 @@ BY_TOKENS = [
     "training.train_sampling_strategy=null",
 ]
 STREAMED = [*BY_TOKENS, "data.streaming=true", "training.max_steps=1"]
-WAYS = {
+METHODS = {
     "64 random sentences": ["training.train_sampling_strategy=random"],
     "64 sentences, group_by_length": [],
     "up to 1152 tokens": BY_TOKENS,
-    "the same, streamed, 1,000 rows at once": [*STREAMED, "inputs.buffer_size=1000"],
-    "the same, streamed, 5,000 rows at once": [*STREAMED, "inputs.buffer_size=5000"],
-    "the same, streamed, 20,000 rows at once": STREAMED,
+    "up to 1152 tokens, streamed, buffer of 1,000 rows": [*STREAMED, "inputs.buffer_size=1000"],
+    "up to 1152 tokens, streamed, buffer of 5,000 rows": [*STREAMED, "inputs.buffer_size=5000"],
+    "up to 1152 tokens, streamed, buffer of 20,000 rows": STREAMED,
 }
-NOT_TIMED = 3
+WARMUP_STEPS = 3
 
 
 def counts(batch: dict[str, Any]) -> torch.Tensor:
-    """Rows; tokens on the longer side, with padding; on both sides, with it and without; and real target tokens."""
+    """Count rows, padded tokens on the longer side, padded and real tokens on both sides, and real target tokens."""
     source, target = batch["attention_mask"], batch["labels"] != -100
     sizes = (source.numel(), target.numel())
     real = (source.sum().item(), target.sum().item())
@@ -51,52 +51,54 @@ def counts(batch: dict[str, Any]) -> torch.Tensor:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="The folder of the sentences.")],
-    steps: Annotated[int, typer.Option(help="Steps to time, of each way.")] = 60,
+    data: Annotated[Path, typer.Option(help="Folder of the sentences.")],
+    steps: Annotated[int, typer.Option(help="Timed steps per method.")] = 60,
 ) -> None:
-    """Count, time, and print the rows of a table."""
+    """Count padding, time steps, and print a table."""
     files = [f"data.train={data}/train", "data.validation=null", "data.test=null", "training.eval_strategy='no'"]
-    recipes = {way: load_recipe("multi30k", [*files, *overrides]) for way, overrides in WAYS.items()}
+    recipes = {name: load_recipe("multi30k", [*files, *overrides]) for name, overrides in METHODS.items()}
     recipe = next(iter(recipes.values()))
     set_seed(recipe.training_arguments().seed)
     model, tokenizer = load_or_build(recipe, load_data(recipe.data, recipe.kind.columns)["train"])
 
     loaders = {}
-    for way, each in recipes.items():
-        args = each.training_arguments()
+    for name, recipe in recipes.items():
+        args = recipe.training_arguments()
         args.remove_unused_columns = False
-        collator = make_collator(each.kind, tokenizer, model, each.inputs)
-        rows = load_data(each.data, each.kind.columns)
-        encoded = encode_data(rows, each.kind, tokenizer, model.config, each.inputs)["train"]
-        sizes = {"max_tokens": each.inputs.max_tokens, "buffer_size": each.inputs.buffer_size}
+        collator = make_collator(recipe.kind, tokenizer, model, recipe.inputs)
+        rows = load_data(recipe.data, recipe.kind.columns)
+        encoded = encode_data(rows, recipe.kind, tokenizer, model.config, recipe.inputs)["train"]
+        sizes = {"max_tokens": recipe.inputs.max_tokens, "buffer_size": recipe.inputs.buffer_size}
         trainer = RunTrainer(model, args, collator, encoded, processing_class=tokenizer, **sizes)
-        loaders[way] = trainer.get_train_dataloader()
-    epochs = {way: torch.stack([counts(batch) for batch in loader]).double() for way, loader in loaders.items()}
+        loaders[name] = trainer.get_train_dataloader()
+    epochs = {name: torch.stack([counts(batch) for batch in loader]).double() for name, loader in loaders.items()}
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     model.train()
-    seconds, tokens = dict.fromkeys(WAYS, 0.0), dict.fromkeys(WAYS, 0.0)
-    endless: dict[str, Iterator[Any]] = {way: chain.from_iterable(repeat(loaders[way])) for way in WAYS}
-    for step in range(NOT_TIMED + steps):
-        for way, batches in endless.items():
+    seconds, tokens = dict.fromkeys(METHODS, 0.0), dict.fromkeys(METHODS, 0.0)
+    endless: dict[str, Iterator[Any]] = {name: chain.from_iterable(repeat(loaders[name])) for name in METHODS}
+    for step in range(WARMUP_STEPS + steps):
+        for name, batches in endless.items():
             start = time.perf_counter()
             batch = next(batches)
             model(**batch).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            if step >= NOT_TIMED:
-                seconds[way] += time.perf_counter() - start
-                tokens[way] += counts(batch)[-1].item()
+            if step >= WARMUP_STEPS:
+                seconds[name] += time.perf_counter() - start
+                tokens[name] += counts(batch)[-1].item()
 
-    print(f"{torch.get_num_threads()} thread, load of the machine {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores")
-    print("| batches | an epoch | rows | tokens, mean | tokens, most | padding | steps/s | real target tokens/s |")
+    print(f"{torch.get_num_threads()} threads, machine load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores")
+    print(
+        "| batching | batches per epoch | rows | mean tokens | max tokens | padding | steps/s | real target tokens/s |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for way, epoch in epochs.items():
+    for name, epoch in epochs.items():
         mean, most, (_, _, padded, real, _) = epoch.mean(dim=0), epoch.max(dim=0).values, epoch.sum(dim=0)
         print(
-            f"| {way} | {len(epoch)} | {mean[0]:.1f} | {mean[1]:,.0f} | {most[1]:,.0f} | {1 - real / padded:.1%} | "
-            f"{steps / seconds[way]:.2f} | {tokens[way] / seconds[way]:,.0f} |"
+            f"| {name} | {len(epoch)} | {mean[0]:.1f} | {mean[1]:,.0f} | {most[1]:,.0f} | {1 - real / padded:.1%} | "
+            f"{steps / seconds[name]:.2f} | {tokens[name] / seconds[name]:,.0f} |"
         )
 
 

@@ -1,11 +1,11 @@
-"""What `torch.compile` with a static cache makes of greedy generation, after warming up, beside generation without.
+"""Measure the speedup of greedy generation with `torch.compile` and a static cache over eager generation.
 
     python benchmarks/compiled.py --models FOLDER
 
-The models are those that `decoding.py` has trained in FOLDER. Each generates 32 tokens for one row and for 16, as
-`generate()` does it by itself, and with `cache_implementation="static"` and a compiled step. In every round both do,
-in turn; told are how many times as fast the compiled one is, the seconds that compiling takes, how many graphs there
-are after outputs and sources of several lengths, how often a graph was broken, and whether outputs are the same.
+The models are those that `decoding.py` has trained in FOLDER. Each generates 32 tokens for batches of 1 and 16, with
+the default `generate()`, and with `cache_implementation="static"` and a compiled step. Both take turns in every round.
+Reported are the speedup after warm-up, the compile time, the number of graphs after outputs and sources of several
+lengths, the number of graph breaks, and whether the outputs are identical.
 """
 
 import argparse
@@ -17,26 +17,26 @@ import torch
 from peers import BOS, PAD, SHAPES
 from rich.console import Console
 from rich.table import Table
-from timing import Ratio, interleaved, surroundings
+from timing import Ratio, environment, interleaved
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, CompileConfig
 from transformers.utils import logging
 
-import trivium  # noqa: F401, which makes the models known
+import trivium  # noqa: F401, registers the models
 
 LENGTHS = (32, 24, 40)
-ROOM = 64
+MAX_CACHE_LEN = 64
 
 
 def main() -> None:
-    """Print a table."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", type=Path, required=True, help="folder of the models")
+    parser.add_argument("--models", type=Path, required=True, help="folder of the trained models")
     parser.add_argument("--shapes", nargs="+", default=["tiny", "base"], choices=list(SHAPES))
-    parser.add_argument("--seconds", type=float, default=20, help="for each cell, but at least five rounds")
+    parser.add_argument("--seconds", type=float, default=20, help="per cell, but at least five rounds")
     options = parser.parse_args()
     logging.set_verbosity_error()
-    table = Table("model", "rows", "times as fast", "quartiles", "rounds", "compiling, s", "graphs", "breaks", "same")
+    table = Table("model", "rows", "speedup", "quartiles", "rounds", "compile time, s", "graphs", "breaks", "same")
     for shape in options.shapes:
         for family in ("marian", "gpt2", "llama"):
             auto_class: Any = AutoModelForSeq2SeqLM if family == "marian" else AutoModelForCausalLM
@@ -45,50 +45,50 @@ def main() -> None:
                 torch._dynamo.reset()
                 counters.clear()
                 model.__dict__.pop("_compiled_call", None)
-                compiling = CompileConfig(fullgraph=True, mode="default")
-                compiling._compile_all_devices = True
-                ways: dict[str, dict[str, Any]] = {
+                compile_config = CompileConfig(fullgraph=True, mode="default")
+                compile_config._compile_all_devices = True
+                modes: dict[str, dict[str, Any]] = {
                     "eager": {},
                     "compiled": {
                         "cache_implementation": "static",
-                        "compile_config": compiling,
-                        "max_cache_len": ROOM,
+                        "compile_config": compile_config,
+                        "max_cache_len": MAX_CACHE_LEN,
                     },
                 }
 
                 def generate(
-                    way: str, length: int = LENGTHS[0], source: int = 12, do: Any = (model, rows, ways)
+                    mode: str, length: int = LENGTHS[0], source: int = 12, setup: Any = (model, rows, modes)
                 ) -> Any:
-                    model, rows, ways = do
+                    model, rows, modes = setup
                     ids = torch.randint(5, 5000, (rows, source), generator=torch.Generator().manual_seed(length))
                     ids[:, 0] = BOS
                     fixed = {"do_sample": False, "num_beams": 1, "pad_token_id": PAD, "eos_token_id": None}
                     lengths = {"max_new_tokens": length, "min_new_tokens": length}
-                    return model.generate(ids, attention_mask=torch.ones_like(ids), **fixed, **lengths, **ways[way])
+                    return model.generate(ids, attention_mask=torch.ones_like(ids), **fixed, **lengths, **modes[mode])
 
                 start = time.perf_counter()
                 generate("compiled")
-                to_compile = time.perf_counter() - start
+                compile_seconds = time.perf_counter() - start
                 same = all(
                     torch.equal(generate("compiled", length, source), generate("eager", length, source))
                     for length in LENGTHS
                     for source in (12, 9, 15)
                 )
-                seconds = interleaved({way: lambda _, way=way: generate(way) for way in ways}, options.seconds)
+                seconds = interleaved({mode: lambda _, mode=mode: generate(mode) for mode in modes}, options.seconds)
                 ratio = Ratio.of(seconds["eager"], seconds["compiled"])
                 table.add_row(
-                    *(
-                        f"{family}, {shape}",
-                        str(rows),
-                        f"{ratio.median:.2f}",
-                        ratio.spread,
-                        str(len(seconds["eager"])),
-                    ),
-                    *(f"{to_compile:.0f}", str(counters["stats"]["unique_graphs"])),
-                    *(str(sum(counters["graph_break"].values())), "yes" if same else "no"),
+                    f"{family}, {shape}",
+                    str(rows),
+                    f"{ratio.median:.2f}",
+                    ratio.spread,
+                    str(len(seconds["eager"])),
+                    f"{compile_seconds:.0f}",
+                    str(counters["stats"]["unique_graphs"]),
+                    str(sum(counters["graph_break"].values())),
+                    "yes" if same else "no",
                 )
     Console(width=120).print(table)
-    print(surroundings())
+    print(environment())
 
 
 if __name__ == "__main__":

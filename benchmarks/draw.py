@@ -1,4 +1,4 @@
-"""Draw the ratios that a benchmark wrote, as small multiples for the width of a page.
+"""Plot the ratios written by a benchmark, as small multiples of page width.
 
 python benchmarks/draw.py benchmarks/results/training.json docs/pictures/training-step.png
 """
@@ -22,7 +22,7 @@ TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 10)
 
 
 def draw_ratios(ratios: list[dict[str, Any]], title: str, target: float) -> Figure:
-    """Draw ratios as medians with quartiles, one panel for each `panel`, one line of it for each `row`.
+    """Plot ratios as medians with quartiles, with one panel per `panel` and one line per `row`.
 
     Args:
         ratios: Entries with `panel`, `row`, `series`, `median`, `lower` and `upper`.
@@ -77,10 +77,10 @@ def _draw_panel(axes: Axes, ratios: list[dict[str, Any]], series: list[str]) -> 
 
 
 def main() -> None:
-    """Draw the picture."""
+    """Draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="what a benchmark wrote with --results")
-    parser.add_argument("picture", type=Path, help="picture to write")
+    parser.add_argument("results", type=Path, help="JSON that a benchmark wrote with --results")
+    parser.add_argument("picture", type=Path, help="image to write")
     options = parser.parse_args()
     save_figure(draw_ratios(**json.loads(options.results.read_text(encoding="utf-8"))), options.picture)
 

@@ -1,13 +1,13 @@
-"""The same model in several engines: torch, onnxruntime, CTranslate2, on the 1,000 test sentences of Multi30k.
+"""Compare inference engines (torch, ONNX Runtime, CTranslate2) on one model and the 1,000 test sentences of Multi30k.
 
-All translate with the same code around them (`trivium.translation.translate`): the same batches, the same longest
-output, the same tokenizer. FOLDER holds `test_2016_flickr.en` and `test_2016_flickr.de`; the model is one that
-`trivium train recipes/multi30k.yaml` saved:
+All engines run under the same code (`trivium.translation.translate`), with the same batches, maximum length and
+tokenizer. FOLDER contains `test_2016_flickr.en` and `test_2016_flickr.de`; the model is one saved by
+`trivium train recipes/multi30k.yaml`:
 
     OMP_NUM_THREADS=1 python benchmarks/engines_multi30k.py --data FOLDER --model runs/multi30k
 
-All run in one process, so that ratios mean something wherever it runs; of several rounds, each takes its fastest,
-since other programs disturb. What it prints is also in `--output`, as JSON.
+All engines run in one process, so that their ratios are meaningful on any machine. The fastest of several rounds
+counts, to exclude interference from other processes. The printed results are also written to `--output`, as JSON.
 """
 
 import json
@@ -33,16 +33,16 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "beam 5": {"num_beams": 5, "early_stopping": False},
     "beam 5, early stopping": {"num_beams": 5, "early_stopping": True},
 }
-COLUMNS = ("search", "engine", "same lines", "sacreBLEU", "seconds", "target tokens/s", "times as fast")
+COLUMNS = ("search", "engine", "same lines", "sacreBLEU", "seconds", "target tokens/s", "speedup")
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder with the sentences of Multi30k, one a line.")],
+    data: Annotated[Path, typer.Option(help="Folder of the sentences of Multi30k, one per line.")],
     model: Annotated[Path, typer.Option(help="Folder of a saved encoder-decoder.")],
-    output: Annotated[Path, typer.Option(help="File for the results.")] = Path("engines.json"),
-    rounds: Annotated[int, typer.Option(help="How often each engine translates everything.")] = 3,
-    sentences: Annotated[int, typer.Option(help="Only the first so many.")] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Sentences that are translated at once.")] = 64,
+    output: Annotated[Path, typer.Option(help="JSON file for the results.")] = Path("engines.json"),
+    rounds: Annotated[int, typer.Option(help="Rounds per engine.")] = 3,
+    sentences: Annotated[int, typer.Option(help="Use only this many sentences, from the first.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Batch size, in sentences.")] = 64,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Translate test_2016_flickr from English to German with every engine, and compare."""
@@ -69,11 +69,11 @@ def main(
                 texts[name] = list(translate(engine, tokenizer, sources, batch_size=batch_size, **options))
                 seconds[name].append(time.perf_counter() - start)
         for name in engines:
-            same = sum(ours == theirs for ours, theirs in zip(texts[name], texts["transformers"], strict=True))
+            same = sum(a == b for a, b in zip(texts[name], texts["transformers"], strict=True))
             tokens = sum(map(len, tokenizer(text_target=texts[name])["input_ids"]))
             bleu = load_metric("sacrebleu").compute(predictions=texts[name], references=references)["score"]
-            fastest, others = min(seconds[name]), min(seconds["transformers"])
-            row = (search, name, same / len(sources), bleu, fastest, tokens / fastest, others / fastest)
+            fastest, baseline = min(seconds[name]), min(seconds["transformers"])
+            row = (search, name, same / len(sources), bleu, fastest, tokens / fastest, baseline / fastest)
             results.append(dict(zip(COLUMNS, row, strict=True)))
     print(as_table(results))
     setting = {"sentences": len(sources), "batch_size": batch_size, "threads": threads, "rounds": rounds}
@@ -81,9 +81,9 @@ def main(
 
 
 def as_table(results: list[dict[str, Any]]) -> str:
-    """In Markdown."""
+    """Format the results as a Markdown table."""
     formats = ("", "", ".1%", ".2f", ".1f", ",.0f", ".1f")
-    rows = [[format(row[name], how) for name, how in zip(COLUMNS, formats, strict=True)] for row in results]
+    rows = [[format(row[name], spec) for name, spec in zip(COLUMNS, formats, strict=True)] for row in results]
     rule = ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [COLUMNS, rule, *rows])
 

@@ -1,17 +1,16 @@
-"""How time and memory of a layer grow with the length and the batch: self-attention, an LSTM and a convolution.
+"""Measure how time and memory of self-attention, an LSTM and a convolution scale with sequence length and batch size.
 
     OMP_NUM_THREADS=1 python benchmarks/growth.py --plot growth.png
 
-One layer of each kind in the paper's Table 1, all of the same width: our multi-head attention with each attention
-function that has a backward pass here, torch's LSTM, and its convolution over three tokens. None sees what comes
-later, as in a language model. They go forward and back, for the gradients of their weights and of what they are given,
-which is random: no data is needed.
+It compares one layer of each type in Table 1 of the paper, all of the same width: Trivium's multi-head attention with
+every attention implementation that has a backward pass on this device, torch's LSTM, and its convolution with a kernel
+of three tokens. All are causal. Forward and backward passes are measured, with gradients of weights and inputs. Inputs
+are random, so no data is needed.
 
-Time is the median of rounds in which all take turns, so that what else the machine does takes from all alike, with the
-quartiles. More than one thread on a CPU needs a machine that does nothing else: those of the LSTM wait for each other
-at every token, and one that has lost its core holds up all. Memory is what torch had asked for when it had asked for
-most, beyond what was there before: the weights, what the layer is given, and the mask, which a model makes once for
-all its layers.
+Time is the median over rounds, with quartiles; the layers take turns in every round, so that load from other processes
+affects all equally. Use several CPU threads only on an idle machine: the threads of the LSTM synchronize at every
+token, so that one that is preempted stalls all of them. Memory is torch's peak allocation in a step, minus what was
+allocated before: the weights, the inputs, and the mask, which a model builds once for all layers.
 """
 
 import json
@@ -44,17 +43,17 @@ from trivium.modeling.attention import AttentionContext, MultiHeadAttention
 WIDTH, HEADS, KERNEL = 256, 4, 3
 SHORTEST = 64
 BATCHES, LENGTH = [1, 2, 4, 8, 16, 32, 64], 128
-MOST_SECONDS, MOST_BYTES = 10, 8 * 2**30  # of one step: what would take more is left out
-ENOUGH_SECONDS = 0.05  # for one look at the clock: a step that takes less is taken several times
+MAX_SECONDS, MAX_BYTES = 10, 8 * 2**30  # per step: larger cells are skipped
+MIN_SECONDS = 0.05  # per measurement: shorter steps are repeated
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-DTYPE = torch.bfloat16 if ON_GPU else torch.float32  # as one trains; FlashAttention has no float32
+DTYPE = torch.bfloat16 if ON_GPU else torch.float32  # FlashAttention does not support float32
 
-Build = Callable[[torch.Tensor], nn.Module]  # for what the layer will be given
+Build = Callable[[torch.Tensor], nn.Module]  # builds a layer for the given inputs
 
 
 class Attention(nn.Module):
-    """Ours, with its mask; like the other layers, it makes (batch, length, WIDTH) of (batch, length, WIDTH)."""
+    """Trivium's attention with its mask; like all layers here, it maps (batch, length, WIDTH) to the same shape."""
 
     def __init__(self, function: str, inputs: torch.Tensor) -> None:
         super().__init__()
@@ -65,28 +64,28 @@ class Attention(nn.Module):
         self.context = AttentionContext(create_causal_mask(config, inputs, attention_mask=None, cache=None))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Let each token look at itself and those before it."""
+        """Attend causally."""
         return self.layer(inputs, self.context)[0]
 
 
 class Recurrence(nn.LSTM):
-    """Torch's."""
+    """LSTM layer of torch."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Go from token to token; what the last one leaves behind is dropped."""
+        """Return the hidden states, without the final state."""
         return super().forward(inputs)[0]
 
 
 class Convolution(nn.Conv1d):
-    """Torch's."""
+    """Causal convolution, based on torch's."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Let each token see itself and those just before it."""
+        """Pad on the left, and convolve over the length."""
         return super().forward(nn.functional.pad(inputs.transpose(1, 2), (KERNEL - 1, 0))).transpose(1, 2)
 
 
 class Size(NamedTuple):
-    """Of what a layer is given."""
+    """Size of the inputs of a layer."""
 
     batch: int
     length: int
@@ -94,42 +93,42 @@ class Size(NamedTuple):
 
 @dataclass
 class Cell:
-    """What a layer needs at a size."""
+    """Measurements of a layer at one size."""
 
     step: Callable[[], object]
     weights: int
     peak: int  # bytes
-    estimate: float  # seconds of a step, before the rounds
-    seconds: list[float] = field(default_factory=list)  # of a step, in each round
+    estimate: float  # seconds per step, before the timed rounds
+    seconds: list[float] = field(default_factory=list)  # per step, one for each round
 
     @property
     def mebibytes(self) -> list[float]:
-        """Of the peak."""
+        """Peak memory in MiB, as a list of one."""
         return [self.peak / 2**20]
 
     @property
     def milliseconds(self) -> list[float]:
-        """Of a step: median, lower and upper quartile."""
+        """Milliseconds per step: median, lower and upper quartile."""
         lower, _, upper = quantiles(self.seconds, n=4, method="inclusive")
         return [1000 * seconds for seconds in (median(self.seconds), lower, upper)]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Sizes that differ in one thing."""
+    """Sizes that vary in one dimension."""
 
-    axis: str  # what they differ in: "length" or "batch"
+    axis: str  # the dimension that varies: "length" or "batch"
     label: str
     sizes: list[Size]
-    guides: tuple[int, ...]  # powers to draw for the eye
+    guides: tuple[int, ...]  # exponents of the reference lines
 
 
 Cells = dict[str, dict[Size, Cell]]  # by the name of the layer
-QUANTITIES = {"milliseconds": "ms, forward and backward", "mebibytes": "MiB at the peak"}
+QUANTITIES = {"milliseconds": "ms, forward and backward", "mebibytes": "peak memory, MiB"}
 
 
 def competitors() -> tuple[dict[str, Build], dict[str, str]]:
-    """The layers, and which attention functions are not among them for what reason."""
+    """Return the layer builders, and the excluded attention implementations with the reasons."""
     functions, missing = ["eager", "sdpa"], {}
     if ON_GPU:
         functions.append("flex_attention")
@@ -138,7 +137,7 @@ def competitors() -> tuple[dict[str, Build], dict[str, str]]:
     if is_flash_attn_2_available():
         functions.append("flash_attention_2")
     else:
-        missing["flash_attention_2"] = "needs a GPU, and the package flash-attn"
+        missing["flash_attention_2"] = "needs a GPU and the package flash-attn"
     layers: dict[str, Build] = {f"attention, {function}": partial(Attention, function) for function in functions}
     layers["LSTM"] = lambda inputs: Recurrence(WIDTH, WIDTH, batch_first=True)
     layers[f"convolution of {KERNEL}"] = lambda inputs: Convolution(WIDTH, WIDTH, KERNEL)
@@ -146,7 +145,7 @@ def competitors() -> tuple[dict[str, Build], dict[str, str]]:
 
 
 def prepare(build: Build, size: Size) -> Cell:
-    """Build a layer, and let it take steps until it is known what they need."""
+    """Build a layer, and measure its peak memory and approximate time."""
     inputs = torch.randn(*size, WIDTH, device=DEVICE, dtype=DTYPE, requires_grad=True)
     gradient = torch.randn_like(inputs)
     layer = build(inputs).to(inputs)
@@ -155,12 +154,12 @@ def prepare(build: Build, size: Size) -> Cell:
     def step() -> object:
         return torch.autograd.grad(layer(inputs), [inputs, *weights], gradient)
 
-    step()  # the first one also compiles, chooses kernels and reserves room for them
+    step()  # warm up: compilation, kernel selection and workspaces
     return Cell(step, sum(weight.numel() for weight in weights), peak_of(step), seconds_of(step))
 
 
 def peak_of(step: Callable[[], object]) -> int:
-    """The most bytes that torch held at once in a step, beyond what it held before."""
+    """Return the peak bytes allocated in a step, minus those allocated before."""
     if ON_GPU:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -168,7 +167,7 @@ def peak_of(step: Callable[[], object]) -> int:
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    with TemporaryDirectory() as folder:  # the trace has every allocation; the profiler's sums do not tell the peak
+    with TemporaryDirectory() as folder:  # only the trace has the individual allocations that a peak needs
         trace = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(trace))
         events = sorted(json.loads(trace.read_bytes())["traceEvents"], key=lambda event: event["ts"])
@@ -178,7 +177,7 @@ def peak_of(step: Callable[[], object]) -> int:
 
 
 def seconds_of(step: Callable[[], object], repeats: int = 1) -> float:
-    """Seconds of a step."""
+    """Return the seconds per step."""
     if ON_GPU:
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -190,53 +189,53 @@ def seconds_of(step: Callable[[], object], repeats: int = 1) -> float:
 
 
 def measure(layers: dict[str, Build], sizes: list[Size], rounds: int) -> Cells:
-    """Measure all layers at all sizes, but for those that would take too much."""
+    """Measure all layers at all sizes, except for those over the time or memory limit."""
     cells: Cells = {name: {} for name in layers}
     for size in sizes:
         half = Size(size.batch // 2, size.length) if size.batch > 1 else Size(1, size.length // 2)
         for name, build in layers.items():
             known = cells[name].get(half)
-            # Of twice as much of something, nothing here needs more than four times as much.
-            affordable = known and 4 * known.estimate <= MOST_SECONDS and 4 * known.peak <= MOST_BYTES
+            # Time and memory grow at most quadratically, so doubling a dimension costs at most 4 times as much.
+            affordable = known and 4 * known.estimate <= MAX_SECONDS and 4 * known.peak <= MAX_BYTES
             if affordable or size.batch * size.length <= LENGTH:
                 cells[name][size] = prepare(build, size)
     for _ in range(rounds):
         for size in sizes:
             for name in layers:
                 if cell := cells[name].get(size):
-                    repeats = max(1, round(ENOUGH_SECONDS / cell.estimate))
+                    repeats = max(1, round(MIN_SECONDS / cell.estimate))
                     cell.seconds.append(seconds_of(cell.step, repeats))
     return cells
 
 
 def curve_of(cells: dict[Size, Cell], sweep: Sweep, quantity: str) -> dict[int, list[float]]:
-    """A quantity of a layer by its length or its batch, where it was measured."""
+    """Return a measured quantity of a layer by length or batch size."""
     return {getattr(size, sweep.axis): getattr(cells[size], quantity) for size in sweep.sizes if size in cells}
 
 
 def print_table(cells: Cells, sweep: Sweep, quantity: str) -> None:
-    """Print a quantity of all layers, and the powers with which they grow at the end, as Markdown."""
+    """Print a quantity of all layers and its final growth exponents as a Markdown table."""
     curves = {name: curve_of(measured, sweep, quantity) for name, measured in cells.items()}
     rows = [[sweep.axis, *curves], ["---"] * (1 + len(curves))]
     for size in sweep.sizes:
         place = getattr(size, sweep.axis)
-        rows.append([f"{place:,}", *(said(curve.get(place)) for curve in curves.values())])
-    rows.append(["power", *(power_of(curve) for curve in curves.values())])
+        rows.append([f"{place:,}", *(format_quantity(curve.get(place)) for curve in curves.values())])
+    rows.append(["exponent", *(exponent_of(curve) for curve in curves.values())])
     print(f"\n{QUANTITIES[quantity]}, {sweep.label}:\n")
     for row in rows:
         print(f"| {' | '.join(row)} |")
 
 
-def said(numbers: list[float] | None) -> str:
-    """The number with three digits or more, and its quartiles if there are any."""
+def format_quantity(numbers: list[float] | None) -> str:
+    """Format a number with at least three significant digits, and its quartiles if there are any."""
     if numbers is None:
         return "-"
     middle, *quartiles = (f"{number:,.{max(0, 2 - int(log10(number)))}f}" for number in numbers)
     return f"{middle} ({' to '.join(quartiles)})" if quartiles else middle
 
 
-def power_of(curve: dict[int, list[float]]) -> str:
-    """The power with which it grows from the last place but one to the last: 1 for in proportion, 2 for the square."""
+def exponent_of(curve: dict[int, list[float]]) -> str:
+    """Return the growth exponent between the last two points: 1 is linear, 2 quadratic."""
     if len(curve) < 2:
         return "-"
     (before, (low, *_)), (last, (high, *_)) = list(curve.items())[-2:]
@@ -244,7 +243,7 @@ def power_of(curve: dict[int, list[float]]) -> str:
 
 
 def draw(cells: Cells, sweeps: list[Sweep]) -> Figure:
-    """Draw a row for each quantity and a column for each sweep, all logarithmic: a power is a slope."""
+    """Plot one row per quantity and one column per sweep, on log-log axes, where exponents are slopes."""
     figure = Figure(figsize=(7.5, 6.8), layout="constrained")
     grid = figure.subplots(len(QUANTITIES), len(sweeps), sharex="col", sharey="row")
     for row, quantity in zip(grid, QUANTITIES, strict=True):
@@ -266,7 +265,7 @@ def draw(cells: Cells, sweeps: list[Sweep]) -> Figure:
 
 
 def finish(axes: Axes, sweep: Sweep, start: float) -> None:
-    """Logarithmic axes, and dotted lines of what grows with a power of the length or the batch."""
+    """Set up log-log axes with dotted reference lines for the exponents of the sweep."""
     places = [getattr(size, sweep.axis) for size in sweep.sizes]
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -278,21 +277,21 @@ def finish(axes: Axes, sweep: Sweep, start: float) -> None:
         axes.plot([places[0], places[-1]], [start, end], color="0.6", linestyle=":", linewidth=1, zorder=0)
         label = f"∝ {sweep.axis}{'²' if power == 2 else ''}"
         axes.annotate(label, (places[-1], end), (2, -4), textcoords="offset points", color="0.4", fontsize="small")
-    axes.tick_params("x", labelbottom=True)  # of those with others below, too
+    axes.tick_params("x", labelbottom=True)  # also on shared axes
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
 
 
 def main(
-    plot: Annotated[Path | None, typer.Option(help="Picture to draw: .png, .svg or .pdf.")] = None,
-    longest: Annotated[int, typer.Option(min=LENGTH, help="No sequence has more tokens.")] = 4096,
-    rounds: Annotated[int, typer.Option(min=2, help="How often each layer takes its turn at each size.")] = 7,
+    plot: Annotated[Path | None, typer.Option(help="Image to write: .png, .svg or .pdf.")] = None,
+    longest: Annotated[int, typer.Option(min=LENGTH, help="Maximum sequence length in tokens.")] = 4096,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds per layer and size.")] = 7,
 ) -> None:
-    """Measure, print tables, and draw."""
+    """Measure, print tables, and plot."""
     if plot:
         check_picture(plot)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler is not to tell of itself between the tables
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keep profiler logs out of the tables
     torch.manual_seed(0)
     lengths = [SHORTEST * 2**doublings for doublings in range((longest // SHORTEST).bit_length())]
     sweeps = [
@@ -308,12 +307,12 @@ def main(
     for name, measured in cells.items():
         print(f"- {name}: {measured[sizes[0]].weights:,} weights")
     for name, reason in missing.items():
-        print(f"- attention, {name}: left out, it {reason}")
+        print(f"- attention, {name}: skipped, because it {reason}")
     for sweep in sweeps:
         for quantity in QUANTITIES:
             print_table(cells, sweep, quantity)
     if any(size not in measured for measured in cells.values() for size in sizes):
-        print(f"\n-: left out, for a step might take more than {MOST_SECONDS} s or {MOST_BYTES / 2**30:.0f} GiB.")
+        print(f"\n-: skipped, because a step might take more than {MAX_SECONDS} s or {MAX_BYTES / 2**30:.0f} GiB.")
     if plot:
         save_figure(draw(cells, sweeps), plot)
 

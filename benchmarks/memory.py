@@ -1,11 +1,10 @@
-"""Peak memory of training steps, ours beside others' models of the same shape.
+"""Compare the peak memory of training steps of Trivium with other implementations of the same shape.
 
     python benchmarks/memory.py --data FOLDER
 
-Each model is built and takes two steps of AdamW in a process of its own, on the same batch. What is told is the most
-memory that the process had in RAM, less what it had before the model was built. Ours once as our Trainer trains, which
-needs no logits (`skip_logits=True`), once more so with what is inside a layer computed again in the backward pass
-(`activation_checkpointing`), and once with all logits.
+Each model is built and takes two AdamW steps on the same batch in a separate process. Reported is the peak resident
+memory of the process, minus that before the model was built. Trivium is measured as its trainer runs it, without
+materializing logits (`skip_logits=True`), then with activation checkpointing too, and finally with all logits.
 """
 
 import argparse
@@ -28,16 +27,16 @@ MEBIBYTE = 2**20
 
 
 def resident(field: str) -> int:
-    """Bytes in RAM: now ("VmRSS"), or the most that there were ("VmHWM")."""
+    """Return the resident memory in bytes: current ("VmRSS") or peak ("VmHWM")."""
     found = re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert found, "this needs Linux"
+    assert found, "this benchmark needs Linux"
     return int(found[1]) * 1024
 
 
 def measure(
     build: Callable[[], nn.Module], batch: dict[str, Any], report: "multiprocessing.SimpleQueue[tuple[int, int]]"
 ) -> None:
-    """Build, take two steps, and report the peak and the number of parameters."""
+    """Build a model, take two steps, and report the peak memory and the number of parameters."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     before = resident("VmRSS")
@@ -51,34 +50,36 @@ def measure(
 
 
 def checkpointing(build: Callable[[], Any]) -> nn.Module:
-    """A model that keeps what comes into its layers, and not what is inside."""
+    """Build a model with activation checkpointing enabled."""
     model = build()
     model.activation_checkpointing_enable()
     return model
 
 
 def main() -> None:
-    """Print a table for each way."""
+    """Print a table for each architecture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the folder of Multi30k, for its lengths")
+    parser.add_argument("--data", type=Path, required=True, help="folder of Multi30k, for realistic lengths")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--shapes", nargs="+", default=["small", "base"], choices=list(SHAPES))
     parser.add_argument("--vocabularies", nargs="+", type=int, default=[10_000, 32_000])
     parser.add_argument("--rows", type=int, default=64)
     options = parser.parse_args()
-    torch.set_num_threads(1)  # here, too: OpenMP's threads do not live on in a process that is forked
-    context = multiprocessing.get_context("fork")  # so that the libraries are there before
+    torch.set_num_threads(1)  # in the parent too: OpenMP threads do not survive a fork
+    context = multiprocessing.get_context("fork")  # so that libraries are not counted
     for way in options.ways:
-        table = Table("shape", "vocabulary", "model", "parameters", "peak, MiB", "of the first peer's", title=way)
+        table = Table(
+            "shape", "vocabulary", "model", "parameters", "peak, MiB", "relative to the first peer", title=way
+        )
         for shape in options.shapes:
             for vocabulary in options.vocabularies:
                 batch = batch_of(way, real_lengths(options.data, options.rows), vocabulary)
                 runs = []
                 for name, build in WAYS[way](SHAPES[shape], vocabulary).items():
                     if name.startswith("Trivium"):
-                        alone = {**batch, "skip_logits": True}
-                        runs.append((name, build, alone))
-                        runs.append((f"{name}, checkpointing", partial(checkpointing, build), alone))
+                        without_logits = {**batch, "skip_logits": True}
+                        runs.append((name, build, without_logits))
+                        runs.append((f"{name}, checkpointing", partial(checkpointing, build), without_logits))
                         name += ", with logits"
                     runs.append((name, build, batch))
                 peaks = {}
@@ -88,16 +89,20 @@ def main() -> None:
                     process.start()
                     process.join()
                     if process.exitcode:
-                        raise SystemExit(f"{name} ended with {process.exitcode}.")
+                        raise SystemExit(f"{name} failed with exit code {process.exitcode}.")
                     peaks[name] = report.get()
                 reference = next(peak for name, (peak, _) in peaks.items() if not name.startswith("Trivium"))
                 for name, (peak, parameters) in peaks.items():
                     table.add_row(
-                        *(shape, f"{vocabulary:,}", name, f"{parameters:,}"),
-                        *(f"{peak / MEBIBYTE:,.0f}", f"{peak / reference:.2f}"),
+                        shape,
+                        f"{vocabulary:,}",
+                        name,
+                        f"{parameters:,}",
+                        f"{peak / MEBIBYTE:,.0f}",
+                        f"{peak / reference:.2f}",
                     )
         Console(width=110).print(table)
-    print(f"{options.rows} rows; torch {torch.__version__}, one thread of {os.cpu_count()} cores, float32")
+    print(f"{options.rows} rows; torch {torch.__version__}, one thread on {os.cpu_count()} cores, float32")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""The yardstick for Multi30k: transformers' own `MarianMTModel`, trained plainly by `Seq2SeqTrainer`.
+"""Train the Multi30k baseline: `MarianMTModel` of transformers with a default `Seq2SeqTrainer`.
 
-It shares with our recipe `multi30k` the data, the vocabulary, the shape (Transformer-Tiny, Wu et al. 2021,
-arXiv 2105.14462), dropout, label smoothing and the width of the beam. All else is as the documentation of
-transformers shows it: random batches of sentences, AdamW, a linear schedule. The recipe differs in what is its own:
-batches of like length, pre-norm, rotary positions, a higher rate, and Trivium's code. FOLDER holds the sentences, one
-a line, in `train.en`, `train.de`, `val.en`, `val.de`, `test_2016_flickr.en` and `test_2016_flickr.de`:
+It shares with Trivium's recipe `multi30k` the data, vocabulary, shape (Transformer-Tiny, Wu et al. 2021, arXiv
+2105.14462), dropout, label smoothing and number of beams. Everything else follows the documentation of transformers:
+random batches of sentences, AdamW, a linear schedule. The recipe differs in batches grouped by length, pre-norm,
+rotary positions, a higher learning rate, and Trivium's code. FOLDER contains the sentences, one per line, in
+`train.en`, `train.de`, `val.en`, `val.de`, `test_2016_flickr.en` and `test_2016_flickr.de`:
 
     python benchmarks/multi30k_marian.py --data FOLDER --output runs/marian --max-steps 20000
 
-The output folder gets the model, its tokenizer, its translations of the test set (`test.de`) and `results.json`.
+The output folder will contain the model, its tokenizer, translations of the test set (`test.de`) and `results.json`.
 """
 
 import json
@@ -39,7 +39,7 @@ SAVE_STEPS = 1000
 
 
 class StepTimer(TrainerCallback):
-    """Measures every step from beginning to end: without evaluation and saving, with the next batch's collation."""
+    """Time every step, including the collation of the next batch, but without evaluation and saving."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -53,12 +53,12 @@ class StepTimer(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.start)
 
     def undisturbed(self) -> float:
-        """Return the mean of the fastest quarter of the steps: the rate of a machine that nobody else uses."""
+        """Return the mean of the fastest quarter of the steps, which approximates an idle machine."""
         return statistics.fmean(sorted(self.seconds)[: max(1, len(self.seconds) // 4)])
 
 
 def build_model(tokenizer: TriviumTokenizer) -> MarianMTModel:
-    """Return an untrained model, its embeddings scaled and shared by both sides and the output, as in the paper."""
+    """Build an untrained model with scaled embeddings, tied across encoder, decoder and output as in the paper."""
     return MarianMTModel(
         MarianConfig(
             vocab_size=len(tokenizer),
@@ -83,7 +83,7 @@ def build_model(tokenizer: TriviumTokenizer) -> MarianMTModel:
 
 
 def translate(model: MarianMTModel, tokenizer: TriviumTokenizer, sentences: list[str]) -> list[str]:
-    """Translate with a beam of 5."""
+    """Translate with 5 beams."""
     model.eval()
     translations: list[str] = []
     for start in range(0, len(sentences), BATCH_SIZE):
@@ -94,13 +94,13 @@ def translate(model: MarianMTModel, tokenizer: TriviumTokenizer, sentences: list
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder with the sentences of Multi30k, one a line.")],
-    max_steps: Annotated[int, typer.Option(help="How many steps to train.")],
+    data: Annotated[Path, typer.Option(help="Folder of the sentences of Multi30k, one per line.")],
+    max_steps: Annotated[int, typer.Option(help="Training steps.")],
     output: Annotated[Path, typer.Option(help="Folder for the model and its results.")] = Path("runs/marian"),
-    learning_rate: Annotated[float, typer.Option(help="The peak, after 1,000 steps of warm-up.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate, after 1,000 warm-up steps.")] = 1e-3,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of the weights, the order of the sentences and dropout.")] = 42,
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output folder.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed of initialization, data order and dropout.")] = 42,
+    resume: Annotated[bool, typer.Option(help="Resume from the last checkpoint in the output folder.")] = False,
 ) -> None:
     """Train a Marian model on Multi30k, en-de, and score it on test_2016_flickr."""
     torch.set_num_threads(threads)
@@ -170,7 +170,7 @@ def main(
         "threads": threads,
         "seconds_per_step": statistics.fmean(timer.seconds),
         "undisturbed_seconds_per_step": timer.undisturbed(),
-        "undisturbed": "the mean of the fastest quarter of the steps, since other programs ran on the same machine",
+        "undisturbed": "mean of the fastest quarter of the steps, because the machine was shared",
         "target_tokens_per_second": tokens_per_step / statistics.fmean(timer.seconds),
         "undisturbed_target_tokens_per_second": tokens_per_step / timer.undisturbed(),
     }

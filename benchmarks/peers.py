@@ -1,7 +1,7 @@
-"""Models of others in the same shape as ours, and batches of the same tokens, for the benchmarks beside this file.
+"""Comparable models of other implementations, and synthetic batches, for the benchmarks in this folder.
 
-Of one way all have the same layers, width, heads, feed-forward, vocabulary and one matrix for embeddings and output; a
-dropout of 0.1 where they have dropout outside of attention (Llama has none), and none on the attention weights.
+All models of an architecture have the same layers, width, heads, feed-forward width, vocabulary and tied embeddings;
+a dropout of 0.1, except for Llama, which has none; and no attention dropout.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers (of each stack), width, heads and width of the feed-forward."""
+    """Shape of a model: layers per stack, width, heads and feed-forward width."""
 
     layers: int
     d_model: int
@@ -48,13 +48,13 @@ class Shape:
 SHAPES = {
     "tiny": Shape(4, 128, 4, 256),
     "small": Shape(3, 256, 4, 1024),
-    "base": Shape(6, 512, 8, 2048),  # the paper's
+    "base": Shape(6, 512, 8, 2048),  # Transformer (base)
     "big": Shape(6, 1024, 16, 4096),
 }
 
 
-def ours_of(shape: Shape, vocabulary: int) -> dict[str, int]:
-    """What a preset of ours takes for this shape, but for the layers."""
+def trivium_fields(shape: Shape, vocabulary: int) -> dict[str, int]:
+    """Return the Trivium configuration fields for a shape, except for the layers."""
     return {
         "vocab_size": vocabulary,
         "d_model": shape.d_model,
@@ -65,7 +65,7 @@ def ours_of(shape: Shape, vocabulary: int) -> dict[str, int]:
 
 
 def encoder_decoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]]:
-    """Translators: ours is the paper's, with one matrix for both embeddings and the output, as Marian's and BART's."""
+    """Return builders of translation models, all with three-way tied embeddings."""
     stacks = {
         f"{stack}_{name}": value
         for stack in ("encoder", "decoder")
@@ -77,45 +77,53 @@ def encoder_decoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn
     }
     tokens = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": BOS}
     common = {"vocab_size": vocabulary, "d_model": shape.d_model, "dropout": 0.1, **tokens}
-    ours = preset_config(
+    config = preset_config(
         "transformer-base",
         encoder_layers=shape.layers,
         decoder_layers=shape.layers,
         label_smoothing=0.0,
-        **{**common, **ours_of(shape, vocabulary)},
+        **{**common, **trivium_fields(shape, vocabulary)},
     )
     return {
-        "Trivium": lambda: TriviumForConditionalGeneration(ours),
+        "Trivium": lambda: TriviumForConditionalGeneration(config),
         "MarianMTModel": lambda: MarianMTModel(MarianConfig(**stacks, **common)),
         "BartForConditionalGeneration": lambda: BartForConditionalGeneration(BartConfig(**stacks, **common)),
         "torch.nn.Transformer": lambda: TorchTransformer(shape, vocabulary),
-        "x_transformers.XTransformer": lambda: TheirXTransformer(shape, vocabulary),
+        "x_transformers.XTransformer": lambda: XTransformerModel(shape, vocabulary),
     }
 
 
 class TorchTransformer(nn.Module):
-    """`nn.Transformer` with what it lacks: embeddings, learned positions, projection and loss."""
+    """`nn.Transformer` with embeddings, learned positions, output projection and loss."""
 
     def __init__(self, shape: Shape, vocabulary: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, shape.d_model, padding_idx=PAD)
         self.positions = nn.Embedding(1024, shape.d_model)
         self.transformer = nn.Transformer(
-            *(shape.d_model, shape.heads, shape.layers, shape.layers, shape.ffn_dim), batch_first=True
+            d_model=shape.d_model,
+            nhead=shape.heads,
+            num_encoder_layers=shape.layers,
+            num_decoder_layers=shape.layers,
+            dim_feedforward=shape.ffn_dim,
+            batch_first=True,
         )
         for module in self.transformer.modules():
             if isinstance(module, nn.MultiheadAttention):
                 module.dropout = 0.0
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> Seq2SeqLMOutput:
-        """Give the loss."""
-        read = F.pad(labels[:, :-1], (1, 0), value=BOS).clamp(min=PAD)
-        source, target = (self.embedding(ids) + self.positions.weight[: ids.shape[1]] for ids in (input_ids, read))
-        future = nn.Transformer.generate_square_subsequent_mask(read.shape[1]).isinf()
+        """Return the loss."""
+        decoder_ids = F.pad(labels[:, :-1], (1, 0), value=BOS).clamp(min=PAD)
+        source, target = (
+            self.embedding(ids) + self.positions.weight[: ids.shape[1]] for ids in (input_ids, decoder_ids)
+        )
+        causal_mask = nn.Transformer.generate_square_subsequent_mask(decoder_ids.shape[1]).isinf()
         padding = attention_mask == 0
         states = self.transformer(
-            *(source, target),
-            tgt_mask=future,
+            source,
+            target,
+            tgt_mask=causal_mask,
             tgt_is_causal=True,
             src_key_padding_mask=padding,
             memory_key_padding_mask=padding,
@@ -124,8 +132,8 @@ class TorchTransformer(nn.Module):
         return Seq2SeqLMOutput(loss=F.cross_entropy(logits.flatten(0, 1), labels.flatten()))
 
 
-class TheirXTransformer(nn.Module):
-    """`XTransformer` with the shape of the others and flash attention, called as they are."""
+class XTransformerModel(nn.Module):
+    """`XTransformer` with flash attention and the calling convention of transformers."""
 
     def __init__(self, shape: Shape, vocabulary: int) -> None:
         super().__init__()
@@ -145,13 +153,13 @@ class TheirXTransformer(nn.Module):
         self.model.decoder.net.to_logits = Projection(self.model.encoder.token_emb.emb)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> Seq2SeqLMOutput:
-        """Give the loss."""
+        """Return the loss."""
         target = F.pad(labels, (1, 0), value=BOS)
         return Seq2SeqLMOutput(loss=self.model(input_ids, target, mask=attention_mask.bool()))
 
 
 class Projection(nn.Module):
-    """To the vocabulary, by the matrix of an embedding."""
+    """Output projection tied to an embedding."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -163,7 +171,7 @@ class Projection(nn.Module):
 
 
 def encoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]]:
-    """Masked language models: ours like BERT."""
+    """Return builders of masked language models; Trivium has BERT's architecture."""
     common = {
         "vocab_size": vocabulary,
         "hidden_size": shape.d_model,
@@ -172,26 +180,26 @@ def encoders(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]
         "intermediate_size": shape.ffn_dim,
         "pad_token_id": PAD,
     }
-    ours = {"encoder_layers": shape.layers, "attention_dropout": 0.0, **ours_of(shape, vocabulary)}
+    fields = {"encoder_layers": shape.layers, "attention_dropout": 0.0, **trivium_fields(shape, vocabulary)}
     bert = BertConfig(**common, attention_probs_dropout_prob=0.0)
     tokens = {"bos_token_id": BOS, "eos_token_id": EOS, "cls_token_id": BOS, "sep_token_id": EOS}
     modern = ModernBertConfig(**common, **tokens, embedding_dropout=0.1, mlp_dropout=0.1)
     return {
-        "Trivium, like BERT": lambda: TriviumForMaskedLM(preset_config("bert-base", **ours)),
+        "Trivium, like BERT": lambda: TriviumForMaskedLM(preset_config("bert-base", **fields)),
         "BertForMaskedLM": lambda: BertForMaskedLM(bert),
         "ModernBertForMaskedLM": lambda: ModernBertForMaskedLM(modern),
     }
 
 
-def ours_of_decoders(shape: Shape, vocabulary: int) -> dict[str, Any]:
-    """The same for a decoder-only model."""
+def trivium_decoder_fields(shape: Shape, vocabulary: int) -> dict[str, Any]:
+    """Return the Trivium configuration fields of a decoder-only model."""
     tokens = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
-    return {"decoder_layers": shape.layers, "tie_word_embeddings": True, **tokens, **ours_of(shape, vocabulary)}
+    return {"decoder_layers": shape.layers, "tie_word_embeddings": True, **tokens, **trivium_fields(shape, vocabulary)}
 
 
 def decoders_like_gpt2(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]]:
-    """Causal language models like GPT-2."""
-    ours = preset_config("gpt2", attention_dropout=0.0, **ours_of_decoders(shape, vocabulary))
+    """Return builders of causal language models with GPT-2's architecture."""
+    config = preset_config("gpt2", attention_dropout=0.0, **trivium_decoder_fields(shape, vocabulary))
     gpt2 = GPT2Config(
         vocab_size=vocabulary,
         n_embd=shape.d_model,
@@ -204,14 +212,14 @@ def decoders_like_gpt2(shape: Shape, vocabulary: int) -> dict[str, Callable[[], 
         pad_token_id=PAD,
     )
     return {
-        "Trivium, like GPT-2": lambda: TriviumForCausalLM(ours),
+        "Trivium, like GPT-2": lambda: TriviumForCausalLM(config),
         "GPT2LMHeadModel": lambda: GPT2LMHeadModel(gpt2),
     }
 
 
 def decoders_like_llama(shape: Shape, vocabulary: int) -> dict[str, Callable[[], nn.Module]]:
-    """Causal language models like Llama, with a gated feed-forward of the shape's width."""
-    ours = preset_config("llama-135m", **ours_of_decoders(shape, vocabulary))
+    """Return builders of causal language models with Llama's architecture and gated feed-forward."""
+    config = preset_config("llama-135m", **trivium_decoder_fields(shape, vocabulary))
     llama = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=shape.d_model,
@@ -222,12 +230,12 @@ def decoders_like_llama(shape: Shape, vocabulary: int) -> dict[str, Callable[[],
         pad_token_id=PAD,
     )
     return {
-        "Trivium, like Llama": lambda: TriviumForCausalLM(ours),
+        "Trivium, like Llama": lambda: TriviumForCausalLM(config),
         "LlamaForCausalLM": lambda: LlamaForCausalLM(llama),
     }
 
 
-# Of each, ours comes first.
+# Builders by architecture; the first model of each is Trivium's.
 WAYS = {
     "encoder-decoder": encoder_decoders,
     "encoder-only": encoders,
@@ -237,18 +245,18 @@ WAYS = {
 
 
 def real_lengths(data: Path, rows: int) -> list[tuple[int, int]]:
-    """Lengths of the first sentence pairs of Multi30k, in words with one and a half tokens each, as BPE makes them."""
+    """Estimate the token lengths of the first sentence pairs of Multi30k, at 1.5 BPE tokens per word."""
     pairs = zip(*((data / f"train.{language}").read_text().splitlines() for language in ("en", "de")), strict=True)
-    return [(round(1.5 * len(en.split())) + 1, round(1.5 * len(de.split())) + 1) for en, (de) in pairs][:rows]
+    return [(round(1.5 * len(en.split())) + 1, round(1.5 * len(de.split())) + 1) for en, de in pairs][:rows]
 
 
 def batch_of(way: str, lengths: list[tuple[int, int]], vocabulary: int, seed: int = 0) -> Batch:
-    """Random tokens in rows of these lengths, padded, with the labels that the way learns by."""
+    """Return a padded batch of random tokens of these lengths, with labels for the architecture's objective."""
     generator = torch.Generator().manual_seed(seed)
 
-    def padded(which: int) -> Batch:
-        longest = max(pair[which] for pair in lengths)
-        mask = torch.arange(longest) < torch.tensor([pair[which] for pair in lengths])[:, None]
+    def padded(side: int) -> Batch:
+        longest = max(pair[side] for pair in lengths)
+        mask = torch.arange(longest) < torch.tensor([pair[side] for pair in lengths])[:, None]
         ids = torch.randint(5, vocabulary, mask.shape, generator=generator).where(mask, PAD)
         return {"input_ids": ids, "attention_mask": mask.long()}
 
@@ -257,9 +265,9 @@ def batch_of(way: str, lengths: list[tuple[int, int]], vocabulary: int, seed: in
         target = padded(1)
         labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, -100)
     elif way == "encoder-only":
-        chosen = (torch.rand(batch["input_ids"].shape, generator=generator) < 0.15) & (batch["attention_mask"] == 1)
-        labels = batch["input_ids"].where(chosen, -100)
-        batch["input_ids"] = batch["input_ids"].masked_fill(chosen, MASK)
+        masked = (torch.rand(batch["input_ids"].shape, generator=generator) < 0.15) & (batch["attention_mask"] == 1)
+        labels = batch["input_ids"].where(masked, -100)
+        batch["input_ids"] = batch["input_ids"].masked_fill(masked, MASK)
     else:
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     return {**batch, "labels": labels}

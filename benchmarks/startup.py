@@ -1,10 +1,10 @@
-"""What it takes to begin: importing the package, asking the command line for help, loading a checkpoint.
+"""Measure startup time: importing the package, showing command-line help, and loading a checkpoint.
 
     OMP_NUM_THREADS=1 python benchmarks/startup.py
 
-In every round each command runs in a process of its own, or each model is loaded from a folder in this process, in an
-order that turns. What is told are medians of the rounds: seconds of CPU, which other work on the machine disturbs
-less, seconds of the clock, and the ratio of CPU time to that of the first of a group, with its quartiles.
+In every round, each command runs in a separate process, or each model is loaded from a folder in this process, in
+rotating order. Reported are medians over the rounds: CPU seconds, which are less affected by other processes,
+wall-clock seconds, and the ratio of CPU time to the first entry of the group, with quartiles.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from trivium.inspection.drawing import save_figure
 
 VOCABULARY = 10_000
-# Of each group, all are compared with the first.
+# Each group is compared with its first entry.
 COMMANDS = {
     "Python": ["pass"],
     "the package": [
@@ -46,13 +46,13 @@ Times = dict[str, list[tuple[float, float]]]
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process and of those that it has waited for."""
-    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """Return user and system time of this process and its finished child processes."""
+    usages = (resource.getrusage(scope) for scope in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def interleaved(candidates: dict[str, Callable[[], object]], rounds: int, title: str) -> Times:
-    """Seconds of CPU and of the clock that each candidate takes in each round, after one that is not counted."""
+    """Return CPU and wall-clock seconds of each candidate in each round, after one warm-up round."""
     names = list(candidates)
     taken: Times = {name: [] for name in names}
     for turn in track(range(rounds + 1), title, console=Console(stderr=True)):
@@ -66,14 +66,14 @@ def interleaved(candidates: dict[str, Callable[[], object]], rounds: int, title:
 
 
 def process_of(command: str) -> Callable[[], object]:
-    """What runs a command: Python's, or `trivium` with arguments."""
+    """Return a function that runs Python code, or a `trivium` command, in a new process."""
     program, *arguments = command.split()
     arguments = ["-m", "trivium_cli", *arguments] if program == "trivium" else ["-c", command]
     return lambda: subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def loaders_of(way: str, folder: Path) -> dict[str, Callable[[], object]]:
-    """For each model of a way, ours first, what loads it from a folder below this one."""
+    """Return functions that load the models of an architecture, Trivium first, from subfolders of `folder`."""
 
     def saved(name: str, model: PreTrainedModel) -> Callable[[], object]:
         model.save_pretrained(folder / name)
@@ -84,8 +84,8 @@ def loaders_of(way: str, folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def print_groups(groups: dict[str, Times], what: str) -> None:
-    """Print seconds, and ratios to the first of each group."""
-    table = Table("", what, "CPU, s", "clock, s", "CPU / first's", "quartiles")
+    """Print times, and ratios to the first entry of each group."""
+    table = Table("", what, "CPU, s", "wall clock, s", "CPU / first", "quartiles")
     for group, times in groups.items():
         first = next(iter(times.values()))
         for name, taken in times.items():
@@ -97,15 +97,15 @@ def print_groups(groups: dict[str, Times], what: str) -> None:
 
 
 def draw(parts: dict[str, dict[str, Times]], path: Path) -> None:
-    """Draw CPU times, medians with their quartiles; a part has groups."""
+    """Plot median CPU times with quartiles, one panel per part."""
     figure = Figure(figsize=(9, 8), layout="constrained")
     for axes, (title, groups) in zip(figure.subplots(len(parts)), parts.items(), strict=True):
-        named = [each for times in groups.values() for each in times.items()]
+        named = [entry for times in groups.values() for entry in times.items()]
         for row, (name, taken) in enumerate(named):
             lower, median, upper = np.quantile([cpu for cpu, _ in taken], [0.25, 0.5, 0.75])
             color = "C0" if "trivium" in name.lower() else "C1"
             axes.errorbar(median, row, xerr=[[median - lower], [upper - median]], fmt="o", color=color)
-        axes.set(title=title, xlabel="seconds of CPU", xscale="log")
+        axes.set(title=title, xlabel="CPU seconds", xscale="log")
         axes.set_yticks(range(len(named)), [name for name, _ in named])
         axes.invert_yaxis()
         axes.grid(alpha=0.3)
@@ -114,25 +114,27 @@ def draw(parts: dict[str, dict[str, Times]], path: Path) -> None:
 
 
 def main() -> None:
-    """Print two tables, and draw them."""
+    """Print two tables, and plot them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9, help="of the processes; loading, which is short, has thrice")
-    parser.add_argument("--plot", type=Path, help="picture to write")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="rounds of the processes; loading has three times as many"
+    )
+    parser.add_argument("--plot", type=Path, help="image to write")
     options = parser.parse_args()
     transformers.logging.disable_progress_bar()
 
     processes = {command: process_of(command) for group in COMMANDS.values() for command in group}
     taken = interleaved(processes, options.rounds, "processes")
     starting = {group: {command: taken[command] for command in commands} for group, commands in COMMANDS.items()}
-    print_groups(starting, "a process that runs")
+    print_groups(starting, "process running")
     loading: dict[str, Times] = {}
     for way in WAYS:
         with TemporaryDirectory() as folder:
             loading[way] = interleaved(loaders_of(way, Path(folder)), 3 * options.rounds, way)
-    print_groups(loading, "a checkpoint loaded as")
+    print_groups(loading, "checkpoint loaded as")
     print(
         f"{options.rounds} rounds; torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"{torch.get_num_threads()} threads, load of the machine {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
+        f"{torch.get_num_threads()} threads, machine load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
     )
     if options.plot:
         draw({"Starting": starting, "Loading a checkpoint": loading}, options.plot)

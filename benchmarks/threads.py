@@ -2,8 +2,8 @@
 
     python benchmarks/threads.py --busy 0 1
 
-In every round each policy trains in a process of its own, in an order that rotates, alone and beside as many busy
-processes as `--busy` says. Printed are the medians of the rounds' median steps, and the range of the rounds.
+In every round, each policy trains in a separate process, in rotating order, next to `--busy` busy processes. Reported
+are the medians of the rounds' median steps, and the range over the rounds.
 """
 
 import argparse
@@ -36,34 +36,34 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 ids, labels = torch.randint(10, 600, (64, 20)), torch.randint(10, 600, (64, 20))
 taken = []
 while len(taken) < 5 or sum(taken) < float(sys.argv[1]):
-    since = time.perf_counter()
+    start = time.perf_counter()
     model(input_ids=ids, labels=labels).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    taken.append(time.perf_counter() - since)
+    taken.append(time.perf_counter() - start)
 print(median(taken[2:]))
 """
 
 
 def step_seconds(policy: dict[str, str], busy: int, seconds: float) -> float:
-    """Return the median seconds of a training step in a process with this policy, beside so many busy processes."""
+    """Return the median seconds per training step under a policy, next to `busy` busy processes."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")} | policy
-    others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(busy)]
+    busy_processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(busy)]
     try:
         command = [sys.executable, "-c", TRAINING, str(seconds)]
         return float(subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE).stdout)
     finally:
-        for other in others:
-            other.kill()
-            other.wait()
+        for process in busy_processes:
+            process.kill()
+            process.wait()
 
 
 def main() -> None:
-    """Print a table."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5, help="of training in each process, and 5 steps at least")
-    parser.add_argument("--busy", type=int, nargs="+", default=[0, 1], help="numbers of busy processes beside it")
+    parser.add_argument("--seconds", type=float, default=5, help="training time per process, but at least 5 steps")
+    parser.add_argument("--busy", type=int, nargs="+", default=[0, 1], help="numbers of busy processes")
     options = parser.parse_args()
     cases = [(busy, policy) for busy in options.busy for policy in POLICIES]
     taken: dict[tuple[int, str], list[float]] = {case: [] for case in cases}
@@ -71,13 +71,13 @@ def main() -> None:
         first = turn % len(cases)
         for busy, policy in cases[first:] + cases[:first]:
             taken[busy, policy].append(step_seconds(POLICIES[policy], busy, options.seconds))
-    table = Table("busy processes", "policy", "a step, ms", "range")
+    table = Table("busy processes", "policy", "ms/step", "range")
     for (busy, policy), seconds in taken.items():
         row = [f"{1000 * value:.0f}" for value in (median(seconds), min(seconds), max(seconds))]
         table.add_row(str(busy), policy, row[0], f"{row[1]} - {row[2]}")
     Console().print(table)
     processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    load = f"load of the machine {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
+    load = f"machine load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
     print(f"{options.rounds} rounds, {processor.split(':')[1].strip()}, {load}")
 
 

@@ -1,13 +1,12 @@
-"""Training as users run it: the recipe `multi30k` with batches by tokens, beside MarianMTModel with Seq2SeqTrainer.
+"""Compare end-to-end training: the recipe `multi30k` with token-budget batches, and MarianMTModel with Seq2SeqTrainer.
 
     python benchmarks/through_trainer.py --data FOLDER --plot FILE
 
-Both have the same sentences (FOLDER has `train.en`, `train.de`, `val.en` and `val.de`), vocabulary, shape, dropout and
-label smoothing. Ours is the recipe with `inputs.max_tokens`; MarianMTModel is trained as `multi30k_marian.py` does it,
-plainly: 64 random sentences a batch. The two take turns of some steps, each step with all that belongs to it: making
-the batch, forward and backward pass, clipping, optimizer, schedule, logging. Told are real target tokens a second,
-ours over theirs, the median of the turns with their quartiles, and the cross entropy of sentences not trained on,
-which is drawn over the target tokens seen.
+Both use the same sentences (FOLDER contains `train.en`, `train.de`, `val.en` and `val.de`), vocabulary, shape, dropout
+and label smoothing. Trivium is trained with the recipe and `inputs.max_tokens`; MarianMTModel as in
+`multi30k_marian.py`, on 64 random sentences per batch. The two alternate every few steps; a step includes collation,
+forward and backward pass, clipping, optimizer, schedule and logging. Reported are the ratio of real target tokens per
+second (median and quartiles over the rounds), and the validation cross entropy, plotted over target tokens seen.
 """
 
 import time
@@ -21,7 +20,7 @@ import typer
 from datasets import disable_progress_bars
 from matplotlib.figure import Figure
 from multi30k_marian import BATCH_SIZE, build_model
-from timing import Ratio, surroundings
+from timing import Ratio, environment
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -42,12 +41,12 @@ from trivium.tasks import encode_data, make_collator
 from trivium.training import load_or_build
 from trivium.training.trainer import RunTrainer
 
-OURS, THEIRS = "Trivium, batches by tokens", "MarianMTModel, Seq2SeqTrainer"
-NOT_TIMED = 10
+TRIVIUM, MARIAN = "Trivium, batches by tokens", "MarianMTModel, Seq2SeqTrainer"
+WARMUP_STEPS = 10
 
 
 class Clock(TrainerCallback):
-    """Measures every step with all that belongs to it, the next batch's making, too, and counts its target tokens."""
+    """Time every step, including the collation of the next batch, and count its target tokens."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -58,13 +57,13 @@ class Clock(TrainerCallback):
         self.start = time.perf_counter()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Stop the clock, and start it again."""
+        """Record the time since the previous step."""
         now = time.perf_counter()
         self.seconds.append(now - self.start)
         self.start = now
 
     def counting(self, collate: Any) -> Any:
-        """A collator that counts target tokens."""
+        """Wrap a collator to count target tokens."""
 
         def count(rows: list[Any]) -> Any:
             batch = collate(rows)
@@ -75,13 +74,13 @@ class Clock(TrainerCallback):
 
     @property
     def speed(self) -> float:
-        """Real target tokens a second, without those of the first steps, in which memory is still asked for."""
-        return sum(self.tokens[NOT_TIMED : len(self.seconds)]) / sum(self.seconds[NOT_TIMED:])
+        """Real target tokens per second, excluding warm-up steps."""
+        return sum(self.tokens[WARMUP_STEPS : len(self.seconds)]) / sum(self.seconds[WARMUP_STEPS:])
 
 
 @torch.no_grad()
 def cross_entropy(model: Any, batches: list[dict[str, torch.Tensor]]) -> float:
-    """Of real target tokens, their mean."""
+    """Return the mean cross entropy of real target tokens."""
     model.eval()
     total, count = 0.0, 0
     for batch in batches:
@@ -93,24 +92,24 @@ def cross_entropy(model: Any, batches: list[dict[str, torch.Tensor]]) -> float:
 
 
 def draw(losses: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    """Draw the losses over the tokens seen."""
+    """Plot the losses over the tokens seen."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for (name, points), color, marker in zip(losses.items(), SERIES, MARKERS, strict=False):
         axes.plot(*zip(*points, strict=True), color=color, marker=marker, label=name)
-    axes.set(xlabel="target tokens seen", ylabel="cross entropy on val, nats a token", title="Loss by tokens seen")
+    axes.set(xlabel="target tokens seen", ylabel="cross entropy on val, nats/token", title="Loss by tokens seen")
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, path)
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="The folder of the sentences.")],
-    rounds: Annotated[int, typer.Option(help="How often each takes its turn.")] = 8,
-    steps: Annotated[int, typer.Option(help="Steps of a turn.")] = 75,
-    plot: Annotated[Path | None, typer.Option(help="Picture to write.")] = None,
+    data: Annotated[Path, typer.Option(help="Folder of the sentences.")],
+    rounds: Annotated[int, typer.Option(help="Rounds per model.")] = 8,
+    steps: Annotated[int, typer.Option(help="Steps per round.")] = 75,
+    plot: Annotated[Path | None, typer.Option(help="Image to write.")] = None,
 ) -> None:
-    """Train both, and print and draw what was measured."""
+    """Train both models, and print and plot the results."""
     logging.set_verbosity_error()
     disable_progress_bars()
     common: dict[str, Any] = {"max_steps": steps, "save_strategy": "no", "disable_tqdm": True, "report_to": "none"}
@@ -122,9 +121,9 @@ def main(
     args = recipe.training_arguments()
     set_seed(args.seed)
     splits = load_data(recipe.data, recipe.kind.columns)
-    ours, tokenizer = load_or_build(recipe, splits["train"])
+    trivium_model, tokenizer = load_or_build(recipe, splits["train"])
     marian = build_model(tokenizer)
-    encoded = encode_data(splits, recipe.kind, tokenizer, ours.config, recipe.inputs)["train"]
+    encoded = encode_data(splits, recipe.kind, tokenizer, trivium_model.config, recipe.inputs)["train"]
     pairs = splits.map(
         lambda batch: tokenizer(batch["source"], text_target=batch["target"]),
         batched=True,
@@ -134,49 +133,59 @@ def main(
     collate = DataCollatorForSeq2Seq(tokenizer)
     validation = [dict(collate(held_out[start : start + BATCH_SIZE])) for start in range(0, 512, BATCH_SIZE)]
 
-    def learning(model: nn.Module, rate: float, **adam: Any) -> tuple[Any, Any]:
+    def optimizer_and_schedule(model: nn.Module, rate: float, **adam: Any) -> tuple[Any, Any]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, fused=True, weight_decay=0.0, **adam)
         return optimizer, get_linear_schedule_with_warmup(optimizer, 1000, 6500)
 
-    learns = {OURS: learning(ours, 2e-3, betas=(0.9, 0.98), eps=1e-9), THEIRS: learning(marian, 1e-3)}
-    plain = {"per_device_train_batch_size": BATCH_SIZE, "label_smoothing_factor": 0.1, "dataloader_pin_memory": False}
-    speeds: dict[str, list[float]] = {OURS: [], THEIRS: []}
-    losses: dict[str, list[tuple[int, float]]] = {OURS: [], THEIRS: []}
+    optimizers = {
+        TRIVIUM: optimizer_and_schedule(trivium_model, 2e-3, betas=(0.9, 0.98), eps=1e-9),
+        MARIAN: optimizer_and_schedule(marian, 1e-3),
+    }
+    marian_args = {
+        "per_device_train_batch_size": BATCH_SIZE,
+        "label_smoothing_factor": 0.1,
+        "dataloader_pin_memory": False,
+    }
+    speeds: dict[str, list[float]] = {TRIVIUM: [], MARIAN: []}
+    losses: dict[str, list[tuple[int, float]]] = {TRIVIUM: [], MARIAN: []}
     seen = dict.fromkeys(speeds, 0)
     with TemporaryDirectory() as temporary:
         for turn in range(rounds):
-            for name, model in ((OURS, ours), (THEIRS, marian)):
+            for name, model in ((TRIVIUM, trivium_model), (MARIAN, marian)):
                 clock = Clock()
-                if name == OURS:
+                if name == TRIVIUM:
                     args = replace(args, output_dir=temporary, remove_unused_columns=False, seed=turn)
                     collator = clock.counting(make_collator(recipe.kind, tokenizer, model, recipe.inputs))
                     tokens = {"max_tokens": recipe.inputs.max_tokens, "buffer_size": recipe.inputs.buffer_size}
                     trainer: Trainer = RunTrainer(
-                        *(model, args, collator, encoded),
+                        model,
+                        args,
+                        collator,
+                        encoded,
                         processing_class=tokenizer,
                         callbacks=[clock],
-                        optimizers=learns[name],
+                        optimizers=optimizers[name],
                         **tokens,
                     )
                 else:
                     trainer = Seq2SeqTrainer(
                         model=model,
-                        args=Seq2SeqTrainingArguments(output_dir=temporary, seed=turn, **plain, **common),
+                        args=Seq2SeqTrainingArguments(output_dir=temporary, seed=turn, **marian_args, **common),
                         train_dataset=pairs["train"],
                         data_collator=clock.counting(DataCollatorForSeq2Seq(tokenizer, model=model)),
                         processing_class=tokenizer,
                         callbacks=[clock],
-                        optimizers=learns[name],
+                        optimizers=optimizers[name],
                     )
                 trainer.train()
                 speeds[name].append(clock.speed)
                 seen[name] += sum(clock.tokens[: len(clock.seconds)])
                 losses[name].append((seen[name], cross_entropy(model, validation)))
-    ratio = Ratio.of(speeds[OURS], speeds[THEIRS])
-    print(f"Real target tokens a second, ours over theirs: {ratio.median:.2f}, quartiles {ratio.spread}.")
+    ratio = Ratio.of(speeds[TRIVIUM], speeds[MARIAN])
+    print(f"Real target tokens per second, Trivium / MarianMTModel: {ratio.median:.2f}, quartiles {ratio.spread}.")
     for name, points in losses.items():
         print(f"{name}: cross entropy", ", ".join(f"{loss:.2f} after {count / 1000:.0f}k" for count, loss in points))
-    print(f"{rounds} x {steps} steps of each; {surroundings()}")
+    print(f"{rounds} x {steps} steps each; {environment()}")
     if plot:
         draw(losses, plot)
 

@@ -1,4 +1,4 @@
-"""Timing side by side: in rounds, of which each has all, so that what else the machine does takes from all alike."""
+"""Interleaved timing: every round runs all candidates, so that load from other processes affects all equally."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times longer one thing takes than another: median of the rounds, and their quartiles."""
+    """Ratio of two times: median and quartiles over the rounds."""
 
     median: float
     lower: float
@@ -22,55 +22,55 @@ class Ratio:
 
     @classmethod
     def of(cls, seconds: Sequence[float], reference: Sequence[float]) -> Self:
-        """Compare round by round."""
+        """Compute from the seconds of each round."""
         lower, median, upper = np.quantile(np.array(seconds) / np.array(reference), [0.25, 0.5, 0.75])
         return cls(float(median), float(lower), float(upper))
 
     @property
     def spread(self) -> str:
-        """The quartiles, as text."""
+        """Formatted quartiles."""
         return f"{self.lower:.2f} - {self.upper:.2f}"
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[int], object]], seconds: float, not_timed: int = 1, fewest: int = 5
+    candidates: Mapping[str, Callable[[int], object]], seconds: float, warmup_rounds: int = 1, min_rounds: int = 5
 ) -> dict[str, list[float]]:
-    """Call each candidate with the number of the round, round after round, each round beginning with another one.
+    """Time each candidate once per round, in rotating order; candidates are called with the index of the round.
 
     Args:
-        candidates: What to time, by name.
-        seconds: When no new round begins.
-        not_timed: Rounds before, in which caches fill.
-        fewest: Rounds, however long they take.
+        candidates: Functions to time, by name.
+        seconds: Time after which no new round starts.
+        warmup_rounds: Rounds that are not timed, to fill caches.
+        min_rounds: Minimum number of timed rounds.
 
     Returns:
-        For each candidate the seconds of each round.
+        Seconds of each round, by candidate.
     """
     names = list(candidates)
     taken: dict[str, list[float]] = {name: [] for name in names}
     start, turn = time.perf_counter(), 0
-    while turn < not_timed + fewest or time.perf_counter() - start < seconds:
+    while turn < warmup_rounds + min_rounds or time.perf_counter() - start < seconds:
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            since = time.perf_counter()
+            call_start = time.perf_counter()
             candidates[name](turn)
-            if turn >= not_timed:
-                taken[name].append(time.perf_counter() - since)
+            if turn >= warmup_rounds:
+                taken[name].append(time.perf_counter() - call_start)
         turn += 1
     return taken
 
 
-def surroundings() -> str:
-    """What figures depend on, beside what was measured."""
+def environment() -> str:
+    """Describe the environment that results depend on: torch version, threads and machine load."""
     return (
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
         f"OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}, "
-        f"load of the machine {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
+        f"machine load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
     )
 
 
 def write_ratios(ratios: Mapping[tuple[str, str, str], Ratio], title: str, path: Path, target: float) -> None:
-    """Write ratios, by (panel, row, series), as JSON that `draw.py` reads."""
+    """Write ratios by (panel, row, series) as JSON for `draw.py`."""
     entries = [
         {"panel": panel, "row": row, "series": series, **asdict(ratio)}
         for (panel, row, series), ratio in ratios.items()

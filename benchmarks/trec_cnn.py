@@ -1,7 +1,7 @@
-"""The convolutional baseline of TREC, CNN-rand of Kim 2014 (arXiv 1408.5882), on the split that the recipes are given.
+"""Train the TREC baseline CNN-rand of Kim 2014 (arXiv 1408.5882) on the data split of the recipes.
 
-Kim reports 91.2 % on TREC's own test questions. Other questions may be harder, so a comparison needs its accuracy on
-the same ones:
+Kim reports 91.2 % on TREC's test questions. Another split may be harder, so a comparison needs the baseline's accuracy
+on the same questions:
 
     python benchmarks/trec_cnn.py --train train.tsv --validation validation.tsv
 """
@@ -18,11 +18,11 @@ from trivium.data import DataArguments, load_data
 
 PAD, UNKNOWN = 0, 1
 EPOCHS, BATCH = 15, 50
-MAX_NORM = 3.0  # of the weights of each class
+MAX_NORM = 3.0  # of the output weights, per class
 
 
 class CNN(nn.Module):
-    """Random word vectors, filters over 3, 4 and 5 words, the greatest answer of each, dropout, a projection."""
+    """Random word embeddings, convolutions over 3, 4 and 5 words, max pooling, dropout and a linear classifier."""
 
     def __init__(self, vocab_size: int, labels: int, width: int = 300, filters: int = 100) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class CNN(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Map (batch, length) ids to (batch, labels)."""
         words = self.embedding(ids).transpose(1, 2)
-        answers = [convolution(words).relu().amax(dim=-1) for convolution in self.convolutions]
-        return self.projection(self.dropout(torch.cat(answers, dim=1)))
+        features = [convolution(words).relu().amax(dim=-1) for convolution in self.convolutions]
+        return self.projection(self.dropout(torch.cat(features, dim=1)))
 
 
 def train_and_measure(
     train: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor], vocab_size: int, seed: int
 ) -> float:
-    """Accuracy on `test` after the last epoch on `train`."""
+    """Train on `train`, and return the accuracy on `test` after the last epoch."""
     torch.manual_seed(seed)
     ids, labels = train
     model = CNN(vocab_size, int(labels.max()) + 1)
@@ -60,9 +60,9 @@ def train_and_measure(
 
 
 def main(
-    train: Annotated[str, typer.Option(help="Questions to train on, with the columns `text` and `label`.")],
-    validation: Annotated[str, typer.Option(help="Questions to measure on.")],
-    seeds: Annotated[int, typer.Option(min=2, help="So many runs.")] = 5,
+    train: Annotated[str, typer.Option(help="Training questions, with columns `text` and `label`.")],
+    validation: Annotated[str, typer.Option(help="Questions to evaluate on.")],
+    seeds: Annotated[int, typer.Option(min=2, help="Number of runs.")] = 5,
 ) -> None:
     """Train with each seed and print the accuracies."""
     data = load_data(DataArguments(train=train, validation=validation), ("text", "label"))
@@ -72,17 +72,17 @@ def main(
     longest = max(len(row["text"].split()) for split in data.values() for row in split)
 
     def encode(split: str) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.full((len(data[split]), longest + 8), PAD)  # so that filters reach over both ends
+        ids = torch.full((len(data[split]), longest + 8), PAD)  # padded so that the widest filter covers both ends
         for row, text in zip(ids, data[split]["text"], strict=True):
-            found = [index.get(word, UNKNOWN) for word in text.split()]
-            row[4 : 4 + len(found)] = torch.tensor(found)
+            word_ids = [index.get(word, UNKNOWN) for word in text.split()]
+            row[4 : 4 + len(word_ids)] = torch.tensor(word_ids)
         return ids, torch.tensor([names.index(label) for label in data[split]["label"]])
 
     accuracies = []
     for seed in range(1, seeds + 1):
         accuracies.append(train_and_measure(encode("train"), encode("validation"), len(words) + 2, seed))
         print(f"seed {seed}: {accuracies[-1]:.3f}", flush=True)
-    print(f"mean {statistics.mean(accuracies):.3f}, deviation {statistics.stdev(accuracies):.3f}")
+    print(f"mean {statistics.mean(accuracies):.3f}, standard deviation {statistics.stdev(accuracies):.3f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a model looks like."""
+"""Model configuration and presets."""
 
 from trivium.configuration.configuration_trivium import TriviumConfig
 from trivium.configuration.presets import PRESETS, preset_config

@@ -1,9 +1,9 @@
-"""The configuration of a Trivium model: every number of the paper's Table 3 and every choice that later families made.
+"""Trivium model configuration: the hyperparameters of the paper's Table 3 and the design choices of later families.
 
-One configuration gives three ways: with layers in both stacks it describes an encoder-decoder, without decoder layers
-an encoder-only model, without encoder layers a decoder-only one.
+The number of layers selects the architecture: with layers in both stacks the model is an encoder-decoder, with
+`decoder_layers=0` it is encoder-only, with `encoder_layers=0` decoder-only.
 
-This file travels to the Hub inside every saved model, so it imports transformers and nothing of Trivium.
+This file is saved to the Hub with every model, so it imports transformers but nothing from Trivium.
 """
 
 import copy
@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from transformers.utils.versions import require_version
 
-# Every load starts with this file. An older transformers would fail later, in the model's code, and not say why.
+# Loading always imports this file first. An older transformers would fail later, in the model code, with an obscure
+# error.
 require_version("transformers>=5.24", "Upgrade it: pip install --upgrade transformers")
 
 from huggingface_hub.dataclasses import strict  # noqa: E402
@@ -21,8 +22,9 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging  # noqa
 
 logger = logging.get_logger(__name__)
 
-# What other families call a field; transformers keeps such a name as an attribute, which no model of ours reads.
-OTHER_NAMES = {
+# Field names of other model families, and the Trivium fields to use instead. transformers stores unknown names as
+# attributes that no Trivium model reads, so each of these raises a warning.
+UNSUPPORTED_ALIASES = {
     **dict.fromkeys(("hidden_dropout_prob", "hidden_dropout", "resid_pdrop", "embd_pdrop", "dropout_rate"), "dropout"),
     **dict.fromkeys(("attention_probs_dropout_prob", "attn_pdrop"), "attention_dropout"),
     **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "d_ff"), "ffn_dim"),
@@ -40,46 +42,45 @@ OTHER_NAMES = {
 
 @strict
 class TriviumConfig(PreTrainedConfig):
-    """Shape and choices of a Trivium model. The defaults are the base model of *Attention Is All You Need* (Table 3).
+    """Configuration of a Trivium model. The defaults are the base model of *Attention Is All You Need* (Table 3).
 
     Args:
-        vocab_size: Tokens in the vocabulary; in the source language's where there are two.
-        decoder_vocab_size: Tokens in the target language's vocabulary. None: one vocabulary serves both languages.
+        vocab_size: Vocabulary size; of the source vocabulary if there are two.
+        decoder_vocab_size: Size of the target vocabulary. None: source and target share one vocabulary.
         d_model: Width of embeddings and hidden states.
-        encoder_layers: Encoder blocks, the paper's N. 0: the model is decoder-only.
-        decoder_layers: Decoder blocks, the paper's N. 0: the model is encoder-only.
-        num_attention_heads: Attention heads, the paper's h; each is `d_model / num_attention_heads` wide.
-        num_key_value_heads: Heads of keys and values. Fewer than `num_attention_heads` is grouped-query attention,
-            1 is multi-query attention. None: as many as `num_attention_heads`.
+        encoder_layers: Number of encoder layers, the paper's N. 0: the model is decoder-only.
+        decoder_layers: Number of decoder layers, the paper's N. 0: the model is encoder-only.
+        num_attention_heads: Number of attention heads, the paper's h, each of width `d_model / num_attention_heads`.
+        num_key_value_heads: Number of key and value heads. Fewer than `num_attention_heads` is grouped-query
+            attention, 1 is multi-query attention. None: equal to `num_attention_heads`.
         ffn_dim: Inner width of the feed-forward network, the paper's d_ff.
-        gated_ffn: Whether the feed-forward network has a gate (SwiGLU, when the activation is "silu").
-        activation_function: A name from transformers' `ACT2FN`.
-        dropout: Rate on the output of every sub-layer and on the embedded input (section 5.4).
-        attention_dropout: Rate on the attention weights.
-        activation_dropout: Rate on the inner activations of the feed-forward network.
+        gated_ffn: Whether the feed-forward network is gated (SwiGLU if the activation is "silu").
+        activation_function: Key of transformers' `ACT2FN`.
+        dropout: Dropout rate on the output of every sub-layer and on the embedded input (section 5.4).
+        attention_dropout: Dropout rate on the attention weights.
+        activation_dropout: Dropout rate on the inner activations of the feed-forward network.
         position_embedding_type: "sinusoidal" (section 3.5), "learned", or "rotary" (in self-attention only).
-        max_position_embeddings: Longest sequence that learned positions can tell apart; sinusoidal and rotary
-            positions have no limit, for them it is the length that the model is meant for.
+        max_position_embeddings: Maximum sequence length with learned positions. Sinusoidal and rotary positions have
+            no limit; for them it is the length that the model is intended for.
         rope_theta: Base of the wavelengths of rotary positions.
         norm_type: "layernorm" or "rmsnorm".
         norm_position: "post" as in the paper, LayerNorm(x + Sublayer(x)), or "pre", x + Sublayer(LayerNorm(x)).
-        norm_eps: Added to the variance.
-        attention_bias: Whether the four projections of attention have biases; in the paper they have none.
+        norm_eps: Epsilon added to the variance.
+        attention_bias: Whether the four attention projections have biases; the paper's have none.
         ffn_bias: Whether the projections of the feed-forward network have biases, as in equation 2.
         scale_embedding: Whether embeddings are multiplied by sqrt(d_model) (section 3.4).
-        normalize_embedding: Whether the sum of all embeddings is normalised before the first layer, as in BERT.
-        type_vocab_size: Kinds of tokens that the encoder tells apart by `token_type_ids`, as in BERT; 0: none.
-        tie_word_embeddings: Whether all embeddings of one vocabulary and the output projection are one matrix
+        normalize_embedding: Whether the sum of all embeddings is normalized before the first layer, as in BERT.
+        type_vocab_size: Number of token types that the encoder embeds (`token_type_ids`), as in BERT; 0: none.
+        tie_word_embeddings: Whether all embeddings of one vocabulary and the output projection share one matrix
             (section 3.4); otherwise each has its own.
-        lm_head_bias: Whether the projection that predicts the next token has a bias, as Marian's models have; in the
-            paper it has none.
-        label_smoothing: Share of the target probability spread over the vocabulary, in training only (section 5.4).
-        classifier_pooling: What a sequence classifier reads: the "mean" of the encoded tokens, or the first ("cls").
-        is_encoder_decoder: Follows from the layers; given, it must agree with them.
+        lm_head_bias: Whether the output projection has a bias, as in Marian; the paper's has none.
+        label_smoothing: Epsilon of label smoothing, in training only (section 5.4).
+        classifier_pooling: Pooling of the sequence classifier: the "mean" of the encoded tokens, or the first ("cls").
+        is_encoder_decoder: Derived from the number of layers; an explicit value must agree with them.
 
     Raises:
-        StrictDataclassError: A field has the wrong type, or the fields cannot work together; the message names the
-            field, the value and what is allowed.
+        StrictDataclassError: A field has the wrong type, or fields are inconsistent; the message names the field, the
+            value and the allowed values.
     """
 
     model_type = "trivium"
@@ -122,28 +123,32 @@ class TriviumConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Fill in what follows from other fields, and look at what is no field.
+        """Derive default fields from the others, and check keyword arguments that are not fields.
 
         Raises:
-            ValueError: The fields are of a model of another family.
+            ValueError: The configuration belongs to another model family, or `head_dim` disagrees with the fields.
         """
-        model_type, head_dim = kwargs.get("model_type", self.model_type), kwargs.pop("head_dim", None)
-        if model_type != self.model_type:
+        model_type, head_dim = kwargs.pop("model_type", self.model_type), kwargs.pop("head_dim", None)
+        # A subclass with a type of its own also takes the configuration of the model that it extends.
+        allowed = dict.fromkeys(each.model_type for each in type(self).__mro__ if issubclass(each, TriviumConfig))
+        if model_type not in allowed:
             raise ValueError(
-                f"model_type is {model_type!r}, but must be {self.model_type!r}: load other models with transformers' "
-                "Auto classes, or make a Trivium model of one with `trivium convert`."
+                f"model_type is {model_type!r}, but must be {' or '.join(map(repr, allowed))}: load other models with "
+                "transformers' Auto classes, or convert them with `trivium convert`."
             )
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.is_encoder_decoder is None:
             self.is_encoder_decoder = self.encoder_layers > 0 and self.decoder_layers > 0
         if not type(self).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            # They are for where Trivium is not installed; here they would have transformers ask for trust.
+            # Only needed where Trivium is not installed; here transformers would require trust_remote_code for them.
             kwargs.pop("custom_pipelines", None)
-        for name in OTHER_NAMES.keys() & kwargs.keys() - type(self).__dataclass_fields__.keys():
-            logger.warning_once(f"{name} has no effect on a Trivium model: set {OTHER_NAMES[name]}.")
+        for name in UNSUPPORTED_ALIASES.keys() & kwargs.keys() - type(self).__dataclass_fields__.keys():
+            logger.warning_once(f"{name} has no effect on a Trivium model: set {UNSUPPORTED_ALIASES[name]}.")
         if "num_hidden_layers" in kwargs and self.is_encoder_decoder:
-            logger.warning_once("num_hidden_layers is of the encoder alone: set encoder_layers and decoder_layers.")
+            logger.warning_once(
+                "num_hidden_layers sets the number of encoder layers only: set encoder_layers and decoder_layers."
+            )
         super().__post_init__(**kwargs)
         if head_dim is not None and head_dim * self.num_attention_heads != self.d_model:
             raise ValueError(
@@ -152,7 +157,7 @@ class TriviumConfig(PreTrainedConfig):
             )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a field by either of its names; the type check of `@strict` goes by its own name."""
+        """Set a field by its name or alias; `@strict` checks the type by the field's own name only."""
         if name in self.attribute_map:
             setattr(self, self.attribute_map[name], value)
         else:
@@ -160,12 +165,12 @@ class TriviumConfig(PreTrainedConfig):
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head, the paper's d_k = d_v."""
+        """Return the width of one attention head, the paper's d_k = d_v."""
         return self.d_model // self.num_attention_heads
 
     @property
     def num_hidden_layers(self) -> int:
-        """Layers of the encoder, or of the decoder if there is no encoder."""
+        """Return the number of encoder layers, or of decoder layers if the model is decoder-only."""
         return self.encoder_layers or self.decoder_layers
 
     @num_hidden_layers.setter
@@ -177,49 +182,50 @@ class TriviumConfig(PreTrainedConfig):
 
     @property
     def target_vocab_size(self) -> int:
-        """Tokens that the decoder reads and writes."""
+        """Return the size of the decoder's vocabulary."""
         return self.vocab_size if self.decoder_vocab_size is None else self.decoder_vocab_size
 
     def encoder_only(self) -> "TriviumConfig":
-        """The configuration of the encoder alone: this one if it is that already, else a copy.
+        """Return the configuration of the encoder-only model: this one if it is encoder-only, else a copy.
 
         Raises:
-            ValueError: There is no encoder.
+            ValueError: The model has no encoder.
         """
         if not self.encoder_layers:
-            raise ValueError("encoder_layers is 0: this configuration is of a decoder-only model, it has no encoder.")
+            raise ValueError("encoder_layers is 0, but must be at least 1: a decoder-only model has no encoder.")
         if not self.decoder_layers:
             return self
-        return self._without(decoder_layers=0, decoder_vocab_size=None, lm_head_bias=False)
+        return self._extract(decoder_layers=0, decoder_vocab_size=None, lm_head_bias=False)
 
     def decoder_only(self) -> "TriviumConfig":
-        """The configuration of the decoder alone: this one if it is that already, else a copy.
+        """Return the configuration of the decoder-only model: this one if it is decoder-only, else a copy.
 
         Raises:
-            ValueError: There is no decoder.
+            ValueError: The model has no decoder.
         """
         if not self.decoder_layers:
-            raise ValueError("decoder_layers is 0: this configuration is of an encoder-only model, it has no decoder.")
+            raise ValueError("decoder_layers is 0, but must be at least 1: an encoder-only model has no decoder.")
         if not self.encoder_layers:
             return self
-        return self._without(
+        return self._extract(
             encoder_layers=0, vocab_size=self.target_vocab_size, decoder_vocab_size=None, type_vocab_size=0
         )
 
-    def _without(self, **changes: Any) -> "TriviumConfig":
-        part = copy.deepcopy(self)
-        for name, value in changes.items():
-            setattr(part, name, value)
-        part.is_encoder_decoder = False
-        part.architectures, part.auto_map = None, {}  # the whole's; saving writes the part's own
-        part.__dict__.pop("custom_pipelines", None)
-        return part
+    def _extract(self, **overrides: Any) -> "TriviumConfig":
+        """Copy the configuration of an encoder-decoder as that of one of its stacks."""
+        config = copy.deepcopy(self)
+        for name, value in overrides.items():
+            setattr(config, name, value)
+        config.is_encoder_decoder = False
+        config.architectures, config.auto_map = None, {}  # of the encoder-decoder; saving sets them anew
+        config.__dict__.pop("custom_pipelines", None)
+        return config
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """As in transformers, with the right `vocab_size`: the decoder's, if that is asked for.
+        """Return the text configuration as in transformers, with the `vocab_size` of the requested stack.
 
-        It is also the answer when no side is asked for and the two differ: so asks generation, for the tokens that
-        can be written.
+        If neither stack is requested and the vocabularies differ, it is the decoder's: generation calls this method
+        without arguments to look up the size of the output vocabulary.
         """
         if decoder is None and encoder is None and self.decoder_vocab_size is not None:
             decoder = True
@@ -230,8 +236,12 @@ class TriviumConfig(PreTrainedConfig):
         return super(TriviumConfig, config).get_text_config(decoder=decoder, encoder=encoder)
 
     def validate_architecture(self) -> None:
-        """Refuse what cannot work; `@strict` calls this at the end of construction."""
-        from transformers.activations import ACT2FN  # here, for it imports much: an Auto class alone needs none of it
+        """Check all values; `@strict` calls this at the end of construction.
+
+        Raises:
+            ValueError: A value is out of range, or fields are inconsistent.
+        """
+        from transformers.activations import ACT2FN  # a slow import, which Auto classes alone do not need
 
         counts = ["vocab_size", "d_model", "num_attention_heads", "num_key_value_heads", "ffn_dim"]
         for name in [*counts, "decoder_vocab_size", "max_position_embeddings"]:
@@ -246,7 +256,7 @@ class TriviumConfig(PreTrainedConfig):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}, but must be in [0, 1).")
         for name in ("norm_eps", "rope_theta"):
-            if not 0 < (value := getattr(self, name)) < math.inf:  # nor NaN; JSON has neither
+            if not 0 < (value := getattr(self, name)) < math.inf:  # rejects NaN, too; JSON has neither
                 raise ValueError(f"{name} is {value}, but must be above 0 and finite.")
         if self.d_model % self.num_attention_heads:
             raise ValueError(
@@ -277,21 +287,21 @@ class TriviumConfig(PreTrainedConfig):
     def _validate_variant(self) -> None:
         layers = f"encoder_layers={self.encoder_layers} and decoder_layers={self.decoder_layers}"
         if not (self.encoder_layers or self.decoder_layers):
-            raise ValueError(f"A model needs layers, but there are {layers}.")
+            raise ValueError("encoder_layers and decoder_layers are 0, but at least one of them must be above 0.")
         if self.is_encoder_decoder != (self.encoder_layers > 0 and self.decoder_layers > 0):
             raise ValueError(
-                f"is_encoder_decoder is {self.is_encoder_decoder}, but there are {layers}: an encoder-only model has "
-                "decoder_layers=0, a decoder-only model has encoder_layers=0, an encoder-decoder has both above 0."
+                f"is_encoder_decoder is {self.is_encoder_decoder}, which contradicts {layers}: an encoder-only model "
+                "has decoder_layers=0, a decoder-only model has encoder_layers=0, an encoder-decoder has both above 0."
             )
         if self.decoder_vocab_size is not None and not self.is_encoder_decoder:
             raise ValueError(
-                f"decoder_vocab_size is {self.decoder_vocab_size}, but with {layers} there is only one vocabulary: "
-                "say vocab_size."
+                f"decoder_vocab_size is {self.decoder_vocab_size}, but must be None with {layers}: only an "
+                "encoder-decoder has two vocabularies. Set vocab_size."
             )
         if self.type_vocab_size and not self.encoder_layers:
             raise ValueError(
-                f"type_vocab_size is {self.type_vocab_size}, but token types are for the encoder, and there are "
-                f"{layers}."
+                f"type_vocab_size is {self.type_vocab_size}, but must be 0 with {layers}: only the encoder embeds "
+                "token types."
             )
 
     def _validate_special_tokens(self) -> None:
@@ -304,10 +314,10 @@ class TriviumConfig(PreTrainedConfig):
         }.items():
             value = getattr(self, name)
             if value == []:
-                raise ValueError(f"{name} is [], but must be an id, a list of at least one, or None.")
+                raise ValueError(f"{name} is [], but must be an id, a non-empty list of ids, or None.")
             for token_id in value if isinstance(value, list) else [value]:
                 if token_id is not None and not 0 <= token_id < size:
-                    raise ValueError(f"{name} is {value}, but must be in [0, {size}), the ids of the vocabulary.")
+                    raise ValueError(f"{name} is {value}, but must be in [0, {size}), the range of the vocabulary.")
 
 
 __all__ = ["TriviumConfig"]

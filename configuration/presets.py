@@ -1,4 +1,4 @@
-"""Named shapes: the paper's models, those of the families that came after it, and small ones for a CPU."""
+"""Named configurations: the paper's models, BERT, GPT-2 and LLaMA, and small models for a CPU."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Vaswani et al. 2017, Table 3: these are TriviumConfig's defaults.
     "transformer-base": {},
     "transformer-big": {"d_model": 1024, "num_attention_heads": 16, "ffn_dim": 4096, "dropout": 0.3},
-    # Wu et al. 2021 (arXiv 2105.14462), "Transformer-Tiny": what a corpus of 29,000 sentences can fill.
+    # Wu et al. 2021 (arXiv 2105.14462), "Transformer-Tiny": sized for a corpus of 29,000 sentences.
     "transformer-tiny": {
         "encoder_layers": 4,
         "decoder_layers": 4,
@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vocab_size": 10000,
         "max_position_embeddings": 256,
     },
-    # Trains in minutes on a CPU; what `make demo` uses.
+    # Trains in minutes on a CPU; used by `make demo`.
     "transformer-micro": {
         "encoder_layers": 2,
         "decoder_layers": 2,
@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vocab_size": 1000,
         "max_position_embeddings": 128,
     },
-    # Devlin et al. 2018 (arXiv 1810.04805): post-norm like the paper, with a normalised embedding and token types.
+    # Devlin et al. 2018 (arXiv 1810.04805): post-norm like the paper, with normalized embeddings and token types.
     "bert-base": {
         "vocab_size": 30522,
         "d_model": 768,
@@ -52,7 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eos_token_id": 102,
         "decoder_start_token_id": None,
     },
-    # Radford et al. 2019, the smallest GPT-2, 124 M: pre-norm, all projections biased.
+    # Radford et al. 2019, the smallest GPT-2 (124 M parameters): pre-norm, biases in all projections.
     "gpt2": {
         "vocab_size": 50257,
         "d_model": 768,
@@ -73,8 +73,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eos_token_id": 50256,
         "decoder_start_token_id": None,
     },
-    # Touvron et al. 2023 (arXiv 2302.13971) in the shape of SmolLM-135M: rotary positions, pre-RMSNorm, SwiGLU,
-    # grouped queries, no biases, no dropout.
+    # Touvron et al. 2023 (arXiv 2302.13971) at the size of SmolLM-135M: rotary positions, RMSNorm before every
+    # sub-layer, SwiGLU, grouped-query attention, no biases, no dropout.
     "llama-135m": {
         "vocab_size": 49152,
         "d_model": 576,
@@ -102,11 +102,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset_config(name: str, **overrides: Any) -> TriviumConfig:
-    """The configuration called `name`, with single fields replaced by `overrides`.
+    """Return the preset `name`, with fields replaced by `overrides`.
 
     Raises:
-        ValueError: There is no preset of that name; the message lists those that there are.
+        ValueError: No preset has this name; the message lists all presets.
     """
     if name not in PRESETS:
-        raise ValueError(f"The preset {name!r} does not exist: it must be one of {', '.join(PRESETS)}.")
+        raise ValueError(f"The preset {name!r} does not exist. Choose one of {', '.join(PRESETS)}.")
     return TriviumConfig(**{**PRESETS[name], **overrides})

@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation: `make docs`. The pages are Markdown that reads well by itself, too."""
+"""Sphinx configuration for `make docs`. The pages are Markdown that is also readable on GitHub."""
 
 import subprocess
 import sys
@@ -19,9 +19,9 @@ html_title = "Trivium"
 html_show_sphinx = False
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
-default_role = "code"  # docstrings write `name`, as Markdown does
+default_role = "code"  # docstrings use single backticks for code, as in Markdown
 
-myst_heading_anchors = 3  # so that links to headings work as they do on GitHub
+myst_heading_anchors = 3  # heading anchors as on GitHub
 myst_enable_extensions = ["attrs_inline"]
 
 autodoc_member_order = "bysource"
@@ -35,8 +35,8 @@ COMMANDS = ROOT / "docs" / "reference" / "command-line.md"
 
 
 def write_commands(app: Sphinx) -> None:
-    """Let typer tell of all commands and options; the page is made anew with every build."""
-    told = subprocess.run(
+    """Generate the command-line reference with typer; run on every build."""
+    reference = subprocess.run(
         [
             sys.executable,
             "-m",
@@ -53,12 +53,12 @@ def write_commands(app: Sphinx) -> None:
         capture_output=True,
         text=True,
     ).stdout
-    if not COMMANDS.is_file() or COMMANDS.read_text(encoding="utf-8") != told:
-        COMMANDS.write_text(told, encoding="utf-8")
+    if not COMMANDS.is_file() or COMMANDS.read_text(encoding="utf-8") != reference:
+        COMMANDS.write_text(reference, encoding="utf-8")
 
 
 def link_sources(app: Sphinx, doctree: nodes.document) -> None:
-    """Let links to source files lead to the pages that show them; what else lies outside of docs/ is only named."""
+    """Point links to source files at their viewcode pages, and unlink other targets outside docs/."""
     page = Path(doctree["source"])
     for node in list(doctree.findall(download_reference)):
         path = (page.parent / node["reftarget"]).resolve().relative_to(ROOT).with_suffix("")
@@ -74,6 +74,6 @@ def link_sources(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Register what is made in the build."""
+    """Register the build hooks."""
     app.connect("builder-inited", write_commands)
     app.connect("doctree-read", link_sources)

@@ -1,8 +1,8 @@
-"""Makes the pictures of docs/pictures.md, by the commands that stand there.
+"""Generate the pictures of docs/pictures.md by running the commands on that page.
 
     python docs/make_gallery.py runs/numbers
 
-The argument is the folder of the model of `make demo`.
+The argument is the model folder of `make demo`.
 """
 
 import os
@@ -14,24 +14,24 @@ from pathlib import Path
 from trivium_cli import app
 
 PAGE = Path(__file__).resolve().parent / "pictures.md"
-LARGEST = 150_000  # bytes: pictures stay in the repository's history for good
+MAX_BYTES = 150_000  # pictures stay in the repository's history forever
 
 
 def commands_of(text: str) -> list[list[str]]:
-    """The arguments of every `trivium` command in a text in Markdown, a list for each."""
-    text = text.replace("\\\n", "")  # a command may go on in the next line
+    """Return the arguments of every `trivium plot` command in a Markdown text."""
+    text = text.replace("\\\n", "")  # join continued lines
     return [shlex.split(line) for line in re.findall(r"^    trivium (plot .*)$", text, flags=re.MULTILINE)]
 
 
 def main(model: str) -> None:
-    """Run them all, with this model."""
+    """Run all commands with this model."""
     model = str(Path(model).resolve())
     os.chdir(PAGE.with_suffix(""))
     for arguments in commands_of(PAGE.read_text(encoding="utf-8")):
-        app([model if each == "runs/numbers" else each for each in arguments], standalone_mode=False)
+        app([model if argument == "runs/numbers" else argument for argument in arguments], standalone_mode=False)
         picture = Path(arguments[-1])
-        if (size := picture.stat().st_size) > LARGEST:
-            raise ValueError(f"{picture} has {size:,} bytes, but must have no more than {LARGEST:,}.")
+        if (size := picture.stat().st_size) > MAX_BYTES:
+            raise ValueError(f"{picture} has {size:,} bytes, but must have at most {MAX_BYTES:,}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make the pictures of the walk (`walk.md`) from the model that `make demo` trained.
+"""Generate the pictures of `walk.md` from the model trained by `make demo`.
 
     python docs/make_pictures.py runs/numbers
 
@@ -27,7 +27,7 @@ PICTURES = Path(__file__).parent / "pictures"
 
 
 def figures(folder: str) -> dict[str, Figure]:
-    """The pictures of the walk, by their names."""
+    """Return the figures of the walk, by name."""
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     return {
         "positions": plot_positions(model, length=64),
@@ -40,9 +40,9 @@ def figures(folder: str) -> dict[str, Figure]:
 
 
 def main() -> None:
-    """Write all of them."""
+    """Draw and save all figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", help="of the trained model")
+    parser.add_argument("folder", help="folder of the trained model")
     for name, figure in figures(parser.parse_args().folder).items():
         save_figure(figure, PICTURES / f"walk-{name}.png")
 

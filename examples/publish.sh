@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# From nothing to a model that somebody else uses: train, measure, publish, and load it where Trivium is not installed.
+# End-to-end example: train, evaluate, publish, and load the model where Trivium is not installed.
 #
 #     examples/publish.sh
 #
-# The Hub of this example is a small server on this machine (tests/hub_server.py), so that it needs no account. For the
-# real one leave out the first step, log in with `hf auth login`, and write your own name
-# in place of "someone".
+# This example uses a local Hub server (tests/helpers/hub_server.py), so it needs no account. For the real Hub, skip the
+# first step, log in with `hf auth login`, and replace "someone" with your user name.
 #
-# STEPS is how long to train; with the recipe's own 4800 steps (about 5 minutes) the answer is right.
+# STEPS is the number of training steps. With the recipe's 4800 steps (about 5 minutes), the translation is correct.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,22 +16,23 @@ BIN=$(dirname "$PYTHON")
 work=$(mktemp -d)
 trap 'kill "${server:-}" 2>/dev/null || true; rm -rf "$work"' EXIT
 
-# 1. A Hub, with the user "someone". Its first line says what its clients need to know.
-"$PYTHON" tests/hub_server.py --port 0 > "$work/hub" &
+# 1. Start a Hub server with the user "someone". Its first line of output is the environment for its clients.
+"$PYTHON" tests/helpers/hub_server.py --port 0 > "$work/hub" &
 server=$!
 until grep -q HF_ENDPOINT "$work/hub"; do sleep 0.2; done
 export HF_HUB_OFFLINE=0 $(cat "$work/hub")
 
-# 2. A model, its scores, and its way to the Hub: `push` loads it as others would, writes its card, makes one commit.
+# 2. Train and evaluate a model, and publish it: `push` checks that it loads without Trivium, writes its model card,
+#    and uploads it in one commit.
 "$BIN/trivium" train numbers training.output_dir="$work/numbers" training.max_steps="$STEPS"
 "$BIN/trivium" evaluate "$work/numbers"
 "$BIN/trivium" push "$work/numbers" someone/numbers --private
 
-# 3. Somebody else: an environment of their own, with torch and transformers, without Trivium.
-"$PYTHON" -m venv "$work/theirs"
-"$work/theirs/bin/pip" install --quiet --constraint constraints.txt torch transformers
-cd "$work"  # where no folder is called trivium
-HF_HOME="$work/home" "$work/theirs/bin/python" - <<'END'
+# 3. Load the model in a new environment, with torch and transformers but without Trivium.
+"$PYTHON" -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet --constraint constraints.txt torch transformers
+cd "$work"  # a folder without a trivium subfolder
+HF_HOME="$work/home" "$work/venv/bin/python" - <<'END'
 from importlib.util import find_spec
 
 from transformers import pipeline

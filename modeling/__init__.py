@@ -1,4 +1,4 @@
-"""The model."""
+"""Trivium models: encoder-decoder, encoder-only and decoder-only, with their heads."""
 
 from trivium.modeling.modeling_trivium import TriviumForConditionalGeneration, TriviumModel
 from trivium.modeling.modeling_trivium_decoder import TriviumDecoderModel, TriviumForCausalLM

@@ -1,6 +1,6 @@
 """Attention (paper section 3.2).
 
-Shapes: B batch, L queries, S keys, h heads (h_kv of keys and values), d_k width of a head; d_model = h * d_k.
+Shapes: B batch, L queries, S keys, h query heads, h_kv key and value heads, d_k width of a head; d_model = h * d_k.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from .positions import Rotation, rotate
 
 
 class AttentionContext(NamedTuple):
-    """What attention needs to know about a sequence, the same for all layers: a stack prepares it once.
+    """Mask, rotation and padding of a sequence. A stack prepares it once for all its layers.
 
-    It holds nothing that needs a gradient, which reentrant checkpointing would not find in a tuple.
+    It must not hold tensors that require a gradient: reentrant checkpointing does not find tensors inside a tuple.
 
     Attributes:
-        mask: Which positions of the sequence are seen, in the form that the attention function takes; None: all, or,
-            where attention is causal, all before.
-        rotation: (cos, sin) of the positions, with rotary positions.
-        tokens: Where the rows have them, if hidden states are only those of real tokens, (tokens, d_model).
+        mask: Attention mask in the format of the attention function; None: every position is visible, or every
+            earlier one if attention is causal.
+        rotation: (cos, sin) of the positions, with rotary positions only.
+        tokens: Positions of the real tokens in the padded batch, if hidden states are unpadded, (tokens, d_model).
     """
 
     mask: torch.Tensor | None = None
@@ -48,22 +48,23 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V (equation 1), spelled out.
+    """Compute Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V (equation 1) step by step.
 
-    A query that may see no key at all gets zeros, as it does from torch's fused attention.
+    A query with no visible key gets zeros, as in torch's fused attention.
 
     Args:
-        module: The attention layer, for its `num_key_value_groups` and its training mode.
+        module: Attention layer, which provides `num_key_value_groups` and the training mode.
         query: (B, h, L, d_k).
         key: (B, h_kv, S, d_k).
         value: (B, h_kv, S, d_k).
-        attention_mask: (B, 1, L, S), added to the scores: 0 where a query sees a key, the dtype's minimum elsewhere.
+        attention_mask: (B, 1, L, S), added to the scores: 0 where a key is visible, the minimum of the dtype
+            elsewhere.
         scaling: 1 / sqrt(d_k).
-        dropout: Rate on the attention weights.
-        **kwargs: Not used; other attention functions take more.
+        dropout: Dropout rate on the attention weights.
+        **kwargs: Ignored; accepted for the common interface of attention functions.
 
     Returns:
-        The output, (B, L, h, d_k), and the attention weights, (B, h, L, S).
+        Output, (B, L, h, d_k), and attention weights, (B, h, L, S).
     """
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)  # (B, h, S, d_k)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)  # (B, h, S, d_k)
@@ -81,8 +82,8 @@ def eager_attention_forward(
 class MultiHeadAttention(nn.Module):
     """MultiHead(Q, K, V) = Concat(head_1, ..., head_h) W^O with head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V).
 
-    One class for the three uses of section 3.2.3: self-attention in the encoder, self-attention in the decoder
-    (`is_causal`), and cross-attention, whose keys and values come from the encoder's output, the `memory`.
+    One class serves the three uses of section 3.2.3: self-attention in the encoder, masked self-attention in the
+    decoder (`is_causal`), and cross-attention, whose keys and values come from the encoder output, the `memory`.
     """
 
     def __init__(self, config: TriviumConfig, layer_idx: int, is_causal: bool = False) -> None:
@@ -109,19 +110,20 @@ class MultiHeadAttention(nn.Module):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Let every position of `hidden_states` look at `memory`, or at `hidden_states` if there is none.
+        """Attend from `hidden_states` to `memory` (cross-attention), or to `hidden_states` (self-attention).
 
         Args:
-            hidden_states: (B, L, d_model), what asks; (tokens, d_model) if its context has `tokens`.
-            context: The context of `hidden_states`.
-            memory: (B, S, d_model), what is looked at in cross-attention; (tokens, d_model) likewise.
-            memory_context: The context of `memory`.
-            cache: Keys and values of earlier calls; this call's are added.
-            **kwargs: Handed on to the attention function.
+            hidden_states: (B, L, d_model), the source of the queries; (tokens, d_model) if its context has `tokens`.
+            context: Context of `hidden_states`.
+            memory: (B, S, d_model), the source of keys and values in cross-attention; (tokens, d_model) if its
+                context has `tokens`. None: self-attention.
+            memory_context: Context of `memory`.
+            cache: Keys and values of earlier calls, to which those of this call are appended.
+            **kwargs: Passed on to the attention function.
 
         Returns:
-            As many vectors as `hidden_states`, and the attention weights, (B, h, L, S), or None if the function in use
-            has none.
+            Output of the shape of `hidden_states`, and attention weights, (B, h, L, S), or None if the attention
+            function does not return them.
         """
         query = self._split_heads(self.q_proj(hidden_states), context.tokens)  # (B, h, L, d_k)
         if memory is None:
@@ -134,7 +136,7 @@ class MultiHeadAttention(nn.Module):
         else:
             mask = memory_context.mask
             key, value = self._project_memory(memory, memory_context.tokens, cache)  # (B, h_kv, S, d_k)
-            if query.shape[0] > key.shape[0]:  # the beams of a sentence look at one memory
+            if query.shape[0] > key.shape[0]:  # all beams of a sentence attend to one memory
                 query = query.unflatten(0, (key.shape[0], -1))  # (B, beams, h, L, d_k)
                 query = query.transpose(1, 2).flatten(2, 3)  # (B, h, beams * L, d_k)
 
@@ -154,12 +156,12 @@ class MultiHeadAttention(nn.Module):
         if context.tokens is None:
             output = output.reshape(*hidden_states.shape[:-1], -1)  # (B, L, d_model)
         else:
-            output = context.tokens.pick(output.flatten(2))  # (tokens, d_model)
+            output = context.tokens.unpad(output.flatten(2))  # (tokens, d_model)
         return self.o_proj(output), weights
 
     def _split_heads(self, states: torch.Tensor, tokens: RealTokens | None) -> torch.Tensor:
         if tokens is not None:
-            states = tokens.place(states)  # (B, L or S, heads * d_k)
+            states = tokens.pad(states)  # (B, L or S, heads * d_k)
         return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)  # (B, heads, L or S, d_k)
 
     def _project_keys_and_values(
@@ -170,7 +172,7 @@ class MultiHeadAttention(nn.Module):
     def _project_memory(
         self, memory: torch.Tensor, tokens: RealTokens | None, cache: EncoderDecoderCache | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the encoder's output, which generation computes once and reads at every step."""
+        """Return keys and values of the memory; with a cache, compute them in the first step only."""
         if cache is None:
             return self._project_keys_and_values(memory, tokens)
         if cache.is_updated.get(self.layer_idx):

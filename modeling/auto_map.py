@@ -1,4 +1,4 @@
-"""Which classes transformers' Auto classes and pipelines give for a configuration."""
+"""Mapping from transformers' Auto classes and pipelines to the model classes of a configuration."""
 
 from typing import Any
 
@@ -40,23 +40,25 @@ WITH_BOTH: dict[str, type[PreTrainedModel]] = {
 
 
 def auto_classes(config: TriviumConfig) -> dict[str, type[PreTrainedModel]]:
-    """Every Auto class that a model of this configuration, or one of its halves, fits, and what it gives."""
+    """Return the model class of each Auto class that can load a model of this configuration or one of its stacks."""
     if config.is_encoder_decoder:
         return WITH_BOTH
     return WITH_ENCODER if config.encoder_layers else WITH_DECODER
 
 
 def auto_map(config: TriviumConfig) -> dict[str, str]:
-    """The same, as `config.json` has it."""
-    return {name: _in_folder(model) for name, model in auto_classes(config).items()}
+    """Return `auto_classes` in the format of `auto_map` in `config.json`."""
+    return {name: _hub_reference(model_class) for name, model_class in auto_classes(config).items()}
 
 
 def custom_pipelines(config: TriviumConfig) -> dict[str, dict[str, Any]]:
-    """The pipelines that a model of this configuration brings along, as `config.json` has them."""
+    """Return the custom pipelines of a model of this configuration in the format of `config.json`."""
     if not config.is_encoder_decoder:
         return {}
-    return {"translation": {"impl": _in_folder(TranslationPipeline), "pt": ["AutoModelForSeq2SeqLM"], "type": "text"}}
+    translation = {"impl": _hub_reference(TranslationPipeline), "pt": ["AutoModelForSeq2SeqLM"], "type": "text"}
+    return {"translation": translation}
 
 
-def _in_folder(travelling: type) -> str:
-    return f"{travelling.__module__.rsplit('.')[-1]}.{travelling.__name__}"
+def _hub_reference(saved_class: type) -> str:
+    """Return "module.class", as transformers refers to a class whose file is saved in the folder."""
+    return f"{saved_class.__module__.rsplit('.')[-1]}.{saved_class.__name__}"

@@ -1,8 +1,8 @@
-"""The two halves of a decoder's cache."""
+"""Access to the self-attention part of a decoder's cache."""
 
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 
 def self_attention_cache(cache: Cache | None) -> Cache | None:
-    """Return the decoder's own keys and values: a half of an encoder-decoder's cache, else the whole."""
+    """Return the self-attention cache of an `EncoderDecoderCache`; any other cache is returned unchanged."""
     return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache

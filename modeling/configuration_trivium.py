@@ -1,4 +1,4 @@
-"""Hub shim: `save_pretrained` puts the real configuration file in this one's place (see tests/test_packaging.py)."""
+"""Hub shim: `save_pretrained` replaces this file with the real configuration (see tests/test_packaging.py)."""
 
 from trivium.configuration.configuration_trivium import TriviumConfig
 

@@ -49,7 +49,7 @@ MIN_SCORE = NEG_INF / 10  # the score of a sequence of allowed tokens is above i
 
 
 class TriviumGenerationMixin(GenerationMixin):
-    """`generate()` of transformers, with greedy and beam search of our own where only sequences are returned."""
+    """`generate()` of transformers, with the searches of this module where only sequences are returned."""
 
     def _prepare_cache_for_generation(
         self,
@@ -58,7 +58,7 @@ class TriviumGenerationMixin(GenerationMixin):
         generation_mode: GenerationMode,
         *sizes: Any,
     ) -> None:
-        """Create no cache where our searches run: they create their own, whose rows they may drop."""
+        """Create no cache where the searches of this module run: they create their own, whose rows they may drop."""
         searches = generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.BEAM_SEARCH)
         plain = searches and self._returns_sequences_only(generation_config)
         if not plain or model_kwargs.get("cache") is not None:
@@ -104,7 +104,7 @@ class TriviumGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig,
         inputs: dict[str, Any],
     ) -> bool:
-        """Return True if our searches cover these arguments of `_sample` or `_beam_search`."""
+        """Return True if the searches of this module cover these arguments of `_sample` or `_beam_search`."""
         mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
         return (
             self._returns_sequences_only(generation_config)
@@ -119,7 +119,7 @@ class TriviumGenerationMixin(GenerationMixin):
         )
 
     def _returns_sequences_only(self, generation_config: GenerationConfig) -> bool:
-        """Return True if only sequences are asked for, of a model whose `forward` is ours."""
+        """Return True if only sequences are requested, and no `forward` is customized."""
         return not (
             generation_config.do_sample
             or generation_config.return_dict_in_generate
@@ -149,7 +149,7 @@ def counts_real_tokens(position_ids: torch.Tensor, mask: torch.Tensor | None) ->
 
 
 def is_default_criterion(criterion: Any, config: GenerationConfig) -> bool:
-    """Return True if a stopping criterion follows from `config`; one of the caller may have other values."""
+    """Return True if a stopping criterion follows from `config`; a criterion of the caller may have other values."""
     if type(criterion) is MaxLengthCriteria:
         return criterion.max_length == config.max_length
     return type(criterion) is EosTokenCriteria and criterion.eos_token_id is config._eos_token_tensor
@@ -167,7 +167,7 @@ def has_custom_forward(module: nn.Module) -> bool:
 
 
 class IncrementalDecoder:
-    """A decoder that reads the prompts, then one token of every row at a time.
+    """Decoder that reads the prompts (prefill), then one token of every row at a time.
 
     Args:
         model: A model with a decoder and a projection to the vocabulary.
@@ -225,7 +225,7 @@ class IncrementalDecoder:
         if isinstance(embed_positions, LearnedPositions):
             embed_positions.check_length(past_length + ids.shape[1])
         states = self.decoder.embed_tokens(ids)  # (rows, tokens to read, d_model)
-        if self.mask is None and ids.shape[1] == 1:  # it sees all that is cached: no mask, which saves time
+        if self.mask is None and ids.shape[1] == 1:  # it sees the whole cache: no mask, which saves time
             position_ids, context = token_positions(None, 1, past_length, ids.device), NO_CONTEXT
         else:
             position_ids, context = self.decoder.prepare(states, self.mask, cache=self.self_cache)
@@ -288,7 +288,7 @@ def greedy_search(
 
 
 class Beams(NamedTuple):
-    """Some sequences of each sentence."""
+    """Beams of each sentence: scores, token ids and lengths."""
 
     scores: torch.Tensor  # (batch, k), summed log-probabilities; of finished beams after the length penalty
     ids: torch.Tensor  # (batch, k, max_length)
@@ -378,7 +378,7 @@ class BeamSearch:
         self.finished = merged.take(merged.scores.topk(self.num_beams).indices)
 
     def update_running(self, candidates: Beams, ends: torch.Tensor) -> torch.Tensor:
-        """Go on with the best `num_beams` candidates that do not end, and return their indices, (batch, num_beams)."""
+        """Keep the best `num_beams` candidates that do not end, and return their indices, (batch, num_beams)."""
         scores, indices = (candidates.scores + ends * NEG_INF).topk(self.num_beams)
         self.running = candidates.take(indices)._replace(scores=scores)
         return indices
@@ -434,7 +434,7 @@ def beam_search(
         # 1) Append the most likely tokens to the running beams.
         candidates, sources, ends = search.expand(logits, processors, length)
 
-        # 2) Candidates that end compete with the finished beams, the best of the others go on.
+        # 2) Candidates that end compete with the finished beams; the best of the others keep running.
         search.update_finished(candidates, ends, length + 1)
         running = search.update_running(candidates, ends)
 

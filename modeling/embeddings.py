@@ -7,11 +7,11 @@ from .configuration_trivium import TriviumConfig
 
 
 class TokenEmbedding(nn.Embedding):
-    """A vector per token, multiplied by sqrt(d_model), so that it is not drowned by the positional encoding."""
+    """Token embedding, scaled by sqrt(d_model) so that the positional encoding does not dominate it."""
 
     def __init__(self, vocab_size: int, config: TriviumConfig) -> None:
         super().__init__(vocab_size, config.d_model)
-        # By this name PEFT knows that adapters of the embedding are to be scaled, too.
+        # PEFT looks for this attribute to scale the adapters of an embedding as well.
         self.embed_scale = config.d_model**0.5 if config.scale_embedding else 1.0
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:

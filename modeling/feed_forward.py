@@ -8,10 +8,10 @@ from .configuration_trivium import TriviumConfig
 
 
 class FeedForward(nn.Module):
-    """FFN(x) = max(0, x W_1 + b_1) W_2 + b_2 (equation 2), for every position alike.
+    """FFN(x) = max(0, x W_1 + b_1) W_2 + b_2 (equation 2), applied to every position separately.
 
-    W_1 is `up_proj`, W_2 is `down_proj`. With `gated_ffn`, activation(x W_gate) multiplies x W_1 instead of taking
-    its place (Shazeer 2020, "GLU Variants Improve Transformer").
+    W_1 is `up_proj`, W_2 is `down_proj`. With `gated_ffn` the inner layer is activation(x W_gate) * (x W_1) instead
+    (Shazeer 2020, "GLU Variants Improve Transformer").
     """
 
     def __init__(self, config: TriviumConfig) -> None:

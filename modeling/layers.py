@@ -1,4 +1,4 @@
-"""The two kinds of block (paper section 3.1, Figure 1)."""
+"""Encoder layer and decoder layer (paper section 3.1, Figure 1)."""
 
 from collections.abc import Callable
 
@@ -17,10 +17,11 @@ from .normalization import NORMS
 
 
 class Residual(nn.Module):
-    """The connection around every sub-layer: x + Dropout(Sublayer(x)), normalised after it ("post") or before ("pre").
+    """Residual connection, dropout and normalization around a sub-layer (sections 3.1 and 5.4).
 
-    Post is the paper's: LayerNorm(x + Sublayer(x)). Pre leaves the path from bottom to top free of normalisation, so
-    that deep stacks train without warm-up (Xiong et al. 2020); the stack then normalises once at its end.
+    Post-norm is the paper's: LayerNorm(x + Dropout(Sublayer(x))). Pre-norm, x + Dropout(Sublayer(LayerNorm(x))), keeps
+    the residual path free of normalization, so that deep stacks train without warm-up (Xiong et al. 2020); it needs a
+    final norm at the end of the stack.
     """
 
     def __init__(self, config: TriviumConfig) -> None:
@@ -30,27 +31,27 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, hidden_states: torch.Tensor, sublayer: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Apply `sublayer`, which keeps the shape (batch, length, d_model), with its connection.
+        """Apply `sublayer`, which maps (batch, length, d_model) to the same shape, inside the residual connection.
 
-        A function and not a module: among the arguments of modules accelerate moves all that has a `to()`, weights
-        that are offloaded as well.
+        It must be a function, not a module: accelerate moves every argument with a `to()` method to the device, which
+        would load the offloaded weights of a module.
         """
         if self.norm_first:
             return hidden_states + self._drop(sublayer(self.norm(hidden_states)))
         return self.norm(hidden_states + self._drop(sublayer(hidden_states)))
 
     def _drop(self, states: torch.Tensor) -> torch.Tensor:
-        # In generation, where a step is short, even to call what does nothing takes a share of it.
+        # In generation a step is so short that even calling a disabled dropout module takes a measurable share.
         return self.dropout(states) if self.dropout.training else states
 
 
 def final_norm(config: TriviumConfig) -> nn.Module:
-    """What closes a stack: with pre-norm a normalisation, with post-norm the last block has done it."""
+    """Return the final norm of a pre-norm stack; identity for post-norm."""
     return NORMS[config.norm_type](config) if config.norm_position == "pre" else nn.Identity()
 
 
 class EncoderLayer(GradientCheckpointingLayer):
-    """Self-attention, then feed-forward."""
+    """Self-attention and feed-forward network (section 3.1)."""
 
     def __init__(self, config: TriviumConfig, layer_idx: int) -> None:
         super().__init__()
@@ -71,7 +72,7 @@ class EncoderLayer(GradientCheckpointingLayer):
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """Masked self-attention, then, where there is an encoder, attention to its output, then feed-forward."""
+    """Masked self-attention, cross-attention if there is an encoder, and feed-forward network (section 3.1)."""
 
     def __init__(self, config: TriviumConfig, layer_idx: int) -> None:
         super().__init__()
@@ -93,10 +94,10 @@ class DecoderLayer(GradientCheckpointingLayer):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Map (batch, target_len, d_model) to the same shape, looking at the memory, (batch, source_len, d_model).
+        """Map (batch, target_len, d_model) to the same shape, attending to the memory, (batch, source_len, d_model).
 
-        Each of the two is (tokens, d_model) if its context has `tokens`. The cache goes by its name: by that
-        transformers finds it, and leaves it out, when activations are computed again in the backward pass.
+        Either is (tokens, d_model) if its context has `tokens`. Pass `cache` by keyword: gradient checkpointing in
+        transformers finds it by name and drops it, so that recomputation does not append to it twice.
         """
         self_cache = self_attention_cache(cache)
         hidden_states = self.self_attn_residual(

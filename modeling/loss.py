@@ -1,4 +1,4 @@
-"""The training objectives (paper section 5.4, and those of the heads that came after it)."""
+"""Training losses: label-smoothed cross entropy (paper section 5.4), and the losses of sequence classification."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-IGNORED = -100  # the label of what is not to be learned: padding, prompts
-MOST_LOGITS = 2**28  # that are ever there at once, a gibibyte in float32; more are computed in parts, and twice
-MOST_IN_FLOAT32 = 2**23  # that are worked on at once
+IGNORED = -100  # label of tokens that do not contribute to the loss, such as padding and prompts
+MAX_LOGITS = 2**28  # materialize at most this many (1 GiB in float32); chunk and recompute more than that
+MAX_FLOAT32_LOGITS = 2**23  # upcast at most this many to float32 at a time
 
 
 def label_smoothed_cross_entropy(
@@ -20,17 +20,18 @@ def label_smoothed_cross_entropy(
     label_smoothing: float = 0.0,
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """Cross entropy against (1 - e) * one-hot + e * uniform, averaged over real tokens only (Szegedy et al. 2016).
+    """Compute the cross entropy against (1 - e) * one-hot + e * uniform (section 5.4; Szegedy et al. 2016).
 
     Args:
-        logits: (..., classes), the classes mostly the vocabulary.
-        labels: (...), with -100 for tokens that do not count.
-        label_smoothing: The paper's epsilon_ls.
-        num_items_in_batch: Real tokens in the whole batch, if `labels` is only a part of it: with gradient
-            accumulation or several processes the parts' losses then add up to that of the whole. None: those here.
+        logits: (..., classes); in language modeling the classes are the vocabulary.
+        labels: (...), with -100 for tokens to ignore.
+        label_smoothing: Label smoothing e, the paper's epsilon_ls.
+        num_items_in_batch: Number of labeled tokens in the whole batch, if `labels` is one micro-batch or the share
+            of one process: the losses of all parts then sum to the loss of the batch. None: number of labeled tokens
+            in `labels`.
 
     Returns:
-        A scalar; 0 if no token counts.
+        A scalar, the mean over labeled tokens; 0 if there are none.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
     labels = labels.to(logits.device).flatten()
@@ -46,64 +47,66 @@ def projected_cross_entropy(
     label_smoothing: float = 0.0,
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """`label_smoothed_cross_entropy` of the logits `head(hidden_states)`, without ever having them all.
+    """Compute `label_smoothed_cross_entropy` of `head(hidden_states)` without materializing all logits.
 
-    Positions that do not count never reach the head. Of the others there is one copy of the logits, which becomes
-    their gradient in place; if there are more than `MOST_LOGITS`, they are computed in parts, and once more in the
-    backward pass. Where torch compiles, shapes must not depend on labels, and it saves memory by itself.
+    Only labeled tokens are projected, and their logits are overwritten by their gradient. More than `MAX_LOGITS` are
+    processed in chunks and recomputed in the backward pass. Under torch.compile the logits are computed as usual:
+    shapes must not depend on the labels there, and the compiler saves memory by fusing kernels.
 
     Args:
         hidden_states: (..., d_model).
-        head: Maps (tokens, d_model) to (tokens, vocab_size).
-        labels: (...), with -100 for tokens that do not count.
-        vocab_size: How many logits a token has.
+        head: Output projection from (tokens, d_model) to (tokens, vocab_size).
+        labels: (...), with -100 for tokens to ignore.
+        vocab_size: Number of logits per token.
         label_smoothing: As in `label_smoothed_cross_entropy`.
         num_items_in_batch: As in `label_smoothed_cross_entropy`.
 
     Returns:
-        A scalar; 0 if no token counts. It can be differentiated once.
+        A scalar, the mean over labeled tokens; 0 if there are none. It can be differentiated once only.
     """
     if torch.compiler.is_compiling():
         return label_smoothed_cross_entropy(head(hidden_states), labels, label_smoothing, num_items_in_batch)
-    real = labels != IGNORED
-    states, labels = hidden_states[real.to(hidden_states.device)], labels[real].to(hidden_states.device)
+    is_labeled = labels != IGNORED
+    states = hidden_states[is_labeled.to(hidden_states.device)]  # (tokens, d_model)
+    labels = labels[is_labeled].to(hidden_states.device)  # (tokens,)
 
-    def loss_of(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def sum_loss(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return _CrossEntropy.apply(head(states), labels, label_smoothing)
 
-    tokens = max(1, MOST_LOGITS // vocab_size)
-    if len(labels) <= tokens:
-        total = loss_of(states, labels)
+    chunk_size = max(1, MAX_LOGITS // vocab_size)
+    if len(labels) <= chunk_size:
+        total = sum_loss(states, labels)
     else:
-        parts = zip(states.split(tokens), labels.split(tokens), strict=True)
-        total = torch.stack([checkpoint(loss_of, *part, use_reentrant=False) for part in parts]).sum()
+        chunks = zip(states.split(chunk_size), labels.split(chunk_size), strict=True)
+        losses = [checkpoint(sum_loss, chunk, targets, use_reentrant=False) for chunk, targets in chunks]
+        total = torch.stack(losses).sum()
     return _mean(total, len(labels), num_items_in_batch)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The sum of the smoothed cross entropies of (tokens, vocabulary) logits, which it overwrites.
+    """Summed label-smoothed cross entropy of (tokens, vocabulary) logits, which are overwritten by their gradient.
 
-    With p = softmax(logits) the gradient is p - (1 - e) * one-hot - e * uniform: all that is needed for it is there in
-    the forward pass, and takes the place of the logits, some rows at a time.
+    With p = softmax(logits) the gradient is p - (1 - e) * one-hot - e * uniform, with 1 / vocabulary as uniform. It is
+    known in the forward pass already, which writes it over the logits, a few rows at a time.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
         tokens, vocabulary = logits.shape
         total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
-        wanted = ctx.needs_input_grad[0]
+        needs_grad = ctx.needs_input_grad[0]
         logits = logits.detach()
-        for start in range(0, tokens, rows := max(1, MOST_IN_FLOAT32 // vocabulary)):
-            part, label = logits[start : start + rows], labels[start : start + rows, None]
-            log_p = part.to(total.dtype).log_softmax(dim=-1)
+        for start in range(0, tokens, rows := max(1, MAX_FLOAT32_LOGITS // vocabulary)):
+            chunk, label = logits[start : start + rows], labels[start : start + rows, None]
+            log_p = chunk.to(total.dtype).log_softmax(dim=-1)  # (rows, vocabulary)
             total -= (1 - smoothing) * log_p.gather(1, label).sum()
             if smoothing:
                 total -= smoothing / vocabulary * log_p.sum()
-            if wanted:
+            if needs_grad:
                 gradient = log_p.exp_().sub_(smoothing / vocabulary)
                 gradient.scatter_add_(1, label, gradient.new_full((1, 1), smoothing - 1).expand_as(label))
-                part.copy_(gradient)
-        if wanted:
+                chunk.copy_(gradient)
+        if needs_grad:
             ctx.save_for_backward(logits)
         return total
 
@@ -111,16 +114,19 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(grad_output), None, None  # in place: torch refuses to do it again
+        return gradient.mul_(grad_output), None, None  # in place, so torch refuses a second backward pass
 
 
 def shift_left(labels: torch.Tensor) -> torch.Tensor:
-    """Labels, (batch, length), as what each position is to predict: the label after it, nothing after the last."""
+    """Shift (batch, length) labels left by one, so that each position predicts the next token; the last is ignored."""
     return F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
 
 
-def up_to_last(labels: torch.Tensor) -> torch.Tensor:
-    """A mask of (batch, length) labels, 1 up to the last that counts: what comes after it cannot change the loss."""
+def mask_after_last_label(labels: torch.Tensor) -> torch.Tensor:
+    """Return an attention mask of shape (batch, length): 1 up to the last label of a row, 0 after it.
+
+    In a causal decoder the masked positions cannot affect the loss.
+    """
     return (labels != IGNORED).flip(1).cumsum(dim=1).clamp(max=1).flip(1)
 
 
@@ -131,21 +137,23 @@ def classification_loss(
     label_smoothing: float = 0.0,
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """What a sequence classifier learns by: cross entropy, binary cross entropy of each label, or squared error.
+    """Compute the loss of sequence classification: cross entropy, binary cross entropy per label, or squared error.
 
     Args:
         logits: (batch, classes).
-        labels: (batch,) class indices; or (batch, classes), numbers; or, with one class, (batch,) numbers.
-        problem_type: transformers' "single_label_classification", "multi_label_classification" or "regression".
-            None: regression if there is one class, else the first for whole numbers and the second for others.
-        label_smoothing: As in `label_smoothed_cross_entropy`, for a single label.
-        num_items_in_batch: Labels in the whole batch, if `labels` is only a part of it. None: those here.
+        labels: (batch,) class indices for a single label; (batch, classes) floats for several labels or regression;
+            (batch,) floats for regression with one class.
+        problem_type: "single_label_classification", "multi_label_classification" or "regression", as in transformers.
+            None: regression if there is one class; else single-label for integer labels, multi-label for floats.
+        label_smoothing: As in `label_smoothed_cross_entropy`; single-label only.
+        num_items_in_batch: Number of labels in the whole batch, if `labels` is a part of it. None: number of labels
+            in `labels`.
 
     Returns:
         A scalar, the mean over labels.
 
     Raises:
-        ValueError: There is no such problem type.
+        ValueError: The problem type is unknown.
     """
     if problem_type is None:
         if logits.shape[-1] == 1:
@@ -172,7 +180,7 @@ def classification_loss(
 
 
 def _mean(
-    total: torch.Tensor, here: torch.Tensor | int, num_items_in_batch: torch.Tensor | int | None
+    total: torch.Tensor, num_items: torch.Tensor | int, num_items_in_batch: torch.Tensor | int | None
 ) -> torch.Tensor:
-    count = here if num_items_in_batch is None else num_items_in_batch
+    count = num_items if num_items_in_batch is None else num_items_in_batch
     return total / torch.as_tensor(count, device=total.device).clamp(min=1)

@@ -1,4 +1,4 @@
-"""First way: the encoder-decoder of *Attention Is All You Need* (Figure 1), and the head that predicts tokens."""
+"""Encoder-decoder models: the Transformer of *Attention Is All You Need* (Figure 1), without and with an LM head."""
 
 from typing import Any
 
@@ -13,24 +13,25 @@ from transformers.utils.deprecation import deprecate_kwarg
 from .configuration_trivium import TriviumConfig
 from .decoding import TriviumGenerationMixin
 from .embeddings import TokenEmbedding
-from .loss import IGNORED, up_to_last
+from .loss import IGNORED, mask_after_last_label
 from .positions import LearnedPositions, token_positions
 from .pretrained import TriviumPreTrainedModel
 from .stacks import TriviumDecoder, TriviumEncoder
 
 
 class TriviumModel(TriviumPreTrainedModel):
-    """Encoder and decoder, without an output projection.
+    """Encoder and decoder, without the output projection.
 
     Raises:
-        ValueError: The configuration is of an encoder-only or decoder-only model.
+        ValueError: The configuration is encoder-only or decoder-only.
     """
 
     def __init__(self, config: TriviumConfig) -> None:
         if not config.is_encoder_decoder:
             raise ValueError(
                 f"encoder_layers={config.encoder_layers} and decoder_layers={config.decoder_layers} make no "
-                "encoder-decoder: trivium.join makes one of an encoder-only and a decoder-only model."
+                "encoder-decoder: both must be above 0. To combine an encoder-only and a decoder-only model, use "
+                "trivium.join."
             )
         super().__init__(config)
         if config.decoder_vocab_size is None:
@@ -40,11 +41,11 @@ class TriviumModel(TriviumPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The source's token embedding."""
+        """Return the token embedding of the source."""
         return self.encoder.embed_tokens
 
     def set_input_embeddings(self, value: TokenEmbedding) -> None:
-        """Replace the source's token embedding; the target's, too, where the two are tied."""
+        """Replace the token embedding of the source, and of the target if the two are tied."""
         self.encoder.embed_tokens = value
         if self.config.tie_word_embeddings and self.config.decoder_vocab_size is None:
             self.decoder.embed_tokens = value
@@ -65,29 +66,29 @@ class TriviumModel(TriviumPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqModelOutput:
-        """Encode the source, unless `encoder_outputs` brings it encoded, and decode the target.
+        """Encode the source, unless `encoder_outputs` is passed, and decode the target.
 
         Args:
             input_ids: (batch, source_len).
             attention_mask: (batch, source_len), 1 for a real token, 0 for padding, on either side.
             decoder_input_ids: (batch, target_len), starting with `decoder_start_token_id`.
             decoder_attention_mask: (batch, cached length + target_len).
-            encoder_outputs: What the encoder returned before.
+            encoder_outputs: Output of an earlier call of the encoder.
             cache: Keys and values of earlier calls.
-            inputs_embeds: (batch, source_len, d_model), in place of `input_ids`.
-            decoder_inputs_embeds: (batch, target_len, d_model), in place of `decoder_input_ids`.
+            inputs_embeds: (batch, source_len, d_model), instead of `input_ids`.
+            decoder_inputs_embeds: (batch, target_len, d_model), instead of `decoder_input_ids`.
             decoder_position_ids: (batch, target_len); by default real tokens count from 0.
             use_cache: Whether to return keys and values for the next call.
-            **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
+            **kwargs: `output_attentions`, `output_hidden_states`, and arguments of the attention function.
 
         Returns:
-            `last_hidden_state`: (batch, target_len, d_model), and the rest of `Seq2SeqModelOutput`.
+            `last_hidden_state`: (batch, target_len, d_model), and the other fields of `Seq2SeqModelOutput`.
         """
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
             )
-        elif isinstance(encoder_outputs, (tuple, list)):  # what the encoder returns with return_dict=False
+        elif isinstance(encoder_outputs, (tuple, list)):  # the encoder was called with return_dict=False
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
@@ -113,7 +114,7 @@ class TriviumModel(TriviumPreTrainedModel):
 
 
 class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationMixin):
-    """The whole of Figure 1: encoder, decoder, and the linear projection to the vocabulary; for translation."""
+    """The complete model of Figure 1: encoder, decoder and output projection; for translation."""
 
     _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -144,28 +145,30 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationM
         skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
-        """Predict every next target token; with `labels`, say how badly. More on each in `TriviumModel.forward`.
+        """Return logits of the next target tokens and, if `labels` is passed, the loss.
+
+        See `TriviumModel.forward` for details of the inputs.
 
         Args:
             input_ids: (batch, source_len).
             attention_mask: (batch, source_len).
             decoder_input_ids: (batch, target_len).
             decoder_attention_mask: (batch, cached length + target_len).
-            encoder_outputs: What the encoder returned before.
+            encoder_outputs: Output of an earlier call of the encoder.
             cache: Keys and values of earlier calls.
             inputs_embeds: (batch, source_len, d_model).
             decoder_inputs_embeds: (batch, target_len, d_model).
             decoder_position_ids: (batch, target_len).
-            labels: (batch, target_len), the target that ends with EOS and is not shifted, with -100 for padding.
-                Without `decoder_input_ids` the decoder reads the labels shifted right.
-            use_cache: Whether to return keys and values for the next call; not with `labels`.
-            skip_logits: With labels, give the loss alone, which then takes far less memory and time.
-            **kwargs: As in `TriviumModel.forward`; `num_items_in_batch` is what the loss is divided by.
+            labels: (batch, target_len), target ids ending with EOS, not shifted, with -100 for padding. By default
+                the decoder input is the labels shifted right.
+            use_cache: Whether to return keys and values for the next call; ignored with `labels`.
+            skip_logits: Whether to return only the loss if `labels` is passed, which saves much memory and time.
+            **kwargs: As in `TriviumModel.forward`, and `num_items_in_batch`, the divisor of the loss.
 
         Returns:
-            `logits`: (batch, target_len, target vocabulary), or None if skipped, `loss`: a scalar, smoothed
-            (`config.label_smoothing`) in training mode only, so that exp(loss) of an evaluation is the perplexity;
-            and the rest of `Seq2SeqLMOutput`.
+            `logits`: (batch, target_len, target vocabulary), or None if skipped; `loss`: a scalar, with label
+            smoothing in training mode only, so that exp(loss) is the perplexity in evaluation; and the other fields
+            of `Seq2SeqLMOutput`.
         """
         if labels is not None:
             use_cache = False
@@ -173,7 +176,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationM
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         skip_padding = self._can_skip_padding(labels, decoder_attention_mask, skip_logits, **kwargs)
         if labels is not None and skip_padding and decoder_attention_mask is None:
-            decoder_attention_mask = up_to_last(labels)
+            decoder_attention_mask = mask_after_last_label(labels)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -209,7 +212,7 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationM
         )
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Shift (batch, target_len) labels right: the decoder reads the start token and then all labels but the last.
+        """Shift (batch, target_len) labels right: the start token, followed by all labels but the last (section 3.1).
 
         Raises:
             ValueError: The configuration lacks `decoder_start_token_id` or `pad_token_id`.
@@ -217,8 +220,8 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationM
         start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
         if start is None or pad is None:
             raise ValueError(
-                f"To make decoder inputs from labels the config needs decoder_start_token_id (is {start}) and "
-                f"pad_token_id (is {pad})."
+                f"Decoder inputs cannot be derived from labels: decoder_start_token_id is {start} and pad_token_id is "
+                f"{pad}, but neither may be None. Set them in the config, or pass decoder_input_ids."
             )
         shifted = labels.new_full(labels.shape, start)
         shifted[:, 1:] = labels[:, :-1]
@@ -231,7 +234,10 @@ class TriviumForConditionalGeneration(TriviumPreTrainedModel, TriviumGenerationM
         decoder_attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As in transformers, with the positions of a padded decoder prompt, which its static caches would lose."""
+        """Prepare inputs as in transformers, and pass positions for a padded decoder prompt.
+
+        With a static cache transformers would lose the padding mask that the default positions are derived from.
+        """
         embed_positions = self.model.decoder.embed_positions
         if isinstance(embed_positions, LearnedPositions):
             embed_positions.check_length(input_ids.shape[-1])

@@ -1,4 +1,4 @@
-"""Third way: the decoder alone, as in GPT and LLaMA, and the head that continues texts."""
+"""Decoder-only models, as in GPT and LLaMA, without and with a causal LM head."""
 
 from typing import Any, Self
 
@@ -21,9 +21,9 @@ from .stacks import TriviumDecoder
 
 
 class TriviumDecoderPreTrainedModel(TriviumPreTrainedModel):
-    """What decoder-only models have in common: they also come from the checkpoint of an encoder-decoder.
+    """Base class of decoder-only models. They can also be loaded from the checkpoint of an encoder-decoder.
 
-    Of that they take the decoder without its attention to the encoder.
+    From such a checkpoint the decoder is loaded without its cross-attention.
 
     Raises:
         ValueError: The configuration has no decoder.
@@ -37,22 +37,25 @@ class TriviumDecoderPreTrainedModel(TriviumPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Self:
-        """As in transformers; an embedding that encoder and decoder share, which is saved once, is the decoder's."""
-        if cls._shares_embedding(pretrained_model_name_or_path, **kwargs):
-            shared = {r"encoder\.embed_tokens": "decoder.embed_tokens"}
-            kwargs["key_mapping"] = {**shared, **(kwargs.get("key_mapping") or {})}
+        """Load as in transformers, also from an encoder-decoder whose tied embedding is saved as the encoder's."""
+        if cls._has_tied_stacks(pretrained_model_name_or_path, **kwargs):
+            tied = {r"encoder\.embed_tokens": "decoder.embed_tokens"}
+            kwargs["key_mapping"] = {**tied, **(kwargs.get("key_mapping") or {})}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model._weight_conversions = None  # saving is to keep the decoder's own names
+        model._weight_conversions = None  # save_pretrained would apply the key mapping in reverse
         return loaded
 
     @classmethod
-    def _shares_embedding(cls, folder: Any, config: Any = None, **kwargs: Any) -> bool:
-        """Whether a checkpoint has one embedding for two stacks; the `config` given may be of the decoder alone."""
+    def _has_tied_stacks(cls, folder: Any, config: Any = None, **kwargs: Any) -> bool:
+        """Return True if encoder and decoder of a checkpoint share one embedding.
+
+        The configuration in `folder` takes precedence over `config`, which may be that of the decoder only.
+        """
         source = config if folder is None else folder
         if source is not None and not isinstance(source, PreTrainedConfig):
             saved = cls.config_class.get_config_dict(source, **kwargs)[0]
-            if saved.get("encoder_layers") == 0:  # as nearly always; making a configuration takes time
+            if saved.get("encoder_layers") == 0:  # the usual case: avoid the slow construction of a configuration
                 return False
             config = cls.config_class.from_dict(saved) if saved else config
         if not isinstance(config, PreTrainedConfig):
@@ -61,7 +64,7 @@ class TriviumDecoderPreTrainedModel(TriviumPreTrainedModel):
 
 
 class TriviumDecoderModel(TriviumDecoderPreTrainedModel):
-    """The decoder, without an output projection."""
+    """Decoder without the output projection."""
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__(config)
@@ -69,7 +72,7 @@ class TriviumDecoderModel(TriviumDecoderPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
+        """Return the token embedding."""
         return self.decoder.embed_tokens
 
     def set_input_embeddings(self, value: TokenEmbedding) -> None:
@@ -88,17 +91,17 @@ class TriviumDecoderModel(TriviumDecoderPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
-        """Decode a text, each position seeing itself and those before it.
+        """Decode a text: each position attends to itself and to earlier positions.
 
         Args:
-            input_ids: (batch, length); with a cache, the tokens that are not in it.
+            input_ids: (batch, length); with a cache, only the tokens that are not cached yet.
             attention_mask: (batch, cached length + length), 1 for a real token, 0 for padding, on either side.
-            position_ids: (batch, length); by default real tokens count from 0. Where they restart, in a row without
-                padding and without cache, another text begins, which does not see those before it.
+            position_ids: (batch, length); by default real tokens count from 0. Without mask and cache, positions that
+                restart mark packed texts, which do not attend to each other.
             cache: Keys and values of earlier calls.
-            inputs_embeds: (batch, length, d_model), in place of `input_ids`.
+            inputs_embeds: (batch, length, d_model), instead of `input_ids`.
             use_cache: Whether to return keys and values for the next call.
-            **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
+            **kwargs: `output_attentions`, `output_hidden_states`, and arguments of the attention function.
 
         Returns:
             `last_hidden_state`: (batch, length, d_model), and the cache.
@@ -121,7 +124,7 @@ class TriviumDecoderModel(TriviumDecoderPreTrainedModel):
 
 
 class TriviumForCausalLM(TriviumDecoderPreTrainedModel, TriviumGenerationMixin):
-    """The decoder and the linear projection to the vocabulary: a language model."""
+    """Decoder with the output projection: a causal language model."""
 
     _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -147,7 +150,9 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, TriviumGenerationMixin):
         skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
-        """Predict every next token; with `labels`, say how badly. More on the others in `TriviumDecoderModel.forward`.
+        """Return logits of the next tokens and, if `labels` is passed, the loss.
+
+        See `TriviumDecoderModel.forward` for details of the inputs.
 
         Args:
             input_ids: (batch, length).
@@ -155,18 +160,19 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, TriviumGenerationMixin):
             position_ids: (batch, length).
             cache: Keys and values of earlier calls.
             inputs_embeds: (batch, length, d_model).
-            labels: (batch, length), the input ids themselves, with -100 for what is not to be learned; they are
-                shifted here. The loss wants logits at all positions, so `logits_to_keep` must then be 0.
-            use_cache: Whether to return keys and values for the next call; not with `labels`.
-            logits_to_keep: Only the last so many positions get logits, 0 for all; or a tensor with their indices.
-            skip_logits: With labels, give the loss alone, which then takes far less memory and time.
-            **kwargs: As in `TriviumDecoderModel.forward`; `num_items_in_batch` is what the loss is divided by, and
-                `shift_labels` (batch, length) are labels that are shifted already, in place of `labels`.
+            labels: (batch, length), the input ids, with -100 for tokens to ignore; they are shifted here. The loss
+                needs logits at all positions, so `logits_to_keep` must be 0 with `labels`.
+            use_cache: Whether to return keys and values for the next call; ignored with `labels`.
+            logits_to_keep: Number of positions, from the end, to compute logits for, 0 for all; or a tensor of their
+                indices.
+            skip_logits: Whether to return only the loss if `labels` is passed, which saves much memory and time.
+            **kwargs: As in `TriviumDecoderModel.forward`; `num_items_in_batch`, the divisor of the loss; and
+                `shift_labels`, (batch, length), labels that are already shifted, instead of `labels`.
 
         Returns:
-            `logits`: (batch, length or `logits_to_keep`, vocabulary), or None if skipped, `loss`: a scalar, smoothed
-            (`config.label_smoothing`) in training mode only, so that exp(loss) of an evaluation is the perplexity;
-            and the rest of `CausalLMOutputWithPast`.
+            `logits`: (batch, length or `logits_to_keep`, vocabulary), or None if skipped; `loss`: a scalar, with label
+            smoothing in training mode only, so that exp(loss) is the perplexity in evaluation; and the other fields
+            of `CausalLMOutputWithPast`.
         """
         next_tokens = kwargs.pop("shift_labels", None)
         if next_tokens is None and labels is not None:
@@ -208,9 +214,12 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, TriviumGenerationMixin):
         position_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As in transformers, which looks for `inputs_embeds` here, but refuse to outgrow learned positions."""
+        """Prepare inputs as in transformers, and check their length against learned positions.
+
+        `inputs_embeds` is a parameter because transformers looks for it in this signature.
+        """
         embed_positions = self.model.decoder.embed_positions
-        if isinstance(embed_positions, LearnedPositions):  # the input ids lack a prompt of embeddings
+        if isinstance(embed_positions, LearnedPositions):  # input ids do not include a prompt of embeddings
             embed_positions.check_length((input_ids if position_ids is None else position_ids).shape[-1])
         return super().prepare_inputs_for_generation(
             input_ids, *args, inputs_embeds=inputs_embeds, position_ids=position_ids, **kwargs

@@ -1,4 +1,4 @@
-"""Second way: the encoder alone, as in BERT, and heads to fill masks, classify texts and tokens, and find answers."""
+"""Encoder-only models, as in BERT, with heads for masked LM, classification and extractive question answering."""
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from .stacks import TriviumEncoder
 
 
 class TriviumEncoderPreTrainedModel(TriviumPreTrainedModel):
-    """What encoder-only models have in common: they also come from the checkpoint of an encoder-decoder.
+    """Base class of encoder-only models. They can also be loaded from the checkpoint of an encoder-decoder.
 
     Raises:
         ValueError: The configuration has no encoder.
@@ -36,7 +36,7 @@ class TriviumEncoderPreTrainedModel(TriviumPreTrainedModel):
 
 
 class TriviumEncoderModel(TriviumEncoderPreTrainedModel):
-    """The encoder, without a head."""
+    """Encoder without a head."""
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__(config)
@@ -44,7 +44,7 @@ class TriviumEncoderModel(TriviumEncoderPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
+        """Return the token embedding."""
         return self.encoder.embed_tokens
 
     def set_input_embeddings(self, value: TokenEmbedding) -> None:
@@ -68,8 +68,8 @@ class TriviumEncoderModel(TriviumEncoderPreTrainedModel):
             attention_mask: (batch, length), 1 for a real token, 0 for padding, on either side.
             token_type_ids: (batch, length), below `config.type_vocab_size`; by default 0.
             position_ids: (batch, length); by default real tokens count from 0.
-            inputs_embeds: (batch, length, d_model), in place of `input_ids`.
-            **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
+            inputs_embeds: (batch, length, d_model), instead of `input_ids`.
+            **kwargs: `output_attentions`, `output_hidden_states`, and arguments of the attention function.
 
         Returns:
             `last_hidden_state`: (batch, length, d_model).
@@ -85,7 +85,7 @@ class TriviumEncoderModel(TriviumEncoderPreTrainedModel):
 
 
 class MaskedLMHead(nn.Module):
-    """BERT's: a dense layer with activation and norm, and the projection to the vocabulary, with a bias of its own."""
+    """Masked LM head, as in BERT: dense layer, activation, norm, and output projection with a bias."""
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class MaskedLMHead(nn.Module):
 
 
 class TriviumForMaskedLM(TriviumEncoderPreTrainedModel):
-    """The encoder and BERT's head: says which tokens the masks stand for."""
+    """Encoder with a masked language modeling head, which predicts the masked tokens."""
 
     _tied_weights_keys = {"mlm_head.decoder.weight": "model.encoder.embed_tokens.weight"}
     _tp_plan = {"mlm_head.decoder": "colwise_gather_output"}
@@ -112,11 +112,11 @@ class TriviumForMaskedLM(TriviumEncoderPreTrainedModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        """The projection to the vocabulary."""
+        """Return the output projection."""
         return self.mlm_head.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replace the projection to the vocabulary."""
+        """Replace the output projection."""
         self.mlm_head.decoder = new_embeddings
 
     @can_return_tuple
@@ -131,7 +131,9 @@ class TriviumForMaskedLM(TriviumEncoderPreTrainedModel):
         skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
-        """Predict the token at every position. More on the inputs in `TriviumEncoderModel.forward`.
+        """Return logits of the token at every position and, if `labels` is passed, the loss.
+
+        See `TriviumEncoderModel.forward` for details of the inputs.
 
         Args:
             input_ids: (batch, length), some of them masked.
@@ -139,13 +141,13 @@ class TriviumForMaskedLM(TriviumEncoderPreTrainedModel):
             token_type_ids: (batch, length).
             position_ids: (batch, length).
             inputs_embeds: (batch, length, d_model).
-            labels: (batch, length), the original tokens, with -100 where nothing was masked.
-            skip_logits: With labels, give the loss alone, which then takes far less memory and time.
-            **kwargs: As in `TriviumEncoderModel.forward`; `num_items_in_batch` is what the loss is divided by.
+            labels: (batch, length), original tokens at masked positions, -100 elsewhere.
+            skip_logits: Whether to return only the loss if `labels` is passed, which saves much memory and time.
+            **kwargs: As in `TriviumEncoderModel.forward`, and `num_items_in_batch`, the divisor of the loss.
 
         Returns:
-            `logits`: (batch, length, vocabulary), or None if skipped, `loss`: a scalar, smoothed in training mode
-            only.
+            `logits`: (batch, length, vocabulary), or None if skipped; `loss`: a scalar, with label smoothing in
+            training mode only.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -170,7 +172,7 @@ class TriviumForMaskedLM(TriviumEncoderPreTrainedModel):
 
 
 class ClassificationHead(nn.Module):
-    """BERT's: one vector for the text, a dense layer with tanh, dropout, and a projection to the labels."""
+    """Classification head, as in BERT: pooling, dense layer, tanh, dropout and projection to the labels."""
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__()
@@ -180,22 +182,22 @@ class ClassificationHead(nn.Module):
         self.out_proj = nn.Linear(config.d_model, config.num_labels)
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Map (batch, length, d_model), of which (batch, length) are real tokens, to (batch, labels)."""
+        """Map (batch, length, d_model), with a mask of shape (batch, length), to logits (batch, labels)."""
         return self.out_proj(self.dropout(self.dense(self._pool(hidden_states, attention_mask)).tanh()))
 
     def _pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         if attention_mask is None:
             return hidden_states.mean(dim=1) if self.pooling == "mean" else hidden_states[:, 0]
-        real = attention_mask.to(hidden_states.device) > 0
+        is_real = attention_mask.to(hidden_states.device) > 0
         if self.pooling == "mean":
-            kept = hidden_states.masked_fill(~real[..., None], 0)
-            return kept.sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1)
-        first = real.int().argmax(dim=1)  # not 0, where the padding is on the left
+            hidden_states = hidden_states.masked_fill(~is_real[..., None], 0)
+            return hidden_states.sum(dim=1) / is_real.sum(dim=1, keepdim=True).clamp(min=1)
+        first = is_real.int().argmax(dim=1)  # (batch,), above 0 with padding on the left
         return hidden_states[torch.arange(len(first), device=first.device), first]
 
 
 class TriviumForSequenceClassification(TriviumEncoderPreTrainedModel):
-    """The encoder and a head for the text as a whole: one label of many, several labels, or numbers."""
+    """Encoder with a sequence classification head: single-label, multi-label or regression."""
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__(config)
@@ -214,7 +216,9 @@ class TriviumForSequenceClassification(TriviumEncoderPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
-        """Score the labels of a text. More on the inputs in `TriviumEncoderModel.forward`.
+        """Return logits of the labels of a text and, if `labels` is passed, the loss.
+
+        See `TriviumEncoderModel.forward` for details of the inputs.
 
         Args:
             input_ids: (batch, length).
@@ -222,13 +226,13 @@ class TriviumForSequenceClassification(TriviumEncoderPreTrainedModel):
             token_type_ids: (batch, length).
             position_ids: (batch, length).
             inputs_embeds: (batch, length, d_model).
-            labels: (batch,) indices of labels; or (batch, labels) of 0.0 and 1.0, where several can hold; or numbers,
-                (batch,) or (batch, labels), for regression. `config.problem_type` says which; without it, one label
-                in the configuration means regression, whole numbers mean indices, and fractions several labels.
-            **kwargs: As in `TriviumEncoderModel.forward`; `num_items_in_batch` is what the loss is divided by.
+            labels: (batch,) class indices (single-label); (batch, labels) of 0.0 and 1.0 (multi-label); or floats,
+                (batch,) or (batch, labels) (regression). `config.problem_type` selects the loss; by default it is
+                regression if `config.num_labels` is 1, else single-label for integers and multi-label for floats.
+            **kwargs: As in `TriviumEncoderModel.forward`, and `num_items_in_batch`, the divisor of the loss.
 
         Returns:
-            `logits`: (batch, labels), `loss`: a scalar, smoothed in training mode only.
+            `logits`: (batch, labels); `loss`: a scalar, with label smoothing in training mode only.
         """
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.classifier(outputs.last_hidden_state, attention_mask)
@@ -243,7 +247,7 @@ class TriviumForSequenceClassification(TriviumEncoderPreTrainedModel):
 
 
 class TriviumForTokenClassification(TriviumEncoderPreTrainedModel):
-    """The encoder and a projection to labels at every token."""
+    """Encoder with a token classification head, a projection to the labels at every token."""
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__(config)
@@ -263,7 +267,9 @@ class TriviumForTokenClassification(TriviumEncoderPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
-        """Score the labels of every token. More on the inputs in `TriviumEncoderModel.forward`.
+        """Return logits of the labels of every token and, if `labels` is passed, the loss.
+
+        See `TriviumEncoderModel.forward` for details of the inputs.
 
         Args:
             input_ids: (batch, length).
@@ -271,11 +277,11 @@ class TriviumForTokenClassification(TriviumEncoderPreTrainedModel):
             token_type_ids: (batch, length).
             position_ids: (batch, length).
             inputs_embeds: (batch, length, d_model).
-            labels: (batch, length), with -100 for tokens that do not count.
-            **kwargs: As in `TriviumEncoderModel.forward`; `num_items_in_batch` is what the loss is divided by.
+            labels: (batch, length), with -100 for tokens to ignore.
+            **kwargs: As in `TriviumEncoderModel.forward`, and `num_items_in_batch`, the divisor of the loss.
 
         Returns:
-            `logits`: (batch, length, labels), `loss`: a scalar, smoothed in training mode only.
+            `logits`: (batch, length, labels); `loss`: a scalar, with label smoothing in training mode only.
         """
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
@@ -288,7 +294,7 @@ class TriviumForTokenClassification(TriviumEncoderPreTrainedModel):
 
 
 class TriviumForQuestionAnswering(TriviumEncoderPreTrainedModel):
-    """The encoder and two scores at every token: that the answer begins there, that it ends there."""
+    """Encoder with an extractive question answering head: start and end logits of the answer at every token."""
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__(config)
@@ -308,7 +314,9 @@ class TriviumForQuestionAnswering(TriviumEncoderPreTrainedModel):
         end_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> QuestionAnsweringModelOutput:
-        """Score where an answer begins and ends. More on the inputs in `TriviumEncoderModel.forward`.
+        """Return start and end logits of the answer and, if both positions are passed, the loss.
+
+        See `TriviumEncoderModel.forward` for details of the inputs.
 
         Args:
             input_ids: (batch, length).
@@ -316,22 +324,22 @@ class TriviumForQuestionAnswering(TriviumEncoderPreTrainedModel):
             token_type_ids: (batch, length).
             position_ids: (batch, length).
             inputs_embeds: (batch, length, d_model).
-            start_positions: (batch,); one beyond the length, where the answer was cut off, does not count.
-            end_positions: (batch,); likewise.
+            start_positions: (batch,), index of the answer's first token; ignored if beyond the length (truncated).
+            end_positions: (batch,), index of the answer's last token; ignored if beyond the length (truncated).
             **kwargs: As in `TriviumEncoderModel.forward`.
 
         Returns:
-            `start_logits` and `end_logits`: (batch, length), `loss`: a scalar, the mean of both sides.
+            `start_logits` and `end_logits`: (batch, length); `loss`: a scalar, the mean of start and end loss.
         """
         outputs = self.model(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            sides = ((start_logits, start_positions), (end_logits, end_positions))  # the places are the classes
-            start_loss, end_loss = (
-                label_smoothed_cross_entropy(logits, places.masked_fill(places >= logits.shape[-1], IGNORED))
-                for logits, places in sides
-            )
+            length = start_logits.shape[-1]  # a classification over positions
+            start_positions = start_positions.masked_fill(start_positions >= length, IGNORED)
+            end_positions = end_positions.masked_fill(end_positions >= length, IGNORED)
+            start_loss = label_smoothed_cross_entropy(start_logits, start_positions)
+            end_loss = label_smoothed_cross_entropy(end_logits, end_positions)
             loss = (start_loss + end_loss) / 2
         return QuestionAnsweringModelOutput(
             loss=loss,

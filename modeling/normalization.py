@@ -1,4 +1,4 @@
-"""Normalisation of hidden states (paper section 3.1), computed with torch's fused kernels."""
+"""Normalization of hidden states (paper section 3.1), with torch's fused kernels."""
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ class LayerNorm(nn.Module):
         self.eps = config.norm_eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Normalise `hidden_states` of any shape (..., d_model)."""
+        """Normalize `hidden_states` of any shape (..., d_model)."""
         return F.layer_norm(hidden_states, self.weight.shape, self.weight, self.bias, self.eps)
 
 
@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
         self.eps = config.norm_eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Normalise `hidden_states` of any shape (..., d_model)."""
+        """Normalize `hidden_states` of any shape (..., d_model)."""
         return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
 
 

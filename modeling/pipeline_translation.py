@@ -1,7 +1,7 @@
-"""The pipeline "translation", which transformers 5 no longer has, for every encoder-decoder that generates.
+"""The "translation" pipeline, which transformers 5 has dropped, for any generating encoder-decoder.
 
-This file travels to the Hub inside every saved encoder-decoder. It imports nothing of Trivium, and so travels with
-other models as well: `TranslationPipeline.save_pretrained` takes it along.
+This file is saved to the Hub with every encoder-decoder. It imports nothing from Trivium, so that
+`TranslationPipeline.save_pretrained` can save it with models of other families as well.
 """
 
 import copy
@@ -10,39 +10,38 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, Pipeline, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-EXTRA_LENGTH = 50  # the paper's longest output: the input's length + 50 (section 6.1)
+EXTRA_LENGTH = 50  # the paper's maximum output length is the input length + 50 (section 6.1)
 
 
-def within_positions(config: PreTrainedConfig, length: int) -> int:
-    """So many tokens, or, where a model can tell only fewer positions apart, as many as those."""
-    # Trivium says of which type its positions are; of other models they are taken for a table that ends.
+def cap_length(config: PreTrainedConfig, length: int) -> int:
+    """Cap a number of tokens at the maximum length of the model's positions."""
+    # Models of other families lack this field; assume that their positions are limited.
     if getattr(config, "position_embedding_type", "learned") != "learned":
         return length
     return min(length, getattr(config, "max_position_embeddings", length))
 
 
 class TranslationPipeline(Pipeline):
-    """Translate texts with an encoder-decoder, as in transformers 4.
+    """Translate texts with an encoder-decoder; the interface is that of transformers 4.
 
         pipe = pipeline("translation", model="runs/numbers", num_beams=4)
         pipe("twenty-one")  # [{"translation_text": "einundzwanzig"}]
         pipe(["one", "two"], batch_size=2)  # [{"translation_text": "eins"}, {"translation_text": "zwei"}]
-        for translations in pipe(line for line in file): ...  # read as they are needed; so is a `KeyDataset`
+        for translations in pipe(line for line in file): ...  # read lazily, like a `KeyDataset`
 
-    Each text gets a list of translations, one unless `num_return_sequences` is more; from a list of texts that get
-    one each comes a flat list. Blank texts stay blank.
+    A text yields a list of `num_return_sequences` translations, by default one. A list of texts yields a flat list if
+    each has one translation, else a list of lists. Blank texts stay blank.
 
-    The pipeline and its calls take, besides `batch_size` and what every pipeline takes:
-        truncation: Whether to cut texts that are longer than the tokenizer or the model's positions allow.
-        return_tensors: Whether to give `translation_token_ids` instead of `translation_text`.
-        generation_config: A whole configuration for `generate()`, in place of the one saved with the model.
-        All else is what `generate()` takes, such as `num_beams` or `max_new_tokens`, and goes above any configuration.
-        Without a length a translation may be 50 tokens longer than the longest text of its batch (section 6.1), if
-        the model has the positions, and whatever `max_length` was saved with it.
+    Besides `batch_size` and the arguments of every pipeline, the constructor and the call take:
+        truncation: Whether to truncate texts that exceed the tokenizer's maximum length or the model's positions.
+        return_tensors: Whether to return `translation_token_ids` instead of `translation_text`.
+        generation_config: Replaces the generation configuration saved with the model.
+        All other arguments are passed to `generate()`, such as `num_beams` or `max_new_tokens`, and override the
+        generation configuration. By default a translation may be 50 tokens longer than the longest text of its batch
+        (section 6.1), within the limit of the positions, regardless of a `max_length` saved with the model.
 
     Raises:
-        ValueError: The model is no encoder-decoder with a head to generate with, there is no tokenizer, or something
-            else than a text is to be translated.
+        ValueError: The model cannot generate or is no encoder-decoder, there is no tokenizer, or an input is no text.
     """
 
     _load_tokenizer = True
@@ -53,15 +52,15 @@ class TranslationPipeline(Pipeline):
     ) -> None:
         if not (model.config.is_encoder_decoder and model.can_generate()):
             raise ValueError(
-                f"model is a {type(model).__name__}, but translation needs an encoder-decoder that generates, as "
-                "AutoModelForSeq2SeqLM loads it."
+                f"model is a {type(model).__name__}, but translation needs an encoder-decoder that can generate. Load "
+                "it with AutoModelForSeq2SeqLM."
             )
         if tokenizer is None:
-            raise ValueError("tokenizer is None, but translation needs the one that belongs to the model.")
+            raise ValueError("tokenizer is None, but translation needs the tokenizer of the model. Pass it.")
         super().__init__(model=model, tokenizer=tokenizer, **kwargs)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Translate a text, a list of texts, or what a generator or a dataset gives; see the class."""
+        """Translate a text, or a list, generator or dataset of texts; see the class for arguments."""
         if not isinstance(inputs, list):
             return super().__call__(inputs, **kwargs)
         results = super().__call__(inputs, **kwargs) if inputs else []
@@ -75,28 +74,29 @@ class TranslationPipeline(Pipeline):
         return preprocessing, generation, postprocessing
 
     def preprocess(self, input_: str, truncation: bool = False) -> dict[str, torch.Tensor]:
-        """Encode one text, as (1, length)."""
+        """Encode one text as ids of shape (1, length)."""
         if not isinstance(input_, str):
             raise ValueError(
-                f"A translation pipeline takes a text, or a list, generator or dataset of texts, but got {input_!r}."
+                f"An input of the translation pipeline is {input_!r}, but must be a text, or a list, generator or "
+                "dataset of texts."
             )
-        room = within_positions(self.model.config, self.tokenizer.model_max_length)
-        longest = {"max_length": room} if truncation and room < self.tokenizer.model_max_length else {}
-        ids = self.tokenizer(input_, truncation=truncation, **longest)["input_ids"]
+        max_length = cap_length(self.model.config, self.tokenizer.model_max_length)
+        limit = {"max_length": max_length} if truncation and max_length < self.tokenizer.model_max_length else {}
+        ids = self.tokenizer(input_, truncation=truncation, **limit)["input_ids"]
         is_blank = not (input_.strip() and ids)
-        ids = torch.tensor([ids or [0]])  # whatever comes of a blank one is not shown
+        ids = torch.tensor([ids or [0]])  # the translation of a blank text is discarded
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "is_blank": torch.tensor([is_blank])}
 
     def _forward(self, input_tensors: dict[str, torch.Tensor], **generation: Any) -> dict[str, torch.Tensor]:
-        """Translate a batch to (batch, translations of each text, length)."""
+        """Translate a batch; `output_ids` has the shape (batch, num_return_sequences, length)."""
         input_ids, attention_mask = input_tensors["input_ids"], input_tensors["attention_mask"]
         config = copy.deepcopy(generation.pop("generation_config", None)) or GenerationConfig()
-        others = config.update(**generation)  # such as a logits processor
+        model_kwargs = config.update(**generation)  # arguments that are not part of a configuration
         saved = self.model.generation_config
         if config.max_length is config.max_new_tokens is saved.max_new_tokens is None:
-            config.max_length = within_positions(self.model.config, input_ids.shape[1] + EXTRA_LENGTH)
+            config.max_length = cap_length(self.model.config, input_ids.shape[1] + EXTRA_LENGTH)
         config.return_dict_in_generate = False
-        output = self.model.generate(input_ids, config, attention_mask=attention_mask, **others)
+        output = self.model.generate(input_ids, config, attention_mask=attention_mask, **model_kwargs)
         return {"output_ids": output.unflatten(0, (len(input_ids), -1)), "is_blank": input_tensors["is_blank"]}
 
     def postprocess(

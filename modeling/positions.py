@@ -1,9 +1,9 @@
-"""Where a token stands: sinusoidal encodings (paper section 3.5), learned embeddings, rotations.
+"""Positions: sinusoidal encodings (paper section 3.5), learned embeddings, rotary embeddings.
 
-All three are called alike, `(hidden_states, position_ids) -> (hidden_states, rotation)`: the first two add to the
-hidden states, once, below the first layer; the third leaves them alone and gives the rotation that every
-self-attention applies to its queries and keys. Nothing is kept in buffers: sines and cosines are computed from the
-position ids when they are needed, so there is no longest sequence and nothing that loading could leave unset.
+All three share the interface `(hidden_states, position_ids) -> (hidden_states, rotation)`. The first two are added to
+the embedded input before the first layer; rotary positions leave it unchanged and return the rotation that every
+self-attention applies to queries and keys. There are no buffers: sines and cosines are computed from the position ids
+on the fly, so sequences can have any length and loading cannot leave a buffer uninitialized.
 """
 
 import torch
@@ -17,17 +17,17 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 def token_positions(
     attention_mask: torch.Tensor | None, query_length: int, past_length: int, device: torch.device
 ) -> torch.Tensor:
-    """Positions of the last `query_length` tokens: real tokens count from 0, whichever side the padding is on.
+    """Return the positions of the last `query_length` tokens: real tokens count from 0, with padding on either side.
 
     Args:
-        attention_mask: (batch, past_length + query_length), 1 for a real token; anything else than two dimensions
-            says nothing about single tokens, then positions just count up.
-        query_length: Tokens that are asked for.
-        past_length: Tokens before them, whose keys and values are cached.
-        device: Where the answer is wanted.
+        attention_mask: (batch, past_length + query_length), 1 for a real token. A mask of another rank does not mark
+            padding; positions then ignore it.
+        query_length: Number of new tokens.
+        past_length: Number of cached tokens before them.
+        device: Device of the result.
 
     Returns:
-        (batch, query_length), or (1, query_length) if it is the same for every sentence of the batch.
+        (batch, query_length), or (1, query_length) if all sentences of the batch have the same positions.
     """
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
         return (attention_mask.to(device).long().cumsum(dim=-1) - 1).clamp(min=0)[:, -query_length:]
@@ -35,9 +35,10 @@ def token_positions(
 
 
 def angles(position_ids: torch.Tensor, dim: int, base: float, dtype: torch.dtype) -> torch.Tensor:
-    """Angles position / base^(2i / dim), i = 0 .. dim/2 - 1: wavelengths from 2 pi to base * 2 pi, in geometric steps.
+    """Return the angles position / base^(2i / dim) for i = 0 .. dim/2 - 1.
 
-    Computed in `dtype`, but at least in float32: half precision cannot tell large positions apart.
+    The wavelengths are a geometric progression from 2 pi to base * 2 pi (section 3.5). The angles are computed in
+    `dtype`, but at least in float32: half precision cannot distinguish large positions.
 
     Returns:
         (..., dim / 2) for position ids of shape (...).
@@ -48,7 +49,9 @@ def angles(position_ids: torch.Tensor, dim: int, base: float, dtype: torch.dtype
 
 
 def sinusoidal_encoding(position_ids: torch.Tensor, d_model: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(the same) (section 3.5).
+    """Compute the positional encoding PE (section 3.5).
+
+    PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(pos / 10000^(2i/d_model)).
 
     Returns:
         (..., d_model) for position ids of shape (...).
@@ -59,44 +62,44 @@ def sinusoidal_encoding(position_ids: torch.Tensor, d_model: int, dtype: torch.d
 
 
 class SinusoidalPositions(nn.Module):
-    """Adds the paper's sinusoids; nothing is learned."""
+    """Sinusoidal positional encoding (section 3.5), without parameters."""
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__()
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, Rotation | None]:
-        """Add to (batch, length, d_model) the encodings of `position_ids`, (batch or 1, length)."""
+        """Add the encodings of `position_ids`, (batch or 1, length), to (batch, length, d_model) hidden states."""
         return hidden_states + sinusoidal_encoding(position_ids, hidden_states.shape[-1], hidden_states.dtype), None
 
 
 class LearnedPositions(nn.Module):
-    """Adds a trained vector per position; the paper found it as good (Table 3, row E), within the trained length."""
+    """Learned positional embeddings, on par with sinusoids in the paper (Table 3, row E), up to the trained length."""
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.max_position_embeddings, config.d_model)
 
     def check_length(self, length: int) -> None:
-        """Refuse a sequence that is longer than `max_position_embeddings`, before an index is out of range.
+        """Check that a sequence of `length` tokens fits into `max_position_embeddings`.
 
-        Generation asks for itself, for what a cache holds cannot be seen from the position ids of one step without
-        waiting for the device.
+        `forward` checks long inputs only. Generation calls this method with the length of cache and input, because
+        reading the maximum of the position ids at every step would synchronize with the device.
 
         Raises:
-            ValueError: It is longer.
+            ValueError: The sequence is longer.
         """
         if length > self.embedding.num_embeddings:
             raise ValueError(
                 f"The sequence has {length} tokens, but learned positions end at max_position_embeddings="
-                f"{self.embedding.num_embeddings}: truncate it, or use sinusoidal or rotary positions."
+                f"{self.embedding.num_embeddings}. Truncate it, or use sinusoidal or rotary positions."
             )
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, Rotation | None]:
-        """Add to (batch, length, d_model) the embeddings of `position_ids`, (batch or 1, length).
+        """Add the embeddings of `position_ids`, (batch or 1, length), to (batch, length, d_model) hidden states.
 
         Raises:
-            ValueError: The sequence is longer than `max_position_embeddings`; one that is packed of several, with
-                positions that restart, may be.
+            ValueError: A position is not below `max_position_embeddings`. Packed sequences, whose positions restart,
+                may be longer.
         """
         if position_ids.shape[-1] > self.embedding.num_embeddings and not torch.compiler.is_compiling():
             self.check_length(int(position_ids.max()) + 1)
@@ -104,22 +107,25 @@ class LearnedPositions(nn.Module):
 
 
 class RotaryPositions(nn.Module):
-    """Rotates queries and keys by their position, so that their product depends on the distance (Su et al. 2021)."""
+    """Rotary position embeddings: queries and keys are rotated by their position (RoPE, Su et al. 2021).
+
+    The product of a query and a key then depends on their distance, not on their absolute positions.
+    """
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__()
         self.head_dim, self.base = config.head_dim, config.rope_theta
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, Rotation | None]:
-        """Leave the hidden states alone and give (cos, sin), each (batch or 1, 1, length, head_dim)."""
+        """Return the hidden states unchanged, and (cos, sin), each (batch or 1, 1, length, head_dim)."""
         angle = angles(position_ids, self.head_dim, self.base, hidden_states.dtype)
-        # The dimensions i and i + head_dim/2 form a pair.
+        # Dimensions i and i + head_dim/2 form a pair and share an angle.
         angle = torch.cat((angle, angle), dim=-1)[:, None]  # (batch or 1, 1, length, head_dim)
         return hidden_states, (angle.cos().to(hidden_states.dtype), angle.sin().to(hidden_states.dtype))
 
 
 def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Turn each pair of dimensions of `states`, (batch, heads, length, head_dim), by the angle of its position."""
+    """Rotate each pair of dimensions of `states`, (batch, heads, length, head_dim), by the angle of its position."""
     cos, sin = rotation
     first, second = states.chunk(2, dim=-1)
     return states * cos + torch.cat((-second, first), dim=-1) * sin

@@ -1,7 +1,7 @@
-"""The base class of all Trivium models: initialization, loss, saving, and the features that transformers may use.
+"""Base class of all Trivium models: initialization, loss, saving, and supported features of transformers.
 
-Saving imports `auto_map`, which imports every model: the one import circle, and inside a function. A folder needs the
-code of all classes that its `auto_map` names, and transformers copies what this file imports.
+Saving imports `auto_map`, which imports every model class: the only circular import, deferred to the call. The saved
+folder needs the code of all classes in its `auto_map`, and transformers copies the files that this file imports.
 """
 
 import copy
@@ -21,14 +21,14 @@ from .normalization import NORMS
 
 
 class TriviumPreTrainedModel(PreTrainedModel):
-    """What all Trivium models have in common: initialisation, and what transformers may do with them."""
+    """Base class of all Trivium models, with weight initialization, loss, resizing and saving."""
 
     config: TriviumConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]
-    _skip_keys_device_placement = ["cache", "past_key_values"]  # the old name, too: hooks come before it is renamed
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # hooks run before the old name is replaced
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -37,10 +37,10 @@ class TriviumPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as the authors' code (tensor2tensor) did; the paper itself does not say how.
+        """Initialize as the authors' code (tensor2tensor) does; the paper does not specify it.
 
-        Projections: Glorot uniform, biases 0. Embeddings: normal with variance 1 / d_model, so that multiplied by
-        sqrt(d_model) they have unit variance, and tied to the output they give logits of about unit variance.
+        Projections: Glorot uniform, biases 0. Embeddings: normal with variance 1 / d_model, so that they have unit
+        variance when scaled by sqrt(d_model), and logits have about unit variance when the output projection is tied.
         """
         if isinstance(module, nn.Linear):
             initialization.xavier_uniform_(module.weight)
@@ -55,7 +55,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
 
     @property
     def label_smoothing(self) -> float:
-        """What the loss is smoothed by (section 5.4): nothing in evaluation, so that exp(loss) is the perplexity."""
+        """Return the label smoothing (section 5.4); 0 in evaluation, so that exp(loss) is the perplexity."""
         return self.config.label_smoothing if self.training else 0.0
 
     def _can_skip_padding(
@@ -66,9 +66,10 @@ class TriviumPreTrainedModel(PreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> bool:
-        """Whether nothing computed for padding would be seen: no logits, no hidden states, and no label stands there.
+        """Return True if padding can be skipped: neither logits nor hidden states are returned, and none is labeled.
 
-        In a language model with padding on the left one does: the first token's, which the padding before it predicts.
+        A causal language model with padding on the left does label padding: the last padding token predicts the first
+        real one.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -85,7 +86,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
         skip_logits: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The loss, if there are labels, and the logits, unless there is a loss and they are not wanted."""
+        """Return the loss, or None without labels, and the logits, or None if there are labels and `skip_logits`."""
         if labels is not None and skip_logits:
             loss = projected_cross_entropy(
                 hidden_states, head, labels, vocab_size, self.label_smoothing, num_items_in_batch
@@ -99,15 +100,15 @@ class TriviumPreTrainedModel(PreTrainedModel):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """As in transformers, for one vocabulary: all its matrices are resized, tied or not.
+        """Resize the embeddings as in transformers; those of encoder, decoder and output projection, tied or not.
 
         Raises:
-            ValueError: There are two vocabularies, and one number cannot say which.
+            ValueError: The model has two vocabularies, so that `new_num_tokens` is ambiguous.
         """
         if self.config.decoder_vocab_size is not None:
             raise ValueError(
-                "resize_token_embeddings serves models with one vocabulary, but this one has vocab_size="
-                f"{self.config.vocab_size} and decoder_vocab_size={self.config.decoder_vocab_size}."
+                f"A model with two vocabularies (vocab_size={self.config.vocab_size}, decoder_vocab_size="
+                f"{self.config.decoder_vocab_size}) cannot be resized: resize_token_embeddings takes a single size."
             )
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         decoder = getattr(self.base_model, "decoder", None)
@@ -116,43 +117,47 @@ class TriviumPreTrainedModel(PreTrainedModel):
         return embeddings
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, and let every fitting Auto class and pipeline find its class in the folder.
+        """Save as in transformers, and register all compatible Auto classes and pipelines in the configuration.
 
-        A subclass from a file that imports Trivium as a package is saved with that file alone; the Auto classes that
-        need others are left out, with a warning.
+        If a subclass is defined in a file that imports Trivium as a package, only that file is saved. Auto classes
+        whose code is not saved are left out of the `auto_map`, with a warning.
+        A subclass with a `model_type` of its own is registered only for its own Auto class, since the others would
+        load a model without its extensions.
         """
-        # Not by `copy.copy`: FSDP2 makes of each model that it shards a class of its own, in torch, which cannot be
-        # copied, and which no Auto class finds.
-        own_class = next(each for each in type(self).__mro__ if not each.__module__.startswith("torch."))
-        saved: TriviumPreTrainedModel = object.__new__(own_class)
-        saved.__dict__.update(self.__dict__)
-        saved.config = copy.copy(self.config)
+        # `copy.copy` would fail on FSDP2 models: sharding replaces the class of a model by a dynamic one, defined in
+        # torch, which cannot be copied and which no Auto class finds.
+        model_class = next(base for base in type(self).__mro__ if not base.__module__.startswith("torch."))
+        model: TriviumPreTrainedModel = object.__new__(model_class)
+        model.__dict__.update(self.__dict__)
+        model.config = copy.copy(self.config)
         if self.is_remote_code():
-            saved._fill_auto_map()
-        super(TriviumPreTrainedModel, saved).save_pretrained(*args, **kwargs)
+            model._fill_auto_map()
+        super(TriviumPreTrainedModel, model).save_pretrained(*args, **kwargs)
 
     def _fill_auto_map(self) -> None:
-        """Write into the configuration the classes of all Auto classes and pipelines whose files are saved."""
-        from .auto_map import auto_map, custom_pipelines  # here, for it imports all; and so all their files are copied
+        """Set `auto_map` and `custom_pipelines` of the configuration to the classes whose files are saved."""
+        # A circular import, so not at the top. transformers finds it here, too, and copies the files of all models.
+        from .auto_map import auto_map, custom_pipelines
 
-        classes, pipelines = auto_map(self.config), custom_pipelines(self.config)
-        saved = self._saved_modules()
-        kept = {name: reference for name, reference in classes.items() if reference.split(".")[0] in saved}
-        self.config.auto_map = kept
-        if pipelines and all(pipeline["impl"].split(".")[0] in saved for pipeline in pipelines.values()):
+        extended = self.config.model_type != TriviumConfig.model_type  # saving adds its only entry
+        classes, pipelines = {} if extended else auto_map(self.config), custom_pipelines(self.config)
+        modules = self._saved_modules()
+        available = {name: reference for name, reference in classes.items() if reference.split(".")[0] in modules}
+        self.config.auto_map = available
+        if pipelines and all(pipeline["impl"].split(".")[0] in modules for pipeline in pipelines.values()):
             self.config.custom_pipelines = pipelines
-        if left_out := classes.keys() - kept.keys() - ({self._auto_class} if saved else set()):
+        if missing := classes.keys() - available.keys() - ({self._auto_class} if modules else set()):
             warnings.warn(
-                f"auto_map leaves out {', '.join(sorted(left_out))}: the files of their classes are not saved with "
-                f"{type(self).__name__}, which is defined in {self.__module__!r}. They cannot load the folder where "
-                "Trivium is not installed.",
+                f"auto_map lacks {', '.join(sorted(missing))}: the files of their classes are not saved with "
+                f"{type(self).__name__}, which is defined in {self.__module__!r}. These Auto classes can load the "
+                "folder only where Trivium is installed.",
                 stacklevel=3,
             )
 
     def _saved_modules(self) -> set[str]:
         """Return the names of the modules whose files transformers copies into the folder."""
-        if self.__module__ == "__main__":  # the class of a script or a notebook; transformers warns
+        if self.__module__ == "__main__":  # transformers saves no code of a script or notebook, and warns
             return set()
-        file = sys.modules[self.__module__].__file__
-        assert file is not None
-        return {Path(each).stem for each in (file, *get_relative_import_files(file))}
+        module_file = sys.modules[self.__module__].__file__
+        assert module_file is not None
+        return {Path(file).stem for file in (module_file, *get_relative_import_files(module_file))}

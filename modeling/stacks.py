@@ -1,4 +1,4 @@
-"""The two stacks of Figure 1, encoder and decoder (paper section 3.1)."""
+"""Encoder and decoder stacks (paper section 3.1, Figure 1)."""
 
 import re
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ from .padding import RealTokens
 from .positions import POSITIONS, token_positions
 from .pretrained import TriviumPreTrainedModel
 
-# How tensor parallelism cuts each projection, so that one sum over the devices ends every sub-layer.
+# Tensor parallel style of each projection: column-wise, then row-wise, so that every sub-layer needs one all-reduce.
 TENSOR_PARALLEL_STYLES = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), "colwise"),
     **dict.fromkeys(("o_proj", "down_proj"), "rowwise"),
@@ -33,7 +33,7 @@ TENSOR_PARALLEL_STYLES = {
 
 
 class TriviumStack(TriviumPreTrainedModel):
-    """What encoder and decoder share: embedded tokens, their positions, dropout, N layers."""
+    """Base class of encoder and decoder: token embedding, positions, dropout, N layers and the final norm."""
 
     def __init__(self, config: TriviumConfig, vocab_size: int, layers: Iterable[nn.Module]) -> None:
         super().__init__(config)
@@ -46,7 +46,7 @@ class TriviumStack(TriviumPreTrainedModel):
         self.gradient_checkpointing = False
 
     def post_init(self) -> None:
-        """As in transformers, and say how tensor parallelism cuts this stack."""
+        """Initialize as in transformers, and define the tensor parallel plan of this stack."""
         super().post_init()
         self._tp_plan = {"embed_tokens": "embedding_rowwise"} | {
             re.sub(r"\d+", "*", f"layers.{name}"): TENSOR_PARALLEL_STYLES[name.rsplit(".")[-1]]
@@ -55,23 +55,23 @@ class TriviumStack(TriviumPreTrainedModel):
         }
 
     def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Look up (batch, length) ids, or take the (batch, length, d_model) embeddings that the caller brings.
+        """Embed (batch, length) ids, or return `inputs_embeds`, (batch, length, d_model), if passed instead.
 
         Raises:
-            ValueError: Both are given, or neither.
+            ValueError: Both arguments are None, or neither is.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(
-                f"{type(self).__name__} takes either input_ids or inputs_embeds (in the decoder: decoder_input_ids or "
-                f"decoder_inputs_embeds), but got {'neither' if input_ids is None else 'both'}."
+                f"{type(self).__name__} got {'neither' if input_ids is None else 'both'} of input_ids and "
+                "inputs_embeds (of an encoder-decoder: decoder_input_ids and decoder_inputs_embeds). Pass exactly one."
             )
         return self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
 
 
 class TriviumEncoder(TriviumStack):
-    """N layers of self-attention and feed-forward over the source (section 3.1)."""
+    """Encoder: a stack of N layers of self-attention and feed-forward network (section 3.1)."""
 
-    _no_split_modules = ["EncoderLayer"]  # FSDP refuses names of what is not there
+    _no_split_modules = ["EncoderLayer"]  # FSDP rejects names of layers that the model does not have
     _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": MultiHeadAttention}
 
     def __init__(self, config: TriviumConfig) -> None:
@@ -80,7 +80,7 @@ class TriviumEncoder(TriviumStack):
             self.embed_token_types = nn.Embedding(config.type_vocab_size, config.d_model)
         self.post_init()
 
-    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")  # PEFT's prefix, for the attention
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")  # PEFT's prefix tuning passes it to the encoder
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -99,19 +99,20 @@ class TriviumEncoder(TriviumStack):
             input_ids: (batch, source_len).
             attention_mask: (batch, source_len), 1 for a real token, 0 for padding, on either side.
             position_ids: (batch, source_len); by default real tokens count from 0.
-            inputs_embeds: (batch, source_len, d_model), in place of `input_ids`.
+            inputs_embeds: (batch, source_len, d_model), instead of `input_ids`.
             token_type_ids: (batch, source_len), below `type_vocab_size`; by default 0.
-            skip_padding: Do not work on padding, whose last states, and no others, are zeros then.
-            **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
+            skip_padding: Whether to compute real tokens only. `last_hidden_state` is then zero at padding, and the
+                hidden states between layers are unpadded.
+            **kwargs: `output_attentions`, `output_hidden_states`, and arguments of the attention function.
 
         Returns:
             `last_hidden_state`: (batch, source_len, d_model).
 
         Raises:
-            ValueError: There are token types, but the model knows none.
+            ValueError: `token_type_ids` is passed, but the model has no token type embedding.
         """
         inputs_embeds = self.embed(input_ids, inputs_embeds)
-        tokens = RealTokens.of_padded(inputs_embeds, attention_mask) if skip_padding else None
+        tokens = RealTokens.from_mask(inputs_embeds, attention_mask) if skip_padding else None
         if position_ids is None:
             position_ids = token_positions(attention_mask, inputs_embeds.shape[1], 0, inputs_embeds.device)
         mask = create_bidirectional_mask(
@@ -122,24 +123,26 @@ class TriviumEncoder(TriviumStack):
                 token_type_ids = torch.zeros_like(position_ids)
             inputs_embeds = inputs_embeds + self.embed_token_types(token_type_ids)
         elif token_type_ids is not None:
-            raise ValueError("token_type_ids are given, but type_vocab_size is 0: the model knows no token types.")
+            raise ValueError(
+                "token_type_ids must be None for a model with type_vocab_size=0, which has no token type embedding."
+            )
         hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
         hidden_states = self.dropout(self.embedding_norm(hidden_states))
         if tokens is not None:
-            hidden_states = tokens.pick(hidden_states)  # (tokens, d_model)
+            hidden_states = tokens.unpad(hidden_states)  # (tokens, d_model)
         context = AttentionContext(mask, rotation, tokens)
         for layer in islice(self.layers, self.config.encoder_layers):
             hidden_states = layer(hidden_states, context, **kwargs)
         hidden_states = self.norm(hidden_states)
         if tokens is not None:
-            hidden_states = tokens.place(hidden_states)  # (batch, source_len, d_model)
+            hidden_states = tokens.pad(hidden_states)  # (batch, source_len, d_model)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
 class TriviumDecoder(TriviumStack):
-    """N layers of masked self-attention, attention to the encoder, and feed-forward over the target (section 3.1).
+    """Decoder: a stack of N layers of masked self-attention, cross-attention and feed-forward network (section 3.1).
 
-    Without an encoder (`config.is_encoder_decoder` is False) its layers have no attention to it: GPT's way.
+    In a decoder-only model (`config.is_encoder_decoder` is False) the layers have no cross-attention, as in GPT.
     """
 
     _no_split_modules = ["DecoderLayer"]
@@ -170,38 +173,39 @@ class TriviumDecoder(TriviumStack):
         skip_padding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Decode the target, each position seeing itself, those before it, and the whole source.
+        """Decode the target: each position attends to itself, to earlier positions, and to the whole source.
 
         Args:
-            input_ids: (batch, target_len); with a cache, the tokens that are not in it.
+            input_ids: (batch, target_len); with a cache, only the tokens that are not cached yet.
             attention_mask: (batch, cached length + target_len), 1 for a real token, 0 for padding, on either side.
             position_ids: (batch, target_len); by default real tokens count from 0.
-            encoder_hidden_states: (batch, source_len, d_model), if there is an encoder.
+            encoder_hidden_states: (batch, source_len, d_model), the encoder output; None in a decoder-only model.
             encoder_attention_mask: (batch, source_len).
             cache: Keys and values of earlier calls.
-            inputs_embeds: (batch, target_len, d_model), in place of `input_ids`.
-            use_cache: Whether to make a cache if there is none.
-            skip_padding: Do not work on padding, whose last states, and no others, are zeros then.
-            **kwargs: `output_attentions`, `output_hidden_states`, and what the attention function takes.
+            inputs_embeds: (batch, target_len, d_model), instead of `input_ids`.
+            use_cache: Whether to create a cache if `cache` is None.
+            skip_padding: Whether to compute real tokens only. `last_hidden_state` is then zero at padding, and the
+                hidden states between layers are unpadded.
+            **kwargs: `output_attentions`, `output_hidden_states`, and arguments of the attention function.
 
         Returns:
             `last_hidden_state`: (batch, target_len, d_model), and the cache.
 
         Raises:
-            ValueError: There is no encoder output to look at, or no layer that could.
+            ValueError: `encoder_hidden_states` is missing, or passed to a decoder without cross-attention.
         """
         if (encoder_hidden_states is not None) != self.config.is_encoder_decoder:
             raise ValueError(
-                "encoder_hidden_states is None, but every layer of this decoder attends to it."
+                "encoder_hidden_states is None, but the decoder of an encoder-decoder needs the encoder output."
                 if encoder_hidden_states is None
-                else "encoder_hidden_states are given, but this decoder-only model has no attention to them."
+                else "encoder_hidden_states must be None for a decoder-only model, which has no cross-attention."
             )
         inputs_embeds = self.embed(input_ids, inputs_embeds)
         position_ids, context = self.prepare(inputs_embeds, attention_mask, position_ids, cache, skip_padding)
         memory, memory_context = encoder_hidden_states, NO_CONTEXT
         if memory is not None:
             memory, memory_context = self.prepare_memory(memory, encoder_attention_mask, inputs_embeds, skip_padding)
-        if use_cache and cache is None:  # after the mask, which with a cache would not look for packing
+        if use_cache and cache is None:  # after the mask: with a cache it would not detect packed sequences
             cache = DynamicCache(config=self.config)
             if self.config.is_encoder_decoder:
                 cache = EncoderDecoderCache(cache, DynamicCache(config=self.config))
@@ -218,27 +222,28 @@ class TriviumDecoder(TriviumStack):
         cache: Cache | None = None,
         skip_padding: bool = False,
     ) -> tuple[torch.Tensor, AttentionContext]:
-        """Prepare the positions of the target and its context, all but the rotation.
+        """Prepare position ids and context of the target, except the rotation.
 
         Args:
             inputs_embeds: (batch, target_len, d_model).
             attention_mask: (batch, cached length + target_len), 1 for a real token, 0 for padding.
             position_ids: (batch, target_len); by default real tokens count from 0.
             cache: Keys and values of earlier calls.
-            skip_padding: Whether the layers are to work on real tokens alone.
+            skip_padding: Whether to compute real tokens only.
 
         Returns:
             Position ids, (batch or 1, target_len), and the context.
         """
-        tokens = RealTokens.of_padded(inputs_embeds, attention_mask) if skip_padding else None
-        # Padding at the end no real token sees anyway, and without a mask attention is faster, but looks for packing.
-        mask_is_idle = tokens is not None and tokens.come_first and position_ids is None
+        tokens = RealTokens.from_mask(inputs_embeds, attention_mask) if skip_padding else None
+        # The causal mask hides padding on the right from real tokens anyway, and attention is faster without a mask.
+        # With position ids the mask must stay: without a mask transformers looks for packed sequences in them.
+        mask_is_redundant = tokens is not None and tokens.is_right_padded and position_ids is None
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
-            attention_mask=None if mask_is_idle else attention_mask,
+            attention_mask=None if mask_is_redundant else attention_mask,
             cache=self_attention_cache(cache),
-            position_ids=position_ids,  # restarting positions are packed sentences, which do not see each other
+            position_ids=position_ids,  # where they restart, a packed sequence begins, which does not see earlier ones
         )
         if position_ids is None:
             past_length = cache.get_seq_length() if cache is not None else 0
@@ -252,16 +257,16 @@ class TriviumDecoder(TriviumStack):
         inputs_embeds: torch.Tensor,
         skip_padding: bool = False,
     ) -> tuple[torch.Tensor, AttentionContext]:
-        """Prepare the encoder's output and its context.
+        """Prepare the memory, which is the encoder output, and its context.
 
         Args:
             memory: (batch, source_len, d_model).
             attention_mask: (batch, source_len), 1 for a real token, 0 for padding.
-            inputs_embeds: (batch, target_len, d_model), what looks at the memory.
-            skip_padding: Whether the layers are to work on real tokens alone.
+            inputs_embeds: (batch, target_len, d_model), the decoder input that attends to the memory.
+            skip_padding: Whether to compute real tokens only.
 
         Returns:
-            The memory, (tokens, d_model) if its context has `tokens`, and the context.
+            The memory, unpadded to (tokens, d_model) if its context has `tokens`, and the context.
         """
         mask = create_bidirectional_mask(
             config=self.config,
@@ -269,9 +274,9 @@ class TriviumDecoder(TriviumStack):
             attention_mask=attention_mask,
             encoder_hidden_states=memory,
         )
-        tokens = RealTokens.of_padded(memory, attention_mask) if skip_padding else None
+        tokens = RealTokens.from_mask(memory, attention_mask) if skip_padding else None
         if tokens is not None:
-            memory = tokens.pick(memory)  # (tokens, d_model)
+            memory = tokens.unpad(memory)  # (tokens, d_model)
         return memory, AttentionContext(mask, tokens=tokens)
 
     def run_layers(
@@ -284,16 +289,16 @@ class TriviumDecoder(TriviumStack):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Run embedded tokens through the stack, with all prepared but the rotation.
+        """Run the stack on embedded tokens, with position ids and contexts from `prepare` and `prepare_memory`.
 
         Args:
             inputs_embeds: (batch, target_len, d_model).
             position_ids: (batch or 1, target_len).
-            context: The mask in the form that the attention function takes, and where the real tokens are.
-            memory: (batch, source_len, d_model), the encoder's output; (tokens, d_model) if its context has `tokens`.
-            memory_context: The same of the memory.
+            context: Context of the target; the rotation is added here.
+            memory: (batch, source_len, d_model), the encoder output; (tokens, d_model) if its context has `tokens`.
+            memory_context: Context of the memory.
             cache: Keys and values of earlier calls.
-            **kwargs: What the attention function takes.
+            **kwargs: Arguments of the attention function.
 
         Returns:
             (batch, target_len, d_model).
@@ -302,8 +307,8 @@ class TriviumDecoder(TriviumStack):
         hidden_states = self.dropout(self.embedding_norm(hidden_states))
         context = context._replace(rotation=rotation)
         if context.tokens is not None:
-            hidden_states = context.tokens.pick(hidden_states)  # (tokens, d_model)
+            hidden_states = context.tokens.unpad(hidden_states)  # (tokens, d_model)
         for layer in islice(self.layers, self.config.decoder_layers):
             hidden_states = layer(hidden_states, context, memory, memory_context, cache=cache, **kwargs)
         hidden_states = self.norm(hidden_states)
-        return hidden_states if context.tokens is None else context.tokens.place(hidden_states)
+        return hidden_states if context.tokens is None else context.tokens.pad(hidden_states)

@@ -1,1 +1,1 @@
-"""Recipes: one YAML file per reproducible run; `trivium train NAME` finds them here."""
+"""Built-in recipes for `trivium train NAME`: one YAML file per reproducible run."""

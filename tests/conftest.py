@@ -10,16 +10,17 @@ import hypothesis
 import pytest
 from hub_server import HubServer
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded; see `trivium_cli`
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # Read when torch is imported; see `trivium_cli`.
 import torch
 
-hypothesis.settings.register_profile("trivium", deadline=None)  # a timing never decides a test
+# Hypothesis must not fail a test because of its timing.
+hypothesis.settings.register_profile("trivium", deadline=None)
 hypothesis.settings.load_profile("trivium")
-torch.set_num_threads(1)  # the models are tiny: threads cost more than they give, and xdist fills the cores
+torch.set_num_threads(1)  # The models are tiny: threads cost more than they save, and xdist already uses all cores.
 
 
 class LoggedDeprecations(logging.Handler):
-    """Warn about what transformers only logs as deprecated, so that `filterwarnings` decides about it."""
+    """Turn deprecations that transformers only logs into warnings, so that `filterwarnings` applies to them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if "deprecated" in record.getMessage():
@@ -31,25 +32,28 @@ logging.getLogger("transformers").addHandler(LoggedDeprecations())
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="write tests/golden/*.json anew instead of comparing")
+    parser.addoption("--cases", type=int, default=300, help="random cases of each test in tests/attack")
 
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    """Every test draws the same numbers, alone or among others."""
+    """Seed all generators, so that a test draws the same numbers alone and in the suite."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    """A Hub on this machine, which huggingface_hub talks to for this test: online, logged in, and retrying at once."""
+    """Start a local Hub and point huggingface_hub at it: online, logged in, retrying without delay."""
     with HubServer() as server:
         monkeypatch.setenv("HF_TOKEN", server.token)
         template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
         template = template.replace(huggingface_hub.constants.ENDPOINT, server.url)
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)  # that of create_repo() and its like
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it would keep the address it was made with
+        # `create_repo()` and the like are bound methods of this object.
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
+        # The cached object would keep the endpoint it was created with.
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)

@@ -1,4 +1,4 @@
-"""Our searches find what transformers' loops find, to the last token, and leave alone what only those can do."""
+"""Trivium's searches match transformers' loops token for token, and fall back to them where necessary."""
 
 import copy
 from functools import cache
@@ -34,7 +34,7 @@ SEARCHES = [
     {"num_beams": 4, "length_penalty": 0.0, "num_return_sequences": 2},
     {"num_beams": 2, "length_penalty": -1.0},
     {"num_beams": 3, "eos_token_id": [EOS, 5, 7]},
-    {"num_beams": 12},  # 24 candidates, of 16 tokens
+    {"num_beams": 12},  # 24 candidates of 16 tokens.
     {"num_beams": 3, "eos_token_id": None},
     {"eos_token_id": None},
     {"eos_token_id": [EOS, 5]},
@@ -49,7 +49,7 @@ every_search = pytest.mark.parametrize(
 
 @cache
 def half_trained(model_class: Any, shape: tuple[tuple[str, Any], ...]) -> Any:
-    """A model that has not quite learned to copy, or to count on to the last token, so that it often errs."""
+    """Return a model that has only partly learned to copy, or to count up, so that it often errs."""
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCABULARY, "d_model": 32, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 2}
     sizes |= {"label_smoothing": 0.0, "attn_implementation": "sdpa", **dict(shape)}
@@ -69,8 +69,8 @@ def half_trained(model_class: Any, shape: tuple[tuple[str, Any], ...]) -> Any:
     return model
 
 
-def erring(model_class: Any, **shape: Any) -> Any:
-    """A half trained model of one's own."""
+def half_trained_copy(model_class: Any, **shape: Any) -> Any:
+    """Return a half-trained model that the test may modify."""
     return copy.deepcopy(half_trained(model_class, tuple(shape.items())))
 
 
@@ -89,68 +89,70 @@ def prompts(sentences: int = 7, padded: bool = True) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @every_search
-def test_translations_are_the_same(options: dict[str, Any], attention: str) -> None:
-    model = erring(TriviumForConditionalGeneration, attn_implementation=attention, num_key_value_heads=2)
+def test_translations_match_transformers(options: dict[str, Any], attention: str) -> None:
+    model = half_trained_copy(TriviumForConditionalGeneration, attn_implementation=attention, num_key_value_heads=2)
     inputs = {**sources(), **options}
-    found, ours = search(model, **inputs)
-    assert ours == 1
+    found, search_count = search(model, **inputs)
+    assert search_count == 1
     assert torch.equal(found, search_with_transformers(model, **inputs))
     if options == {}:
-        assert (found != PAD).sum(dim=1).unique().numel() > 2  # sentences left the batch one by one
+        assert (found != PAD).sum(dim=1).unique().numel() > 2  # Sentences left the batch one by one.
 
 
 @pytest.mark.parametrize("padded", [True, False])
 @every_search
-def test_continuations_are_the_same(options: dict[str, Any], padded: bool) -> None:
-    model = erring(TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary", norm_position="pre")
+def test_continuations_match_transformers(options: dict[str, Any], padded: bool) -> None:
+    model = half_trained_copy(
+        TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary", norm_position="pre"
+    )
     inputs = {**prompts(padded=padded), **options}
-    found, ours = search(model, **inputs)
-    assert ours == 1
+    found, search_count = search(model, **inputs)
+    assert search_count == 1
     assert torch.equal(found, search_with_transformers(model, **inputs))
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("position", POSITIONS)
-def test_so_they_are_for_all_positions_and_two_vocabularies(position: str, num_beams: int) -> None:
+def test_all_positions_and_two_vocabularies_match(position: str, num_beams: int) -> None:
     for shape in ({"decoder_vocab_size": 13}, {"encoder_layers": 0}):
         model_class = TriviumForCausalLM if "encoder_layers" in shape else TriviumForConditionalGeneration
-        model = erring(model_class, position_embedding_type=position, **shape)
+        model = half_trained_copy(model_class, position_embedding_type=position, **shape)
         inputs = {**(sources() if model.config.is_encoder_decoder else prompts()), "num_beams": num_beams}
         assert torch.equal(search(model, **inputs)[0], search_with_transformers(model, **inputs))
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_longer_prompts_of_a_decoder(num_beams: int) -> None:
-    model = erring(TriviumForConditionalGeneration)
+def test_longer_decoder_prompts_match(num_beams: int) -> None:
+    model = half_trained_copy(TriviumForConditionalGeneration)
     begun = torch.cat((torch.full((7, 1), BOS), random_ids(7, 2, vocab_size=VOCABULARY)), dim=1)
     inputs = {**sources(), "decoder_input_ids": begun}
-    found, ours = search(model, **inputs, num_beams=num_beams)
-    assert ours == 1
+    found, search_count = search(model, **inputs, num_beams=num_beams)
+    assert search_count == 1
     assert torch.equal(found, search_with_transformers(model, **inputs, num_beams=num_beams))
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_positions_of_ones_own_are_kept(num_beams: int) -> None:
-    """Those that follow from the mask, which `generate` makes, too, are ours; others are transformers'."""
-    model = erring(TriviumForCausalLM, encoder_layers=0)
+def test_custom_positions_fall_back(num_beams: int) -> None:
+    """Positions derived from the mask, as `generate` makes them, use our search; others fall back."""
+    model = half_trained_copy(TriviumForCausalLM, encoder_layers=0)
     inputs = {**prompts(), "num_beams": num_beams}
     positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-    for given, expected in ((positions, 1), (positions + 1, 0)):
-        found, ours = search(model, **inputs, position_ids=given)
-        assert ours == expected
-        assert torch.equal(found, search_with_transformers(model, **inputs, position_ids=given))
+    for position_ids, expected in ((positions, 1), (positions + 1, 0)):
+        found, search_count = search(model, **inputs, position_ids=position_ids)
+        assert search_count == expected
+        assert torch.equal(found, search_with_transformers(model, **inputs, position_ids=position_ids))
 
 
-def test_what_the_encoder_returned_may_be_a_tuple() -> None:
-    model, inputs = erring(TriviumForConditionalGeneration), sources()
+def test_encoder_outputs_may_be_a_tuple() -> None:
+    model, inputs = half_trained_copy(TriviumForConditionalGeneration), sources()
     encoded = model.model.encoder(**inputs, return_dict=False)
-    found, ours = search(model, encoder_outputs=encoded, attention_mask=inputs["attention_mask"])
-    assert ours == 1
+    found, search_count = search(model, encoder_outputs=encoded, attention_mask=inputs["attention_mask"])
+    assert search_count == 1
     assert torch.equal(found, model.generate(**inputs))
 
 
-class Shout(LogitsProcessor):
-    """One that nobody knows."""
+class CustomProcessor(LogitsProcessor):
+    """A custom logits processor."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores[:, 6] += 3.0
@@ -159,50 +161,50 @@ class Shout(LogitsProcessor):
 
 @pytest.mark.parametrize("num_beams", [1, 2])
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [
         {"return_dict_in_generate": True},
         {"do_sample": True},
         {"repetition_penalty": 1.5},
         {"use_cache": False},
         {"cache_implementation": "static"},
-        {"logits_processor": LogitsProcessorList([Shout()])},
+        {"logits_processor": LogitsProcessorList([CustomProcessor()])},
         {"stopping_criteria": StoppingCriteriaList([MaxTimeCriteria(100.0)])},
         {"decoder_attention_mask": torch.ones(7, 1, dtype=torch.long)},
         {"cache": None},
     ],
-    ids=lambda asked: next(iter(asked)),
+    ids=lambda options: next(iter(options)),
 )
-def test_what_only_transformers_can_do_it_does(asked: dict[str, Any], num_beams: int) -> None:
-    model = erring(TriviumForConditionalGeneration)
-    if "cache" in asked:
-        asked = {"cache": EncoderDecoderCache(DynamicCache(), DynamicCache())}
-    found, ours = search(model, **sources(), num_beams=num_beams, **asked)
-    assert ours == 0
-    assert len(found[0] if "return_dict_in_generate" in asked else found) == 7
-    if "cache" in asked:
-        assert asked["cache"].get_seq_length() > 0  # what somebody brings is filled
+def test_unsupported_options_fall_back(options: dict[str, Any], num_beams: int) -> None:
+    model = half_trained_copy(TriviumForConditionalGeneration)
+    if "cache" in options:
+        options = {"cache": EncoderDecoderCache(DynamicCache(), DynamicCache())}
+    found, search_count = search(model, **sources(), num_beams=num_beams, **options)
+    assert search_count == 0
+    assert len(found[0] if "return_dict_in_generate" in options else found) == 7
+    if "cache" in options:
+        assert options["cache"].get_seq_length() > 0  # A cache passed by the caller is filled.
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("criterion", [MaxLengthCriteria(4), EosTokenCriteria(5)], ids=["length", "eos"])
-def test_stopping_criteria_of_the_caller_are_obeyed(criterion: Any, num_beams: int) -> None:
-    """They replace those of the same type that follow from the configuration."""
-    model = erring(TriviumForConditionalGeneration)
+def test_custom_stopping_criteria_are_applied(criterion: Any, num_beams: int) -> None:
+    """They replace those of the same type from the configuration."""
+    model = half_trained_copy(TriviumForConditionalGeneration)
     inputs = {**sources(), "num_beams": num_beams, "stopping_criteria": StoppingCriteriaList([criterion])}
-    found, ours = search(model, **inputs)
-    assert ours == 0
+    found, search_count = search(model, **inputs)
+    assert search_count == 0
     assert torch.equal(found, search_with_transformers(model, **inputs))
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("padding", ["last token", "whole row"])
-def test_prompts_that_end_in_padding_are_left_to_transformers(padding: str, num_beams: int) -> None:
-    model = erring(TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary")
+def test_prompts_that_end_in_padding_fall_back(padding: str, num_beams: int) -> None:
+    model = half_trained_copy(TriviumForCausalLM, encoder_layers=0, position_embedding_type="rotary")
     inputs = {**prompts(), "num_beams": num_beams}
     inputs["attention_mask"][1, -1 if padding == "last token" else slice(None)] = 0
-    found, ours = search(model, **inputs)
-    assert ours == 0
+    found, search_count = search(model, **inputs)
+    assert search_count == 0
     assert torch.equal(found, search_with_transformers(model, **inputs))
 
 
@@ -210,86 +212,86 @@ def test_prompts_that_end_in_padding_are_left_to_transformers(padding: str, num_
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"no_repeat_ngram_size": 1, "max_length": 20, "eos_token_id": None}, 0),  # longer than the vocabulary
-        ({"suppress_tokens": [PAD, BOS, EOS, *range(4, VOCABULARY)]}, 0),  # one allowed token, four beams
+        ({"no_repeat_ngram_size": 1, "max_length": 20, "eos_token_id": None}, 0),  # More than the vocabulary.
+        ({"suppress_tokens": [PAD, BOS, EOS, *range(4, VOCABULARY)]}, 0),  # One allowed token, four beams.
         ({"suppress_tokens": [PAD, BOS, EOS, *range(7, VOCABULARY)]}, 1),
         ({"forced_bos_token_id": 5, "forced_eos_token_id": EOS}, 1),
     ],
     ids=["no repetition", "one token", "four tokens", "forced"],
 )
-def test_beams_without_allowed_tokens_are_left_to_transformers(
+def test_beams_without_allowed_tokens_fall_back(
     options: dict[str, Any], expected: int, num_return_sequences: int
 ) -> None:
-    model = erring(TriviumForConditionalGeneration)
+    model = half_trained_copy(TriviumForConditionalGeneration)
     inputs = {**sources(), "num_beams": 4, "num_return_sequences": num_return_sequences, **options}
-    found, ours = search(model, **inputs)
-    assert ours == expected
+    found, search_count = search(model, **inputs)
+    assert search_count == expected
     assert torch.equal(found, search_with_transformers(model, **inputs))
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_sequences_of_int32_prompts_are_int64(num_beams: int) -> None:
-    model, inputs = erring(TriviumForCausalLM, encoder_layers=0), prompts()
-    found, ours = search(model, **{**inputs, "input_ids": inputs["input_ids"].int()}, num_beams=num_beams)
-    assert ours == 1
+def test_int32_prompts_return_int64_sequences(num_beams: int) -> None:
+    model, inputs = half_trained_copy(TriviumForCausalLM, encoder_layers=0), prompts()
+    found, search_count = search(model, **{**inputs, "input_ids": inputs["input_ids"].int()}, num_beams=num_beams)
+    assert search_count == 1
     assert found.dtype == torch.int64
     assert torch.equal(found, model.generate(**inputs, num_beams=num_beams))
 
 
-def louder(outputs: Any) -> Any:
-    """Outputs that like token 6."""
+def raise_logit(outputs: Any) -> Any:
+    """Raise the logit of token 6."""
     outputs.logits[..., 6] += 30.0
     return outputs
 
 
-class Loud(TriviumForConditionalGeneration):
-    """A model that somebody changed."""
+class OverriddenForward(TriviumForConditionalGeneration):
+    """A model with an overridden `forward`."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return louder(super().forward(*args, **kwargs))
+        return raise_logit(super().forward(*args, **kwargs))
 
 
 @pytest.mark.parametrize("num_beams", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_compiled_model_is_asked(num_beams: int) -> None:
-    model = erring(TriviumForConditionalGeneration)
+def test_compiled_model_is_called(num_beams: int) -> None:
+    model = half_trained_copy(TriviumForConditionalGeneration)
     model.compile(backend="eager")
     assert search(model, **sources(), num_beams=num_beams)[1] == 0
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
 @pytest.mark.parametrize("change", ["subclass", "forward", "hook", "stack"])
-def test_what_somebody_changed_is_asked(change: str, num_beams: int) -> None:
-    """A subclass, another `forward`, a hook: the search goes through them."""
-    model = erring(Loud if change == "subclass" else TriviumForConditionalGeneration)
+def test_custom_forward_is_called(change: str, num_beams: int) -> None:
+    """A subclass, another `forward`, a hook: the search calls them."""
+    model = half_trained_copy(OverriddenForward if change == "subclass" else TriviumForConditionalGeneration)
     calls = []
     if change == "forward":
         forward = model.forward
-        model.forward = lambda *args, **kwargs: louder(forward(*args, **kwargs))
+        model.forward = lambda *args, **kwargs: raise_logit(forward(*args, **kwargs))
     elif change == "hook":
-        model.register_forward_hook(lambda module, args, outputs: louder(outputs))
+        model.register_forward_hook(lambda module, args, outputs: raise_logit(outputs))
     elif change == "stack":
         model.model.decoder.register_forward_hook(lambda *_: calls.append(1))
-    found, ours = search(model, **sources(), num_beams=num_beams)
-    assert ours == 0
+    found, search_count = search(model, **sources(), num_beams=num_beams)
+    assert search_count == 0
     if change == "stack":
         assert len(calls) == found.shape[1] - 1
     else:
         assert (found[:, 1:] == 6).all()
 
 
-def test_a_layer_that_somebody_changed_is_called() -> None:
-    model = erring(TriviumForConditionalGeneration)
+def test_custom_layer_is_called() -> None:
+    model = half_trained_copy(TriviumForConditionalGeneration)
     calls: list[int] = []
     model.model.decoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
-    found, ours = search(model, **sources())
-    assert ours == 1
+    found, search_count = search(model, **sources())
+    assert search_count == 1
     assert len(calls) == found.shape[1] - 1
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_what_has_ended_is_not_computed_on(num_beams: int) -> None:
-    """Each step has the rows of the sentences that have not ended, and the memory is that of the sentences."""
-    model = erring(TriviumForConditionalGeneration)
+def test_finished_sentences_are_not_computed(num_beams: int) -> None:
+    """Each step computes only the beams of unfinished sentences, and keeps one encoder output per sentence."""
+    model = half_trained_copy(TriviumForConditionalGeneration)
     rows, memories = [], []
     model.model.decoder.layers[0].register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
     attention = model.model.decoder.layers[0].cross_attn
@@ -301,24 +303,24 @@ def test_what_has_ended_is_not_computed_on(num_beams: int) -> None:
     assert memories[-1] < 7
 
 
-def test_what_is_found_may_be_changed_in_place() -> None:
-    model = erring(TriviumForConditionalGeneration)
+def test_returned_sequences_can_be_modified_in_place() -> None:
+    model = half_trained_copy(TriviumForConditionalGeneration)
     for num_beams in (1, 2):
         found = model.generate(**sources(), num_beams=num_beams)
         found[found == PAD] = EOS
         assert not found.is_inference()
 
 
-def test_learned_positions_end() -> None:
+def test_learned_positions_limit_the_length() -> None:
     shape = {"encoder_layers": 0, "position_embedding_type": "learned", "max_position_embeddings": 10}
-    model = erring(TriviumForCausalLM, **shape)
+    model = half_trained_copy(TriviumForCausalLM, **shape)
     for num_beams in (1, 2):
         with pytest.raises(ValueError, match="max_position_embeddings=10"):
             model.generate(**prompts(), num_beams=num_beams, max_length=12, eos_token_id=None)
 
 
-def test_the_mixin_is_seen_as_transformers_own() -> None:
-    """It warns of classes that generate and do not inherit from GenerationMixin, by name."""
+def test_mixin_passes_for_that_of_transformers() -> None:
+    """It warns of classes that generate without inheriting from GenerationMixin, by name."""
     for model_class in (TriviumForConditionalGeneration, TriviumForCausalLM):
         assert issubclass(model_class, GenerationMixin)
         assert "GenerationMixin" in str(model_class.__bases__)
@@ -335,19 +337,19 @@ def test_the_mixin_is_seen_as_transformers_own() -> None:
         pytest.param(TriviumForConditionalGeneration, "rotary", marks=pytest.mark.slow),
     ],
 )
-def test_compiled_with_a_static_cache_there_is_one_graph_for_all_lengths(model_class: Any, position: str) -> None:
-    """And one more if sources differ in length; never a break, and the same tokens."""
+def test_static_cache_compiles_to_one_graph(model_class: Any, position: str) -> None:
+    """One more graph if sources differ in length; no graph breaks, and the same tokens."""
     translates = model_class is TriviumForConditionalGeneration
     shape = {} if translates else {"encoder_layers": 0}
-    model = erring(model_class, position_embedding_type=position, **shape)
+    model = half_trained_copy(model_class, position_embedding_type=position, **shape)
     torch._dynamo.reset()
     counters.clear()
     compiling = CompileConfig(fullgraph=True, backend="eager", mode=None)
-    compiling._compile_all_devices = True  # without that, only on a GPU
+    compiling._compile_all_devices = True  # Without this option, transformers compiles on GPUs only.
     static = {"cache_implementation": "static", "max_cache_len": 32, "compile_config": compiling}
     for length, longest in ((8, 6), (11, 6), (14, 5), (10, 4)):
         inputs = sources(4) if translates else prompts(4)
-        inputs = {name: each[:, -longest:] for name, each in inputs.items()}
+        inputs = {name: tensor[:, -longest:] for name, tensor in inputs.items()}
         inputs = {**inputs, "max_length": length, "eos_token_id": None}
         assert torch.equal(model.generate(**inputs, **static), model.generate(**inputs))
     assert 1 <= counters["stats"]["unique_graphs"] <= (2 if translates else 1)

@@ -1,4 +1,4 @@
-"""What is installed."""
+"""Contents of the installed package."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from paths import ROOT
 pytestmark = pytest.mark.subprocess
 
 
-def test_every_package_is_listed() -> None:
+def test_all_packages_are_listed() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     top_level = {"trivium", "trivium_cli"}
     roots = [ROOT / name for name in ("configuration", "modeling", "recipes", "tokenization", *top_level)]
@@ -22,12 +22,12 @@ def test_every_package_is_listed() -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_and_imports_everything(tmp_path: Path) -> None:
+def test_wheel_is_complete_and_importable(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(
         ROOT, source, ignore=shutil.ignore_patterns(".*", "runs", "build", "typings", "*.egg-info", "__pycache__")
     )
-    # The build backend is called in this environment: a fresh one would have to be downloaded.
+    # The build backend runs in this environment: an isolated one would have to download it.
     build = "from setuptools import build_meta; print(build_meta.build_wheel('..'))"
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
     wheel = next(tmp_path.glob("*.whl"))
@@ -38,7 +38,7 @@ import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 import importlib.resources, pkgutil, trivium, trivium_cli
 for module in pkgutil.walk_packages(trivium.__path__, "trivium."):
-    if not module.name.endswith("__main__"):  # it would run
+    if not module.name.endswith("__main__"):  # Importing it would run it.
         importlib.import_module(module.name)
 from trivium.recipe import available_recipes
 from trivium.training.distributed import launch_configs
@@ -56,7 +56,7 @@ assert all(importlib.resources.files("trivium.demo").joinpath(name).is_file() fo
     assert (ROOT / "hub_card.md").read_text() in printed
 
 
-def test_importing_downloads_nothing_and_starts_no_workshop() -> None:
+def test_import_is_offline_and_light() -> None:
     code = (
         "import sys; from trivium import *; "
         "print([n for n in ('datasets', 'evaluate', 'omegaconf', 'typer') if n in sys.modules])"

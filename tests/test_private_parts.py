@@ -1,7 +1,6 @@
-"""Private parts of other libraries that Trivium overrides, calls or sets: that they exist and take what we think.
+"""Check that private APIs of other libraries that Trivium overrides, calls or sets exist with known signatures.
 
-They can change in any release. A failure names the part and says what to look at; every use of another one must be
-listed here first.
+They can change in any release. A failure names the API and what to review; every new use must be listed here first.
 """
 
 import ast
@@ -28,7 +27,7 @@ import trivium
 FOLDERS = ("configuration", "modeling", "tokenization", "trivium", "trivium_cli")
 LIBRARIES = ("accelerate.", "datasets.", "evaluate.", "torch.", "transformers.")
 
-# Methods with their parameters, and attributes (None), which must occur in the source of the owner or of its bases.
+# Methods with their parameters, and attributes (None), which must occur in the source of the owner or its bases.
 PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
     GenerationMixin: {
         "_eos_token_tensor": None,
@@ -95,6 +94,7 @@ PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
             "return_attention_mask return_overflowing_tokens return_special_tokens_mask return_offsets_mapping "
             "return_length verbose split_special_tokens **kwargs"
         ),
+        "_extra_special_tokens": None,
         "_save_pretrained": "self save_directory file_names legacy_format filename_prefix",
         "_tokenizer": None,
     },
@@ -120,7 +120,7 @@ PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
         "_info": "self",
     },
 }
-# Public by their spelling, but not documented: `trivium.auto` changes these dictionaries.
+# Public by name, but undocumented: `trivium.auto` modifies these dictionaries.
 TABLES = {
     "transformers.pipelines": "REMOVED_TASKS",
     "transformers.models.auto.modeling_auto": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
@@ -135,16 +135,16 @@ def parameters(function: object) -> str:
 
 
 def find_change(owner: type | ModuleType, name: str, expected: str | None) -> str | None:
-    """Return how a library changed a private part, and what to do; None: it is as expected."""
+    """Return how a private API changed and what to do, or None if it is as expected."""
     where = owner.__name__ if inspect.ismodule(owner) else owner.__module__
     library = where.partition(".")[0]
     what = f"{library} {version(library)}", f"{owner.__name__}.{name}"
     advice = f"`git grep {name}` finds what uses it: mend that, then the list in {Path(__file__).name}."
     if expected is None:
         owners = [owner] if inspect.ismodule(owner) else [base for base in owner.__mro__ if base is not object]
-        sources = [inspect.getsource(inspect.getmodule(each) or each) for each in owners]
-        known = any(re.search(rf"\b{name}\b", source) for source in sources)
-        return None if known else f"{what[0]} no longer has {what[1]}. {advice}"
+        sources = [inspect.getsource(inspect.getmodule(one_owner) or one_owner) for one_owner in owners]
+        is_known = any(re.search(rf"\b{name}\b", source) for source in sources)
+        return None if is_known else f"{what[0]} no longer has {what[1]}. {advice}"
     if not hasattr(owner, name):
         return f"{what[0]} no longer has {what[1]}. {advice}"
     found = parameters(getattr(owner, name))
@@ -152,18 +152,18 @@ def find_change(owner: type | ModuleType, name: str, expected: str | None) -> st
 
 
 @pytest.mark.parametrize("owner", PRIVATE, ids=lambda owner: owner.__name__)
-def test_private_parts_are_as_expected(owner: type | ModuleType) -> None:
+def test_private_apis_are_as_expected(owner: type | ModuleType) -> None:
     changes = [find_change(owner, name, expected) for name, expected in PRIVATE[owner].items()]
     assert not any(changes), "\n".join(filter(None, changes))
 
 
 @pytest.mark.parametrize("module", TABLES)
-def test_tables_of_auto_classes_exist(module: str) -> None:
+def test_auto_class_tables_exist(module: str) -> None:
     found = getattr(importlib.import_module(module), TABLES[module], None)
     assert isinstance(found, dict), f"{transformers.__version__} of transformers has no {module}.{TABLES[module]}."
 
 
-def test_a_change_is_noticed() -> None:
+def test_change_is_detected() -> None:
     class Changed:
         def _save(self, folder: str) -> None: ...
 
@@ -174,7 +174,7 @@ def test_a_change_is_noticed() -> None:
     assert "no longer has Trainer._not_there." in str(find_change(Trainer, "_not_there", None))
 
 
-# --- Nothing else is used --------------------------------------------------------------------------------------------
+# --- No unlisted uses ------------------------------------------------------------------------------------------------
 
 
 def is_private(name: str) -> bool:
@@ -183,35 +183,35 @@ def is_private(name: str) -> bool:
 
 
 def overridden() -> Iterator[tuple[str, str]]:
-    """Private names in our classes that a base class of a library has as well, and where."""
+    """Return the private names in our classes that a base class of a library also has, and where they are."""
     for module in pkgutil.walk_packages(trivium.__path__, "trivium."):
         if not module.name.endswith(("__main__", ".cli")):
             importlib.import_module(module.name)
     for name in [name for name in sys.modules if name.startswith("trivium.")]:
-        for each in vars(sys.modules[name]).values():
-            if inspect.isclass(each) and each.__module__ == name:
-                others = [base for base in each.__mro__ if base.__module__.startswith(LIBRARIES)]
-                for attribute in filter(is_private, vars(each)):
-                    if any(attribute in vars(base) for base in others):
-                        yield attribute, f"{name}.{each.__name__}"
+        for value in vars(sys.modules[name]).values():
+            if inspect.isclass(value) and value.__module__ == name:
+                library_bases = [base for base in value.__mro__ if base.__module__.startswith(LIBRARIES)]
+                for attribute in filter(is_private, vars(value)):
+                    if any(attribute in vars(base) for base in library_bases):
+                        yield attribute, f"{name}.{value.__name__}"
 
 
 def used() -> Iterator[tuple[str, str]]:
-    """Private attributes in our code that no function, class or `self.` of ours defines, and where."""
+    """Return the private attributes used in our code that it does not define, and where they are."""
     trees = {path: ast.parse(path.read_text()) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
     nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
-    ours = {node.name for _, node in nodes if isinstance(node, ast.FunctionDef)}
-    ours |= {"_replace"}  # of a NamedTuple, where it is public
+    defined = {node.name for _, node in nodes if isinstance(node, ast.FunctionDef)}
+    defined |= {"_replace"}  # `_replace` of a NamedTuple is public.
     attributes = [(path, node) for path, node in nodes if isinstance(node, ast.Attribute) and is_private(node.attr)]
     for _, node in attributes:
         if isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name) and node.value.id == "self":
-            ours.add(node.attr)
+            defined.add(node.attr)
     for path, node in attributes:
-        if node.attr not in ours:
+        if node.attr not in defined:
             yield node.attr, f"{path.relative_to(ROOT)}:{node.lineno}"
 
 
-def test_all_private_parts_are_listed() -> None:
+def test_all_private_apis_are_listed() -> None:
     listed = {name for names in PRIVATE.values() for name in names}
-    others = sorted({(name, where) for name, where in [*overridden(), *used()] if name not in listed})
-    assert not others, f"private parts of other libraries that {Path(__file__).name} does not list: {others}"
+    unlisted = sorted({(name, where) for name, where in [*overridden(), *used()] if name not in listed})
+    assert not unlisted, f"private parts of other libraries that {Path(__file__).name} does not list: {unlisted}"

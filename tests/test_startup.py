@@ -1,4 +1,4 @@
-"""Start-up: registration in any import order, and what the help of the command line imports."""
+"""Startup: registration in any import order, and the imports of the command line's help."""
 
 import json
 import pickle
@@ -18,7 +18,7 @@ from trivium.tokenization import train_tokenizer
 
 
 def run(code: str, *arguments: str | Path) -> str:
-    """What a fresh interpreter prints."""
+    """Run code in a fresh interpreter and return its output."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
@@ -49,14 +49,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert json.loads(run(HELP, *HEAVY))[0] == []
 
 
-@pytest.mark.parametrize(("given", "found"), [(None, "passive"), ("active", "active")])
-def test_commands_set_the_thread_policy_unless_the_user_has(
-    monkeypatch: pytest.MonkeyPatch, given: str | None, found: str
+@pytest.mark.parametrize(("user_policy", "expected"), [(None, "passive"), ("active", "active")])
+def test_commands_set_thread_policy_unless_user_did(
+    monkeypatch: pytest.MonkeyPatch, user_policy: str | None, expected: str
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if given:
-        monkeypatch.setenv("OMP_WAIT_POLICY", given)
-    assert json.loads(run(HELP))[1] == found
+    if user_policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", user_policy)
+    assert json.loads(run(HELP))[1] == expected
 
 
 # --- Registration ----------------------------------------------------------------------------------------------------
@@ -66,8 +66,8 @@ def test_public_names_exist() -> None:
     assert all(getattr(trivium, name).__name__ == name for name in trivium.__all__)
 
 
-# Each runs in a process of its own, forked from one that has imported what takes time; then follows all that Trivium
-# promises.
+# Each order runs in a separate process, forked from one with the slow imports done. The checks of everything that
+# Trivium promises follow.
 ORDERS = [
     "import trivium",
     "import trivium.modeling",
@@ -84,7 +84,7 @@ PROMISES = """
 import os, sys, tempfile
 from pathlib import Path
 
-import accelerate, sklearn.metrics, torch.distributed.tensor  # what takes time and is not what this is about
+import accelerate, sklearn.metrics, torch.distributed.tensor  # Slow imports that are not under test.
 assert "transformers" not in sys.modules
 
 folder, *orders = sys.argv[1:]
@@ -134,7 +134,7 @@ for order in orders:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A translator in `both`, a language model in `decoder`."""
+    """Return a folder with a translator in `both` and a language model in `decoder`."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = train_tokenizer(["a cat"], target_texts=["eine Katze"], shared=False, vocab_size=270)
     config = tiny_config(vocab_size=len(tokenizer), decoder_vocab_size=270)
@@ -148,7 +148,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("orders", [ORDERS, pytest.param(MORE_ORDERS, marks=pytest.mark.slow)], ids=["some", "more"])
-def test_registered_in_every_order(orders: list[str], folder: Path) -> None:
+def test_registration_in_every_import_order(orders: list[str], folder: Path) -> None:
     run(PROMISES, folder, *orders)
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer, and how to train one."""
+"""Tokenizer and tokenizer training."""
 
 from trivium.tokenization.tokenization_trivium import TriviumTokenizer
 from trivium.tokenization.train_tokenizer import train_tokenizer

@@ -1,4 +1,4 @@
-"""Trains a tokenizer from text: BPE, WordPiece, Unigram or characters, for one shared vocabulary or for two."""
+"""Train a tokenizer from text: BPE, WordPiece, Unigram or characters, with a shared vocabulary or two vocabularies."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -6,13 +6,14 @@ from typing import Literal, get_args
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from trivium.tokenization.tokenization_trivium import TriviumTokenizer, train_backend
+from trivium.tokenization.tokenization_backends import train_backend
+from trivium.tokenization.tokenization_trivium import TriviumTokenizer
 
 Algorithm = Literal["bpe", "wordpiece", "unigram", "char"]
 Normalization = Literal["NFC", "NFKC"]
 
-# How GPT-2 cuts text into words, and the mask as a word of its own, which every model then looks up. No other special
-# token and no "<0x41>" fits into a word, so that none can be learned from a text that has it.
+# GPT-2's pre-tokenization pattern, with the mask as a separate word, which is looked up in the vocabulary as a whole.
+# No other special token and no byte token such as "<0x41>" is a single word, so none can be learned from texts.
 WORDS = r"<mask>|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?(?:(?!<mask>)[^\s\p{L}\p{N}])+|\s+(?!\S)|\s+"
 
 
@@ -31,51 +32,51 @@ def train_tokenizer(
     model_max_length: int | None = None,
     show_progress: bool = False,
 ) -> TriviumTokenizer:
-    """Trains a tokenizer that loses nothing: `decode(encode(text))` is the normalised text, whatever it is.
+    """Train a lossless tokenizer: `decode(encode(text))` is the normalized text, for any text.
 
-    Only `algorithm="char"` loses something: a character that the texts do not have becomes `<unk>`.
+    Only `algorithm="char"` is lossy: characters that do not occur in the training texts become `<unk>`.
 
-    The same texts give the same `tokenizer.json`, byte for byte.
+    Training is deterministic: the same texts yield the same `tokenizer.json`, byte for byte.
 
     Args:
-        texts: The texts of the source language, or all texts.
-        target_texts: The texts of the target language.
-        shared: Whether one vocabulary is trained on all texts, or one on `texts` and one on `target_texts`.
-        vocab_size: The size of each vocabulary, with special tokens and alphabet. Few texts may fill less of it.
-        algorithm: How pieces are found: by merging the most frequent pair (`"bpe"`), the same with word-initial and
-            continuing (`##`) pieces that are matched longest first (`"wordpiece"`), or by likelihood (`"unigram"`).
-            With `"char"` nothing is merged: the pieces are the characters of the texts, by code point.
-        byte_fallback: The alphabet is by default the 256 bytes. With byte fallback (only for `"bpe"`) it is the
-            characters of the texts, and any other character is spelled in bytes: readable pieces, but every
-            character takes a place in the vocabulary.
-        normalization: The Unicode normalisation of all text; `None` for none.
-        lowercase: Whether all text is lower-cased as well.
+        texts: Texts of the source language, or of both.
+        target_texts: Texts of the target language.
+        shared: Whether to train one vocabulary on all texts, or one on `texts` and another on `target_texts`.
+        vocab_size: Size of each vocabulary, including special tokens and alphabet. With few texts it may be smaller.
+        algorithm: Byte-pair encoding (`"bpe"`, section 5.1), which merges the most frequent pair; `"wordpiece"`, with
+            word-initial and continuing (`##`) pieces that are matched longest first; `"unigram"`, which maximizes the
+            likelihood; or `"char"`, without merges: the vocabulary is the characters of the texts, by code point.
+        byte_fallback: By default the alphabet is the 256 bytes. With byte fallback (`"bpe"` only) it is the characters
+            of the texts, and any other character is encoded as bytes: pieces are readable, but every character
+            takes a place in the vocabulary.
+        normalization: Unicode normalization form of all texts; None for no normalization.
+        lowercase: Whether to lowercase all texts as well.
         add_bos_token: Whether every text begins with `<s>`.
         add_eos_token: Whether every text ends with `</s>`.
-        model_max_length: The longest sequence, in tokens, that the model takes; `truncation=True` cuts there.
+        model_max_length: Maximum sequence length of the model, in tokens; `truncation=True` truncates to it.
         show_progress: Whether to show a progress bar.
 
     Returns:
         The tokenizer.
 
     Raises:
-        ValueError: If an argument is none of the values it may have, if there is no text, or if `vocab_size` is
-            smaller than the special tokens and the alphabet.
+        ValueError: An argument is not one of its allowed values, there are no texts, or `vocab_size` is too small for
+            the special tokens and the alphabet.
     """
     _check_choice("algorithm", algorithm, get_args(Algorithm))
     _check_choice("normalization", normalization, (*get_args(Normalization), None))
     if byte_fallback and algorithm != "bpe":
-        raise ValueError(f"byte_fallback=True is for algorithm='bpe' only, got algorithm={algorithm!r}.")
+        raise ValueError(f"byte_fallback is True, but must be False with algorithm={algorithm!r}. Only 'bpe' has it.")
     if not shared and target_texts is None:
-        raise ValueError("shared=False needs target_texts, got None.")
+        raise ValueError("target_texts is None, but must be texts with shared=False. Pass them, or set shared=True.")
 
     def train(corpus: Iterable[str]) -> Tokenizer:
         backend = _build_backend(algorithm, byte_fallback)
         backend.normalizer = _build_normalizer(normalization, lowercase, mask_takes_space=algorithm != "char")
         return train_backend(backend, corpus, vocab_size, show_progress)
 
-    corpus = _checked_texts("texts", texts)
-    target_corpus = iter(()) if target_texts is None else _checked_texts("target_texts", target_texts)
+    corpus = _check_texts("texts", texts)
+    target_corpus = iter(()) if target_texts is None else _check_texts("target_texts", target_texts)
     if shared:
         backend, target_backend = train(itertools.chain(corpus, target_corpus)), None
     else:
@@ -90,7 +91,7 @@ def train_tokenizer(
 
 
 def _build_backend(algorithm: Algorithm, byte_fallback: bool) -> Tokenizer:
-    """Puts an untrained model between a pre-tokenizer and a decoder that undo each other."""
+    """Create a backend with an untrained model, and a decoder that is the inverse of the pre-tokenizer."""
     words = pre_tokenizers.Split(Regex(WORDS), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     if byte_fallback or algorithm == "char":
@@ -99,8 +100,8 @@ def _build_backend(algorithm: Algorithm, byte_fallback: bool) -> Tokenizer:
         backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     elif algorithm == "wordpiece":
         backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
-        # "#" stands alone so that a "##" of the text is never taken for the prefix of a continuing piece, and
-        # nothing is longer than the 100 characters that WordPiece reads before it gives up.
+        # Split off every "#", so that a "##" in a text is not mistaken for the prefix of a continuing piece, and split
+        # words after 100 characters, the maximum that WordPiece accepts.
         splits = pre_tokenizers.Split(Regex("#|[^#]{1,100}"), "isolated")
         backend.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level, splits])
         backend.decoder = decoders.Sequence([decoders.Replace(Regex("^##"), ""), decoders.ByteLevel()])
@@ -119,25 +120,25 @@ def _build_normalizer(
         steps.append(getattr(normalizers, normalization)())
     if lowercase:
         steps.append(normalizers.Lowercase())
-    if mask_takes_space:  # as a piece has the space before it inside, and so has what the mask stands for
+    if mask_takes_space:  # the masked word would include the space before it
         steps.append(normalizers.Replace(Regex(" (?=<mask>)"), ""))
     return normalizers.Sequence(steps)
 
 
 def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, allowed))}.")
 
 
-def _checked_texts(name: str, texts: Iterable[str]) -> Iterator[str]:
-    """Passes texts on, and raises if one is no string or all are empty."""
+def _check_texts(name: str, texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts, and raise a ValueError if one is not a string or if all are empty."""
     if isinstance(texts, str):
-        raise ValueError(f"{name} must be many texts, got one: {texts[:40]!r}.")
-    empty = True
+        raise ValueError(f"{name} is the string {texts[:40]!r}, but must be an iterable of texts. Put it into a list.")
+    is_empty = True
     for text in texts:
         if not isinstance(text, str):
-            raise ValueError(f"{name} must be strings, got {text!r}.")
-        empty = empty and not text
+            raise ValueError(f"{name} has {text!r}, but must be strings.")
+        is_empty = is_empty and not text
         yield text
-    if empty:
-        raise ValueError(f"{name} must not be empty.")
+    if is_empty:
+        raise ValueError(f"{name} must not be empty: pass at least one text with characters.")

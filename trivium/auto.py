@@ -13,23 +13,26 @@ from trivium.tokenization import TriviumTokenizer
 
 
 class AnyModel:
-    """Entry of `AutoModel`, which maps a configuration class to one model class where Trivium has one for each way."""
+    """Entry of `AutoModel` that selects the model class from the configuration.
+
+    An Auto class maps a configuration class to one model class, but Trivium has one for each architecture.
+    """
 
     auto_class = "AutoModel"
 
     @classmethod
-    def fitting(cls, config: TriviumConfig) -> type[PreTrainedModel]:
+    def model_class_for(cls, config: TriviumConfig) -> type[PreTrainedModel]:
         """Return the model class for this configuration."""
         return auto_classes(config)[cls.auto_class]
 
     @classmethod
     def from_pretrained(cls, *args: Any, config: TriviumConfig, **kwargs: Any) -> PreTrainedModel:
-        """Load a model of the fitting class; the Auto class has read its configuration already."""
-        return cls.fitting(config).from_pretrained(*args, config=config, **kwargs)
+        """Load a model of the matching class; the Auto class has already read its configuration."""
+        return cls.model_class_for(config).from_pretrained(*args, config=config, **kwargs)
 
     @classmethod
     def _from_config(cls, config: TriviumConfig, **kwargs: Any) -> PreTrainedModel:
-        return cls.fitting(config)._from_config(config, **kwargs)
+        return cls.model_class_for(config)._from_config(config, **kwargs)
 
 
 class AnyModelForPreTraining(AnyModel):
@@ -42,7 +45,7 @@ BY_CONFIGURATION: dict[str, type] = {entry.auto_class: entry for entry in (AnyMo
 
 
 def register() -> None:
-    """Register Trivium's classes, and let saved folders take their code along."""
+    """Register Trivium's classes with the Auto classes and pipelines, and make `save_pretrained` copy their code."""
     AutoConfig.register("trivium", TriviumConfig)
     TriviumConfig.register_for_auto_class()
     AutoTokenizer.register(TriviumConfig, fast_tokenizer_class=TriviumTokenizer)
@@ -52,7 +55,7 @@ def register() -> None:
     for classes in (WITH_ENCODER, WITH_DECODER, WITH_BOTH):
         for name, model in classes.items():
             model.register_for_auto_class(name)
-    # The Trainer's own label smoothing looks a model up by this name to know whether its labels are to be shifted.
+    # The Trainer's label smoothing uses this mapping to decide whether the labels must be shifted.
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForCausalLM"
 
     # transformers 5 has no translation pipeline, and refuses the name of a removed task even if it is registered.

@@ -1,4 +1,4 @@
-"""The mean of several saved models, such as the last checkpoints of a run (Vaswani et al. 2017, section 6.1)."""
+"""Average the weights of saved models, such as the last checkpoints of a run (Vaswani et al. 2017, section 6.1)."""
 
 import json
 import re
@@ -19,34 +19,35 @@ from trivium.interop.checkpoint import Checkpoint, weight_files
 from trivium.storage.atomic import check_free, whole_folder
 from trivium.storage.names import RECIPE_FILE
 
-# What a saved model is made of, but for its weights: no scores, logs or optimizer states.
+# Files of a saved model besides its weights; scores, logs and optimizer states are not copied.
 COPIED = ("*config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*.spm", "*.jinja", "*.py", "LICENSE*")
 
 
 def average(folders: Sequence[str | Path], output: str | Path, *, show_progress: bool = False) -> None:
-    """Average the weights of saved models into a new one, which takes all else from the last of them.
+    """Average the weights of saved models into a new one; all other files are copied from the last model.
 
-    Sums are in float64, and the mean is saved in the type that the weights have. Only one tensor at a time is read of
-    each model, and written are files as large as the models'. What is tied stays tied, for it is saved once.
+    Sums are accumulated in float64, and the mean is saved in the dtype of the weights. One tensor per model is in
+    memory at a time, and shards are as large as those of the last model. Tied weights stay tied, since they are saved
+    once.
 
     Args:
-        folders: Saved models of one configuration and one vocabulary; they stay as they are.
-        output: A new or an empty folder. It will have the weights, configuration, generation settings, tokenizer, code
-            and recipe, but no scores, which were another model's.
+        folders: Saved models with the same configuration and vocabulary; they are not modified.
+        output: A new or empty folder, which receives weights, configuration, generation config, tokenizer, code and
+            recipe, but no scores, which do not apply to the averaged model.
         show_progress: Whether to show a progress bar.
 
     Raises:
-        FileNotFoundError: A folder has no model, or not all of its weights.
-        ValueError: The models differ in configuration, vocabulary, or the names, shapes or types of their tensors, or
-            in tensors that have no mean, as of integers; a file is broken; or `output` is there already. The message
-            names the folder and what is wrong, and nothing is written.
+        FileNotFoundError: A folder has no model, or lacks some of its weights.
+        ValueError: The models differ in configuration, vocabulary, tensor names, shapes or dtypes, or in the values of
+            integer tensors, which cannot be averaged; a file is corrupt; or `output` exists and is not empty. The
+            message names the folder and the mismatch, and nothing is written.
     """
     if not folders:
-        raise ValueError("folders is empty: name at least one saved model.")
+        raise ValueError("folders is empty, but must name at least one saved model.")
     paths, output = [Path(folder) for folder in folders], Path(output)
     check_free(output)
     if len(set(paths)) < len(paths):
-        raise ValueError(f"folders names one twice: {', '.join(map(str, paths))}.")
+        raise ValueError(f"folders is {', '.join(map(str, paths))}, but must name each folder once.")
     last = paths[-1]
     for path in paths:
         _check_same_fields(path, last)
@@ -62,14 +63,14 @@ def average(folders: Sequence[str | Path], output: str | Path, *, show_progress:
 
 
 def last_checkpoints(run: str | Path, count: int | None = None) -> list[Path]:
-    """The folders of a run's last checkpoints, in the order of their steps.
+    """Return the folders of a run's last checkpoints, sorted by step.
 
     Args:
         run: The folder of the run.
-        count: How many; None: all there are.
+        count: Number of checkpoints; None: all.
 
     Raises:
-        ValueError: There are not so many, or none.
+        ValueError: The run has fewer checkpoints than `count`, or none.
     """
     numbered = {
         int(found[1]): path
@@ -78,16 +79,16 @@ def last_checkpoints(run: str | Path, count: int | None = None) -> list[Path]:
     }
     paths = [numbered[step] for step in sorted(numbered)]
     if len(paths) < (count or 1):
-        there = ", ".join(path.name for path in paths) or "none"
+        names = ", ".join(path.name for path in paths) or "none"
         raise ValueError(
-            f"{run} was to have {count or 1} checkpoints or more, but there are: {there}. A run keeps as many as "
-            "training.save_total_limit says, one every training.save_steps."
+            f"{run} must have at least {count or 1} checkpoints, but has: {names}. A run saves one checkpoint every "
+            "training.save_steps and keeps the last training.save_total_limit."
         )
     return paths[-(count or 0) :]
 
 
 def _write_mean(checkpoints: dict[Path, Checkpoint], last: Path, output: Path, show_progress: bool) -> None:
-    """Write the mean into files of the same names and with the same tensors as those of `last`."""
+    """Write the mean into files with the names and tensors of those of `last`."""
     with tqdm(total=len(checkpoints[last]), desc="Averaging", unit=" tensors", disable=not show_progress) as progress:
         for path in weight_files(last):
             with safe_open(path, framework="pt") as file:
@@ -102,18 +103,26 @@ def _write_mean(checkpoints: dict[Path, Checkpoint], last: Path, output: Path, s
 
 
 def _mean(name: str, checkpoints: dict[Path, Checkpoint]) -> torch.Tensor:
-    (first, checkpoint), *others = checkpoints.items()
+    """Average one tensor over all checkpoints; integer tensors must be equal.
+
+    Raises:
+        ValueError: The dtypes differ, or integer tensors do.
+    """
+    (first, checkpoint), *remaining = checkpoints.items()
     tensor = checkpoint[name]
     total = tensor.double() if tensor.is_floating_point() else tensor
-    for path, other in others:
+    for path, other in remaining:
         summand = other[name]
         if summand.dtype != tensor.dtype:
-            raise ValueError(f"{name} is {tensor.dtype} in {first}, but {summand.dtype} in {path}: they must agree.")
+            raise ValueError(
+                f"{name} is {tensor.dtype} in {first}, but {summand.dtype} in {path}: both must be equal."
+            )
         if tensor.is_floating_point():
             total = total + summand.double()
         elif not torch.equal(tensor, summand):
             raise ValueError(
-                f"{name} is {tensor.dtype}, of which there is no mean, and differs in {first} and {path}."
+                f"{name} is {tensor.dtype}, which cannot be averaged, and differs between {first} and {path}: "
+                "it must be equal in all folders."
             )
     return (total / len(checkpoints)).to(tensor.dtype) if tensor.is_floating_point() else tensor
 
@@ -123,8 +132,8 @@ def _check_same_fields(folder: Path, other: Path) -> None:
     for name in sorted(here.keys() | there.keys()):
         if name != "transformers_version" and here.get(name) != there.get(name):
             raise ValueError(
-                f"{name} is {here.get(name)!r} in {folder}, but {there.get(name)!r} in {other}: only models of one "
-                "configuration have a mean."
+                f"{name} is {here.get(name)!r} in {folder}, but {there.get(name)!r} in {other}: only models with the "
+                "same configuration can be averaged."
             )
 
 
@@ -135,8 +144,8 @@ def _check_same_vocabulary(folder: Path, other: Path) -> None:
         here, there = _read_json(path), _read_json(other / path.name)
         if any(here.get(part) != there.get(part) for part in ("model", "added_tokens")):
             raise ValueError(
-                f"{path.name} has another vocabulary in {folder} than in {other}: only models of one vocabulary have "
-                "a mean."
+                f"{path.name} has different vocabularies in {folder} and {other}: only models with the same "
+                "vocabulary can be averaged."
             )
 
 
@@ -144,12 +153,12 @@ def _check_same_shapes(folder: Path, other: Path, checkpoints: dict[Path, Checkp
     here, there = checkpoints[folder].shapes, checkpoints[other].shapes
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):
-            shapes = [f"of shape {found[name]}" if name in found else "not there" for found in (here, there)]
-            raise ValueError(f"{name} is {shapes[0]} in {folder}, but {shapes[1]} in {other}: they must agree.")
+            shapes = [f"of shape {found[name]}" if name in found else "missing" for found in (here, there)]
+            raise ValueError(f"{name} is {shapes[0]} in {folder}, but {shapes[1]} in {other}: they must be equal.")
 
 
 def _copy_recipe(folder: Path, output: Path) -> None:
-    """A checkpoint has none of its own: it is its run's."""
+    """Copy the recipe of a saved model; that of a checkpoint is in the folder of its run."""
     is_checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
     for place in (folder, folder.parent) if is_checkpoint else (folder,):
         if (place / RECIPE_FILE).is_file():
@@ -163,7 +172,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold an object of JSON, but holds a {type(content).__name__}.")
+        raise ValueError(f"{path} must hold a JSON object, but holds a {type(content).__name__}.")
     return content

@@ -24,7 +24,7 @@ from trivium.tasks import (
 )
 from trivium.translation import translate
 
-ROWS_AT_ONCE = 64  # in a batch of logits, where `batch_size` is None
+EVAL_BATCH_SIZE = 64  # rows per forward pass without generation, if `batch_size` is None
 
 Row = Mapping[str, Any]
 Score = dict[str, Any]
@@ -42,35 +42,37 @@ def evaluate(
     show_progress: bool = False,
     **generation: Any,
 ) -> tuple[dict[str, Score], list[str]]:
-    """Run a model on `rows` and compute the metrics of its task. No logits are kept.
+    """Run a model on `rows` and compute the metrics of its task. Logits are discarded after each batch.
 
     Args:
         model: A model with the head that `task` is for.
         tokenizer: Its tokenizer.
-        rows: With the columns of the task: `source` and `target`, or `text`, or `text` and `label`.
-        metrics: Names of `trivium.metrics.load_metric`; None: what is usual for the task.
-        task: A key of `trivium.tasks.TASKS`. Where there are targets, texts are generated and compared with them.
-        inputs: As the model was trained with.
-        batch_size: Rows in a batch; None: 64, and for generated texts as in `translate`.
+        rows: Examples with the columns of the task: `source` and `target`, or `text`, or `text` and `label`.
+        metrics: Names accepted by `trivium.metrics.load_metric`; None: the default metrics of the task.
+        task: A key of `trivium.tasks.TASKS`. If the task has a `target` column, the model generates texts, which are
+            compared with the targets.
+        inputs: The input arguments that the model was trained with.
+        batch_size: Rows per batch; None: 64, and for generation as in `translate`.
         show_progress: Whether to show a progress bar.
-        **generation: What `generate()` takes; the rest is as saved with the model.
+        **generation: Arguments of `generate()`; the others default to the saved generation config.
 
     Returns:
-        For each metric its `score` and the figures that go with it; and the predictions, a text or label for each row,
-        of a model that makes any.
+        The `score` and the secondary figures of each metric; and the predictions, a text or label for each row, or no
+        predictions for a task without targets and labels.
 
     Raises:
-        ValueError: A metric is unknown or not for this task or model, the task is unknown, or `rows` is empty.
+        ValueError: The task is unknown, a metric is unknown or does not apply to this task or model, or `rows` is
+            empty.
     """
     if task not in TASKS:
         raise ValueError(f"task is {task!r}, but must be one of {', '.join(TASKS)}.")
     kind = TASKS[task]
     metrics = list(kind.metrics_for(model.config)[:2]) if metrics is None else metrics
-    kind.check_metrics(metrics, model.config)  # before the long work: a wrong name stops here
+    kind.check_metrics(metrics, model.config)  # fail before the long computation
     run = _Evaluation(model.eval(), tokenizer, kind, inputs or InputArguments(), batch_size, show_progress)
     rows = list(rows)
     if not rows:
-        raise ValueError("rows is empty, but must have at least one row to evaluate.")
+        raise ValueError("rows is empty, but must contain at least one row.")
     scores: dict[str, Score] = {}
     predictions: list[Any] = []
     if "target" in kind.columns:
@@ -96,7 +98,7 @@ class _Evaluation:
     show_progress: bool
 
     def texts(self, rows: list[Row], generation: dict[str, Any]) -> list[str]:
-        """Generate from the sources."""
+        """Generate a text from the source of each row."""
         sources = [row["source"] for row in rows]
         prompts = sources if self.model.config.is_encoder_decoder else prompts_of(sources, self.inputs)
         options = {"batch_size": self.batch_size, "show_progress": self.show_progress, **generation}
@@ -104,7 +106,7 @@ class _Evaluation:
 
     @torch.inference_mode()
     def labels(self, rows: list[Row]) -> list[Any]:
-        """Predict labels, in the order of the rows."""
+        """Predict the label of each row, in the order of the rows."""
         predictions: list[Any] = [None] * len(rows)
         for indices, batch in self._batches(
             encode_rows(rows, self.task, self.tokenizer, self.model.config, self.inputs)
@@ -117,7 +119,7 @@ class _Evaluation:
 
     @torch.inference_mode()
     def tokens(self, rows: list[Row]) -> dict[str, Score]:
-        """Compute perplexity and accuracy over the target tokens."""
+        """Compute perplexity and token accuracy over the target tokens."""
         sums, counts, correct = [], [], 0
         if self.task is TASKS["causal-lm"]:
             examples = windows_of_rows(rows, self.tokenizer, self.model.config, self.inputs)
@@ -127,7 +129,7 @@ class _Evaluation:
             labels = batch["labels"]
             if self.task is TASKS["causal-lm"]:
                 batch["shift_labels"] = batch.pop("labels")
-            output = self.model(**batch, num_items_in_batch=1)  # the sum over tokens
+            output = self.model(**batch, num_items_in_batch=1)  # 1: return the sum over tokens instead of the mean
             sums.append(output.loss.item())
             counts.append(int((labels != IGNORED).sum()))
             correct += int((output.logits.argmax(dim=-1) == labels).sum())
@@ -135,11 +137,11 @@ class _Evaluation:
         return {"perplexity": perplexity, "accuracy": {"score": correct / sum(counts)}}
 
     def _batches(self, examples: list[dict[str, Any]]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        """Yield batches of similar length, the longest first, with the indices of their examples."""
+        """Yield batches of similar length, longest first, with the indices of their examples."""
         inputs = replace(self.inputs, packing=False)  # windows need no packing
         collate = make_collator(self.task, self.tokenizer, self.model, inputs)
         order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["input_ids"]))
-        batch_size = ROWS_AT_ONCE if self.batch_size is None else self.batch_size
+        batch_size = EVAL_BATCH_SIZE if self.batch_size is None else self.batch_size
         starts = range(0, len(order), batch_size)
         for start in tqdm(starts, desc="Evaluating", unit=" batches", disable=not self.show_progress):
             indices = order[start : start + batch_size]

@@ -264,7 +264,7 @@ def _read_file(path: Path) -> DictConfig:
     text = path.read_text(encoding="utf-8")
     try:
         content = OmegaConf.load(StringIO(text))
-    except OSError:  # OmegaConf raises this for a scalar.
+    except (OSError, AssertionError):  # OmegaConf raises these for a scalar.
         content = None
     if not isinstance(content, DictConfig):
         raise ValueError(f"{path} is not a recipe. It must be a YAML mapping with sections such as `training:`.")
@@ -317,6 +317,11 @@ def _yaml_errors(prefix: str = "") -> Iterator[None]:
         raise ValueError(f"{prefix}{field_name}{sentence}.") from error
     except YAMLError as error:
         raise ValueError(f"{prefix}{error}") from error
+    except TypeError as error:  # OmegaConf's, which does not say where
+        raise ValueError(
+            f"{prefix}An override gives a map where the recipe has a list, or a list where it has a map. Write it as "
+            "the recipe does."
+        ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{prefix}byte 0x{error.object[error.start]:02x} is not UTF-8.") from error
     except RecursionError as error:

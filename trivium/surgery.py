@@ -1,7 +1,8 @@
 """Cut an encoder-decoder into an encoder-only and a decoder-only model, and join two such models into one.
 
-A decoder-only model has no attention to an encoder, so a cut gives three parts: cross-attention is the third. Joined
-again they give the model that was cut; without the third, cross-attention starts anew ("warm start").
+A decoder-only model has no cross-attention, so splitting yields three parts: encoder, decoder and cross-attention
+weights. Joining all three restores the original model; without the third, cross-attention is newly initialized ("warm
+start").
 """
 
 import copy
@@ -33,7 +34,7 @@ Weights = Mapping[str, torch.Tensor]
 
 CROSS_ATTENTION_FILE = "cross_attention.safetensors"
 
-# One configuration describes both stacks, so these fields must be alike for them to be joined.
+# One configuration describes both stacks, so a join requires that these fields are equal.
 COMMON_FIELDS = (
     "d_model",
     "num_attention_heads",
@@ -56,7 +57,7 @@ COMMON_FIELDS = (
 
 
 class Parts(NamedTuple):
-    """What `split` gives and `join` takes."""
+    """Result of `split`, in the order of the arguments of `join`."""
 
     encoder: TriviumEncoderModel
     decoder: TriviumForCausalLM | TriviumDecoderModel
@@ -64,25 +65,25 @@ class Parts(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """What `join` gives."""
+    """Result of `join`: the model and the names of its newly initialized parameters."""
 
     model: TriviumForConditionalGeneration | TriviumModel
     new_parameters: list[str]
 
 
 def split(model: TriviumForConditionalGeneration | TriviumModel) -> Parts:
-    """Cut an encoder-decoder in two; `join(*split(model))` gives it back, to the bit.
+    """Split an encoder-decoder into its parts; `join(*split(model))` restores it bit for bit.
 
     Args:
-        model: It stays as it is, and shares no memory with the parts.
+        model: The encoder-decoder; it is not modified and shares no memory with the parts.
 
     Returns:
-        `encoder`: without a head. `decoder`: with its head, if the model has one, and its settings for generation.
-        `cross_attention`: the decoder's parameters that neither half has, by their names in a `TriviumModel`. Both
-        halves are in evaluation mode, and have the type of numbers and the device of the model.
+        `encoder`: the encoder without a head. `decoder`: the decoder with its head, if the model has one, and with the
+        generation config. `cross_attention`: the decoder parameters that neither half contains, keyed by their names
+        in a `TriviumModel`. Both halves are in eval mode, with the dtype and device of the model.
 
     Raises:
-        ValueError: The model is no Trivium encoder-decoder.
+        ValueError: The model is not a Trivium encoder-decoder.
     """
     _check_kind(model, "model", "an encoder-decoder", encoder=True, decoder=True)
     weights = model.base_model.state_dict()
@@ -105,27 +106,27 @@ def join(
     decoder: TriviumForCausalLM | TriviumDecoderModel,
     cross_attention: Weights | None = None,
 ) -> Joined:
-    """Make an encoder-decoder of an encoder-only and a decoder-only model.
+    """Join an encoder-only and a decoder-only model into an encoder-decoder.
 
-    The two may differ in the number of layers and in vocabulary, else they must be of one shape and kind. What they
-    need not agree on comes from the decoder (dropout, label smoothing, start and end tokens, tying, generation
-    settings), except for what only encoders have: token types and pooling. If both tie their embeddings and these
-    are equal, the model has one vocabulary, tied, as it had if it was cut; otherwise it has two.
+    The two may differ in their number of layers and their vocabulary; all of `COMMON_FIELDS` must be equal. Other
+    fields are taken from the decoder (dropout, label smoothing, start and end tokens, weight tying, generation
+    config), except for encoder-only fields: token types and pooling. If both models tie their embeddings and the
+    embeddings are equal, the joined model has one tied vocabulary, as the model before `split`; otherwise it has two.
 
     Args:
-        encoder: Any encoder-only model; a head is left behind.
-        decoder: A decoder-only model; with its head it becomes a `TriviumForConditionalGeneration`, without one a
+        encoder: An encoder-only model; its head, if any, is dropped.
+        decoder: A decoder-only model; with an LM head the result is a `TriviumForConditionalGeneration`, without one a
             `TriviumModel`.
-        cross_attention: What `split` gave. None: cross-attention is initialised as in a new model, from torch's
-            global random numbers.
+        cross_attention: Cross-attention weights from `split`. None: initialize cross-attention as in a new model, with
+            torch's global random generator.
 
     Returns:
-        `model`: the encoder-decoder, in evaluation mode; it shares no memory with its parts, which stay as they are.
-        `new_parameters`: the sorted names of its parameters that neither came from the parts.
+        `model`: the encoder-decoder, in eval mode; it shares no memory with its parts, which are not modified.
+        `new_parameters`: the sorted names of its newly initialized parameters.
 
     Raises:
-        ValueError: The models are not of those kinds, do not fit together, or the cross-attention does not fit them;
-            the message names the first field or parameter that is wrong.
+        ValueError: A model is of the wrong kind, the models do not match, or the cross-attention does not match them;
+            the message names the first mismatched field or parameter.
     """
     _check_kind(encoder, "encoder", "an encoder-only model", encoder=True, decoder=False)
     _check_kind(decoder, "decoder", "a decoder-only model", encoder=False, decoder=True)
@@ -153,12 +154,12 @@ def _joined_config(encoder: PreTrainedModel, decoder: PreTrainedModel) -> Any:
     for field in ("vocab_size", "encoder_layers", "type_vocab_size", "classifier_pooling"):
         setattr(config, field, getattr(encoder.config, field))
     config.is_encoder_decoder = True
-    config.auto_map = {}  # of the decoder; saving writes the model's own
+    config.auto_map = {}  # save_pretrained writes the entry of the joined class
     if config.decoder_start_token_id is None:
         config.decoder_start_token_id = config.bos_token_id
     embeddings = [half.get_input_embeddings().weight for half in (encoder, decoder)]
     if not decoder.config.tie_word_embeddings:
-        # Every matrix stands alone, whether or not there is one vocabulary; of equal sizes, that is what was cut.
+        # Untied embeddings are separate matrices in any case; equal sizes mean that one vocabulary was split.
         one_vocabulary = embeddings[0].shape == embeddings[1].shape
     else:
         one_vocabulary = encoder.config.tie_word_embeddings and torch.equal(*embeddings)
@@ -169,8 +170,8 @@ def _joined_config(encoder: PreTrainedModel, decoder: PreTrainedModel) -> Any:
 def _assemble(
     model_class: type[PreTrainedModel], config: Any, weights: Weights, head: nn.Linear | None = None
 ) -> tuple[Any, list[str]]:
-    """A model with copies of those of the `weights` that it has, and the names of its parameters that are new."""
-    with torch.device("meta"):  # takes neither memory nor random numbers
+    """Build a model from copies of the matching `weights`; return it and the names of newly initialized parameters."""
+    with torch.device("meta"):  # allocates no memory and leaves the random state unchanged
         model = model_class(config)
     names = model.base_model.state_dict().keys() & weights.keys()
     copies = {name: weights[name].detach().clone() for name in names}
@@ -180,12 +181,12 @@ def _assemble(
         model.lm_head.load_state_dict(copies, assign=True)
     model.tie_weights()
     new_parameters = sorted(name for name, parameter in model.named_parameters() if parameter.is_meta)
-    known = next(iter(weights.values()))
+    reference = next(iter(weights.values()))
     for module in model.modules():
         if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
-            module.to(known.dtype).to_empty(device=known.device, recurse=False)
+            module.to(reference.dtype).to_empty(device=reference.device, recurse=False)
             model._init_weights(module)
-        module._is_hf_initialized = True  # as after from_pretrained: a model around this one will not start it anew
+        module._is_hf_initialized = True  # as after from_pretrained: an enclosing model must not reinitialize it
     return model.eval(), new_parameters
 
 
@@ -196,40 +197,42 @@ def _adopt_generation_config(model: PreTrainedModel, source: PreTrainedModel) ->
             model.generation_config.decoder_start_token_id = model.config.decoder_start_token_id
 
 
-def _check_kind(model: PreTrainedModel, argument: str, wanted: str, *, encoder: bool, decoder: bool) -> None:
+def _check_kind(model: PreTrainedModel, argument: str, expected: str, *, encoder: bool, decoder: bool) -> None:
     config = model.config
     if config.model_type != "trivium":
         raise ValueError(
-            f"{argument} is a {type(model).__name__} (model_type={config.model_type!r}), but must be {wanted} of "
+            f"{argument} is a {type(model).__name__} (model_type={config.model_type!r}), but must be {expected} of "
             "model_type 'trivium'."
         )
     if (config.encoder_layers > 0, config.decoder_layers > 0) != (encoder, decoder):
         raise ValueError(
             f"{argument} is a {type(model).__name__} with encoder_layers={config.encoder_layers} and "
-            f"decoder_layers={config.decoder_layers}, but must be {wanted}."
+            f"decoder_layers={config.decoder_layers}, but must be {expected}."
         )
 
 
-def _check_same(name: str, encoders: Any, decoders: Any) -> None:
-    if encoders != decoders:
-        raise ValueError(f"{name} is {encoders!r} in the encoder, but {decoders!r} in the decoder: they must agree.")
+def _check_same(name: str, encoder_value: Any, decoder_value: Any) -> None:
+    if encoder_value != decoder_value:
+        raise ValueError(
+            f"{name} is {encoder_value!r} in the encoder, but {decoder_value!r} in the decoder: they must be equal."
+        )
 
 
-def _check_cross_attention(given: Weights, needed: Weights) -> None:
-    for name in sorted({*given, *needed}, key=_natural_order):
-        if name not in given:
-            raise ValueError(f"cross_attention lacks {name}, of shape {tuple(needed[name].shape)}.")
-        if name not in needed:
-            raise ValueError(f"cross_attention has {name}, which the decoder has no place for.")
-        if given[name].shape != needed[name].shape:
+def _check_cross_attention(weights: Weights, expected: Weights) -> None:
+    for name in sorted({*weights, *expected}, key=_natural_order):
+        if name not in weights:
+            raise ValueError(f"cross_attention lacks {name}, of shape {tuple(expected[name].shape)}.")
+        if name not in expected:
+            raise ValueError(f"cross_attention has {name}, which the decoder does not have: remove it.")
+        if weights[name].shape != expected[name].shape:
             raise ValueError(
-                f"cross_attention has {name} of shape {tuple(given[name].shape)}, but it must be "
-                f"{tuple(needed[name].shape)}."
+                f"cross_attention has {name} of shape {tuple(weights[name].shape)}, but it must be "
+                f"{tuple(expected[name].shape)}."
             )
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
-    """Layer 2 comes before layer 10."""
+    """Return a sort key that puts layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -237,20 +240,21 @@ def _natural_order(name: str) -> list[tuple[int, str]]:
 
 
 def split_folder(folder: str | Path, output: str | Path) -> list[Path]:
-    """Cut the encoder-decoder saved in `folder`, with its tokenizer.
+    """Split the encoder-decoder saved in `folder`, together with its tokenizer.
 
     Args:
-        folder: A saved model, which stays as it is.
-        output: What is to hold `encoder`, `decoder`, both complete, and `cross_attention.safetensors`. The decoder's
-            texts begin with `<s>` and do not end with `</s>`: prompts, as it learned to read them.
+        folder: A saved model; it is not modified.
+        output: A new or empty folder, which receives two complete models, `encoder` and `decoder`, and
+            `cross_attention.safetensors`. The decoder's tokenizer adds `<s>` but no `</s>`, since its inputs are
+            prompts.
 
     Returns:
         The three paths.
 
     Raises:
         FileNotFoundError: `folder` lacks a model or a tokenizer.
-        ValueError: The model is no encoder-decoder, its tokenizer no `TriviumTokenizer`, or `output` is there already
-            and not empty.
+        ValueError: The model is not an encoder-decoder, its tokenizer is not a `TriviumTokenizer`, or `output` exists
+            and is not empty.
     """
     folder, output = Path(folder), Path(output)
     check_free(output)
@@ -268,22 +272,22 @@ def split_folder(folder: str | Path, output: str | Path) -> list[Path]:
 def join_folders(
     encoder: str | Path, decoder: str | Path, output: str | Path, cross_attention: str | Path | None = None
 ) -> list[str]:
-    """Join the models saved in the folders `encoder` and `decoder`, with their tokenizers.
+    """Join the models saved in the folders `encoder` and `decoder`, together with their tokenizers.
 
     Args:
         encoder: A saved encoder-only model.
         decoder: A saved decoder-only model.
-        output: The folder that is to hold the encoder-decoder and its tokenizer: with one vocabulary, if both
-            tokenizers are the same, else with two.
-        cross_attention: The file that `split_folder` wrote. None: cross-attention is initialised anew.
+        output: A new or empty folder, which receives the encoder-decoder and its tokenizer: with one vocabulary if
+            both tokenizers are equal, otherwise with two.
+        cross_attention: A file written by `split_folder`. None: initialize cross-attention as in a new model.
 
     Returns:
-        The sorted names of the parameters that are new.
+        The sorted names of the newly initialized parameters.
 
     Raises:
-        FileNotFoundError: A model, a tokenizer or the file is not there.
-        ValueError: The parts do not fit together, a tokenizer is no `TriviumTokenizer`, or `output` is there already
-            and not empty.
+        FileNotFoundError: A model, a tokenizer or the file does not exist.
+        ValueError: The parts do not match, a tokenizer is not a `TriviumTokenizer`, or `output` exists and is not
+            empty.
     """
     output = Path(output)
     check_free(output)
@@ -292,16 +296,19 @@ def join_folders(
     model, new_parameters = join(encoder_model, decoder_model, weights)
     tokenizer = _joined_tokenizer(encoder_tokenizer, decoder_tokenizer)
     if not tokenizer.shared_vocabulary and not model.config.tie_word_embeddings:
-        model.config.decoder_vocab_size = model.config.target_vocab_size  # two vocabularies may have one size
+        model.config.decoder_vocab_size = model.config.target_vocab_size  # two vocabularies may have the same size
     with whole_folder(output) as partial:
         _save(partial, model, tokenizer)
     return new_parameters
 
 
 def _load(folder: Path) -> tuple[Any, TriviumTokenizer]:
-    for name, what in {"config.json": "saved model", "tokenizer_config.json": "model with its tokenizer"}.items():
+    for name, kind in {
+        "config.json": "saved model",
+        "tokenizer_config.json": "model with its tokenizer",
+    }.items():
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is not a {what}: it has no {name}.")
+            raise FileNotFoundError(f"{folder} is not a {kind}: it has no {name}.")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model_class = getattr(modeling, (config.architectures or [""])[0], None)
     if config.model_type != "trivium" or model_class is None:
@@ -324,7 +331,7 @@ def _load_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"cross_attention is {path}, but that is not a file of safetensors: {error}.") from error
+        raise ValueError(f"cross_attention is {path}, but that is not a valid safetensors file: {error}.") from error
 
 
 def _save(folder: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer) -> None:
@@ -336,13 +343,13 @@ def _joined_tokenizer(encoder: TriviumTokenizer, decoder: TriviumTokenizer) -> T
     source, target = encoder.standard_backend, decoder.standard_backend
     return TriviumTokenizer(
         tokenizer_object=source,
-        target_tokenizer_object=None if _reading(source) == _reading(target) else target,
+        target_tokenizer_object=None if _tokenization_of(source) == _tokenization_of(target) else target,
         add_bos_token=False,
         add_eos_token=True,
         model_max_length=min(encoder.model_max_length, decoder.model_max_length),
     )
 
 
-def _reading(backend: Tokenizer) -> dict[str, Any]:
-    """How a tokenizer reads a text, but for what it puts around it and where it cuts it off."""
+def _tokenization_of(backend: Tokenizer) -> dict[str, Any]:
+    """Return the serialized tokenizer without post-processor, padding and truncation, for comparison."""
     return {**json.loads(backend.to_str()), "post_processor": None, "padding": None, "truncation": None}

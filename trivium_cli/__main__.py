@@ -1,4 +1,4 @@
-"""`python -m trivium_cli` is `trivium`."""
+"""Entry point of `python -m trivium_cli`, the same as `trivium`."""
 
 from trivium_cli import app
 

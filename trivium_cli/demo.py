@@ -1,11 +1,11 @@
-"""The command that shows a model in a browser: `trivium demo`."""
+"""The command `trivium demo`, which serves a web demo of a model."""
 
 from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
-from trivium_cli.common import Model, check_saved_model, load, mistakes_explained
+from trivium_cli.common import Model, check_saved_model, load, report_errors
 
 commands = typer.Typer()
 
@@ -13,21 +13,26 @@ commands = typer.Typer()
 @commands.command(epilog="Example: `trivium demo runs/numbers --open`")
 def demo(
     model: Model,
-    host: Annotated[str, typer.Option(help="Who can reach the page: with 0.0.0.0 all of your network.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Network interface to listen on; 0.0.0.0 makes the page reachable from your network.")
+    ] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="By default the first free one from 7860.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Port to listen on; by default the first free one from 7860.", show_default=False
+        ),
     ] = None,
-    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in your browser.")] = False,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Serve a page to try a model on.
+    """Serve a web demo of a model.
 
-    A translator or a language model shows each token as it is written, what else it could have been, and where the
-    model looked; an encoder fills masks or tells its labels. The page loads nothing from elsewhere, tells nobody, and
-    keeps no text. Ctrl-C ends it.
+    For a translation or language model, the page streams the generated tokens with their alternatives and attention;
+    an encoder fills masks or predicts labels. The page loads no external resources, sends no data elsewhere and stores
+    no text. Press Ctrl-C to stop it.
 
-    `trivium push --space` puts the same page on the Hub.
+    `trivium push --space` publishes the same page on the Hub.
     """
-    with mistakes_explained():
+    with report_errors():
         if find_spec("gradio") is None:
             raise ValueError("`trivium demo` needs gradio, which is not installed: `pip install gradio`.")
         if (model_type := check_saved_model(model).get("model_type")) != "trivium":
@@ -49,5 +54,5 @@ def demo(
             quiet=True,
             prevent_thread_lock=True,
         )
-        typer.echo(f"The page is {page.local_url}. Ctrl-C ends it.")
+        typer.echo(f"The page is {page.local_url}. Press Ctrl-C to stop it.")
         page.block_thread()

@@ -1,4 +1,4 @@
-"""Commands that draw a model at work: `trivium plot attention`, `heads`, `alignment` and so on."""
+"""Plotting commands: `trivium plot attention`, `heads`, `alignment` and others."""
 
 import warnings
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from trivium_cli.common import Model, architecture_of, check_saved_model, mistakes_explained
+from trivium_cli.common import Model, architecture_of, check_saved_model, report_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,25 +18,28 @@ pictures = typer.Typer(no_args_is_help=True)
 commands.add_typer(
     pictures,
     name="plot",
-    help="Draw what a model does: where it looks, what it has learned, what it would say at each of its layers.",
+    help="Plot attention, embeddings, positions, masks, learning curves and the logit lens.",
     epilog='Example: `trivium plot attention runs/numbers "half past seven" --output attention.png`',
 )
 
-Source = Annotated[str, typer.Argument(help="The text to read.", show_default=False)]
+Source = Annotated[str, typer.Argument(help="Input text.", show_default=False)]
 Target = Annotated[
-    str | None, typer.Option("--target", "-t", help="Of a translator, what it writes; by default its own translation.")
+    str | None,
+    typer.Option("--target", "-t", help="Target text of a translation model; by default its own translation."),
 ]
 Kind = Annotated[
     Literal["encoder", "decoder", "cross"] | None,
-    typer.Option(help="Self-attention of a stack, or cross-attention, the default where a model has it."),
+    typer.Option(
+        help="Self-attention of a stack, or cross-attention; by default cross-attention if the model has it."
+    ),
 ]
-Layer = Annotated[int | None, typer.Option(min=1, help="Counted from 1, the lowest; by default the highest.")]
-Head = Annotated[int | None, typer.Option(min=1, help="Counted from 1; by default the mean of all.")]
+Layer = Annotated[int | None, typer.Option(min=1, help="Layer, counted from 1; by default the last.")]
+Head = Annotated[int | None, typer.Option(min=1, help="Head, counted from 1; by default the mean of all heads.")]
 Shape = Annotated[
     str, typer.Argument(metavar="MODEL", help="Folder of a saved model, or the name of a preset.", show_default=False)
 ]
-Length = Annotated[int, typer.Option(min=1, help="So many positions.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The picture: .png, .svg or .pdf.", show_default=False)]
+Length = Annotated[int, typer.Option(min=1, help="Number of positions.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Image file: .png, .svg or .pdf.", show_default=False)]
 
 
 @pictures.command(epilog='Example: `trivium plot attention runs/numbers "half past seven" -o attention.png`')
@@ -49,7 +52,7 @@ def attention(
     layer: Layer = None,
     head: Head = None,
 ) -> None:
-    """Draw where each token looks: the attention of a layer, the mean of its heads or one of them."""
+    """Plot the attention weights of a layer, averaged over heads or of one head."""
 
     def draw() -> "Figure":
         from trivium.inspection import plot_attention
@@ -62,7 +65,7 @@ def attention(
 
 @pictures.command(epilog='Example: `trivium plot heads runs/numbers "half past seven" --kind decoder -o heads.png`')
 def heads(model: Model, source: Source, output: Output, target: Target = None, kind: Kind = None) -> None:
-    """Draw where each token looks, in every head of every layer."""
+    """Plot the attention weights of every head in every layer."""
 
     def draw() -> "Figure":
         from trivium.inspection import plot_heads
@@ -76,7 +79,7 @@ def heads(model: Model, source: Source, output: Output, target: Target = None, k
 def alignment(
     model: Model, source: Source, output: Output, target: Target = None, layer: Layer = None, head: Head = None
 ) -> None:
-    """Draw the words of a text and its translation, and lines between them as strong as the cross-attention."""
+    """Plot a text and its translation, with lines between words weighted by cross-attention."""
 
     def draw() -> "Figure":
         from trivium.inspection import plot_alignment
@@ -93,10 +96,10 @@ def positions(
     output: Output,
     length: Length = 128,
     products: Annotated[
-        bool, typer.Option("--products", help="The dot products between positions, not the encoding itself.")
+        bool, typer.Option("--products", help="Plot dot products between positions instead of the encoding.")
     ] = False,
 ) -> None:
-    """Draw how a model tells positions apart."""
+    """Plot the position encoding of a model."""
 
     def draw() -> "Figure":
         from trivium.inspection import plot_position_products, plot_positions
@@ -114,12 +117,14 @@ def masks(
     model: Shape,
     output: Output,
     length: Annotated[
-        list[int] | None, typer.Option(help="Tokens of a text; once for each. By default 6 and 4.")
+        list[int] | None, typer.Option(help="Length of a source text in tokens; repeatable. By default 6 and 4.")
     ] = None,
-    target_length: Annotated[list[int] | None, typer.Option(help="Tokens of a translation; once for each.")] = None,
+    target_length: Annotated[
+        list[int] | None, typer.Option(help="Length of a target text in tokens; repeatable.")
+    ] = None,
     left: Annotated[bool, typer.Option("--left", help="Pad on the left, as for generation.")] = False,
 ) -> None:
-    """Draw who may look at whom in a batch of texts that are padded to one length."""
+    """Plot the attention masks of a padded batch."""
 
     def draw() -> "Figure":
         from trivium.inspection import plot_masks
@@ -132,10 +137,10 @@ def masks(
 
 @pictures.command(epilog="Example: `trivium plot curves runs/numbers runs/wide -o curves.png`")
 def curves(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, finished or not.", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; runs may be unfinished.", show_default=False)],
     output: Output,
 ) -> None:
-    """Draw how runs went: losses, metrics and the learning rate, step by step."""
+    """Plot the losses, metrics and learning rate of runs."""
 
     def draw() -> "Figure":
         from trivium.inspection import plot_learning_curves
@@ -148,12 +153,14 @@ def curves(
 @pictures.command(epilog="Example: `trivium plot neighbours runs/numbers two twenty May -o neighbours.png`")
 def neighbours(
     model: Model,
-    words: Annotated[list[str], typer.Argument(help="Words.", show_default=False)],
+    words: Annotated[list[str], typer.Argument(help="Words to look up.", show_default=False)],
     output: Output,
-    count: Annotated[int, typer.Option(min=1, help="So many neighbours of each.")] = 8,
-    side: Annotated[Literal["source", "target"], typer.Option(help="Of a translator, whose embeddings.")] = "source",
+    count: Annotated[int, typer.Option(min=1, help="Number of neighbors per word.")] = 8,
+    side: Annotated[
+        Literal["source", "target"], typer.Option(help="Which embeddings of a translation model to use.")
+    ] = "source",
 ) -> None:
-    """Draw which tokens have embeddings like those of words, and all of them on a map."""
+    """Plot the nearest neighbors of words in embedding space, and a 2D projection of them."""
 
     def draw() -> "Figure":
         from trivium.inspection import plot_neighbours
@@ -165,7 +172,7 @@ def neighbours(
 
 @pictures.command(epilog='Example: `trivium plot lens runs/numbers "half past seven" -o lens.png`')
 def lens(model: Model, source: Source, output: Output, target: Target = None) -> None:
-    """Draw what a model would say at each of its layers: the token that each finds most probable."""
+    """Plot the logit lens: the most probable token at each layer."""
 
     def draw() -> "Figure":
         from trivium.inspection import plot_logit_lens
@@ -176,13 +183,13 @@ def lens(model: Model, source: Source, output: Output, target: Target = None) ->
 
 
 def _save(draw: Callable[[], "Figure"], output: Path) -> None:
-    """Draw a picture and write it; print each warning, such as of a script without a font, as a line."""
-    with mistakes_explained(), warnings.catch_warnings(record=True) as noticed:
+    """Draw and save a figure; print each warning, such as of missing glyphs, as one line."""
+    with report_errors(), warnings.catch_warnings(record=True) as caught:
         from trivium.inspection.drawing import check_picture, save_figure
 
-        check_picture(output)  # before all the work
+        check_picture(output)  # fail before the model is loaded
         save_figure(draw(), output)
-    for warning in noticed:
+    for warning in caught:
         typer.echo(f"Warning: {warning.message}", err=True)
     typer.echo(f"The picture is {output}.")
 
@@ -195,15 +202,13 @@ def _load(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     from trivium import modeling
 
     if not hasattr(modeling, name):
-        raise ValueError(
-            f"{folder} holds a {name}, but must hold a Trivium model; `trivium convert` may make one of it."
-        )
+        raise ValueError(f"{folder} holds a {name}, but must hold a Trivium model. Try `trivium convert` first.")
     model = getattr(modeling, name).from_pretrained(folder).eval()
     return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _load_config(model: str) -> "PreTrainedConfig":
-    """Load the configuration in a folder, or of a preset."""
+    """Load the configuration from a folder, or of a preset."""
     if not Path(model).exists():
         from trivium.configuration import preset_config
 
@@ -215,7 +220,7 @@ def _load_config(model: str) -> "PreTrainedConfig":
 
 
 def _indices(model: "PreTrainedModel", kind: str | None, layer: int | None, head: int | None) -> dict[str, Any]:
-    """Return layer and head as Python counts them.
+    """Convert layer and head to zero-based indices.
 
     Raises:
         ValueError: The model has fewer layers or heads.

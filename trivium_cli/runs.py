@@ -1,4 +1,4 @@
-"""Commands about runs: `trivium train`, `trivium launch-config`, `trivium average`, `trivium evaluate`."""
+"""Training commands: `trivium train`, `trivium launch-config`, `trivium average`, `trivium evaluate`."""
 
 import json
 from collections.abc import Iterable
@@ -20,16 +20,16 @@ from trivium_cli.common import (
     TrustRemoteCode,
     as_lines,
     check_saved_model,
-    given,
+    drop_none,
     load,
-    mistakes_explained,
+    report_errors,
 )
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-EXAMPLES = 5  # rows that an evaluation shows
-GREEDY = {  # the defaults of generation
+EXAMPLES = 5  # rows printed by an evaluation
+GREEDY = {  # transformers' generation defaults
     "do_sample": False,
     "num_beams": 1,
     "length_penalty": 1.0,
@@ -45,29 +45,28 @@ commands = typer.Typer()
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Fields of the recipe to replace: `section.field=value` ...", show_default=False),
+    typer.Argument(help="Recipe overrides: `section.field=value` ...", show_default=False),
 ]
 
 
 @commands.command(epilog="Example: `trivium train numbers model.d_model=256 training.max_steps=5000`")
 def train(
-    recipe: Annotated[
-        str, typer.Argument(help="A YAML file, the folder of a run, or the name of a recipe that comes along.")
-    ],
+    recipe: Annotated[str, typer.Argument(help="A YAML file, a run folder, or the name of a built-in recipe.")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint of the run.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete what an earlier run wrote there, nothing else, and start anew.")
+        bool,
+        typer.Option("--overwrite", help="Delete the files of an earlier run, but no others, and start from scratch."),
     ] = False,
 ) -> None:
-    """Train a model as a recipe says.
+    """Train a model from a recipe.
 
-    The folder `training.output_dir` of the recipe will hold the model, its tokenizer, checkpoints, TensorBoard logs
-    and the recipe itself.
+    The folder `training.output_dir` of the recipe will contain the model, its tokenizer, checkpoints, TensorBoard logs
+    and the recipe.
     """
     if resume and overwrite:
-        raise typer.BadParameter("--resume and --overwrite exclude each other.")
-    with mistakes_explained():
+        raise typer.BadParameter("--resume and --overwrite are mutually exclusive.")
+    with report_errors():
         from trivium.recipe import load_recipe
 
         loaded = load_recipe(recipe, overrides or [])
@@ -83,16 +82,16 @@ def train(
 )
 def launch_config(
     name: Annotated[
-        str | None, typer.Argument(help="The name of one; without it, all are listed.", show_default=False)
+        str | None, typer.Argument(help="Name of a configuration; by default all are listed.", show_default=False)
     ] = None,
 ) -> None:
-    """Print the path of a configuration for `accelerate launch`, to train on several devices."""
-    with mistakes_explained():
+    """Print the path of an `accelerate launch` configuration for multi-device training."""
+    with report_errors():
         from trivium.training.distributed import launch_configs
 
         configs = launch_configs()
         if name is not None and name not in configs:
-            raise ValueError(f"There is no configuration {name!r}: choose from {', '.join(configs)}.")
+            raise ValueError(f"The configuration is {name!r}, but must be one of {', '.join(configs)}.")
     for line in configs.values() if name is None else [configs[name]]:
         typer.echo(line)
 
@@ -103,51 +102,53 @@ def average(
         list[Path],
         typer.Argument(
             metavar="RUN_OR_FOLDERS",
-            help="The folder of a run, for its checkpoints; or several folders of saved models.",
+            help="A run folder, to average its checkpoints; or several folders of saved models.",
             show_default=False,
         ),
     ],
     output: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
-    last: Annotated[int | None, typer.Option(min=1, help="Of a run: only this many of its last checkpoints.")] = None,
+    last: Annotated[
+        int | None, typer.Option(min=1, help="Average only this many of the run's last checkpoints.")
+    ] = None,
 ) -> None:
     """Average the weights of a run's checkpoints, or of other models, into a new model.
 
-    The mean of the last few checkpoints often is better than the last one. The folder OUTPUT will hold a whole model,
-    as `trivium evaluate` and all other commands take it.
+    The average of the last few checkpoints is often better than the last one. The folder OUTPUT will contain a
+    complete model, which all commands accept.
     """
     if last and len(folders) > 1:
-        raise typer.BadParameter("--last goes with one run, not with several folders.")
-    with mistakes_explained():
+        raise typer.BadParameter("--last requires one run folder, not several folders.")
+    with report_errors():
         from trivium import averaging
 
         paths = folders if len(folders) > 1 else averaging.last_checkpoints(folders[0], last)
         averaging.average(paths, output, show_progress=True)
-    typer.echo(f"The mean of {', '.join(map(str, paths))} is in {output}.")
+    typer.echo(f"The average of {', '.join(map(str, paths))} is in {output}.")
 
 
 @commands.command(epilog="Example: `trivium evaluate runs/numbers --beams 5`")
 def evaluate(
     model: Model,
     overrides: Overrides = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Split to evaluate: train, validation or test.")] = "test",
     beams: Beams = None,
     length_penalty: LengthPenalty = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Rows in a batch; by default 64, or where texts are generated as for `trivium translate`."
+            min=1, help="Batch size, in rows; by default 64, or, if text is generated, as for `trivium translate`."
         ),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Measure a model on a part of the data that its run was given.
+    """Evaluate a model on a split of its run's data.
 
-    A translator translates and is compared with the references, a classifier says its labels, a language model is
-    asked how likely it finds the texts. Other data: `data.test=PREFIX`. Other metrics: `metrics=[chrf,perplexity]`.
-    Scores and some examples are printed, all are kept in the model's folder: `evaluation_SPLIT.json`, which says how
-    they were measured, and `predictions_SPLIT.txt`.
+    Translations are scored against the references, labels by classification metrics, language models by perplexity.
+    To evaluate on other data, set `data.test=PREFIX`; to use other metrics, set `metrics=[chrf,perplexity]`. Scores
+    and a few examples are printed. All scores, with the settings they were measured with, are written to
+    `evaluation_SPLIT.json` in the model's folder, and all predictions to `predictions_SPLIT.txt`.
     """
-    with mistakes_explained():
+    with report_errors():
         check_saved_model(model)
         from trivium.hub.public import data_name
         from trivium.recipe import load_recipe
@@ -155,8 +156,7 @@ def evaluate(
 
         if not (model / RECIPE_FILE).is_file():
             raise FileNotFoundError(
-                f"{model} has no {RECIPE_FILE}, which says what data it was trained with: give a folder that "
-                "`trivium train` wrote."
+                f"{model} has no {RECIPE_FILE}, which states its data. Use a folder that `trivium train` wrote."
             )
         recipe = load_recipe(model, overrides or [])
         from trivium import evaluation
@@ -166,10 +166,10 @@ def evaluate(
 
         data = load_data(recipe.data, recipe.kind.columns)
         if split not in data:
-            raise ValueError(f"--split is {split}, but the data has {', '.join(data)}: add data.{split}=...")
+            raise ValueError(f"--split is {split}, but must be one of {', '.join(data)}; or add data.{split}=...")
         rows = list(data[split])
         loaded, tokenizer = load(model, trust_remote_code=trust_remote_code)
-        options = given(num_beams=beams, length_penalty=length_penalty)
+        options = drop_none(num_beams=beams, length_penalty=length_penalty)
         decoding = {}
         if "target" in recipe.kind.columns:
             decoding = _decoding(loaded.generation_config, recipe.generation, options)
@@ -192,7 +192,7 @@ def evaluate(
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "versions": {name: version(name) for name in ("trivium", "torch", "transformers")},
     }
-    with mistakes_explained():
+    with report_errors():
         record(model, f"predictions_{split}.txt", f"evaluation_{split}.json")  # a later run may delete them
     if predictions:
         write_whole(model / f"predictions_{split}.txt", as_lines(predictions))
@@ -212,14 +212,14 @@ def evaluate(
 
 
 def _decoding(saved: "GenerationConfig", chosen: Iterable[str], options: dict[str, Any]) -> dict[str, Any]:
-    """Return the generation settings that an evaluation used.
+    """Return the generation settings used by an evaluation.
 
     Args:
-        saved: The settings saved with the model, which after generating include transformers' own defaults.
-        chosen: Names of the settings in the model's recipe, to be reported even if rare.
-        options: The settings given to the command, which replace the saved ones.
+        saved: Settings saved with the model; generating adds the defaults of transformers to them.
+        chosen: Names of the settings in the model's recipe, which are always reported.
+        options: Settings from the command line, which override the saved ones.
     """
     values = {name: value for name in (*GREEDY, *chosen) if (value := getattr(saved, name, None)) is not None}
     values = {**GREEDY, **values, **options}
-    values.pop("max_length", None)  # every evaluation sets its own
+    values.pop("max_length", None)  # an evaluation sets its own limit
     return {n: value for n, value in values.items() if n in ("do_sample", "num_beams") or value != GREEDY.get(n)}

@@ -1,4 +1,4 @@
-"""Commands that take texts: `trivium translate`, `generate`, `classify`, `fill-mask`."""
+"""Inference commands: `trivium translate`, `generate`, `classify`, `fill-mask`."""
 
 import json
 import sys
@@ -18,10 +18,10 @@ from trivium_cli.common import (
     as_line,
     as_lines,
     check_saved_model,
+    drop_none,
     finite,
-    given,
     load,
-    mistakes_explained,
+    report_errors,
 )
 
 if TYPE_CHECKING:
@@ -29,27 +29,33 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-Texts = Annotated[list[str] | None, typer.Argument(help="Texts; none: --input, or else standard input.")]
+Texts = Annotated[
+    list[str] | None, typer.Argument(help="Texts; by default those of --input, or else of standard input.")
+]
 Input = Annotated[
-    Path | None, typer.Option("--input", "-i", help="A file with a text a line.", exists=True, dir_okay=False)
+    Path | None, typer.Option("--input", "-i", help="Input file with one text per line.", exists=True, dir_okay=False)
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write here, a line for each text.")]
-Sample = Annotated[bool, typer.Option("--sample", help="Sample tokens by their probability.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Output file, with one line per text.")]
+Sample = Annotated[bool, typer.Option("--sample", help="Sample instead of searching for the most probable text.")]
 Temperature = Annotated[
-    float | None, typer.Option(min=0.01, help="With --sample: above 1 is bolder, below 1 safer.", callback=finite)
+    float | None,
+    typer.Option(min=0.01, help="With --sample: softmax temperature; above 1 increases diversity.", callback=finite),
 ]
-TopK = Annotated[int | None, typer.Option(min=1, help="With --sample: only the k most likely tokens.")]
+TopK = Annotated[int | None, typer.Option(min=1, help="With --sample: only from the k most probable tokens.")]
 TopP = Annotated[
     float | None,
     typer.Option(
-        min=0, max=1, help="With --sample: only the likeliest tokens with this total probability.", callback=finite
+        min=0,
+        max=1,
+        help="With --sample: nucleus sampling, only from the most probable tokens with this total probability.",
+        callback=finite,
     ),
 ]
 Engine = Annotated[
     Literal["torch", "ctranslate2", "onnx"],
-    typer.Option(help="The engine that computes; CTranslate2 is faster, above all on a CPU."),
+    typer.Option(help="Inference engine; CTranslate2 is faster, especially on a CPU."),
 ]
-Seed = Annotated[int, typer.Option(help="With --sample: the same seed gives the same texts.")]
+Seed = Annotated[int, typer.Option(help="With --sample: random seed.")]
 
 
 @commands.command(epilog="Example: `trivium translate runs/numbers --input english.txt --output german.txt --beams 5`")
@@ -66,26 +72,27 @@ def translate(
     top_p: TopP = None,
     seed: Seed = 0,
     max_length: Annotated[
-        int | None, typer.Option(min=2, help="Longest translation, in tokens; by default 50 more than the text has.")
+        int | None,
+        typer.Option(min=2, help="Maximum translation length in tokens; by default that of the text plus 50."),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Texts in a batch; by default as many as have 4,096 tokens."),
+        typer.Option(min=1, help="Batch size, in texts; by default as many as have 4,096 tokens."),
     ] = None,
     engine: Engine = "torch",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Translate texts given as arguments, in a file, or line by line on standard input.
+    """Translate texts from arguments, a file or standard input, one per line.
 
-    A text of more than 1,024 tokens is cut, with a warning, unless the model is for longer ones.
+    Texts of more than 1,024 tokens are truncated with a warning, unless the model supports longer ones.
 
-    With another engine than torch the folder may be one that `trivium convert` made for it; any other is converted
-    first, for this once.
+    For an engine other than torch, the folder may be one that `trivium convert` wrote for it; a saved model is
+    converted to a temporary folder first.
     """
     _check_sampling(sample, temperature, top_k, top_p)
     if trust_remote_code and engine != "torch":
-        raise typer.BadParameter("--trust-remote-code goes with --engine torch.")
-    with mistakes_explained():
+        raise typer.BadParameter("--trust-remote-code requires --engine torch.")
+    with report_errors():
         _check_files(texts, input_file, output_file)
         if engine == "torch":
             loaded, tokenizer = load(model, "translate", trust_remote_code=trust_remote_code)
@@ -96,7 +103,7 @@ def translate(
         from trivium.translation import translate as translations_of
 
         set_seed(seed)
-        options = given(
+        options = drop_none(
             num_beams=beams,
             length_penalty=length_penalty,
             do_sample=sample or None,
@@ -106,13 +113,13 @@ def translate(
             max_length=max_length,
         )
 
-        def answer(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
+        def process(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
             translations = translations_of(
                 loaded, tokenizer, texts, batch_size=batch_size, show_progress=show_progress, **options
             )
             return map(as_line, translations)
 
-        _answer_all(answer, texts, input_file, output_file)
+        _process_all(process, texts, input_file, output_file)
 
 
 @commands.command(epilog='Example: `trivium generate runs/stories "Once upon a time" --sample --top-p 0.9 --num 3`')
@@ -121,10 +128,10 @@ def generate(
     texts: Texts = None,
     input_file: Input = None,
     output_file: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write here, a line of JSON for each text.")
+        Path | None, typer.Option("--output", "-o", help="Output file, with one JSON object per line.")
     ] = None,
     number: Annotated[
-        int | None, typer.Option("--num", "-n", min=1, help="Continuations of each text; by default one.")
+        int | None, typer.Option("--num", "-n", min=1, help="Number of continuations per text; by default one.")
     ] = None,
     beams: Beams = None,
     sample: Sample = False,
@@ -133,19 +140,19 @@ def generate(
     top_p: TopP = None,
     seed: Seed = 0,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest continuation, in tokens; by default 256.")
+        int | None, typer.Option(min=1, help="Maximum continuation length in tokens; by default 256.")
     ] = None,
     batch_size: BatchSize = 16,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Continue texts given as arguments, in a file, or line by line on standard input.
+    """Continue texts from arguments, a file or standard input, one per line.
 
-    Without any of these, at a terminal, the model makes up a text from its beginning, as it does for an empty one.
-    Texts are printed with their continuations, which may have line breaks. Since those would not be told apart in a
-    file, `--output` has a line `{"prompt": ..., "continuations": [...]}` for each text.
+    Without input at a terminal, the model generates one text from scratch, as it does for an empty text. Texts are
+    printed with their continuations, which may contain line breaks. `--output` therefore writes a JSON object
+    `{"prompt": ..., "continuations": [...]}` per line.
     """
     _check_sampling(sample, temperature, top_k, top_p)
-    with mistakes_explained():
+    with report_errors():
         _check_files(texts, input_file, output_file)
         loaded, tokenizer = load(model, "generate", trust_remote_code=trust_remote_code)
         from transformers import set_seed
@@ -154,9 +161,9 @@ def generate(
 
         saved = loaded.generation_config
         if number and number > (beams or saved.num_beams or 1) and not (sample or saved.do_sample):
-            raise ValueError(f"--num is {number}: several continuations need --sample, or at least so many --beams.")
+            raise ValueError(f"--num is {number}: several continuations need --sample, or at least as many --beams.")
         set_seed(seed)
-        options = given(
+        options = drop_none(
             num_beams=beams,
             do_sample=sample or None,
             temperature=temperature,
@@ -166,7 +173,7 @@ def generate(
             num_return_sequences=number,
         )
 
-        def answer(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
+        def process(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
             texts, prompts = tee(texts)
             continued = continue_texts(
                 loaded, tokenizer, texts, batch_size=batch_size, show_progress=show_progress, **options
@@ -179,7 +186,7 @@ def generate(
 
         if not texts and not input_file and _at_terminal():
             texts = [""]
-        _answer_all(answer, texts, input_file, output_file)
+        _process_all(process, texts, input_file, output_file)
 
 
 @commands.command(epilog='Example: `trivium classify runs/questions "How far is the moon?"`')
@@ -190,22 +197,22 @@ def classify(
     output_file: Output = None,
     top_k: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of labels, the best first; by default one, or all where several can hold."),
+        typer.Option(min=1, help="Number of labels, best first; by default one, or all for multi-label models."),
     ] = None,
     batch_size: BatchSize = 64,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Label texts given as arguments, in a file, or line by line on standard input.
+    """Classify texts from arguments, a file or standard input, one per line.
 
-    A line for each text: a label, its score, the next label, its score, and so on, with tabs between. Scores are
-    probabilities, of a regression the numbers themselves. Blank texts stay blank.
+    Output is one line per text: labels and their scores, best first, separated by tabs. Scores are probabilities, or
+    the predicted values of a regression. Blank texts yield blank lines.
     """
-    with mistakes_explained():
+    with report_errors():
         _check_files(texts, input_file, output_file)
         loaded, tokenizer = load(model, "classify", trust_remote_code=trust_remote_code)
         kind, labels = loaded.config.problem_type, loaded.config.num_labels
         is_regression = kind == "regression" or (kind is None and labels == 1)
-        # Cut as in training; top_k None is all labels.
+        # Truncate as in training; top_k=None returns all labels.
         limit = loaded.config.max_position_embeddings
         options: dict[str, Any] = {"top_k": top_k, "truncation": True, "max_length": limit}
         if is_regression:
@@ -213,11 +220,13 @@ def classify(
         elif top_k is None and kind != "multi_label_classification":
             options["top_k"] = 1
 
-        def answer(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
-            for best in _pipe("text-classification", loaded, tokenizer, texts, batch_size, show_progress, **options):
-                yield _as_row((each["label"], each["score"]) for each in best)
+        def process(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
+            for best in _run_pipeline(
+                "text-classification", loaded, tokenizer, texts, batch_size, show_progress, **options
+            ):
+                yield _as_row((label["label"], label["score"]) for label in best)
 
-        _answer_all(answer, texts, input_file, output_file)
+        _process_all(process, texts, input_file, output_file)
 
 
 @commands.command("fill-mask", epilog='Example: `trivium fill-mask runs/words "Paris is the <mask> of France."`')
@@ -226,33 +235,35 @@ def fill_mask(
     texts: Texts = None,
     input_file: Input = None,
     output_file: Output = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Number of fillings, the best first.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="Number of predictions per mask, best first.")] = 5,
     batch_size: BatchSize = 64,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Guess what `<mask>` stands for in texts given as arguments, in a file, or line by line on standard input.
+    """Predict the token at `<mask>` in texts from arguments, a file or standard input, one per line.
 
-    A line for each text: a filling, its probability, the next filling, its probability, and so on, with tabs between;
-    where a text has several masks, first all for the first of them. Blank texts stay blank.
+    Output is one line per text: tokens and their probabilities, best first, separated by tabs; for several masks,
+    mask after mask. Blank texts yield blank lines.
     """
-    with mistakes_explained():
+    with report_errors():
         _check_files(texts, input_file, output_file)
         loaded, tokenizer = load(model, "fill-mask", trust_remote_code=trust_remote_code)
 
-        def masked(texts: Iterable[str]) -> Iterator[str]:
+        def check_masks(texts: Iterable[str]) -> Iterator[str]:
             for text in texts:
                 if text.strip() and tokenizer.mask_token not in text:
                     raise ValueError(f"A text has no {tokenizer.mask_token} to fill: {text!r}.")
                 yield text
 
-        def answer(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
+        def process(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
             best = min(top_k, loaded.config.vocab_size)
-            for found in _pipe("fill-mask", loaded, tokenizer, masked(texts), batch_size, show_progress, top_k=best):
-                # Of several masks, the pipeline gives a list for each.
-                fillings = chain.from_iterable(found) if found and isinstance(found[0], list) else found
-                yield _as_row((each["token_str"], each["score"]) for each in fillings)
+            for found in _run_pipeline(
+                "fill-mask", loaded, tokenizer, check_masks(texts), batch_size, show_progress, top_k=best
+            ):
+                # For several masks, the pipeline returns a list per mask.
+                predictions = chain.from_iterable(found) if found and isinstance(found[0], list) else found
+                yield _as_row((token["token_str"], token["score"]) for token in predictions)
 
-        _answer_all(answer, texts, input_file, output_file)
+        _process_all(process, texts, input_file, output_file)
 
 
 def _load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokenizerBase"]:
@@ -262,54 +273,56 @@ def _load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokeniz
     check_saved_model(folder)
     try:
         model: Any = (CTranslate2Model if engine == "ctranslate2" else OnnxModel).from_pretrained(folder)
-    except ImportError as error:  # an extra that is not installed
+    except ImportError as error:  # an optional dependency is not installed
         raise typer.BadParameter(str(error)) from error
     if not model.config.is_encoder_decoder:
-        raise ValueError(f"{folder} holds no translator, so it is not for `trivium translate`.")
+        raise ValueError(f"{folder} does not hold a translation model, so it is not for `trivium translate`.")
     return model, model.tokenizer
 
 
 def _check_sampling(sample: bool, *options: float | None) -> None:
     if not sample and any(option is not None for option in options):
-        raise typer.BadParameter("--temperature, --top-k and --top-p go with --sample.")
+        raise typer.BadParameter("--temperature, --top-k and --top-p require --sample.")
 
 
 def _check_files(texts: list[str] | None, input_file: Path | None, output_file: Path | None) -> None:
     if texts and input_file:
-        raise typer.BadParameter("Give texts or --input, not both.")
+        raise typer.BadParameter("Texts and --input are mutually exclusive.")
     if output_file and not output_file.parent.is_dir():
         raise FileNotFoundError(f"--output is {output_file}, but there is no folder {output_file.parent}.")
 
 
-class _Answer(Protocol):
+class _TextProcessor(Protocol):
     def __call__(self, texts: Iterable[str], show_progress: bool) -> Iterator[str]: ...
 
 
-def _answer_all(answer: _Answer, texts: list[str] | None, input_file: Path | None, output_file: Path | None) -> None:
-    """Read texts, and write or print the answers to them."""
+def _process_all(
+    process: _TextProcessor, texts: list[str] | None, input_file: Path | None, output_file: Path | None
+) -> None:
+    """Read texts, process them, and write or print the outputs."""
     from trivium.data import decode_lines, read_lines
     from trivium.storage.atomic import write_whole
 
     if not (texts or input_file) and sys.stdin is None:
-        raise ValueError("There is nothing to read: standard input is closed. Give texts, or --input with a file.")
-    # As bytes: Python's own decoding lets through what is not UTF-8, depending on the locale.
+        raise ValueError("There is no input: standard input is closed. Pass texts, or a file with --input.")
+    # Read bytes: depending on the locale, Python's text mode accepts input that is not UTF-8.
     lines = texts or (read_lines(input_file) if input_file else decode_lines(sys.stdin.buffer, "standard input"))
     if texts or input_file or not _at_terminal():
-        answers = answer(lines, show_progress=not texts)
-    else:  # an answer to every line, not to a batch
-        answers = (each for line in lines for each in answer([line], show_progress=False))
+        outputs = process(lines, show_progress=not texts)
+    else:  # answer each line at once instead of filling a batch
+        outputs = (output for line in lines for output in process([line], show_progress=False))
     if output_file:
-        write_whole(output_file, as_lines(answers))
+        write_whole(output_file, as_lines(outputs))
     else:
-        for each in answers:
-            print(each, flush=True)
+        for output in outputs:
+            print(output, flush=True)
 
 
 def _at_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def _pipe(
+def _run_pipeline(
     task: str,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -318,18 +331,18 @@ def _pipe(
     show_progress: bool,
     **options: Any,
 ) -> Iterator[list[Any]]:
-    """Run transformers' pipeline for a task on texts, and give its results in their order; none for blank texts."""
+    """Run a transformers pipeline on texts, and yield its results in order; blank texts yield an empty list."""
     from tqdm.auto import tqdm
     from transformers import pipeline
 
     pipe = pipeline(task, model=model, tokenizer=tokenizer, device=model.device, trust_remote_code=False)
-    texts, again = tee(texts)
+    texts, inputs = tee(texts)
     results = iter(pipe((text for text in texts if text.strip()), batch_size=batch_size, **options))
-    for text in tqdm(again, desc=task, unit=" texts", disable=not show_progress):
+    for text in tqdm(inputs, desc=task, unit=" texts", disable=not show_progress):
         yield next(results) if text.strip() else []
 
 
 def _as_row(scores: Iterable[tuple[str, float]]) -> str:
-    """Write names and scores with tabs between; a tab or line break in a name is written as in Python."""
+    """Format names and scores separated by tabs; tabs and line breaks in names are escaped as in Python."""
     escapes = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
     return "\t".join(f"{name.translate(escapes)}\t{score:.4f}" for name, score in scores)

@@ -1,4 +1,4 @@
-"""The command line ends with one line that says what is wrong, whatever it is given."""
+"""Invalid input to the command line ends with a one-line error."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ TRAIN = ["train", "numbers", "training.bf16=false", "training.output_dir=run"]
 
 
 def trivium(*arguments: str | Path, stdin: bytes | None = None) -> tuple[int, str]:
-    """Exit code, and standard output and error together."""
+    """Return the exit code, and standard output and error combined."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin, env={"COLUMNS": "500"})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, " ".join(re.sub(r"\x1b\[[\d;]*m|│", "", result.output).split())
@@ -64,7 +64,7 @@ def run_on(folder: Path, command: str, models: Path, tmp_path: Path) -> tuple[in
 
 
 @pytest.mark.parametrize(("command", "content"), [*((command, "[]") for command in COMMANDS), (COMMANDS[0], "{")])
-def test_a_config_that_is_no_object_is_named(command: str, content: str, models: Path, tmp_path: Path) -> None:
+def test_config_that_is_not_an_object_is_named(command: str, content: str, models: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(models / "translator", tmp_path / "model")
     (folder / "config.json").write_text(content)
     code, output = run_on(folder, command, models, tmp_path)
@@ -76,7 +76,7 @@ def test_a_config_that_is_no_object_is_named(command: str, content: str, models:
 @pytest.mark.parametrize(
     ("command", "size"), [*((command, -100) for command in COMMANDS), *((COMMANDS[0], size) for size in (0, 5, 1000))]
 )
-def test_weights_that_are_cut_off_are_named(command: str, size: int, models: Path, tmp_path: Path) -> None:
+def test_truncated_weights_are_named(command: str, size: int, models: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(models / "translator", tmp_path / "model")
     (folder / "recipe.yaml").write_text("data: {name: numbers}\ntraining: {output_dir: x}\n")
     weights = folder / "model.safetensors"
@@ -104,7 +104,7 @@ def test_weights_that_are_cut_off_are_named(command: str, size: int, models: Pat
         (["generation.num_beams=abc"], "generation.num_beams is 'abc', but must be an integer"),
     ],
 )
-def test_values_of_a_recipe_are_named(
+def test_invalid_recipe_values_are_named(
     overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -114,14 +114,14 @@ def test_values_of_a_recipe_are_named(
 
 
 @pytest.mark.parametrize("start", ["no/such/folder", "./nowhere", "/nowhere", "no such name"])
-def test_a_missing_init_from_folder_is_called_one(start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_init_from_folder_is_named(start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text("data: {name: numbers}\ntraining: {output_dir: x}\n")
     code, output = trivium("train", "recipe.yaml", f"init_from={start}")
     assert (code, f"init_from is '{start}', but there is no such folder" in output) == (1, True), output
 
 
-def test_a_strategy_in_a_message_is_as_in_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_spells_strategy_as_in_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for side in ("en", "de"):
         (tmp_path / f"train.{side}").write_text("one\n")
@@ -137,30 +137,30 @@ def test_a_strategy_in_a_message_is_as_in_a_recipe(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("option", ["--length-penalty", "--temperature", "--top-p"])
-def test_options_are_finite(option: str, value: str, models: Path) -> None:
+def test_options_must_be_finite(option: str, value: str, models: Path) -> None:
     code, output = trivium("translate", models / "translator", "one", "--sample", option, value)
     assert (code, option in output) == (2, True), output
 
 
 @pytest.mark.parametrize("command", ["translate", "generate"])
-def test_standard_input_that_is_not_utf_8_is_called_so(command: str, models: Path) -> None:
+def test_stdin_that_is_not_utf_8_is_named(command: str, models: Path) -> None:
     model = models / {"translate": "translator", "generate": "language-model"}[command]
     code, output = trivium(command, model, stdin="one\nfür\n".encode("latin-1"))
     assert code == 1
     assert "standard input, line 2: byte 0xfc at position 2 is not UTF-8" in output
 
 
-def test_standard_input_may_begin_with_a_mark(models: Path, tmp_path: Path) -> None:
+def test_stdin_may_start_with_byte_order_mark(models: Path, tmp_path: Path) -> None:
     for name, content in {"plain": b"one\ntwo\n", "marked": b"\xef\xbb\xbfone\r\ntwo"}.items():
         assert trivium("translate", models / "translator", "-o", tmp_path / name, stdin=content)[0] == 0
     assert (tmp_path / "plain").read_bytes() == (tmp_path / "marked").read_bytes()
 
 
 @pytest.mark.parametrize(("command", "model"), [(texts.translate, "translator"), (texts.generate, "language-model")])
-def test_closed_standard_input_is_named(
+def test_closed_stdin_is_named(
     command: Callable[..., None], model: str, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Python has no `sys.stdin` then."""
+    """Python sets `sys.stdin` to None in this case."""
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(typer.Exit) as caught:
         command(models / model)
@@ -169,22 +169,22 @@ def test_closed_standard_input_is_named(
 
 
 @pytest.mark.parametrize("engine", ["ctranslate2", pytest.param("onnx", marks=pytest.mark.slow)])
-def test_an_export_is_called_what_it_is(engine: str, models: Path, tmp_path: Path) -> None:
+def test_exported_folder_is_named(engine: str, models: Path, tmp_path: Path) -> None:
     code, output = trivium("convert", models / "language-model", tmp_path / "out", "--to", engine)
     assert code == 0, output
     assert "TriviumForCausalLM" in output
     assert "translat" not in output.replace("ctranslate2", "")
 
 
-# --- Lines without end -----------------------------------------------------------------------------------------------
+# --- Overlong lines --------------------------------------------------------------------------------------------------
 
 
-LIMIT = 24  # learned positions
+LIMIT = 24  # Learned positions.
 
 
 @pytest.fixture(scope="module")
 def short(models: Path) -> Path:
-    """A translator for short texts."""
+    """Return a translator for short texts."""
     tokenizer = TriviumTokenizer.from_pretrained(models / "translator")
     config = {"position_embedding_type": "learned", "max_position_embeddings": LIMIT, "vocab_size": len(tokenizer)}
     TriviumForConditionalGeneration(tiny_config(**config)).save_pretrained(models / "short")
@@ -193,10 +193,10 @@ def short(models: Path) -> Path:
 
 
 @pytest.mark.parametrize("length", [1_000, 20_000, 200_000])
-def test_a_line_without_end_is_cut_and_named(
+def test_overlong_line_is_truncated_and_named(
     length: int, short: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of 20,000 characters it took a minute, of 200,000 it did not end."""
+    """20,000 characters used to take a minute, 200,000 did not finish."""
     path = tmp_path / "lines.txt"
     path.write_text("one\n\n" + "one two " * (length // 8) + "\ntwo\n")
     assert trivium("translate", short, "-i", path, "-o", tmp_path / "out.txt")[0] == 0
@@ -207,7 +207,7 @@ def test_a_line_without_end_is_cut_and_named(
     assert len((tmp_path / "out.txt").read_text().split("\n")) == 5
 
 
-def test_positions_that_do_not_end_have_a_bound_too(
+def test_models_without_position_limit_have_one_too(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     positions = tiny_config().max_position_embeddings

@@ -1,4 +1,4 @@
-"""The commands that take texts, the refusals of those that a model is not for, and what `--help` says."""
+"""The commands that take texts, their refusal of unsuitable models, and the output of `--help`."""
 
 import json
 import re
@@ -31,11 +31,11 @@ CAT, DOGS, CLOUDS, BIRDS = TEXTS = [
     "über den Wolken 🙂 muß die Freiheit grenzenlos sein",
     "birds fly south in winter.",
 ]
-POSITIONS = 24  # less than the longest continuation that `trivium generate` allows by default
+POSITIONS = 24  # Less than the longest continuation that `trivium generate` allows by default.
 
 
 def trivium(*arguments: str | Path, stdin: str | None = None) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error, without colours."""
+    """Return the exit code, standard output and standard error, without colors."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin, env={"COLUMNS": "120"})
     return result.exit_code, result.stdout, re.sub(r"\x1b\[[\d;]*m", "", result.stderr)
 
@@ -47,16 +47,16 @@ def printed(*arguments: str | Path, stdin: str | None = None) -> str:
 
 
 def rows_of(output: str) -> list[list[tuple[str, float]]]:
-    """Lines of names and scores."""
+    """Parse lines of names and scores."""
     cells = [line.split("\t") if line else [] for line in output.removesuffix("\n").split("\n")]
     return [[(row[i], float(row[i + 1])) for i in range(0, len(row), 2)] for row in cells]
 
 
-# --- Models that know four texts -------------------------------------------------------------------------------------
+# --- Models that memorized four texts --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_seed() -> Iterator[None]:
+def _seed() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
@@ -121,7 +121,7 @@ def masked_model(folders: Path, tokenizer: TriviumTokenizer) -> Path:
     rows = [(i, j) for i in range(len(TEXTS)) for j in range(int(batch["attention_mask"][i].sum()) - 1)]
     inputs = {name: torch.stack([values[i] for i, _ in rows]) for name, values in batch.items()}
     labels = torch.full_like(inputs["input_ids"], -100)
-    for row, (_, j) in enumerate(rows):  # every token masked once
+    for row, (_, j) in enumerate(rows):  # Every token masked once.
         labels[row, j], inputs["input_ids"][row, j] = inputs["input_ids"][row, j].item(), mask_id
     learn(model, {**inputs, "labels": labels}, steps=100)
     return save(model, tokenizer, folders / "masked_model")
@@ -139,7 +139,9 @@ def save_classifier(folder: Path, tokenizer: TriviumTokenizer, labels: torch.Ten
 def classifier(folders: Path, tokenizer: TriviumTokenizer) -> Path:
     names = {0: "ground", 1: "air", 2: "sea\tor\\lake"}
     return save_classifier(
-        *(folders / "classifier", tokenizer, torch.tensor([0, 0, 1, 1])),
+        folders / "classifier",
+        tokenizer,
+        torch.tensor([0, 0, 1, 1]),
         id2label=names,
         label2id={name: i for i, name in names.items()},
         problem_type="single_label_classification",
@@ -150,7 +152,7 @@ def classifier(folders: Path, tokenizer: TriviumTokenizer) -> Path:
 # --- translate -------------------------------------------------------------------------------------------------------
 
 
-def test_translate_gives_a_line_for_each_text(translator: Path, tmp_path: Path) -> None:
+def test_translate_prints_one_line_per_text(translator: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text(f"{BIRDS}\n\n{CLOUDS}\n{CAT}", encoding="utf-8")
     trivium("translate", translator, "-i", tmp_path / "in.txt", "-o", tmp_path / "out.txt", "--batch-size", "2")
     assert (tmp_path / "out.txt").read_text(encoding="utf-8") == f"{BIRDS}\n\n{CLOUDS}\n{CAT}\n"
@@ -163,7 +165,7 @@ def test_translate_gives_a_line_for_each_text(translator: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("engine", ["ctranslate2", "onnx"])
-def test_converted_translator_translates_the_same(translator: Path, tmp_path: Path, engine: str) -> None:
+def test_converted_translator_gives_same_output(translator: Path, tmp_path: Path, engine: str) -> None:
     converted = tmp_path / "converted"
     assert f"--engine {engine}" in printed("convert", translator, converted, "--to", engine)
     expected = printed("translate", translator, *TEXTS)
@@ -175,22 +177,20 @@ def test_translate_converts_on_the_fly(translator: Path, language_model: Path, e
     expected = printed("translate", translator, *TEXTS)
     assert printed("translate", translator, *TEXTS, "--engine", engine) == expected
     code, _, errors = trivium("translate", language_model, CAT, "--engine", engine)
-    assert (code, "holds no translator" in errors) == (1, True), errors
+    assert (code, "not hold a translation model" in errors) == (1, True), errors
 
 
-def test_an_engine_that_is_not_installed_is_named(
-    translator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "ctranslate2", None)  # as if it were not there
+def test_missing_engine_is_named(translator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)  # As if it were not installed.
     for arguments in (["convert", translator, tmp_path / "out", "--to"], ["translate", translator, CAT, "--engine"]):
         code, _, errors = trivium(*arguments, "ctranslate2")
         assert (code, "pip install ctranslate2" in errors) == (2, True), errors
     assert not (tmp_path / "out").exists()
 
 
-def test_only_ctranslate2_is_quantized(translator: Path, tmp_path: Path) -> None:
+def test_only_ctranslate2_can_be_quantized(translator: Path, tmp_path: Path) -> None:
     code, _, errors = trivium("convert", translator, tmp_path / "out", "--to", "onnx", "--quantization", "int8")
-    assert (code, "--quantization goes with --to ctranslate2" in errors) == (2, True), errors
+    assert (code, "--quantization requires --to ctranslate2" in errors) == (2, True), errors
     sizes = []
     for name, options in {"large": [], "small": ["--quantization", "int8"]}.items():
         printed("convert", translator, tmp_path / name, "--to", "ctranslate2", *options)
@@ -198,7 +198,7 @@ def test_only_ctranslate2_is_quantized(translator: Path, tmp_path: Path) -> None
     assert sizes[1] < sizes[0]
 
 
-def test_generate_continues_texts_in_their_order(language_model: Path) -> None:
+def test_generate_continues_texts_in_order(language_model: Path) -> None:
     prompts = ["two", "the cat sat on", "über den", "birds fly"]
     output = printed("generate", language_model, *prompts, "--batch-size", "3")
     assert output == "".join(text + "\n" for text in (DOGS, CAT, CLOUDS, BIRDS))
@@ -216,12 +216,12 @@ def test_generate_writes_json_lines(language_model: Path, tmp_path: Path) -> Non
     assert wholes[2][0] in TEXTS, "an empty text is continued from its beginning"
 
 
-def test_generate_reads_standard_input(language_model: Path) -> None:
+def test_generate_reads_stdin(language_model: Path) -> None:
     assert printed("generate", language_model, stdin="birds\r\nthe\n") == f"{BIRDS}\n{CAT}\n"
     assert printed("generate", language_model, stdin="") == ""
 
 
-def test_generate_makes_a_text_up_at_a_terminal(language_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generate_without_prompt_at_a_terminal(language_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "_at_terminal", lambda: True)
     output = printed("generate", language_model, "--sample", "--num", "8", "--temperature", "0.5")
     found = [text for text in TEXTS if text in output]
@@ -229,13 +229,13 @@ def test_generate_makes_a_text_up_at_a_terminal(language_model: Path, monkeypatc
     assert sum(output.count(text) for text in TEXTS) >= 6
 
 
-def test_an_empty_text_begins_where_the_tokenizer_does_not_say_so(language_model: Path, tmp_path: Path) -> None:
+def test_empty_prompt_without_bos(language_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(language_model, tmp_path / "bare")
     TriviumTokenizer.from_pretrained(folder, add_bos_token=False).save_pretrained(folder)
     assert printed("generate", folder, "") == printed("generate", language_model, "")
 
 
-def test_generate_draws_the_same_with_the_same_seed(language_model: Path) -> None:
+def test_generate_is_reproducible_with_seed(language_model: Path) -> None:
     def draw(seed: int) -> str:
         return printed("generate", language_model, "the", "--sample", "--temperature", "3", "--seed", str(seed))
 
@@ -243,7 +243,7 @@ def test_generate_draws_the_same_with_the_same_seed(language_model: Path) -> Non
     assert len({draw(seed) for seed in range(3)}) > 1
 
 
-def test_generate_takes_the_options_of_generation(language_model: Path) -> None:
+def test_generate_accepts_generation_options(language_model: Path) -> None:
     generate: list[str | Path] = ["generate", language_model, "birds"]
     assert printed(*generate, "--max-new-tokens", "2") == "birds fly south\n"
     beams = printed(*generate, "--beams", "3", "--num", "3").split("\n")
@@ -256,7 +256,7 @@ def test_generate_takes_the_options_of_generation(language_model: Path) -> None:
 # --- classify --------------------------------------------------------------------------------------------------------
 
 
-def test_classify_labels_texts_in_their_order(classifier: Path, tmp_path: Path) -> None:
+def test_classify_labels_texts_in_order(classifier: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("\n".join([BIRDS, CAT, " ", CLOUDS]), encoding="utf-8")
     trivium("classify", classifier, "-i", tmp_path / "in.txt", "-o", tmp_path / "out.tsv", "--batch-size", "2")
     rows = rows_of((tmp_path / "out.tsv").read_text())
@@ -267,7 +267,7 @@ def test_classify_labels_texts_in_their_order(classifier: Path, tmp_path: Path) 
     assert printed("classify", classifier, stdin="\n") == "\n"
 
 
-def test_classify_shows_more_labels(classifier: Path) -> None:
+def test_classify_shows_top_k_labels(classifier: Path) -> None:
     [row] = rows_of(printed("classify", classifier, DOGS, "--top-k", "7"))
     assert row[0][0] == "ground"
     assert {name for name, _ in row} == {"ground", "air", r"sea\tor\\lake"}
@@ -275,14 +275,14 @@ def test_classify_shows_more_labels(classifier: Path) -> None:
     assert [score for _, score in row] == sorted((score for _, score in row), reverse=True)
 
 
-def test_classify_cuts_long_texts_as_training_does(classifier: Path) -> None:
+def test_classify_truncates_as_training_does(classifier: Path) -> None:
     assert rows_of(printed("classify", classifier, "birds " * POSITIONS))[0]
 
 
-def test_classify_with_several_labels(folders: Path, tokenizer: TriviumTokenizer) -> None:
+def test_classify_multi_label(folders: Path, tokenizer: TriviumTokenizer) -> None:
     labels = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
     folder = save_classifier(
-        *(folders / "several", tokenizer, labels), num_labels=2, problem_type="multi_label_classification"
+        folders / "several", tokenizer, labels, num_labels=2, problem_type="multi_label_classification"
     )
     rows = [dict(row) for row in rows_of(printed("classify", folder, *TEXTS))]
     assert [[round(row[f"LABEL_{i}"]) for i in range(2)] for row in rows] == labels.tolist()
@@ -290,7 +290,7 @@ def test_classify_with_several_labels(folders: Path, tokenizer: TriviumTokenizer
 
 
 @pytest.mark.parametrize("problem_type", ["regression", None])
-def test_classify_gives_the_numbers_of_a_regression(
+def test_classify_prints_regression_values(
     folders: Path, tokenizer: TriviumTokenizer, problem_type: str | None
 ) -> None:
     labels = torch.tensor([-3.0, 0.0, 2.0, 5.0])
@@ -302,7 +302,7 @@ def test_classify_gives_the_numbers_of_a_regression(
 # --- fill-mask -------------------------------------------------------------------------------------------------------
 
 
-def test_fill_mask_guesses_in_order(masked_model: Path, tmp_path: Path) -> None:
+def test_fill_mask_predicts_in_order(masked_model: Path, tmp_path: Path) -> None:
     lines = ["birds fly <mask> in winter.", "", "the cat <mask> on the mat.", CLOUDS.replace("Wolken", "<mask>")]
     (tmp_path / "in.txt").write_text("\n".join(lines), encoding="utf-8")
     trivium("fill-mask", masked_model, "-i", tmp_path / "in.txt", "-o", tmp_path / "out.tsv", "--batch-size", "2")
@@ -326,12 +326,12 @@ def test_fill_mask_fills_several_masks(masked_model: Path, tokenizer: TriviumTok
     assert r"\n" in dict(row), "a line break would end the row"
 
 
-def test_fill_mask_gives_no_more_than_there_is(masked_model: Path, tokenizer: TriviumTokenizer) -> None:
+def test_fill_mask_top_k_is_limited_to_vocabulary(masked_model: Path, tokenizer: TriviumTokenizer) -> None:
     [row] = rows_of(printed("fill-mask", masked_model, "the <mask>", "--top-k", "99999"))
     assert len(row) == len(tokenizer)
 
 
-def test_a_text_without_a_mask_is_named(masked_model: Path) -> None:
+def test_text_without_mask_is_named(masked_model: Path) -> None:
     code, _, errors = trivium("fill-mask", masked_model, "a <mask>", "no gap")
     assert code == 1
     assert "A text has no <mask> to fill: 'no gap'." in errors
@@ -341,7 +341,7 @@ def test_a_text_without_a_mask_is_named(masked_model: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "model"), [("classify", "classifier"), ("fill-mask", "masked_model")])
-def test_every_line_at_a_terminal_is_answered_before_the_next_is_read(
+def test_terminal_lines_are_answered_one_by_one(
     command: str, model: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers_so_far: list[int] = []
@@ -373,7 +373,7 @@ FOLDERS = {
 
 @pytest.mark.parametrize("fitting", FOLDERS)
 @pytest.mark.parametrize("command", FOLDERS)
-def test_a_model_for_another_command_is_refused(command: str, fitting: str, request: pytest.FixtureRequest) -> None:
+def test_model_for_another_command_is_refused(command: str, fitting: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(FOLDERS[fitting])
     code, output, errors = trivium(command, folder, "the <mask>")
     if command == fitting:
@@ -385,13 +385,13 @@ def test_a_model_for_another_command_is_refused(command: str, fitting: str, requ
     assert errors.count("\n") == 1
 
 
-def test_a_model_without_a_head_is_refused(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_model_without_head_is_refused(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     save(TriviumEncoderModel(tiny_config(vocab_size=len(tokenizer), decoder_layers=0)), tokenizer, tmp_path)
     code, _, errors = trivium("classify", tmp_path, "text")
     assert code == 1
-    assert "holds a TriviumEncoderModel, which is for none of the commands that take texts." in errors
+    assert "holds a TriviumEncoderModel, which is not supported by any command that takes texts." in errors
     (tmp_path / "config.json").write_text('{"model_type": "trivium"}')
-    assert "holds a model of no known class" in trivium("generate", tmp_path, "text")[2]
+    assert "holds a model of unknown class" in trivium("generate", tmp_path, "text")[2]
 
 
 @pytest.mark.parametrize("command", FOLDERS)
@@ -401,10 +401,10 @@ def test_a_model_without_a_head_is_refused(tokenizer: TriviumTokenizer, tmp_path
         (["nowhere", "text"], 1, "nowhere is not a saved model"),
         ([".", "text", "--output", "nowhere/x"], 1, "there is no folder nowhere"),
         ([".", "--input", "nowhere.txt"], 2, "does not exist"),
-        ([".", "text", "--input", __file__], 2, "Give texts or --input, not both."),
+        ([".", "text", "--input", __file__], 2, "Texts and --input are mutually exclusive."),
     ],
 )
-def test_mistakes_end_with_a_line_and_a_code(command: str, arguments: list[str], code: int, message: str) -> None:
+def test_errors_are_one_line_with_exit_code(command: str, arguments: list[str], code: int, message: str) -> None:
     exit_code, output, errors = trivium(command, *arguments)
     assert (exit_code, output) == (code, "")
     assert message in " ".join(errors.replace("│", " ").split())
@@ -413,16 +413,16 @@ def test_mistakes_end_with_a_line_and_a_code(command: str, arguments: list[str],
 
 @pytest.mark.parametrize("option", ["--temperature", "--top-k", "--top-p"])
 @pytest.mark.parametrize("command", ["translate", "generate"])
-def test_options_of_sampling_want_sampling(command: str, option: str) -> None:
+def test_sampling_options_require_sampling(command: str, option: str) -> None:
     code, _, errors = trivium(command, ".", "text", option, "1")
     assert code == 2
-    assert "go with --sample" in errors
+    assert "require --sample" in errors
 
 
-def test_generate_says_what_cannot_be(language_model: Path, tmp_path: Path) -> None:
+def test_generate_refuses_impossible_requests(language_model: Path, tmp_path: Path) -> None:
     several = trivium("generate", language_model, "the", "--num", "3")
     assert several[0] == 1
-    assert "--num is 3: several continuations need --sample, or at least so many --beams." in several[2]
+    assert "--num is 3: several continuations need --sample, or at least as many --beams." in several[2]
     too_long = trivium("generate", language_model, "the " * POSITIONS)
     assert too_long[0] == 1
     assert f"max_position_embeddings={POSITIONS}" in too_long[2]
@@ -461,13 +461,13 @@ def help_of(*command: str) -> str:
     return re.sub(r"\x1b\[[\d;]*m", "", printed(*command, "--help"))
 
 
-def test_help_lists_the_commands() -> None:
+def test_help_lists_commands() -> None:
     listed = re.findall(r"^│ ([a-z][\w-]*) ", help_of(), flags=re.MULTILINE)
     assert set(listed) == set(OPTIONS)
 
 
 @pytest.mark.parametrize("command", OPTIONS)
-def test_help_lists_the_options(command: str) -> None:
+def test_help_lists_options(command: str) -> None:
     listed = set(re.findall(r"^│ +\*? *(--[\w-]+) ", help_of(command), flags=re.MULTILINE))
     assert listed >= OPTIONS[command] | {"--help"}
     assert "trivium " + command in " ".join(help_of(command).split()).partition("Example: ")[2]

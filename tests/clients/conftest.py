@@ -1,4 +1,4 @@
-"""What the tests of clients share: packages that no one here wrote, on folders that `save_pretrained` made."""
+"""Fixtures for tests of third-party clients on folders written by `save_pretrained`."""
 
 import os
 import re
@@ -39,7 +39,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where huggingface_hub was imported before the environment was set."""
+    """Go offline even if huggingface_hub was imported before the environment was set."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
@@ -50,19 +50,19 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> TriviumTokenizer:
-    """For encoders: `<s> text </s>`."""
+    """Return a tokenizer for encoders: `<s> text </s>`."""
     return train_tokenizer(TEXTS * 3, vocab_size=300, add_bos_token=True, add_eos_token=True, model_max_length=64)
 
 
 @pytest.fixture(scope="session")
 def open_tokenizer() -> TriviumTokenizer:
-    """For decoders: `<s> text`, which goes on."""
+    """Return a tokenizer for decoders: `<s> text`, without EOS."""
     return train_tokenizer(TEXTS * 3, vocab_size=300, add_bos_token=True, add_eos_token=False, model_max_length=64)
 
 
 @pytest.fixture
 def run_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], dict[str, Any]]:
-    """Run, in a folder of its own, the Python code that docs/clients.md has under a heading; return its variables."""
+    """Return a function that runs the Python under a heading of docs/clients.md in a temporary folder."""
 
     def run(heading: str) -> dict[str, Any]:
         monkeypatch.chdir(tmp_path)
@@ -76,7 +76,7 @@ def run_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str],
 
 @pytest.fixture
 def without_trivium(tmp_path: Path) -> Callable[[str], torch.Tensor]:
-    """Run a program in a process where the package is absent, and return the tensor that it saves as result.pt."""
+    """Return a function that runs a program without Trivium and returns the tensor it saves as result.pt."""
 
     def run(program: str) -> torch.Tensor:
         environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}

@@ -1,4 +1,4 @@
-"""torch.export, and transformers' exporters to it and to ONNX: the same outputs for other batches and lengths."""
+"""torch.export, and transformers' exporters built on it: equal outputs for other batch sizes and lengths."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,11 +29,11 @@ EVERY_POSITION = [
 CASES = [(model_class, "sinusoidal") for model_class in MODELS] + EVERY_POSITION
 ONE_OF_EACH_WAY = (TriviumForConditionalGeneration, TriviumForMaskedLM, TriviumForCausalLM)
 EVERY_DAY = [(model_class, "sinusoidal") for model_class in ONE_OF_EACH_WAY]
-LONG = "each of its graphs takes about 10 seconds to be made"
+LONG = "exporting a graph takes about 10 seconds"
 
 
 def make_model(model_class: type[PreTrainedModel], **options: Any) -> PreTrainedModel:
-    """A model of one layer a stack, in float32, that returns no cache."""
+    """Return a float32 model with one layer per stack that returns no cache."""
     layers = {"encoder_layers": 1, "decoder_layers": 1, "num_key_value_heads": 2, **MODELS[model_class]}
     model = tiny_model(model_class, **{"attn_implementation": "sdpa", **layers, **options}).float()
     model.config.use_cache = False
@@ -49,7 +49,7 @@ def make_inputs(model: PreTrainedModel, lengths: list[int], target_length: int) 
 
 
 def assert_same_outputs(model: PreTrainedModel, exported: Any, **tolerance: float) -> None:
-    """Compare on batches of other sizes than the example's: larger, and a single sentence."""
+    """Compare on batch sizes unlike the example's: a larger batch, and a single sentence."""
     for lengths, target_length in (([9, 4, 2], 7), ([3], 2)):
         inputs = make_inputs(model, lengths, target_length)
         with torch.no_grad():
@@ -76,7 +76,7 @@ def test_torch_export(model_class: type[PreTrainedModel], position: str) -> None
     "model_class",
     [pytest.param(each, marks=pytest.mark.slow) for each in (TriviumModel, TriviumForMaskedLM, TriviumForCausalLM)],
 )
-def test_the_dynamo_exporter(model_class: type[PreTrainedModel]) -> None:
+def test_dynamo_exporter(model_class: type[PreTrainedModel]) -> None:
     model = make_model(model_class)
     config = exporters.DynamoConfig(dynamic=True)
     assert_same_outputs(model, exporters.DynamoExporter().export(model, make_inputs(model, [6, 4], 5), config))
@@ -90,7 +90,7 @@ def check_onnx(model: PreTrainedModel, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_onnx_and_the_page(
+def test_onnx_exporter_and_docs_page(
     tmp_path: Path, tokenizer: TriviumTokenizer, run_page: Callable[[str], dict[str, Any]]
 ) -> None:
     folder = tmp_path / "runs" / "trec-finetuned"
@@ -103,7 +103,7 @@ def test_onnx_and_the_page(
 
 @pytest.mark.slow(reason=LONG)
 @pytest.mark.parametrize(("model_class", "position"), CASES)
-def test_onnx_of_every_model(tmp_path: Path, model_class: type[PreTrainedModel], position: str) -> None:
+def test_onnx_exporter_for_all_models(tmp_path: Path, model_class: type[PreTrainedModel], position: str) -> None:
     check_onnx(make_model(model_class, position_embedding_type=position), tmp_path)
 
 
@@ -119,13 +119,13 @@ def export_for_generation(backend: str, model: PreTrainedModel, example: dict[st
 
 
 def likeliest(outputs: Any) -> torch.Tensor:
-    """(batch, 1), the token that follows."""
+    """Return the (batch, 1) argmax of the last logits."""
     return outputs.logits[:, -1:].argmax(dim=-1)
 
 
 @pytest.mark.slow(reason=LONG)
 @pytest.mark.parametrize("backend", ["Dynamo", "Onnx"])
-def test_a_decoder_generates_with_its_cache(backend: str) -> None:
+def test_decoder_export_generates_with_cache(backend: str) -> None:
     model = make_model(TriviumForCausalLM, position_embedding_type="rotary")
     example = {"input_ids": random_ids(2, 5), "attention_mask": mask_of([5, 3], "left")}
     exported = export_for_generation(backend, model, example)
@@ -155,8 +155,8 @@ def test_a_decoder_generates_with_its_cache(backend: str) -> None:
 
 @pytest.mark.slow(reason=LONG)
 @pytest.mark.parametrize("backend", ["Dynamo", "Onnx"])
-def test_an_encoder_decoder_generates_with_its_cache(backend: str) -> None:
-    """The encoder is exported by itself; the decoder from an example of several tokens, which one would fix to one."""
+def test_encoder_decoder_export_generates_with_cache(backend: str) -> None:
+    """Export the encoder separately; the decoder with several example tokens, since one would fix the length."""
     model = make_model(TriviumForConditionalGeneration)
     example = {"input_ids": random_ids(2, 5), "attention_mask": mask_of([5, 3])}
     exported = export_for_generation(backend, model, {**example, "decoder_input_ids": random_ids(2, 3)})
@@ -172,7 +172,7 @@ def test_an_encoder_decoder_generates_with_its_cache(backend: str) -> None:
             "attention_mask": mask,
         }
     empty = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
-    written = [expected[:, :3]]  # the start and the two that were given
+    written = [expected[:, :3]]  # The start token and the two that were passed.
     outputs = prefill(decoder_input_ids=written[0], cache=empty, **common)
     written.append(likeliest(outputs))
     while len(written) < 6:

@@ -1,4 +1,4 @@
-"""The language model evaluation harness: what the decoder finds likely, chooses and writes, on tasks made here."""
+"""The language model evaluation harness: likelihoods, multiple choice and generation on local tasks."""
 
 import json
 import shutil
@@ -49,13 +49,13 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 def folder(tmp_path_factory: pytest.TempPathFactory, open_tokenizer: TriviumTokenizer) -> Path:
     folder = tmp_path_factory.mktemp("decoder")
     model = tiny_model(TriviumForCausalLM, encoder_layers=0, vocab_size=len(open_tokenizer), std=0.02)
-    model.save_pretrained(folder)  # in float64
+    model.save_pretrained(folder)  # In float64.
     open_tokenizer.save_pretrained(folder)
     return folder
 
 
-def halves(texts: list[str]) -> list[tuple[str, str]]:
-    """Each text as how it begins and how it goes on."""
+def split_texts(texts: list[str]) -> list[tuple[str, str]]:
+    """Split each text into a context and its continuation."""
     return [(text[: text.index(" ", 5)], text[text.index(" ", 5) :]) for text in texts]
 
 
@@ -63,8 +63,8 @@ def own_loglikelihood(folder: Path, tokenizer: TriviumTokenizer, beginning: str,
     model = TriviumForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     ids = tokenizer(beginning + end, return_tensors="pt").input_ids
     with torch.no_grad():
-        each = model(input_ids=ids).logits.log_softmax(dim=-1)[0, :-1].gather(1, ids[0, 1:, None])
-    return each[len(tokenizer(beginning).input_ids) - 1 :].sum().item()
+        log_probs = model(input_ids=ids).logits.log_softmax(dim=-1)[0, :-1].gather(1, ids[0, 1:, None])
+    return log_probs[len(tokenizer(beginning).input_ids) - 1 :].sum().item()
 
 
 def ask(kind: str, model: HFLM, questions: list[Any]) -> list[Any]:
@@ -73,30 +73,30 @@ def ask(kind: str, model: HFLM, questions: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_loglikelihoods_are_the_models(
+def test_loglikelihoods_match_model(
     folder: Path, open_tokenizer: TriviumTokenizer, texts: list[str], batch_size: int
 ) -> None:
-    pairs = halves(texts)
+    pairs = split_texts(texts)
     expected = [own_loglikelihood(folder, open_tokenizer, *pair) for pair in pairs]
     model = HFLM(str(folder), device="cpu", dtype="float64", batch_size=batch_size)
-    assert model.max_length == 64  # longer contexts are cut there
+    assert model.max_length == 64  # Longer contexts are truncated there.
     answers = ask("loglikelihood", model, pairs)
     assert [likelihood for likelihood, _ in answers] == pytest.approx(expected, rel=1e-9)
 
-    # The harness puts `<s>` in front itself; without this there would be two, as with every tokenizer that does so.
+    # The harness prepends `<s>` itself; without this there would be two, as with every tokenizer that adds it.
     model = HFLM(str(folder), device="cpu", dtype="float64", batch_size=batch_size, add_bos_token=False)
     expected = [own_loglikelihood(folder, open_tokenizer, "", text) for text in texts]
     assert ask("loglikelihood_rolling", model, [(text,) for text in texts]) == pytest.approx(expected, rel=1e-9)
 
 
-def test_likelihoods_of_a_translator(tmp_path: Path, tokenizer: TriviumTokenizer, texts: list[str]) -> None:
-    """`backend="seq2seq"` is needed: by the type of the model the harness would take its decoder alone."""
+def test_translator_loglikelihoods_match_model(tmp_path: Path, tokenizer: TriviumTokenizer, texts: list[str]) -> None:
+    """`backend="seq2seq"` is required: by the model type, the harness would load the decoder only."""
     model = tiny_model(TriviumForConditionalGeneration, vocab_size=len(tokenizer), std=0.02)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    pairs, expected = halves(texts), []
+    pairs, expected = split_texts(texts), []
     for source, target in pairs:
-        labels = tokenizer(target, add_special_tokens=False, return_tensors="pt").input_ids  # nothing around it
+        labels = tokenizer(target, add_special_tokens=False, return_tensors="pt").input_ids  # Without special tokens.
         with torch.no_grad():
             logits = model(**tokenizer(source, return_tensors="pt"), labels=labels).logits
         expected.append(logits.log_softmax(dim=-1).gather(2, labels[..., None]).sum().item())
@@ -110,7 +110,7 @@ def test_likelihoods_of_a_translator(tmp_path: Path, tokenizer: TriviumTokenizer
 def test_tasks_are_evaluated(
     tmp_path: Path, folder: Path, open_tokenizer: TriviumTokenizer, texts: list[str], batch_size: int
 ) -> None:
-    pairs = halves(texts)
+    pairs = split_texts(texts)
     model = TriviumForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     written = []
     for prompt, _ in pairs:
@@ -124,7 +124,7 @@ def test_tasks_are_evaluated(
         for (prompt, _), (first, second) in zip(pairs, choices, strict=True)
     ]
     rows = [
-        # For half of the rows the right answer is what the model writes.
+        # For half of the rows the model's own output is the right answer.
         {"prompt": prompt, "answer": written[i] if i % 2 else answer, "choices": choices[i]}
         for i, (prompt, answer) in enumerate(pairs)
     ]
@@ -155,9 +155,9 @@ def test_tasks_are_evaluated(
 
 
 @pytest.mark.slow
-def test_the_page(tmp_path: Path, folder: Path, texts: list[str], run_page: Callable[[str], dict[str, Any]]) -> None:
+def test_docs_page(tmp_path: Path, folder: Path, texts: list[str], run_page: Callable[[str], dict[str, Any]]) -> None:
     shutil.copytree(folder, tmp_path / "runs" / "shakespeare")
-    rows = [{"prompt": prompt, "answer": answer} for prompt, answer in halves(texts)]
+    rows = [{"prompt": prompt, "answer": answer} for prompt, answer in split_texts(texts)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "my_tasks").mkdir()
     task = TASK.format(name="loglikelihood", file=tmp_path / "rows.jsonl").replace(
@@ -168,13 +168,13 @@ def test_the_page(tmp_path: Path, folder: Path, texts: list[str], run_page: Call
 
 
 @pytest.mark.slow
-def test_a_folder_is_evaluated_where_the_package_is_absent(
+def test_folder_is_evaluated_without_package(
     folder: Path,
     open_tokenizer: TriviumTokenizer,
     texts: list[str],
     without_trivium: Callable[[str], torch.Tensor],
 ) -> None:
-    pairs = halves(texts)
+    pairs = split_texts(texts)
     result = without_trivium(
         f"""
 from lm_eval.api.instance import Instance

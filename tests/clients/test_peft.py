@@ -62,14 +62,14 @@ def inputs_for(task: str) -> dict[str, torch.Tensor]:
 
 
 def answer(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits, or whatever else is there in their place."""
+    """Return the logits, or the first output of a model without a head."""
     outputs = model(**inputs)
     names = ("logits", "start_logits", "last_hidden_state")
     return next(outputs[name] for name in names if name in outputs).detach()
 
 
 def train(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = 8) -> None:
-    """Train all that may be, lowering the loss, or a model without a head towards zero, and nothing else."""
+    """Train all trainable parameters, lowering the loss, or driving the output of a headless model towards zero."""
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.03)
     losses = []
@@ -91,8 +91,8 @@ def load_base(task: str, folder: Path) -> PreTrainedModel:
     return MODELS[task][0].from_pretrained(folder, dtype=torch.float64).eval()
 
 
-def adapted(task: str, folder: Path, config: PeftConfig, **options: Any) -> PeftModel:
-    """A tiny model of this kind, saved in `folder`, loaded, and with an adapter."""
+def add_adapter(task: str, folder: Path, config: PeftConfig, **options: Any) -> PeftModel:
+    """Save a tiny model to `folder`, load it, and add an adapter."""
     model_class, layers, _ = MODELS[task]
     tiny_model(model_class, **layers, **options).save_pretrained(folder)
     return get_peft_model(load_base(task, folder), config)
@@ -100,21 +100,21 @@ def adapted(task: str, folder: Path, config: PeftConfig, **options: Any) -> Peft
 
 @pytest.mark.parametrize("targets", ["some", "all"])
 @pytest.mark.parametrize("task", MODELS)
-def test_lora_is_trained_saved_loaded_and_merged(tmp_path: Path, task: str, targets: str) -> None:
-    # As with BERT's, PEFT would adapt the head of these two and then find that it is to be trained in full.
+def test_lora_trains_saves_loads_and_merges(tmp_path: Path, task: str, targets: str) -> None:
+    # As for BERT, PEFT would adapt the head of these two although it is to be trained in full.
     head = {"TOKEN_CLS": ["classifier"], "QUESTION_ANS": ["qa_outputs"]}.get(task)
     every = {"target_modules": "all-linear", "exclude_modules": head}
     config = LoraConfig(
         task_type=task, r=4, **({"target_modules": ["q_proj", "v_proj"]} if targets == "some" else every)
     )
     inputs = inputs_for(task)
-    model = adapted(task, tmp_path / "base", config)
+    model = add_adapter(task, tmp_path / "base", config)
     untrained = load_base(task, tmp_path / "base")
     names = {name.split(".lora_A")[0].split(".")[-1] for name, _ in model.named_parameters() if "lora_A" in name}
     assert names == (
         {"q_proj", "v_proj"} if targets == "some" else {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"}
     )
-    if task in (*LANGUAGE_MODELS, "FEATURE_EXTRACTION"):  # the others have a head, which is trained in full
+    if task in (*LANGUAGE_MODELS, "FEATURE_EXTRACTION"):  # The other models have a head, which is trained in full.
         torch.testing.assert_close(answer(model, inputs), answer(untrained, inputs), **EXACT)
         assert all("lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
     train(model, inputs)
@@ -152,7 +152,7 @@ def other_config(method: str, task: str) -> PeftConfig:
         return IA3Config(task_type=task, **targets)
     if method == "prompt":
         return PromptTuningConfig(task_type=task, num_virtual_tokens=3)
-    # PEFT would take `num_hidden_layers`, the encoder's, but the prefix is the decoder's, where there is one.
+    # PEFT would use `num_hidden_layers`, the encoder's, but the prefix belongs to the decoder if there is one.
     layers = 3 if task in LANGUAGE_MODELS else 2
     return PrefixTuningConfig(task_type=task, num_virtual_tokens=3, num_layers=layers)
 
@@ -160,9 +160,9 @@ def other_config(method: str, task: str) -> PeftConfig:
 @pytest.mark.parametrize(
     ("method", "task"), [(method, task) for method in OTHER_METHODS for task in OTHER_METHODS[method]]
 )
-def test_other_adapters_are_trained_saved_and_loaded(tmp_path: Path, method: str, task: str) -> None:
+def test_other_adapters_train_save_and_load(tmp_path: Path, method: str, task: str) -> None:
     inputs = inputs_for(task)
-    model = adapted(task, tmp_path / "base", other_config(method, task))
+    model = add_adapter(task, tmp_path / "base", other_config(method, task))
     train(model, inputs)
     expected = answer(model, inputs)
     model.save_pretrained(tmp_path / "adapter")
@@ -173,21 +173,22 @@ def test_other_adapters_are_trained_saved_and_loaded(tmp_path: Path, method: str
         assert torch.equal(model.generate(**prompt, max_new_tokens=4), again.generate(**prompt, max_new_tokens=4))
 
 
-def test_an_encoder_sees_the_prefix_and_no_padding(tmp_path: Path) -> None:
-    """No encoder has a cache, but its attention takes one, and so the prefix."""
+def test_encoder_attends_to_prefix_not_padding(tmp_path: Path) -> None:
+    """An encoder has no cache, but its attention accepts one, and thereby the prefix."""
     inputs = inputs_for("FEATURE_EXTRACTION")
-    model = adapted("FEATURE_EXTRACTION", tmp_path, other_config("prefix", "FEATURE_EXTRACTION"))
+    model = add_adapter("FEATURE_EXTRACTION", tmp_path, other_config("prefix", "FEATURE_EXTRACTION"))
     nn.init.normal_(model.prompt_encoder["default"].embedding.weight)
     together = answer(model.eval(), inputs)
     for row, length in enumerate(inputs["attention_mask"].sum(dim=1).tolist()):
         alone = {name: value[row : row + 1, :length] for name, value in inputs.items()}
-        torch.testing.assert_close(answer(model, alone)[0], together[row, :length])  # PEFT's prefix is in float32
+        # PEFT keeps the prefix in float32.
+        torch.testing.assert_close(answer(model, alone)[0], together[row, :length])
         assert (answer(load_base("FEATURE_EXTRACTION", tmp_path), alone)[0] - together[row, :length]).abs().max() > 0.1
 
 
-def test_a_prefix_is_refused_by_heads_of_encoders(tmp_path: Path) -> None:
-    """By PEFT, which looks for `past_key_values` in the signature of `forward`, where an encoder has none."""
-    model = adapted("SEQ_CLS", tmp_path, other_config("prefix", "SEQ_CLS"))
+def test_prefix_is_refused_for_encoder_heads(tmp_path: Path) -> None:
+    """PEFT looks for `past_key_values` in the signature of `forward`, which encoders lack."""
+    model = add_adapter("SEQ_CLS", tmp_path, other_config("prefix", "SEQ_CLS"))
     with pytest.raises(ValueError, match="does not support past key values"):
         model(**inputs_for("SEQ_CLS"))
 
@@ -200,7 +201,7 @@ def test_trained_tokens_are_scaled_and_stay_tied(tmp_path: Path, task: str) -> N
     config = LoraConfig(task_type=task, target_modules=["q_proj"], trainable_token_indices=[5, 6])
     inputs = inputs_for(task)
     inputs["input_ids"][:, :2] = torch.tensor([5, 6])
-    model = adapted(task, tmp_path / "base", config)
+    model = add_adapter(task, tmp_path / "base", config)
     torch.testing.assert_close(answer(model, inputs), answer(load_base(task, tmp_path / "base"), inputs), **EXACT)
     train(model, inputs)
     expected = answer(model, inputs)
@@ -213,23 +214,23 @@ def test_trained_tokens_are_scaled_and_stay_tied(tmp_path: Path, task: str) -> N
     assert len(embeddings) == 1
 
 
-def test_lora_of_an_embedding_is_scaled(tmp_path: Path) -> None:
+def test_lora_of_embedding_is_scaled(tmp_path: Path) -> None:
     config = LoraConfig(task_type="FEATURE_EXTRACTION", target_modules=["embed_tokens"], init_lora_weights=False)
     inputs = inputs_for("FEATURE_EXTRACTION")
-    model = adapted("FEATURE_EXTRACTION", tmp_path, config)
+    model = add_adapter("FEATURE_EXTRACTION", tmp_path, config)
     expected = answer(model, inputs)
     torch.testing.assert_close(answer(model.merge_and_unload(), inputs), expected, **EXACT)
 
 
-def test_tied_embeddings_are_not_untied_in_silence(tmp_path: Path) -> None:
+def test_tied_embeddings_are_not_silently_untied(tmp_path: Path) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["embed_tokens"])
     with pytest.warns(UserWarning, match="`tie_word_embeddings=True`"):
-        adapted("CAUSAL_LM", tmp_path / "lora", config)
+        add_adapter("CAUSAL_LM", tmp_path / "lora", config)
 
     whole = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}
     inputs = inputs_for("CAUSAL_LM")
     with pytest.warns(UserWarning, match="`tie_word_embeddings=True`"):
-        model = adapted("CAUSAL_LM", tmp_path / "untied", LoraConfig(**whole))
+        model = add_adapter("CAUSAL_LM", tmp_path / "untied", LoraConfig(**whole))
     train(model, inputs)
     expected = answer(model, inputs)
     with pytest.warns(UserWarning, match="no longer tied"):
@@ -239,7 +240,7 @@ def test_tied_embeddings_are_not_untied_in_silence(tmp_path: Path) -> None:
     assert not again.config.tie_word_embeddings
     torch.testing.assert_close(answer(again, inputs), expected, **EXACT)
 
-    model = adapted("CAUSAL_LM", tmp_path / "tied", LoraConfig(**whole, ensure_weight_tying=True))
+    model = add_adapter("CAUSAL_LM", tmp_path / "tied", LoraConfig(**whole, ensure_weight_tying=True))
     train(model, inputs)
     expected = answer(model, inputs)
     merged = model.merge_and_unload()
@@ -250,9 +251,9 @@ def test_tied_embeddings_are_not_untied_in_silence(tmp_path: Path) -> None:
 # --- The Trainer, and without the package ----------------------------------------------------------------------------
 
 
-def test_the_trainer_saves_an_adapter(tmp_path: Path) -> None:
+def test_trainer_saves_adapter(tmp_path: Path) -> None:
     config = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear")
-    model = adapted("SEQ_CLS", tmp_path / "base", config)
+    model = add_adapter("SEQ_CLS", tmp_path / "base", config)
     data = Dataset.from_dict({name: value.tolist() for name, value in inputs_for("SEQ_CLS").items()})
     arguments = TrainingArguments(
         str(tmp_path / "runs"), max_steps=6, learning_rate=0.03, report_to="none", save_strategy="no", use_cpu=True
@@ -265,17 +266,15 @@ def test_the_trainer_saves_an_adapter(tmp_path: Path) -> None:
     assert predicted.shape == (4, 3)
 
     trainer.save_model(str(tmp_path / "adapter"))
-    assert not list((tmp_path / "adapter").glob("model*"))  # the adapter alone: its base stays where it is
+    assert not list((tmp_path / "adapter").glob("model*"))  # Only the adapter: the base model is not copied.
     again = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", dtype=torch.float64).eval()
     inputs = {name: torch.tensor(data[name]) for name in ("input_ids", "attention_mask")}
     torch.testing.assert_close(answer(again, inputs), predicted, **EXACT)
 
 
 @pytest.mark.slow
-def test_an_adapter_loads_where_the_package_is_absent(
-    tmp_path: Path, without_trivium: Callable[[str], torch.Tensor]
-) -> None:
-    model = adapted("CAUSAL_LM", tmp_path / "base", LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+def test_adapter_loads_without_package(tmp_path: Path, without_trivium: Callable[[str], torch.Tensor]) -> None:
+    model = add_adapter("CAUSAL_LM", tmp_path / "base", LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
     inputs = inputs_for("CAUSAL_LM")
     train(model, inputs)
     model.save_pretrained(tmp_path / "adapter")
@@ -295,9 +294,9 @@ torch.save(merged(input_ids=ids, attention_mask=mask).logits.detach(), "result.p
 
 
 @pytest.mark.slow
-def test_the_page(tmp_path: Path, run_page: Callable[[str], dict[str, Any]]) -> None:
+def test_docs_page(tmp_path: Path, run_page: Callable[[str], dict[str, Any]]) -> None:
     tiny_model(TriviumForCausalLM, **DECODER_ONLY).save_pretrained(tmp_path / "runs" / "shakespeare")
     run_page("PEFT")
     merged = TriviumForCausalLM.from_pretrained(tmp_path / "runs" / "merged")
     base = TriviumForCausalLM.from_pretrained(tmp_path / "runs" / "shakespeare")
-    torch.testing.assert_close(merged.state_dict(), base.state_dict())  # an adapter begins with nothing
+    torch.testing.assert_close(merged.state_dict(), base.state_dict())  # An adapter is initialized to have no effect.

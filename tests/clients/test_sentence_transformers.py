@@ -28,14 +28,14 @@ from trivium import (
 
 
 def save(model_class: type[PreTrainedModel], folder: Path, tokenizer: TriviumTokenizer, **options: int) -> Path:
-    """A folder as training leaves it."""
+    """Save a folder as training does."""
     tiny_model(model_class, vocab_size=len(tokenizer), **options).float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def mean_of_encoded(folder: Path, tokenizer: TriviumTokenizer, texts: list[str]) -> torch.Tensor:
-    """What the embeddings are to be: the mean over the tokens of each text, (texts, d_model)."""
+    """Return the expected embeddings, (texts, d_model): the mean over the tokens of each text."""
     encoder = TriviumEncoderModel.from_pretrained(folder).eval()
     with torch.no_grad():
         rows = [encoder(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(dim=0) for text in texts]
@@ -47,13 +47,13 @@ def embed(model: SentenceTransformer, texts: list[str], batch_size: int = 32) ->
 
 
 @pytest.mark.parametrize("model_class", [TriviumEncoderModel, TriviumForMaskedLM])
-def test_embeddings_are_the_mean_of_the_encoded_tokens(
+def test_embeddings_are_mean_of_encoder_states(
     tmp_path: Path, tokenizer: TriviumTokenizer, texts: list[str], model_class: type[PreTrainedModel]
 ) -> None:
     folder = save(model_class, tmp_path / "encoder", tokenizer, decoder_layers=0)
     expected = mean_of_encoded(folder, tokenizer, texts)
     model = SentenceTransformer(str(folder), device="cpu")
-    torch.testing.assert_close(embed(model, texts), expected)  # padded together
+    torch.testing.assert_close(embed(model, texts), expected)  # Padded to the longest text.
     torch.testing.assert_close(embed(model, texts, batch_size=1), expected)
     assert model.max_seq_length == 64
 
@@ -67,17 +67,17 @@ def test_embeddings_are_the_mean_of_the_encoded_tokens(
     torch.testing.assert_close(embed(SentenceTransformer(str(tmp_path / "saved"), device="cpu"), texts), expected)
 
 
-def test_the_encoder_of_a_translator_must_be_cut_out_first(
+def test_encoder_of_translator_must_be_split_off(
     tmp_path: Path, tokenizer: TriviumTokenizer, texts: list[str]
 ) -> None:
-    """`SentenceTransformer` asks `AutoModel`, which gives the encoder-decoder. The page says how to cut."""
+    """`SentenceTransformer` uses `AutoModel`, which returns the encoder-decoder. The page shows how to split it."""
     whole = save(TriviumForConditionalGeneration, tmp_path / "whole", tokenizer)
     with pytest.raises(ValueError, match="got neither"):
         SentenceTransformer(str(whole), device="cpu").encode(texts)
 
 
 @pytest.mark.slow
-def test_training_and_loading_where_the_package_is_absent(
+def test_train_and_load_without_package(
     tmp_path: Path, tokenizer: TriviumTokenizer, texts: list[str], without_trivium: Callable[[str], torch.Tensor]
 ) -> None:
     folder = save(TriviumEncoderModel, tmp_path / "encoder", tokenizer, decoder_layers=0)
@@ -106,7 +106,7 @@ torch.save(model.encode({texts}, convert_to_tensor=True), "result.pt")
     torch.testing.assert_close(result, expected)
 
 
-def test_the_classifier_scores_pairs(tmp_path: Path, tokenizer: TriviumTokenizer, texts: list[str]) -> None:
+def test_classifier_scores_pairs(tmp_path: Path, tokenizer: TriviumTokenizer, texts: list[str]) -> None:
     folder = save(TriviumForSequenceClassification, tmp_path / "classifier", tokenizer, decoder_layers=0, num_labels=1)
     pairs = [(texts[0], texts[1]), (texts[2], texts[5]), (texts[3], texts[4])]
     classifier = TriviumForSequenceClassification.from_pretrained(folder).eval()
@@ -122,7 +122,7 @@ def test_the_classifier_scores_pairs(tmp_path: Path, tokenizer: TriviumTokenizer
 
 
 @pytest.mark.slow
-def test_the_page(
+def test_docs_page(
     tmp_path: Path, tokenizer: TriviumTokenizer, texts: list[str], run_page: Callable[[str], dict[str, Any]]
 ) -> None:
     save(TriviumForMaskedLM, tmp_path / "runs" / "trec-mlm", tokenizer, decoder_layers=0)

@@ -1,4 +1,4 @@
-"""TRL: fine-tuning of the decoder on texts, prompts and conversations, and on preferences."""
+"""TRL: fine-tuning of the decoder on texts, prompts and conversations, and preference optimization."""
 
 import shutil
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from trivium import TriviumForCausalLM, TriviumTokenizer
 
 pytestmark = pytest.mark.trains
 
-# It says with `generation` what the assistant said, which `assistant_only_loss` looks for.
+# It marks assistant messages with `generation`, which `assistant_only_loss` requires.
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<s>' if loop.first }}{{ m.role }}:{% if m.role == 'assistant' %}"
     "{% generation %} {{ m.content }}</s>{% endgeneration %}{% else %} {{ m.content }} {% endif %}{% endfor %}"
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, open_tokenizer: TriviumToke
 
 
 def load_tokenizer(folder: Path) -> TriviumTokenizer:
-    """TRL writes `</s>` at the end of every text, as text, which is to be recognised."""
+    """Load a tokenizer that recognizes the `</s>` that TRL appends to texts as a string."""
     tokenizer = AutoTokenizer.from_pretrained(folder, split_special_tokens=False)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -46,11 +46,11 @@ def load_tokenizer(folder: Path) -> TriviumTokenizer:
 
 def data_of(kind: str, texts: list[str]) -> Dataset:
     halves = [(text[: text.index(" ", 5)], text[text.index(" ", 5) :]) for text in texts]
-    asked = [{"role": "user", "content": "say it"}]
+    prompt = [{"role": "user", "content": "say it"}]
     rows = {
         "text": [{"text": text} for text in texts],
         "completion": [{"prompt": first, "completion": second} for first, second in halves],
-        "conversation": [{"messages": [*asked, {"role": "assistant", "content": text}]} for text in texts],
+        "conversation": [{"messages": [*prompt, {"role": "assistant", "content": text}]} for text in texts],
     }
     return Dataset.from_list(rows[kind])
 
@@ -65,13 +65,13 @@ def fine_tune(folder: Path, output: Path, data: Dataset, **options: Any) -> tupl
     return trainer, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def learned_texts(trainer: SFTTrainer) -> list[str]:
-    """What the labels of each row say, specials included."""
+def label_texts(trainer: SFTTrainer) -> list[str]:
+    """Decode the labels of each row, including special tokens."""
     return [trainer.processing_class.decode(row) for row in trainer.train_dataset["labels"]]
 
 
 @pytest.mark.parametrize("kind", ["text", "completion", "conversation"])
-def test_fine_tuning_learns_what_it_should(tmp_path: Path, folder: Path, texts: list[str], kind: str) -> None:
+def test_fine_tuning_labels(tmp_path: Path, folder: Path, texts: list[str], kind: str) -> None:
     options = {"assistant_only_loss": True} if kind == "conversation" else {}
     trainer, losses = fine_tune(folder, tmp_path / "runs", data_of(kind, texts), **options)
     assert losses[-1] < 0.7 * losses[0]
@@ -80,14 +80,14 @@ def test_fine_tuning_learns_what_it_should(tmp_path: Path, folder: Path, texts: 
         "completion": [f"{text[text.index(' ', 5) :]}</s>" for text in texts],
         "conversation": [f" {text}</s>" for text in texts],
     }
-    assert learned_texts(trainer) == expected[kind]
+    assert label_texts(trainer) == expected[kind]
     assert all(row[-1] == trainer.processing_class.eos_token_id for row in trainer.train_dataset["input_ids"])
 
     packed, packed_losses = fine_tune(folder, tmp_path / "runs", data_of(kind, texts), packing=True, **options)
     assert len(packed.train_dataset) < len(texts)
     torch.testing.assert_close(
         torch.tensor(packed_losses), torch.tensor(losses), rtol=1e-3, atol=1e-3
-    )  # none sees another
+    )  # No text attends to another.
 
     trainer.save_model(str(tmp_path / "trained"))
     again = TriviumForCausalLM.from_pretrained(tmp_path / "trained").eval()
@@ -97,17 +97,15 @@ def test_fine_tuning_learns_what_it_should(tmp_path: Path, folder: Path, texts: 
     torch.testing.assert_close(again(**inputs).logits, trainer.model.eval()(**inputs).logits)
 
 
-def test_a_tokenizer_that_keeps_special_tokens_in_texts_plain_learns_no_end(
-    tmp_path: Path, folder: Path, texts: list[str]
-) -> None:
-    """Why `load_tokenizer` says `split_special_tokens=False`."""
+def test_split_special_tokens_would_lose_eos(tmp_path: Path, folder: Path, texts: list[str]) -> None:
+    """The reason for `split_special_tokens=False` in `load_tokenizer`."""
     arguments = SFTConfig(str(tmp_path), **OPTIONS)
     trainer = SFTTrainer(str(folder), args=arguments, train_dataset=data_of("text", texts))
-    assert learned_texts(trainer) == [f"<s>{text}</s>" for text in texts]  # it looks right
+    assert label_texts(trainer) == [f"<s>{text}</s>" for text in texts]  # The decoded text looks the same.
     assert all(trainer.processing_class.eos_token_id not in row for row in trainer.train_dataset["input_ids"])
 
 
-def test_fine_tuning_an_adapter(tmp_path: Path, folder: Path, texts: list[str]) -> None:
+def test_fine_tuning_adapter(tmp_path: Path, folder: Path, texts: list[str]) -> None:
     adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
     trainer, losses = fine_tune(folder, tmp_path / "runs", data_of("text", texts), peft_config=adapter)
     assert losses[-1] < 0.95 * losses[0]
@@ -117,7 +115,7 @@ def test_fine_tuning_an_adapter(tmp_path: Path, folder: Path, texts: list[str]) 
     torch.testing.assert_close(again(**inputs).logits, trainer.model.eval()(**inputs).logits)
 
 
-def test_preferences_are_learned(tmp_path: Path, folder: Path, texts: list[str]) -> None:
+def test_preference_optimization(tmp_path: Path, folder: Path, texts: list[str]) -> None:
     rows = [
         {"prompt": "the", "chosen": f" {chosen}", "rejected": f" {rejected}"}
         for chosen, rejected in zip(texts[:3], texts[3:], strict=True)
@@ -130,13 +128,13 @@ def test_preferences_are_learned(tmp_path: Path, folder: Path, texts: list[str])
     )
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # ln 2: nothing is preferred yet
+    assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # ln 2: no preference yet.
     assert log[-1]["loss"] < 0.5
     assert log[-1]["rewards/accuracies"] == 1
 
 
 @pytest.mark.slow
-def test_the_page(tmp_path: Path, folder: Path, run_page: Callable[[str], dict[str, Any]]) -> None:
+def test_docs_page(tmp_path: Path, folder: Path, run_page: Callable[[str], dict[str, Any]]) -> None:
     shutil.copytree(folder, tmp_path / "runs" / "shakespeare")
     trainer = run_page("TRL")["trainer"]
     assert all(row[-1] == trainer.processing_class.eos_token_id for row in trainer.train_dataset["input_ids"])

@@ -1,4 +1,4 @@
-"""What a configuration says by default, what it refuses and how, and that it survives a file."""
+"""Defaults of the configuration, its refusals with their messages, and its round trip through a file."""
 
 import inspect
 import json
@@ -18,7 +18,7 @@ from trivium import TriviumConfig, TriviumForConditionalGeneration, preset_confi
 from trivium.configuration import PRESETS, configuration_trivium
 
 INF, NAN = float("inf"), float("nan")
-# (what is asked for, the field that the message blames, its value there, what the message says is allowed)
+# (arguments, the field named in the message, its value there, the allowed values named in the message)
 REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"d_model": 30}, "d_model", "30", "multiple of num_attention_heads (8)"),
     ({"num_key_value_heads": 3}, "num_key_value_heads", "3", "divide num_attention_heads (8)"),
@@ -35,14 +35,14 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"norm_position": "middle"}, "norm_position", "middle", "pre"),
     ({"activation_function": "sinc"}, "activation_function", "sinc", "gelu"),
     *(({field: -1}, field, "-1", "at least 0") for field in ("encoder_layers", "decoder_layers", "type_vocab_size")),
-    ({"encoder_layers": 0, "decoder_layers": 0}, "encoder_layers", "0", "A model needs layers"),
+    ({"encoder_layers": 0, "decoder_layers": 0}, "encoder_layers", "0", "at least one of them must be above 0"),
     ({"is_encoder_decoder": False}, "is_encoder_decoder", "False", "decoder-only model has encoder_layers=0"),
     ({"decoder_layers": 0, "is_encoder_decoder": True}, "is_encoder_decoder", "True", "both above 0"),
     *(
-        ({field: 0, "decoder_vocab_size": 50}, "decoder_vocab_size", "50", "say vocab_size")
+        ({field: 0, "decoder_vocab_size": 50}, "decoder_vocab_size", "50", "vocab_size")
         for field in ("encoder_layers", "decoder_layers")
     ),
-    ({"encoder_layers": 0, "type_vocab_size": 2}, "type_vocab_size", "2", "are for the encoder"),
+    ({"encoder_layers": 0, "type_vocab_size": 2}, "type_vocab_size", "2", "must be 0"),
     ({"classifier_pooling": "max"}, "classifier_pooling", "max", "mean"),
     *(
         ({field: value}, field, str(value), "at least 1")
@@ -64,14 +64,14 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
         for field in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
     ),
     ({"vocab_size": 50, "eos_token_id": [2, 50]}, "eos_token_id", "[2, 50]", "[0, 50)"),
-    # With two vocabularies the source's padding has to exist in both, the other ones are the decoder's.
+    # With two vocabularies the source padding must exist in both, the other special tokens in the decoder's.
     *(
         ({"vocab_size": 50, "decoder_vocab_size": 40, field: 45}, field, "45", "[0, 40)")
         for field in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
     ),
     ({"vocab_size": 40, "decoder_vocab_size": 50, "pad_token_id": 45}, "pad_token_id", "45", "[0, 40)"),
     *(({field: value}, field, str(value), "finite") for value in (INF, NAN) for field in ("norm_eps", "rope_theta")),
-    ({"eos_token_id": []}, "eos_token_id", "[]", "at least one"),
+    ({"eos_token_id": []}, "eos_token_id", "[]", "non-empty list"),
     ({"d_model": "512"}, "d_model", "512", "int"),
     ({"hidden_size": "64"}, "d_model", "64", "int"),
     ({"hidden_size": 64.0}, "d_model", "64.0", "int"),
@@ -81,13 +81,13 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("fields", "blamed", "value", "allowed"), REFUSED, ids=[json.dumps(fields) for fields, *_ in REFUSED]
+    ("fields", "field", "value", "allowed"), REFUSED, ids=[json.dumps(fields) for fields, *_ in REFUSED]
 )
-def test_what_cannot_work_is_refused(fields: dict[str, Any], blamed: str, value: str, allowed: str) -> None:
+def test_invalid_configuration_is_refused(fields: dict[str, Any], field: str, value: str, allowed: str) -> None:
     with pytest.raises(StrictDataclassError) as caught:
         TriviumConfig(**fields)
     message = f"{caught.value} {caught.value.__cause__}"
-    for part in (blamed, value, allowed):
+    for part in (field, value, allowed):
         assert re.search(rf"(?<!\w){re.escape(part)}", message), f"{part!r} is not in {message!r}"
 
 
@@ -106,12 +106,12 @@ def test_what_cannot_work_is_refused(fields: dict[str, Any], blamed: str, value:
     ],
     ids=str,
 )
-def test_what_can_work_is_not(fields: dict[str, Any]) -> None:
+def test_valid_edge_cases_are_accepted(fields: dict[str, Any]) -> None:
     config = TriviumConfig(**fields)
     assert {name: getattr(config, name) for name in fields} == fields
 
 
-def test_the_defaults_are_the_papers_base_model() -> None:
+def test_defaults_match_base_model_of_paper() -> None:
     """Table 3, first row, and sections 3.1 to 3.5 and 5.4."""
     config = TriviumConfig()
     assert (config.encoder_layers, config.decoder_layers) == (6, 6)
@@ -132,7 +132,7 @@ def test_the_defaults_are_the_papers_base_model() -> None:
     assert preset_config("transformer-base").to_dict() == config.to_dict()
 
 
-def test_the_big_preset_is_the_papers() -> None:
+def test_big_preset_matches_paper() -> None:
     """Table 3, last row."""
     config = preset_config("transformer-big")
     assert (config.encoder_layers, config.decoder_layers) == (6, 6)
@@ -140,7 +140,7 @@ def test_the_big_preset_is_the_papers() -> None:
 
 
 def expected_parameters(config: TriviumConfig) -> int:
-    """One embedding, and per layer the projections, with biases in the feed-forward only, and LayerNorms."""
+    """Count one embedding, and per layer the projections (biases in the feed-forward only) and LayerNorms."""
     d, inner = config.d_model, config.ffn_dim
     attention, feed_forward, norm = 4 * d * d, 2 * d * inner + inner + d, 2 * d
     encoder_layer = attention + feed_forward + 2 * norm
@@ -151,9 +151,9 @@ def expected_parameters(config: TriviumConfig) -> int:
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("transformer-base", 63_045_632),  # Table 3 says 65 million
-        ("transformer-big", 214_171_648),  # Table 3 says 213 million
-        ("transformer-tiny", 2_598_912),  # Wu et al. 2021 say 2.6 million
+        ("transformer-base", 63_045_632),  # Table 3 states 65 million.
+        ("transformer-big", 214_171_648),  # Table 3 states 213 million.
+        ("transformer-tiny", 2_598_912),  # Wu et al. 2021 state 2.6 million.
         ("transformer-micro", None),
     ],
 )
@@ -166,12 +166,12 @@ def test_parameter_counts(name: str, count: int | None) -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_take_overrides(name: str) -> None:
+def test_presets_accept_overrides(name: str) -> None:
     assert preset_config(name, dropout=0.25).dropout == 0.25
     assert preset_config(name).dropout != 0.25, "a preset was changed by the call before"
 
 
-def test_an_unknown_preset_is_refused() -> None:
+def test_unknown_preset_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'transformer-huge'.*transformer-base, transformer-big"):
         preset_config("transformer-huge")
 
@@ -203,7 +203,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("overrides", CHOICES.values(), ids=CHOICES)
-def test_round_trips(overrides: dict[str, Any], tmp_path: Path) -> None:
+def test_configuration_round_trips(overrides: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(**overrides)
     config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
@@ -220,7 +220,7 @@ def test_round_trips(overrides: dict[str, Any], tmp_path: Path) -> None:
             assert getattr(loaded, field) == value, field
 
 
-def test_the_ecosystems_names() -> None:
+def test_attribute_map_aliases() -> None:
     config = tiny_config()
     assert (config.hidden_size, config.num_hidden_layers) == (24, 2)
     assert TriviumConfig(hidden_size=64, num_hidden_layers=3).to_dict()["d_model"] == 64
@@ -228,7 +228,7 @@ def test_the_ecosystems_names() -> None:
     assert config.d_model == 48
 
 
-def test_the_ecosystems_names_are_checked_too() -> None:
+def test_attribute_map_aliases_are_validated() -> None:
     config = tiny_config()
     for value in (64.0, "64", None):
         with pytest.raises(StrictDataclassError, match="d_model"):
@@ -238,17 +238,33 @@ def test_the_ecosystems_names_are_checked_too() -> None:
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What transformers' logger says, as if it had said nothing before."""
+    """Capture the warnings of transformers' logger, with its warn-once cache cleared."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     configuration_trivium.logger.warning_once.cache_clear()
     return caplog
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "bert", "gpt2", "bart"])
-def test_a_configuration_of_another_family_is_refused(family: str, tmp_path: Path) -> None:
+def test_configuration_of_another_family_is_refused(family: str, tmp_path: Path) -> None:
     AutoConfig.for_model(family).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=rf"model_type is '{family}', but must be 'trivium'.*trivium convert"):
         TriviumConfig.from_pretrained(tmp_path)
+
+
+def test_subclass_with_own_model_type_loads_the_configuration_it_extends(tmp_path: Path) -> None:
+    class ExtendedConfig(TriviumConfig):
+        model_type = "trivium-extended"
+        adapter_dim: int = 16
+
+    tiny_config().save_pretrained(tmp_path)
+    config = ExtendedConfig.from_pretrained(tmp_path, adapter_dim=8)
+    assert (config.model_type, config.d_model, config.adapter_dim) == ("trivium-extended", 24, 8)
+    config.save_pretrained(tmp_path)
+    assert ExtendedConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    with pytest.raises(ValueError, match="model_type is 'trivium-extended', but must be 'trivium'"):
+        TriviumConfig.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type is 'bert', but must be 'trivium-extended' or 'trivium'"):
+        ExtendedConfig(model_type="bert")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +277,7 @@ def test_a_configuration_of_another_family_is_refused(family: str, tmp_path: Pat
         ({"num_hidden_layers": 2}, "num_hidden_layers .* set encoder_layers and decoder_layers"),
     ],
 )
-def test_names_of_other_families_are_warned_about_once(
+def test_field_names_of_other_families_warn_once(
     fields: dict[str, Any], advice: str, warnings: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
@@ -270,7 +286,7 @@ def test_names_of_other_families_are_warned_about_once(
     assert re.search(advice, message), message
 
 
-def test_what_transformers_says_itself_is_not_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_fields_that_transformers_reports_do_not_warn(caplog: pytest.LogCaptureFixture) -> None:
     for name, preset in PRESETS.items():
         TriviumConfig.from_dict(preset_config(name).to_dict())
         TriviumConfig(
@@ -279,15 +295,15 @@ def test_what_transformers_says_itself_is_not_warned_about(caplog: pytest.LogCap
     assert not caplog.records
 
 
-def test_a_head_dim_must_follow_from_the_others() -> None:
+def test_head_dim_must_match_other_fields() -> None:
     assert tiny_config(head_dim=tiny_config().head_dim).to_dict().get("head_dim") is None
     with pytest.raises(ValueError, match=r"head_dim is 128, but must be d_model / num_attention_heads"):
         tiny_config(head_dim=128)
 
 
 @pytest.mark.parametrize(("decoder_vocab_size", "expected"), [(None, 31), (23, 23)])
-def test_text_config_of_the_decoder(decoder_vocab_size: int | None, expected: int) -> None:
-    """What caches and generation ask for: the decoder's layers and vocabulary."""
+def test_text_config_of_decoder(decoder_vocab_size: int | None, expected: int) -> None:
+    """Caches and generation read the layers and vocabulary of the decoder from it."""
     config = tiny_config(decoder_vocab_size=decoder_vocab_size)
     text_config = config.get_text_config(decoder=True)
     assert (text_config.num_hidden_layers, text_config.vocab_size) == (3, expected)
@@ -295,8 +311,8 @@ def test_text_config_of_the_decoder(decoder_vocab_size: int | None, expected: in
     assert config.decoder_vocab_size == decoder_vocab_size, "asking changed the configuration"
 
 
-def test_older_transformers_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the first file of a saved folder that is imported."""
+def test_old_transformers_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check is in the first file of a saved folder that is imported."""
     monkeypatch.setattr("importlib.metadata.version", lambda name: "5.23.0")
     with pytest.raises(ImportError, match=r"transformers>=5\.24 is required.*found transformers==5\.23\.0"):
         runpy.run_path(inspect.getfile(TriviumConfig))

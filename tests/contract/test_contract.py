@@ -1,11 +1,11 @@
-"""transformers' own common tests of its models, run on Trivium's (`make contract`).
+"""Run transformers' common model tests on Trivium's models (`make contract`).
 
-They are no part of the installed package, and no copy of them is kept here: `make contract` unpacks the source
-distribution of the installed version and puts it on PYTHONPATH. That distribution has the common model and
-configuration tests; the generation and export tests are only in a checkout of the library's repository, so
+The installed package does not contain them, and they are not vendored here: `make contract` unpacks the source
+distribution of the installed version and adds it to PYTHONPATH. That distribution has the common model and
+configuration tests; the generation and export tests exist only in a checkout of the repository, so
 `make contract TRANSFORMERS_TESTS=<checkout of the same version>` runs more.
 
-Where a common test cannot apply, the method of the same name below says why.
+Where a common test does not apply, the overriding method below says why.
 """
 
 import importlib
@@ -41,7 +41,7 @@ if importlib.util.find_spec("tests") is None or importlib.util.find_spec("tests.
 
 
 def import_or_stand_in(name: str, **stand_ins: Any) -> bool:
-    """Import a module that the common tests import but the source distribution lacks; if it does, put in another."""
+    """Import a module that the common tests need, or a stub if the source distribution lacks it."""
     try:
         importlib.import_module(name)
     except ModuleNotFoundError:
@@ -59,7 +59,7 @@ from tests.generation.test_utils import GenerationTesterMixin  # noqa: E402
 from tests.test_configuration_common import ConfigTester  # noqa: E402
 from tests.test_modeling_common import ModelTesterMixin, ids_tensor  # noqa: E402
 
-# By these names the common tests know which classes take which labels, and which have no head.
+# The common tests look up by these names which classes take which labels, and which have no head.
 modeling_auto.MODEL_MAPPING_NAMES["trivium"] = ("TriviumModel", "TriviumEncoderModel", "TriviumDecoderModel")
 modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForConditionalGeneration"
 modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES["trivium"] = "TriviumForMaskedLM"
@@ -95,12 +95,12 @@ MODERN: dict[str, Any] = {
 
 
 def choices_of(preset: str) -> dict[str, Any]:
-    """What a preset chooses, but for its size."""
+    """Return the choices of a preset, without its sizes."""
     return {name: value for name, value in PRESETS[preset].items() if name not in SIZES}
 
 
 class TriviumModelTester:
-    """What the common tests ask for: a tiny configuration, and inputs for it."""
+    """Provide what the common tests require: a tiny configuration and inputs."""
 
     is_training = True
     batch_size = 13
@@ -115,14 +115,14 @@ class TriviumModelTester:
 
     def get_config(self) -> TriviumConfig:
         config = TriviumConfig(**{**SIZES, **self.choices})
-        config.base_model_tp_plan = {}  # the stacks have plans; with None here the tests would not look at them
+        config.base_model_tp_plan = {}  # The stacks have plans; with None here the tests would skip them.
         return config
 
     def prepare_config_and_inputs_for_common(self) -> tuple[TriviumConfig, dict[str, Any]]:
         config = self.get_config()
         shape = [self.batch_size, self.seq_length]
-        input_ids = ids_tensor(shape, config.vocab_size).clamp(3)  # not the special tokens
-        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).tril()}  # padded on the right
+        input_ids = ids_tensor(shape, config.vocab_size).clamp(3)  # Without special tokens.
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).tril()}  # Padded on the right.
         if config.type_vocab_size:
             inputs["token_type_ids"] = ids_tensor(shape, config.type_vocab_size)
         if config.is_encoder_decoder:
@@ -132,11 +132,11 @@ class TriviumModelTester:
 
 
 class CommonTests(ModelTesterMixin):
-    """The common tests of one configuration, `choices`; unittest.TestCase comes in below."""
+    """The common tests for one configuration, `choices`; subclasses add unittest.TestCase."""
 
     choices: dict[str, Any] = {}
     all_model_classes: tuple[type[PreTrainedModel], ...] = ()
-    test_can_init_all_missing_weights_before_2023 = True  # that is: also where a file has no copyright year
+    test_can_init_all_missing_weights_before_2023 = True  # Also for files without a copyright year.
 
     def setUp(self) -> None:
         self.model_tester = TriviumModelTester(self.choices)
@@ -149,10 +149,10 @@ class CommonTests(ModelTesterMixin):
 
 
 class CommonGenerationTests(CommonTests, GenerationTesterMixin):
-    """And those of models that generate."""
+    """The common tests of models that generate."""
 
     def test_left_padding_compatibility(self) -> None:
-        """As in transformers, whose own test skips configurations with fields called `encoder_...`."""
+        """As in transformers, whose test skips configurations with fields called `encoder_...`."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         written = "decoder_input_ids" if config.is_encoder_decoder else "input_ids"
         for model_class in self.all_model_classes:
@@ -173,13 +173,13 @@ class CommonGenerationTests(CommonTests, GenerationTesterMixin):
 
 
 class EncoderDecoderTests(CommonGenerationTests):
-    """First way."""
+    """Encoder-decoder models."""
 
     all_model_classes = (TriviumModel, TriviumForConditionalGeneration)
     is_encoder_decoder = True
 
     def test_inputs_embeds_matches_input_ids(self) -> None:
-        """As in transformers, but the target is embedded by the decoder, whose embedding may be its own."""
+        """As in transformers, but the target is embedded by the decoder, which may have its own embedding."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         model = TriviumModel(config).eval()
         by_ids = model(**inputs).last_hidden_state
@@ -188,7 +188,7 @@ class EncoderDecoderTests(CommonGenerationTests):
         torch.testing.assert_close(model(**inputs).last_hidden_state, by_ids)
 
     def test_can_capture_specific_layers_hidden_states(self) -> None:
-        """As in transformers, whose own test skips encoder-decoders: it looks for `hidden_states` in the output."""
+        """As in transformers, whose test skips encoder-decoders because it looks for `hidden_states` in the output."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         for model_class in self.all_model_classes:
             model = model_class(config).eval()
@@ -200,7 +200,7 @@ class EncoderDecoderTests(CommonGenerationTests):
                 torch.testing.assert_close(part[name][-1], whole[name][-1])
 
     def test_generate_with_static_cache(self) -> None:
-        """As in transformers, whose own test skips encoder-decoders: their cache has two parts."""
+        """As in transformers, whose test skips encoder-decoders because their cache has two parts."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         model = TriviumForConditionalGeneration(config).eval()
         dynamic, static = (
@@ -221,7 +221,7 @@ class EncoderDecoderTests(CommonGenerationTests):
 
 
 class EncoderOnlyTests(CommonTests):
-    """Second way."""
+    """Encoder-only models."""
 
     all_model_classes = (
         TriviumEncoderModel,
@@ -233,19 +233,19 @@ class EncoderOnlyTests(CommonTests):
 
 
 class DecoderOnlyTests(CommonGenerationTests):
-    """Third way."""
+    """Decoder-only models."""
 
     all_model_classes = (TriviumDecoderModel, TriviumForCausalLM)
 
     def test_sdpa_padding_matches_padding_free_with_position_ids(self) -> None:
-        """As in transformers, but in float32: the logits begin with unit variance, which bfloat16 rounds too much."""
+        """As in transformers, but in float32: logits of unit variance are rounded too coarsely in bfloat16."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         mask = inputs["attention_mask"].bool()
         model = TriviumForCausalLM(config).eval()
         positions = torch.cat([torch.arange(length) for length in mask.sum(dim=1).tolist()])[None]
         for implementation in ("sdpa", "eager"):
             model.set_attn_implementation(implementation)
-            for real in (mask, mask.flip(1)):  # padded on the right, on the left
+            for real in (mask, mask.flip(1)):  # Padded on the right, then on the left.
                 padded = model(inputs["input_ids"], attention_mask=real).logits[real]
                 packed = model(inputs["input_ids"][real][None], position_ids=positions, use_cache=False)
                 torch.testing.assert_close(packed.logits[0], padded)
@@ -256,11 +256,11 @@ class DecoderOnlyTests(CommonGenerationTests):
 
 
 class TestPaper(EncoderDecoderTests, unittest.TestCase):
-    """Sinusoids, post-norm, everything tied."""
+    """Sinusoids, post-norm, all embeddings tied."""
 
 
 class TestTwoVocabularies(EncoderDecoderTests, unittest.TestCase):
-    """A target vocabulary of its own, learned positions, biases."""
+    """A separate target vocabulary, learned positions, biases."""
 
     choices = {"decoder_vocab_size": 90, "position_embedding_type": "learned", "attention_bias": True}
 
@@ -276,19 +276,19 @@ class TestTwoVocabularies(EncoderDecoderTests, unittest.TestCase):
 
 
 class TestModern(EncoderDecoderTests, unittest.TestCase):
-    """Rotary positions, grouped-query attention, gated feed-forward network, pre-RMSNorm, nothing tied."""
+    """Rotary positions, grouped-query attention, gated feed-forward network, pre-RMSNorm, untied."""
 
     choices = MODERN
 
 
 class TestBERT(EncoderOnlyTests, unittest.TestCase):
-    """Learned positions, token types, a normalised embedding, biases, a tied head."""
+    """Learned positions, token types, normalized embeddings, biases, a tied head."""
 
     choices = {**choices_of("bert-base"), "decoder_layers": 0}
 
 
 class TestModernEncoder(EncoderOnlyTests, unittest.TestCase):
-    """As TestModern, the encoder alone."""
+    """As TestModern, encoder-only."""
 
     choices = {**MODERN, "decoder_layers": 0}
 

@@ -1,4 +1,4 @@
-"""Batches by tokens from a stream: what is in them, how they are dealt out, and that a run goes on as it would."""
+"""Token-budget batches from a stream: their contents, their split over processes, and exact resumption."""
 
 import json
 import multiprocessing
@@ -24,11 +24,11 @@ from trivium.training.trainer import RunTrainer
 
 pytestmark = pytest.mark.trains
 
-STREAMED = ["data.streaming=true", "inputs.buffer_size=70"]  # of 200 rows: two whole buffers, and the rest of them
+STREAMED = ["data.streaming=true", "inputs.buffer_size=70"]  # For 200 rows: two full buffers and a partial one.
 
 
 def rows_of(pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Rows that know their place, and are as long as `pairs` say."""
+    """Return rows that hold their index, with the source and target lengths of `pairs`."""
     return [{"place": i, "input_ids": [0] * pair[0], "labels": [0] * pair[1]} for i, pair in enumerate(pairs)]
 
 
@@ -40,11 +40,11 @@ def places(stream: TokenBatchStream) -> list[list[int]]:
     return [[row["place"] for row in batch] for batch in stream]
 
 
-# --- What is in them -------------------------------------------------------------------------------------------------
+# --- Contents of the batches -----------------------------------------------------------------------------------------
 
 
 @given(some_lengths, st.integers(1, 200), st.integers(1, 250), st.integers(1, 9), st.integers(0, 3))
-def test_every_row_is_in_a_batch_no_larger_than_allowed_and_steps_are_whole(
+def test_every_row_is_in_one_batch_within_the_budget(
     pairs: list[tuple[int, int]], max_tokens: int, buffer_size: int, multiple: int, epoch: int
 ) -> None:
     stream = stream_of(pairs, max_tokens, buffer_size, multiple=multiple)
@@ -53,18 +53,18 @@ def test_every_row_is_in_a_batch_no_larger_than_allowed_and_steps_are_whole(
     assert len(batches) % multiple == 0
     counts = Counter(i for batch in batches for i in batch)
     assert set(counts) == set(range(len(pairs)))
-    last = (len(pairs) - 1) // buffer_size * buffer_size  # where the last buffer begins
+    last = (len(pairs) - 1) // buffer_size * buffer_size  # Where the last buffer begins.
     twice = {i for i, count in counts.items() if count > 1}
     assert counts.total() - len(pairs) < multiple
     assert all(i >= last for i in twice)
-    if twice:  # nothing was left to be halved
+    if twice:  # Every remaining batch held one row and could not be halved.
         assert all(len(batch) == 1 for batch in batches if batch[0] >= last)
     for batch in batches:
         sides = np.array([pairs[i] for i in batch]).T
         assert max(len(batch) * side.max() for side in sides) <= max_tokens or len(batch) == 1
 
 
-def test_batches_are_made_within_a_buffer_and_buffers_keep_their_order() -> None:
+def test_batches_stay_within_buffers_in_order() -> None:
     pairs = random_pairs(1000)
     drawn = places(stream_of(pairs, 100, 300))
     whole = [{i // 300 for i in batch} for batch in drawn]
@@ -75,7 +75,7 @@ def test_batches_are_made_within_a_buffer_and_buffers_keep_their_order() -> None
     assert drawn[0] != sorted(drawn[0])
 
 
-def test_a_buffer_of_all_rows_has_the_padding_of_a_sampler_and_a_small_one_more() -> None:
+def test_full_buffer_pads_like_sampler_and_small_pads_more() -> None:
     pairs = random_pairs(3000)
 
     def padding(buffer_size: int) -> float:
@@ -86,7 +86,7 @@ def test_a_buffer_of_all_rows_has_the_padding_of_a_sampler_and_a_small_one_more(
     assert padding(3000) < padding(500) < padding(50) < 1
 
 
-def test_seed_and_epoch_decide_the_order_and_nothing_else_does() -> None:
+def test_order_depends_on_seed_and_epoch_only() -> None:
     pairs = random_pairs(500)
     drawn = {}
     for seed in (0, 1):
@@ -99,12 +99,12 @@ def test_seed_and_epoch_decide_the_order_and_nothing_else_does() -> None:
             assert drawn[seed, epoch] == places(streams[1])
     assert len({json.dumps(batches) for batches in drawn.values()}) == 4
     stream = stream_of(pairs, 100, 200)
-    assert [places(stream), places(stream)] == [drawn[0, 0], drawn[0, 1]]  # by itself it goes on to the next epoch
+    assert [places(stream), places(stream)] == [drawn[0, 0], drawn[0, 1]]  # Iterating again advances the epoch.
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
-def test_processes_share_an_epoch_in_equal_numbers_of_steps(processes: int) -> None:
-    """With two batches a step of each process, as Accelerate deals them out: nothing twice, nothing left out."""
+def test_processes_get_equal_numbers_of_steps(processes: int) -> None:
+    """With two batches per process and step, dispatched as Accelerate does: nothing is repeated or dropped."""
     for rows in (100, 101, 997):
         pairs = random_pairs(rows)
         shards = [
@@ -124,8 +124,8 @@ def test_processes_share_an_epoch_in_equal_numbers_of_steps(processes: int) -> N
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_resuming_within_an_epoch_gives_the_weights_of_an_unbroken_run(tmp_path: Path, workers: int) -> None:
-    """With dropout, after the third step of an epoch of four, in the second one, and on into the third."""
+def test_resume_within_epoch_matches_unbroken_run(tmp_path: Path, workers: int) -> None:
+    """With dropout, from the third of four steps of an epoch, in the second epoch, and into the third."""
     recipe = recipe_for(
         tmp_path,
         *STREAMED,
@@ -155,7 +155,7 @@ def test_resuming_within_an_epoch_gives_the_weights_of_an_unbroken_run(tmp_path:
         ),
     ],
 )
-def test_what_contradicts_it_is_refused(overrides: list[str], message: str, tmp_path: Path) -> None:
+def test_conflicting_options_are_refused(overrides: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         recipe_for(tmp_path, *overrides)
 
@@ -164,7 +164,7 @@ def test_what_contradicts_it_is_refused(overrides: list[str], message: str, tmp_
 
 
 def trained_on(folder: Path, processes: int, *overrides: str, resume: bool = False) -> list[tuple[Any, Any]]:
-    """Train in so many processes; of each, all rows there are, and those of each batch, without padding."""
+    """Train in `processes` processes; return for each all its rows, and those of each batch, without padding."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -178,7 +178,7 @@ def trained_on(folder: Path, processes: int, *overrides: str, resume: bool = Fal
     for part in parts:
         part.start()
     for part in parts:
-        part.join(120)  # one that waits for another
+        part.join(120)  # The other process would wait for a failed one.
         if part.exitcode is None:
             part.kill()
     assert [part.exitcode for part in parts] == [0] * processes
@@ -205,7 +205,7 @@ def _train(folder: Path, settings: list[str], resume: bool, rank: int, processes
 
 
 @pytest.mark.slow
-def test_two_processes_learn_from_the_rows_that_one_does(tmp_path: Path) -> None:
+def test_two_processes_train_on_the_rows_of_one(tmp_path: Path) -> None:
     """In epochs of four steps of two batches each."""
     alone = trained_on(tmp_path / "alone", 1, "training.gradient_accumulation_steps=2", "training.max_steps=6")
     together = trained_on(tmp_path / "together", 2, "training.max_steps=6")
@@ -215,7 +215,7 @@ def test_two_processes_learn_from_the_rows_that_one_does(tmp_path: Path) -> None
 
 
 @pytest.mark.slow(reason="two times two processes")
-def test_two_processes_go_on_within_an_epoch_to_the_bit(tmp_path: Path) -> None:
+def test_two_processes_resume_bit_identical_within_epoch(tmp_path: Path) -> None:
     steps = ["training.max_steps=6", "training.save_steps=5"]
     whole = trained_on(tmp_path, 2, *steps)
     weights = load_file(tmp_path / "model.safetensors")

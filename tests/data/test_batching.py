@@ -1,4 +1,4 @@
-"""Batches by tokens: what is in them, and that training with them is repeatable, whole, and the same in parts."""
+"""Token-budget batches: their contents, and that training with them is reproducible and independent of their split."""
 
 import json
 import os
@@ -53,11 +53,11 @@ def random_pairs(count: int) -> list[tuple[int, int]]:
     return list(zip(source.tolist(), target.tolist(), strict=True))
 
 
-# --- What is in them -------------------------------------------------------------------------------------------------
+# --- Contents of the batches -----------------------------------------------------------------------------------------
 
 
 @given(some_lengths, st.integers(1, 200), st.integers(0, 3))
-def test_every_row_is_in_one_batch_that_is_no_larger_than_allowed(
+def test_every_row_is_in_one_batch_within_the_budget(
     pairs: list[tuple[int, int]], max_tokens: int, epoch: int
 ) -> None:
     batches = sampler(pairs, max_tokens, epoch=lambda: epoch)
@@ -70,9 +70,7 @@ def test_every_row_is_in_one_batch_that_is_no_larger_than_allowed(
 
 
 @given(some_lengths, st.integers(1, 200))
-def test_what_is_said_of_the_batches_is_what_they_are_in_every_epoch(
-    pairs: list[tuple[int, int]], max_tokens: int
-) -> None:
+def test_statistics_match_batches_of_every_epoch(pairs: list[tuple[int, int]], max_tokens: int) -> None:
     shapes = []
     for epoch in (0, 5):
         batches = sampler(pairs, max_tokens, epoch=lambda epoch=epoch: epoch)
@@ -85,7 +83,7 @@ def test_what_is_said_of_the_batches_is_what_they_are_in_every_epoch(
     assert shapes[0] == shapes[1]
 
 
-def test_pairs_are_put_together_by_both_their_lengths() -> None:
+def test_pairs_are_grouped_by_both_lengths() -> None:
     pairs = random_pairs(3000)
     batches = sampler(pairs, 170)
     by_the_longer = TokenBatchSampler([np.max(pairs, axis=1)], 170)
@@ -94,7 +92,7 @@ def test_pairs_are_put_together_by_both_their_lengths() -> None:
     assert batches.padding < 0.5 * (1 - np.sum(pairs) / sum(one.size * one.max() for side in sides for one in side))
 
 
-def test_seed_and_epoch_decide_the_order_and_nothing_else_does() -> None:
+def test_order_depends_on_seed_and_epoch_only() -> None:
     pairs = random_pairs(500)
     drawn = {}
     for seed in (0, 1):
@@ -104,12 +102,13 @@ def test_seed_and_epoch_decide_the_order_and_nothing_else_does() -> None:
             assert drawn[seed, epoch] == list(sampler(pairs, 100, seed=seed, epoch=lambda epoch=epoch: epoch))
     assert len({json.dumps(batches) for batches in drawn.values()}) == 4
     members = [{frozenset(batch) for batch in batches} for batches in drawn.values()]
-    assert len(members[0] & members[1]) < len(members[0]) / 2  # not only their order changes, but who is in them
+    # The composition of the batches changes as well as their order.
+    assert len(members[0] & members[1]) < len(members[0]) / 2
 
 
 @pytest.mark.parametrize("processes", [2, 3, 8])
-def test_processes_share_an_epoch_in_equal_numbers_of_steps(processes: int) -> None:
-    """A remainder is filled up by batches that come twice, fewer than there are processes."""
+def test_processes_get_equal_numbers_of_steps(processes: int) -> None:
+    """The remainder is padded with repeated batches, fewer than there are processes."""
     for rows in (1, 7, 100, 101):
         batches = sampler(random_pairs(rows), 60)
         shards = [list(BatchSamplerShard(batches, processes, rank)) for rank in range(processes)]
@@ -120,7 +119,7 @@ def test_processes_share_an_epoch_in_equal_numbers_of_steps(processes: int) -> N
         assert sum(map(len, shards)) - len(batches) < processes
 
 
-def test_lengths_are_those_of_the_selected_rows() -> None:
+def test_lengths_are_those_of_selected_rows() -> None:
     rows = Dataset.from_dict({"input_ids": [[1, 2], [3], [4, 5, 6], []], "label": [0, 1, 0, 1]}).select([2, 0, 3])
     assert lengths_of(rows, "input_ids").tolist() == [3, 2, 0]
 
@@ -153,18 +152,18 @@ def remove(checkpoint: Path) -> None:
     [[], pytest.param(["training.dataloader_num_workers=2"], marks=pytest.mark.slow)],
     ids=["no workers", "two workers"],
 )
-def test_resuming_within_an_epoch_gives_the_weights_of_an_unbroken_run(tmp_path: Path, options: list[str]) -> None:
-    """With dropout, after the third step of the first epoch, and on into the second."""
+def test_resume_within_epoch_matches_unbroken_run(tmp_path: Path, options: list[str]) -> None:
+    """With dropout, from the third step of the first epoch into the second."""
     whole = train(recipe_for(tmp_path / "whole", max_tokens=600))
     assert 3 < len(whole.get_train_dataloader()) < 6
     broken = recipe_for(tmp_path / "broken", *options, max_tokens=600)
     train(broken)
-    remove(tmp_path / "broken" / "checkpoint-6")  # as if it had been stopped after the first one
+    remove(tmp_path / "broken" / "checkpoint-6")  # As if the run had been stopped after the first checkpoint.
     assert_same_weights(whole, train(broken, resume=True))
 
 
-def test_gradient_accumulation_changes_nothing(tmp_path: Path) -> None:
-    """An epoch in one batch, and in many that are accumulated, give the same losses and weights."""
+def test_gradient_accumulation_matches_full_batch(tmp_path: Path) -> None:
+    """Compare an epoch in one batch with one of many accumulated batches: same losses and weights."""
     whole = train(recipe_for(tmp_path / "whole", "model.dropout=0", max_tokens=100_000))
     parts = train(
         recipe_for(tmp_path / "parts", "model.dropout=0", "training.gradient_accumulation_steps=100", max_tokens=300)
@@ -175,7 +174,7 @@ def test_gradient_accumulation_changes_nothing(tmp_path: Path) -> None:
     assert_same_weights(whole, parts, tolerance=2e-4)
 
 
-def test_epochs_have_the_steps_that_the_schedule_was_made_for(tmp_path: Path) -> None:
+def test_steps_per_epoch_match_the_schedule(tmp_path: Path) -> None:
     limits = ["training.max_steps=-1", "training.num_train_epochs=3", "training.gradient_accumulation_steps=2"]
     trainer = train(recipe_for(tmp_path / "run", *limits))
     assert trainer.state.global_step == trainer.state.max_steps == 3 * -(-len(trainer.batches) // 2)
@@ -183,7 +182,7 @@ def test_epochs_have_the_steps_that_the_schedule_was_made_for(tmp_path: Path) ->
     assert trainer.lr_scheduler.get_last_lr()[0] == 0
 
 
-def test_the_log_and_the_trainer_tell_what_the_batches_are_like(tmp_path: Path) -> None:
+def test_log_and_trainer_report_batch_statistics(tmp_path: Path) -> None:
     trainer = train(recipe_for(tmp_path / "run", "training.max_steps=20"))
     log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     reports = [entry for entry in log if "batches_per_epoch" in entry]
@@ -203,7 +202,7 @@ def test_the_log_and_the_trainer_tell_what_the_batches_are_like(tmp_path: Path) 
     assert rows_per_step == pytest.approx(200 / len(tokens), rel=0.1)
 
 
-def test_the_card_says_so(tmp_path: Path) -> None:
+def test_card_describes_token_batches(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path / "run", "card.examples=[]", "training.adam_beta2=null", max_tokens=1000)
     train(recipe)
     card = render_card(tmp_path / "run", "someone/numbers")["README.md"].decode()
@@ -212,7 +211,7 @@ def test_the_card_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["completion", "causal-lm", "masked-lm", "classification"])
-def test_every_task_can_be_trained_so(task: str, tmp_path: Path) -> None:
+def test_every_task_trains_with_token_batches(task: str, tmp_path: Path) -> None:
     texts = [" ".join(["one two three four five six seven"] * (1 + i % 5)) for i in range(60)]
     columns = {"text": texts, "label": ["even" if i % 2 else "odd" for i in range(60)]}
     if task == "completion":
@@ -249,12 +248,12 @@ def test_every_task_can_be_trained_so(task: str, tmp_path: Path) -> None:
         ("inputs.max_tokens=0", "inputs.max_tokens is 0, but must be at least 1, or null"),
     ],
 )
-def test_what_contradicts_it_is_refused(override: str, message: str, tmp_path: Path) -> None:
+def test_conflicting_options_are_refused(override: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         recipe_for(tmp_path, override)
 
 
-def test_packed_rows_have_no_lengths_to_make_batches_by(tmp_path: Path) -> None:
+def test_packing_is_refused_with_token_batches(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"inputs\.packing.*True.*token batches"):
         load_recipe("shakespeare", ["data.train=x", "data.validation=x", "inputs.packing=true", "inputs.max_tokens=9"])
 
@@ -263,7 +262,7 @@ def test_packed_rows_have_no_lengths_to_make_batches_by(tmp_path: Path) -> None:
 
 
 def in_two_processes(folder: Path, *arguments: str) -> list[float]:
-    """Train so; the losses."""
+    """Train in two processes; return the losses."""
     options = [*BY_TOKENS, f"training.output_dir={folder}", "training.use_cpu=true"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -275,13 +274,13 @@ def in_two_processes(folder: Path, *arguments: str) -> list[float]:
 
 
 @pytest.mark.slow(reason="two times two processes that import transformers")
-def test_two_processes_learn_what_one_does_and_resume_within_an_epoch(tmp_path: Path) -> None:
-    """A step of theirs is two steps' batches of one; their last one in an epoch has its first batch again."""
+def test_two_processes_match_one_and_resume_within_epoch(tmp_path: Path) -> None:
+    """Two processes use two batches per step; the last step of an epoch is padded with its first batch."""
     common = ["model.dropout=0", "training.max_steps=20", "inputs.max_tokens=120"]
     alone = train(recipe_for(tmp_path / "alone", *common, "training.gradient_accumulation_steps=2"))
     assert len(alone.batches) % 2 == 1, "choose another inputs.max_tokens"
     steps = -(-len(alone.batches) // 2)
-    assert steps < 14 < 2 * steps  # the checkpoint is within the second epoch
+    assert steps < 14 < 2 * steps  # The checkpoint lies within the second epoch.
     together = [*common, "training.save_steps=14"]
     losses = in_two_processes(tmp_path / "run", *together)
     assert losses[: steps - 1] == pytest.approx(losses_of(alone)[: steps - 1], rel=1e-4)

@@ -1,4 +1,4 @@
-"""Loading of pairs, texts and labels: every kind of file, eager and lazy, and every mistake a user can make."""
+"""Loading of pairs, texts and labels: every file format, eager and streamed, and every user error."""
 
 import json
 
@@ -21,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def write_text(folder, english, german, name="train"):
-    """Writes parallel text, given as bytes, and returns its prefix."""
+    """Write parallel text, passed as bytes, and return its prefix."""
     (folder / f"{name}.en").write_bytes(english)
     (folder / f"{name}.de").write_bytes(german)
     return str(folder / name)
@@ -48,7 +48,7 @@ def write(folder, kind):
     return file
 
 
-# --- What is read ----------------------------------------------------------------------------------------------------
+# --- Formats ---------------------------------------------------------------------------------------------------------
 
 
 @eager_and_lazy
@@ -61,12 +61,12 @@ def test_local_files(tmp_path, kind, streaming):
     assert list(splits["train"]) == EXPECTED
 
 
-def test_the_direction_can_be_turned(tmp_path):
+def test_translation_direction_can_be_reversed(tmp_path):
     turned = load(write(tmp_path, "text"), source="de", target="en")
     assert turned == [{"source": pair["target"], "target": pair["source"]} for pair in EXPECTED]
 
 
-def test_each_split_comes_from_its_own_file(tmp_path):
+def test_each_split_has_its_own_file(tmp_path):
     prefixes = {
         split: write_text(tmp_path, split.encode(), b"x", name=f"{split}.v1")
         for split in ("train", "validation", "test")
@@ -77,7 +77,7 @@ def test_each_split_comes_from_its_own_file(tmp_path):
 
 
 @eager_and_lazy
-def test_only_a_newline_ends_a_line(tmp_path, streaming):
+def test_only_newline_ends_a_line(tmp_path, streaming):
     english = "\ufeffone\u2028two\r\nthree\u0085four\x0bfive\n"
     prefix = write_text(tmp_path, english.encode(), "\ufeffeins\nzwei".encode())
     assert load(prefix, streaming=streaming) == [
@@ -100,7 +100,7 @@ def test_translation_objects_in_json_lines(tmp_path):
 
 @eager_and_lazy
 @pytest.mark.parametrize("nested", [False, True], ids=["columns", "translation"])
-def test_named_data_sets(tmp_path, nested, streaming):
+def test_named_datasets(tmp_path, nested, streaming):
     rows = [{"translation": pair, "id": 1} for pair in PAIRS] if nested else PAIRS
     for split in ("train", "test"):
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / "corpus" / f"{split}.parquet")
@@ -112,14 +112,14 @@ def test_named_data_sets(tmp_path, nested, streaming):
 
 
 @eager_and_lazy
-def test_named_data_set_whose_columns_are_source_and_target(tmp_path, streaming):
+def test_named_dataset_with_source_and_target_columns(tmp_path, streaming):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "train.jsonl").write_text('{"target": "b", "source": "a", "note": 1}\n')
     args = DataArguments(name=str(tmp_path / "corpus"), source="source", target="target", streaming=streaming)
     assert list(load_data(args)["train"]) == [{"source": "a", "target": "b"}]
 
 
-def test_named_data_set_with_split_expressions(tmp_path):
+def test_named_dataset_with_split_expressions(tmp_path):
     datasets.Dataset.from_list(PAIRS).to_parquet(tmp_path / "corpus" / "train.parquet")
     splits = load_data(DataArguments(name=str(tmp_path / "corpus"), train="train[1:]", validation="train[:1]"))
     assert list(splits["train"]) == EXPECTED[1:]
@@ -136,7 +136,7 @@ def test_embedded_corpus_in_both_directions(streaming):
 
 @eager_and_lazy
 @pytest.mark.parametrize("split", ["train", "train[:]", "train[1:]", "train[:2]", "train[1:2]"])
-def test_parts_of_a_named_data_set(tmp_path, split, streaming):
+def test_slices_of_a_named_dataset(tmp_path, split, streaming):
     datasets.Dataset.from_list(PAIRS).to_parquet(tmp_path / "corpus" / "train.parquet")
     places = [int(place) if place else None for place in split[6:-1].split(":")] if "[" in split else [None]
     expected = EXPECTED[slice(*places)]
@@ -150,7 +150,7 @@ UNLIKE = [("a b", "c"), ("a.", "b c d."), ("a", "b c d"), ("a", ""), (" ", "b"),
 
 @eager_and_lazy
 @pytest.mark.parametrize("origin", ["text", "named"])
-def test_pairs_of_very_unlike_length_are_not_trained_on(tmp_path, origin, streaming):
+def test_pairs_beyond_max_ratio_are_dropped_in_training(tmp_path, origin, streaming):
     files = {"train": UNLIKE, "validation": [("a", "b c d")]}
     if origin == "text":
         for name, pairs in files.items():
@@ -164,11 +164,11 @@ def test_pairs_of_very_unlike_length_are_not_trained_on(tmp_path, origin, stream
         args = DataArguments(str(tmp_path / "corpus"), max_ratio=2, streaming=streaming)
     splits = load_data(args)
     assert [(row["source"], row["target"]) for row in splits["train"]] == [UNLIKE[i] for i in (0, 1, 6)]
-    assert list(splits["validation"]) == [{"source": "a", "target": "b c d"}]  # what is measured stays whole
+    assert list(splits["validation"]) == [{"source": "a", "target": "b c d"}]  # Evaluation splits are not filtered.
 
 
 @pytest.mark.parametrize(("ratio", "columns"), [(0.9, ("source", "target")), (2, TEXT)])
-def test_a_ratio_that_says_nothing_is_refused(tmp_path, ratio, columns):
+def test_useless_max_ratio_is_refused(tmp_path, ratio, columns):
     with pytest.raises(ValueError, match=rf"max_ratio.*{ratio}.*least 1.*sentence pairs"):
         load_data(DataArguments(train=str(tmp_path / "train.jsonl"), max_ratio=ratio), columns)
 
@@ -182,18 +182,18 @@ def test_sample_limits(tmp_path, streaming):
     assert list(splits["test"]) == EXPECTED
 
 
-def test_a_changed_file_is_read_again(tmp_path):
+def test_changed_file_is_read_again(tmp_path):
     assert load(write_text(tmp_path, b"one", b"eins"))[0]["source"] == "one"
     assert load(write_text(tmp_path, b"two!", b"zwei"))[0]["source"] == "two!"
 
 
-def test_arguments_as_a_recipe(tmp_path):
+def test_data_arguments_from_recipe(tmp_path):
     schema = OmegaConf.structured(DataArguments)
     recipe = OmegaConf.create({"train": str(write(tmp_path, "csv")), "max_train_samples": 1})
     assert list(load_data(OmegaConf.to_object(OmegaConf.merge(schema, recipe)))["train"]) == EXPECTED[:1]
 
 
-# --- Texts, and texts with labels ------------------------------------------------------------------------------------
+# --- Texts and labeled texts -----------------------------------------------------------------------------------------
 
 
 def load_as(columns, train, **options):
@@ -212,7 +212,7 @@ def write_rows(file, rows):
 
 @eager_and_lazy
 @pytest.mark.parametrize("options", [{}, {"text": "content"}])
-def test_a_text_a_line_without_blank_ones(tmp_path, options, streaming):
+def test_one_text_per_line_without_blank_lines(tmp_path, options, streaming):
     (tmp_path / "train.txt").write_bytes("\ufeffone\u2028two\r\n\n \t\n  three\n".encode())
     splits = load_data(DataArguments(train=str(tmp_path / "train.txt"), streaming=streaming, **options), TEXT)
     assert splits["train"].column_names == ["text"]
@@ -221,17 +221,18 @@ def test_a_text_a_line_without_blank_ones(tmp_path, options, streaming):
 
 @eager_and_lazy
 @pytest.mark.parametrize("content", ["a\n\nb\n", "a\n\nb", "a\r\nb\u2028c\x85\r\n\n\n", " a"])
-def test_a_whole_file_is_its_content_exactly(tmp_path, content, streaming):
+def test_whole_file_is_one_text(tmp_path, content, streaming):
     (tmp_path / "train").write_bytes(content.encode())
     assert load_as(TEXT, tmp_path / "train", whole_files=True, streaming=streaming) == [{"text": content}]
-    (tmp_path / "marked").write_bytes(("\ufeff" + content).encode())  # the mark says how it is written, not what
+    # The byte order mark belongs to the encoding, not to the text.
+    (tmp_path / "marked").write_bytes(("\ufeff" + content).encode())
     assert load_as(TEXT, tmp_path / "marked", whole_files=True, streaming=streaming) == [{"text": content}]
 
 
 @eager_and_lazy
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
 @pytest.mark.parametrize("names", [("text", "label"), ("review", "stars")])
-def test_labelled_texts_under_any_name(tmp_path, kind, names, streaming):
+def test_labeled_texts_with_any_column_names(tmp_path, kind, names, streaming):
     rows = [{"id": i, names[0]: f"text {i}", names[1]: label} for i, label in enumerate(("good", "bad"))]
     file = write_rows(tmp_path / f"train.{kind}", rows)
     options = {"text": names[0], "label": names[1], "streaming": streaming}
@@ -252,7 +253,7 @@ def test_labels_keep_their_type(tmp_path, kind, labels, streaming):
 
 @eager_and_lazy
 @pytest.mark.parametrize("columns", [TEXT, LABELED_TEXT])
-def test_named_data_sets_of_texts(tmp_path, columns, streaming):
+def test_named_datasets_of_texts(tmp_path, columns, streaming):
     rows = [{"sentence": "a cat", "class": 1, "id": 7}, {"sentence": "a dog", "class": 0, "id": 8}]
     for split in ("train", "validation"):
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / "corpus" / f"{split}.parquet")
@@ -263,7 +264,7 @@ def test_named_data_sets_of_texts(tmp_path, columns, streaming):
         assert list(splits[split]) == [{name: row[name] for name in columns} for row in expected]
 
 
-def test_named_data_set_whose_columns_have_our_names(tmp_path):
+def test_named_dataset_with_default_column_names(tmp_path):
     rows = [{"label": ["x"], "text": "a cat"}, {"label": [], "text": "a dog"}]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "corpus" / "train.parquet")
     loaded = load_data(DataArguments(name=str(tmp_path / "corpus")), LABELED_TEXT)["train"]
@@ -287,7 +288,7 @@ def test_named_data_set_whose_columns_have_our_names(tmp_path):
         ("a.txt", "a\n", r"a\.txt, but plain text has no labels.* ends in \.jsonl"),
     ],
 )
-def test_faulty_labelled_texts(tmp_path, name, content, message, streaming):
+def test_invalid_labeled_texts(tmp_path, name, content, message, streaming):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         load_as(LABELED_TEXT, tmp_path / name, streaming=streaming)
@@ -305,7 +306,7 @@ def test_faulty_labelled_texts(tmp_path, name, content, message, streaming):
         (b"a\nb\xff\n", True, r"a\.txt, line 2: byte 0xff at position 2 is not UTF-8"),
     ],
 )
-def test_faulty_plain_text(tmp_path, content, whole, message, streaming):
+def test_invalid_plain_text(tmp_path, content, whole, message, streaming):
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_as(TEXT, tmp_path / "a.txt", whole_files=whole, streaming=streaming)
@@ -315,18 +316,18 @@ def test_faulty_plain_text(tmp_path, content, whole, message, streaming):
     ("columns", "allowed"),
     [(TEXT, r"\.parquet, or plain text\.$"), (LABELED_TEXT, r"\.parquet\.$")],
 )
-def test_a_missing_file_says_what_would_do(tmp_path, columns, allowed):
+def test_missing_file_error_lists_allowed_forms(tmp_path, columns, allowed):
     with pytest.raises(FileNotFoundError, match=rf"train.*file.*{allowed}"):
         load_as(columns, tmp_path / "train")
 
 
 @pytest.mark.parametrize("columns", [TEXT, LABELED_TEXT])
-def test_the_embedded_corpus_is_of_pairs(columns):
+def test_embedded_corpus_is_pairs_only(columns):
     with pytest.raises(ValueError, match=rf"sentence pairs.*{' and '.join(columns)}"):
         load_data(DataArguments(name="numbers"), columns)
 
 
-# --- What is refused -------------------------------------------------------------------------------------------------
+# --- Refusals --------------------------------------------------------------------------------------------------------
 
 
 @eager_and_lazy
@@ -343,7 +344,7 @@ def test_the_embedded_corpus_is_of_pairs(columns):
         (b"a\n", b"", r"train\.de: the file is empty"),
     ],
 )
-def test_faulty_parallel_text(tmp_path, english, german, message, streaming):
+def test_invalid_parallel_text(tmp_path, english, german, message, streaming):
     prefix = write_text(tmp_path, english, german)
     with pytest.raises(ValueError, match=message):
         load(prefix, streaming=streaming)
@@ -372,19 +373,19 @@ def test_faulty_parallel_text(tmp_path, english, german, message, streaming):
         ("a.parquet", b"en,de\n", r"a\.parquet: not a Parquet file"),
     ],
 )
-def test_faulty_tables(tmp_path, name, content, message, streaming):
+def test_invalid_tables(tmp_path, name, content, message, streaming):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load(tmp_path / name, streaming=streaming)
 
 
-def test_faulty_parquet(tmp_path):
+def test_invalid_parquet(tmp_path):
     datasets.Dataset.from_dict({"en": ["a", "b"], "de": ["a", None]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet, row 2: 'de'.*None"):
         load(tmp_path / "a.parquet")
 
 
-def test_streaming_complains_only_when_the_line_is_reached(tmp_path):
+def test_streaming_raises_when_the_line_is_reached(tmp_path):
     prefix = write_text(tmp_path, b"a\nb\n\n", b"a\nb\nc\n")
     rows = iter(load_data(DataArguments(train=prefix, streaming=True))["train"])
     assert [next(rows)["source"], next(rows)["source"]] == ["a", "b"]
@@ -402,7 +403,7 @@ def test_missing_files(tmp_path, streaming):
 
 
 @eager_and_lazy
-def test_faulty_named_data_set(tmp_path, streaming):
+def test_invalid_named_dataset(tmp_path, streaming):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "train.jsonl").write_text('{"en": "a", "de": "b"}\n{"en": "a", "de": ""}\n')
     name = str(tmp_path / "corpus")
@@ -412,7 +413,7 @@ def test_faulty_named_data_set(tmp_path, streaming):
         list(load_data(DataArguments(name=name, target="fr", streaming=streaming))["train"])
 
 
-def test_named_data_set_without_known_splits(tmp_path):
+def test_named_dataset_without_known_splits(tmp_path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: dev\n    path: dev.jsonl\n---\n"
@@ -450,7 +451,7 @@ def test_read_lines(tmp_path):
 
 
 @eager_and_lazy
-def test_labels_of_a_hub_data_set_go_by_their_names(tmp_path, streaming):
+def test_hub_class_labels_become_names(tmp_path, streaming):
     features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["bad", "good"]))
     (tmp_path / "corpus").mkdir()
     for split, labels in {"train": [1, 0], "test": [0, -1]}.items():

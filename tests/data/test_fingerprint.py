@@ -1,4 +1,4 @@
-"""Equal data have equal fingerprints, wherever they lie, and others have others: of files, the Hub's, and streams."""
+"""Fingerprints are equal for equal data, wherever it is stored, and differ otherwise: files, Hub datasets, streams."""
 
 import json
 from pathlib import Path
@@ -22,8 +22,8 @@ OTHERS = {
 }
 
 
-def written(folder: Path, pairs: list[tuple[str, str]], kind: str) -> DataArguments:
-    """The pairs as parallel text, as lines of JSON, or in a folder as on the Hub."""
+def write_pairs(folder: Path, pairs: list[tuple[str, str]], kind: str) -> DataArguments:
+    """Write the pairs as parallel text, as JSON lines, or in a folder with the layout of the Hub."""
     folder.mkdir()
     if kind == "parallel text":
         for ending, lines in zip(("en", "de"), zip(*pairs, strict=True), strict=True):
@@ -34,45 +34,51 @@ def written(folder: Path, pairs: list[tuple[str, str]], kind: str) -> DataArgume
     return DataArguments(name=str(folder)) if kind == "Hub" else DataArguments(train=f"{folder}/train.jsonl")
 
 
-def of(args: DataArguments, columns: tuple[str, ...] = PAIR, **changes: Any) -> str:
+def fingerprint_of(args: DataArguments, columns: tuple[str, ...] = PAIR, **changes: Any) -> str:
     args = DataArguments(**{**vars(args), **changes})
     return fingerprint(args, load_data(args, columns)["train"])
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["eager", "streaming"])
 @pytest.mark.parametrize("kind", ["parallel text", "lines of JSON", "Hub"])
-def test_equal_data_are_known_again_and_others_are_told_apart(tmp_path: Path, kind: str, streaming: bool) -> None:
-    known = of(written(tmp_path / "here", PAIRS, kind), streaming=streaming)
-    assert known.startswith("files:" if streaming else "rows:")
-    assert known == of(written(tmp_path / "there", PAIRS, kind), streaming=streaming)
-    found = {known}
-    for number, others in enumerate(OTHERS.values()):
-        found.add(of(written(tmp_path / str(number), others, kind), streaming=streaming))
-    found.add(of(written(tmp_path / "less", PAIRS, kind), max_train_samples=2, streaming=streaming))
+def test_fingerprint_identifies_the_data(tmp_path: Path, kind: str, streaming: bool) -> None:
+    expected = fingerprint_of(write_pairs(tmp_path / "here", PAIRS, kind), streaming=streaming)
+    assert expected.startswith("files:" if streaming else "rows:")
+    assert expected == fingerprint_of(write_pairs(tmp_path / "there", PAIRS, kind), streaming=streaming)
+    found = {expected}
+    for number, other_pairs in enumerate(OTHERS.values()):
+        found.add(fingerprint_of(write_pairs(tmp_path / str(number), other_pairs, kind), streaming=streaming))
+    found.add(fingerprint_of(write_pairs(tmp_path / "less", PAIRS, kind), max_train_samples=2, streaming=streaming))
     if kind == "Hub":
-        found.add(of(written(tmp_path / "part", PAIRS, kind), train="train[1:]", streaming=streaming))
-    same = 0 if streaming else 1  # taking two of three rows is having no more than two
+        found.add(fingerprint_of(write_pairs(tmp_path / "part", PAIRS, kind), train="train[1:]", streaming=streaming))
+    same = 0 if streaming else 1  # Taking two of three rows equals having only two.
     assert len(found) == 1 + len(OTHERS) + 1 + (kind == "Hub") - same
 
 
-def test_rows_are_what_counts_not_how_they_are_kept(tmp_path: Path) -> None:
-    kinds = [of(written(tmp_path / kind.replace(" ", ""), PAIRS, kind)) for kind in ("parallel text", "Hub")]
+def test_fingerprint_is_independent_of_storage(tmp_path: Path) -> None:
+    kinds = [
+        fingerprint_of(write_pairs(tmp_path / kind.replace(" ", ""), PAIRS, kind)) for kind in ("parallel text", "Hub")
+    ]
     rows = Dataset.from_dict({"source": [p[0] for p in PAIRS], "target": [p[1] for p in PAIRS]})
     assert {*kinds, fingerprint(DataArguments(), rows)} == {kinds[0]}
     assert fingerprint(DataArguments(), rows.select([2, 0, 1]).select([1, 2, 0])) == kinds[0]
 
 
-def test_texts_and_the_embedded_corpus_have_one(tmp_path: Path) -> None:
+def test_fingerprint_of_texts_and_embedded_corpus(tmp_path: Path) -> None:
     (tmp_path / "texts").write_text("one\ntwo\n")
     args = DataArguments(train=str(tmp_path / "texts"))
-    streamed = of(args, TEXT, streaming=True)
-    assert of(args, TEXT) != streamed
-    assert of(args, TEXT, streaming=True, whole_files=True) != streamed
+    streamed = fingerprint_of(args, TEXT, streaming=True)
+    assert fingerprint_of(args, TEXT) != streamed
+    assert fingerprint_of(args, TEXT, streaming=True, whole_files=True) != streamed
     numbers = DataArguments(name="numbers", max_train_samples=50)
-    assert of(numbers) == of(numbers, streaming=True) != of(numbers, source="de", target="en")
+    assert (
+        fingerprint_of(numbers)
+        == fingerprint_of(numbers, streaming=True)
+        != fingerprint_of(numbers, source="de", target="en")
+    )
 
 
-def test_files_on_the_hub_are_known_by_their_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_files_are_identified_by_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     args = DataArguments(name="someone/pairs", train="train[10:]", streaming=True)
     rows = Dataset.from_dict({"source": ["a"], "target": ["b"]}).to_iterable_dataset()
 
@@ -85,8 +91,8 @@ def test_files_on_the_hub_are_known_by_their_commit(monkeypatch: pytest.MonkeyPa
     assert at("0123") == at("0123") != at("4567")
 
 
-def test_a_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
-    written(tmp_path / "data", PAIRS * 10, "parallel text")
+def test_resume_with_changed_data_is_refused(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "data", PAIRS * 10, "parallel text")
     recipe = load_recipe(
         "numbers",
         [

@@ -1,4 +1,4 @@
-"""The embedded corpus: its German and English against an independent library, and against fixtures written by hand."""
+"""The embedded corpus: its German and English against an independent library and hand-written examples."""
 
 import datetime
 import random
@@ -34,28 +34,28 @@ def corpus():
 
 
 def reference(number, **options):
-    # The library sets a comma after thousands, which our convention leaves out, and misspells 101,000 in German
+    # The library writes a comma after thousands, which our convention omits, and misspells 101,000 in German
     # ("einhunderteinstausend").
     return num2words(number, **options).replace(",", "").replace("einstausend", "eintausend")
 
 
-def test_english_numbers_agree_with_num2words():
+def test_english_numbers_match_num2words():
     assert english_cardinal(0) == "zero"
     for number in SAMPLE:
         assert english_cardinal(number) == reference(number)
         assert english_ordinal(number) == reference(number, to="ordinal")
 
 
-def test_german_numbers_agree_with_num2words():
+def test_german_numbers_match_num2words():
     assert german_cardinal(0) == "null"
     for number in SAMPLE:
         assert german_cardinal(number) == reference(number, lang="de")
-        # It says "hundertste" and "tausendste", but "zweihundertste"; we say the one everywhere.
+        # The library writes "hundertste" and "tausendste", but "zweihundertste"; we always write "ein".
         one = "ein" if number in (100, 1000) else ""
         assert german_ordinal(number) == one + reference(number, lang="de", to="ordinal")
 
 
-def test_years_agree_with_num2words():
+def test_years_match_num2words():
     for year in range(1100, 2100):
         assert english_year(year) == num2words(year, to="year")
         assert german_year(year) == num2words(year, to="year", lang="de")
@@ -78,7 +78,7 @@ def test_years_agree_with_num2words():
     ],
 )
 def test_times(hour, minute, english, german):
-    # Eight to each five minutes: the seven weekdays, and without.
+    # Eight for every five minutes: with each of seven weekdays, and without.
     index = (hour * 60 + minute) // 5 * 8
     assert _time(index + 7) == (english, german)
     assert _time(index + 6) == (f"on Sunday at {english}", f"am Sonntag um {german}")
@@ -94,7 +94,7 @@ def test_times(hour, minute, english, german):
         (0, "half past twelve at night", "halb eins nachts"),
     ],
 )
-def test_times_with_the_part_of_the_day(hour, english, german):
+def test_times_of_day(hour, english, german):
     row = next(row for row, entry in enumerate(CLOCK_HOURS) if entry[0] == hour and entry[1])
     index = (row * 60 + 30) // 5 * 8
     assert _time(index + 7) == (english, german)
@@ -127,12 +127,12 @@ def test_prices_and_decimals():
     assert _decimal(314) == ("three point one four", "drei Komma eins vier")
 
 
-def test_every_sentence_has_one_translation_in_both_directions():
+def test_sentences_map_one_to_one_in_both_directions():
     pairs = [make(index) for available, _, make in KINDS for index in range(min(available, 10_000))]
     assert len({english for english, _ in pairs}) == len({german for _, german in pairs}) == len(pairs)
 
 
-def test_the_last_pair_of_every_kind_exists():
+def test_last_pair_of_every_kind():
     for available, _, make in KINDS:
         english, german = make(available - 1)
         assert english
@@ -146,7 +146,7 @@ def test_sizes_and_disjoint_splits(corpus):
         assert len(set(sentences)) == 22_000
 
 
-def test_training_holds_every_word_and_every_part_of_a_german_compound(corpus):
+def test_train_split_has_every_word_and_compound_part(corpus):
     english = {word for line in corpus["train"]["source"] for word in re.split("[ -]", line)}
     german = "\n".join(corpus["train"]["target"])
     for split in ("validation", "test"):
@@ -158,15 +158,15 @@ def test_training_holds_every_word_and_every_part_of_a_german_compound(corpus):
         assert german_ordinal(number) in german
 
 
-def test_corpus_is_determined_by_its_seed():
+def test_corpus_is_reproducible_with_seed():
     sizes = (50, 5, 5)
     first = numbers_corpus(*sizes)["train"]["target"]
     assert list(first) == list(numbers_corpus(*sizes)["train"]["target"])
     assert list(first) != list(numbers_corpus(*sizes, seed=1)["train"]["target"])
 
 
-def test_the_default_corpus_does_not_change(corpus):
-    # Models and published figures rest on these very splits: a change here is a change of benchmark.
+def test_default_corpus_is_unchanged(corpus):
+    # Models and published figures depend on these splits: a change here changes the benchmark.
     assert corpus["train"][0] == {
         "source": "on Saturday at twenty past eight in the evening",
         "target": "am Samstag um zwanzig nach acht abends",

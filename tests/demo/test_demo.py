@@ -1,4 +1,4 @@
-"""What the page tells of a model, against the model itself; who may import what; the command and its Space."""
+"""The demo's computations against the model, its imports, the command, and the Space."""
 
 import ast
 import json
@@ -28,7 +28,7 @@ from trivium import (
     TriviumTokenizer,
 )
 from trivium.demo import launch
-from trivium.demo.generating import Writing, write
+from trivium.demo.generating import Generation, generate_steps
 from trivium.demo.introspect import MAX_CHARACTERS, MAX_TOKENS, UnfitText, read
 from trivium.demo.judging import classify, fill_masks
 from trivium.demo.page import build
@@ -57,7 +57,7 @@ def tokenizer() -> TriviumTokenizer:
 
 @pytest.fixture(scope="module")
 def beginner() -> TriviumTokenizer:
-    """For texts that go on."""
+    """Return a tokenizer for continuations, without EOS."""
     return train_tokenizer(TEXTS, vocab_size=400, add_bos_token=True, add_eos_token=False)
 
 
@@ -76,49 +76,47 @@ def writer(tokenizer: TriviumTokenizer) -> PreTrainedModel:
     return model_of(TriviumForCausalLM, tokenizer)
 
 
-def written(model: PreTrainedModel, tokenizer: TriviumTokenizer, text: str = TEXT, **options: object) -> Writing:
+def written(model: PreTrainedModel, tokenizer: TriviumTokenizer, text: str = TEXT, **options: object) -> Generation:
     inputs = read(model, tokenizer, text)
-    return list(write(model, tokenizer, inputs, 12, **{"num_beams": 1, "do_sample": False, **options}))[-1]
+    return list(generate_steps(model, tokenizer, inputs, 12, **{"num_beams": 1, "do_sample": False, **options}))[-1]
 
 
-# --- Reading ---------------------------------------------------------------------------------------------------------
+# --- Input -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", [*TEXTS[:5], "a  b\t<mask> c", "<img src=x onerror=alert(1)>", "\ud800x", "\0"])
-def test_pieces_are_the_whole_text(translator: PreTrainedModel, tokenizer: TriviumTokenizer, text: str) -> None:
+def test_pieces_concatenate_to_the_text(translator: PreTrainedModel, tokenizer: TriviumTokenizer, text: str) -> None:
     inputs = read(translator, tokenizer, text)
     assert "".join(piece.text for piece in inputs.pieces[:-1]) == text.encode(errors="replace").decode()
     assert inputs.pieces[-1].is_special
     assert sum(piece.tokens for piece in inputs.pieces) == len(inputs.input_ids)
 
 
-def test_unfit_texts_are_refused_in_words(
+def test_invalid_texts_are_refused_with_a_message(
     translator: PreTrainedModel, writer: PreTrainedModel, tokenizer: TriviumTokenizer, beginner: TriviumTokenizer
 ) -> None:
     for text, message in [
-        ("", "There is no text yet"),
-        (" \n", "There is no text yet"),
-        ("x" * 100_000, f"100,000 characters. Here {MAX_CHARACTERS:,} are the most"),
-        ("早" * 2_000, f"The model can read {MAX_TOKENS:,} here"),
+        ("", "The text is empty"),
+        (" \n", "The text is empty"),
+        ("x" * 100_000, f"100,000 characters, but at most {MAX_CHARACTERS:,} are allowed"),
+        ("早" * 2_000, f"tokens, but at most {MAX_TOKENS:,} are allowed"),
     ]:
         with pytest.raises(UnfitText, match=message):
             read(translator, tokenizer, text)
     assert read(writer, beginner, "").input_ids == [beginner.bos_token_id]
 
 
-# --- Writing ---------------------------------------------------------------------------------------------------------
+# --- Generation ------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_steps_of_a_translation_are_what_the_model_computes(
-    translator: PreTrainedModel, tokenizer: TriviumTokenizer
-) -> None:
+def test_translation_steps_match_model(translator: PreTrainedModel, tokenizer: TriviumTokenizer) -> None:
     inputs = tokenizer(TEXT, return_tensors="pt")
     ids = translator.generate(**inputs, max_new_tokens=12, max_length=None)[0]
     writing = written(translator, tokenizer)
     assert writing.is_complete
     assert writing.text == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
-    # The whole at once, without a cache.
+    # The full sequence in one pass, without a cache.
     whole = translator(**inputs, decoder_input_ids=ids[None, :-1], output_attentions=True)
     probabilities = whole.logits[0].softmax(-1)
     by_token = whole.cross_attentions[-1][0].mean(0)
@@ -133,9 +131,7 @@ def test_steps_of_a_translation_are_what_the_model_computes(
 
 
 @torch.no_grad()
-def test_steps_of_a_continuation_are_what_the_model_computes(
-    writer: PreTrainedModel, beginner: TriviumTokenizer
-) -> None:
+def test_continuation_steps_match_model(writer: PreTrainedModel, beginner: TriviumTokenizer) -> None:
     tokenizer = beginner
     inputs = tokenizer(TEXT, return_tensors="pt")
     start = inputs["input_ids"].shape[1]
@@ -151,32 +147,30 @@ def test_steps_of_a_continuation_are_what_the_model_computes(
 
 
 @pytest.mark.parametrize("kind", ["translator", "writer"])
-def test_beams_are_those_that_generate_finds(
-    kind: str, tokenizer: TriviumTokenizer, request: pytest.FixtureRequest
-) -> None:
+def test_beams_match_generate(kind: str, tokenizer: TriviumTokenizer, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(kind)
     writing = written(model, tokenizer, num_beams=3)
     scores = [score for _, score in writing.beams]
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
     assert writing.text.strip() == writing.beams[0][0].rstrip("\ufffd").strip()
-    # With a length penalty of 1: the mean log probability of the tokens.
+    # With a length penalty of 1 the score is the mean log probability of the tokens.
     log_probabilities = torch.tensor([step.probability for step in writing.steps]).log()
     assert scores[0] == pytest.approx(log_probabilities.mean().item(), abs=1e-4)
 
 
-def test_every_token_comes_when_it_is_chosen_and_an_end_ends_it(
+def test_tokens_are_streamed_and_stopping_ends_generation(
     translator: PreTrainedModel, tokenizer: TriviumTokenizer
 ) -> None:
     threads = threading.active_count()
-    stream = write(translator, tokenizer, read(translator, tokenizer, TEXT), 200)
+    stream = generate_steps(translator, tokenizer, read(translator, tokenizer, TEXT), 200)
     lengths = [len(next(stream).steps) for _ in range(3)]
     assert lengths == [1, 2, 3]
     stream.close()
     assert threading.active_count() == threads
 
 
-def test_an_error_of_the_model_is_not_lost(
+def test_model_error_is_raised(
     writer: PreTrainedModel, tokenizer: TriviumTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match="temperature"):
@@ -193,11 +187,11 @@ def test_two_vocabularies() -> None:
     assert "".join(piece.text for piece in writing.read[:-1]) == TEXT
 
 
-# --- Judging ---------------------------------------------------------------------------------------------------------
+# --- Classification and filling masks --------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_fillings_are_the_models(tokenizer: TriviumTokenizer) -> None:
+def test_mask_fillings_match_model(tokenizer: TriviumTokenizer) -> None:
     model = model_of(TriviumForMaskedLM, tokenizer)
     text = "the <mask> sat on the <mask>"
     found = fill_masks(model, tokenizer, read(model, tokenizer, text))
@@ -208,13 +202,13 @@ def test_fillings_are_the_models(tokenizer: TriviumTokenizer) -> None:
             probabilities[place].topk(8).values.tolist(), abs=1e-6
         )
         assert fillings[0][0] == tokenizer.decode([probabilities[place].argmax()])
-    with pytest.raises(UnfitText, match=r"write <mask>.*word"):
+    with pytest.raises(UnfitText, match=r"no mask.*<mask>"):
         fill_masks(model, tokenizer, read(model, tokenizer, "no mask"))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", [None, "multi_label_classification", "regression"])
-def test_labels_are_the_models(tokenizer: TriviumTokenizer, kind: str | None) -> None:
+def test_labels_match_model(tokenizer: TriviumTokenizer, kind: str | None) -> None:
     labels = 1 if kind == "regression" else 3
     model = model_of(TriviumForSequenceClassification, tokenizer, num_labels=labels, problem_type=kind)
     logits = model(**tokenizer(TEXT, return_tensors="pt")).logits[0]
@@ -227,12 +221,12 @@ def test_labels_are_the_models(tokenizer: TriviumTokenizer, kind: str | None) ->
 # --- The page and its files ------------------------------------------------------------------------------------------
 
 
-def test_there_is_no_page_for_what_has_no_head(tokenizer: TriviumTokenizer) -> None:
+def test_model_without_head_has_no_page(tokenizer: TriviumTokenizer) -> None:
     with pytest.raises(ValueError, match=r"model.*TriviumEncoderModel.*page"):
         build(model_of(TriviumForMaskedLM, tokenizer).base_model, tokenizer, title="None")
 
 
-def test_the_files_of_the_page_can_travel() -> None:
+def test_demo_files_are_self_contained() -> None:
     allowed = {"gradio", "torch", "transformers"}
     for file in SOURCE.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -245,10 +239,10 @@ def test_the_files_of_the_page_can_travel() -> None:
                 assert (SOURCE / f"{node.module}.py").is_file(), file
 
 
-def test_without_gradio_one_sentence_says_what_to_do(tmp_path: Path) -> None:
+def test_missing_gradio_error_says_what_to_install(tmp_path: Path) -> None:
     program = """
 import sys
-sys.modules["gradio"] = None  # whoever imports it fails
+sys.modules["gradio"] = None  # Importing it fails.
 from trivium_cli import app
 app(["demo", sys.argv[1]])
 """
@@ -257,7 +251,7 @@ app(["demo", sys.argv[1]])
     assert ended.stderr == "Error: `trivium demo` needs gradio, which is not installed: `pip install gradio`.\n"
 
 
-def test_the_command_serves_here_and_nowhere_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_serves_on_localhost_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served = {}
 
     class Page:
@@ -282,7 +276,7 @@ def test_the_command_serves_here_and_nowhere_else(folder: Path, monkeypatch: pyt
 
 
 def test_titles_are_escaped_once(folder: Path, tmp_path: Path) -> None:
-    """Text for the page and the Hub's metadata; HTML in the heading of the Space's README.md."""
+    """Plain text for the page and the Hub's metadata; HTML in the heading of the Space's README.md."""
     named = folder.rename(tmp_path / "cats & <dogs>")
     assert introduce(named).title == "cats & <dogs>"
     load_recipe("numbers", [f"training.output_dir={named}", "card.title='Cats & <dogs>'", "card.examples=[]"]).save(
@@ -296,8 +290,8 @@ def test_titles_are_escaped_once(folder: Path, tmp_path: Path) -> None:
     assert "\n# Cats &amp; &lt;dogs&gt;\n" in render_card(named, REPO)["README.md"].decode()
 
 
-def test_nothing_can_be_uploaded(writer: PreTrainedModel, beginner: TriviumTokenizer) -> None:
-    """The page takes text only, but Gradio has a route for files."""
+def test_uploads_are_disabled(writer: PreTrainedModel, beginner: TriviumTokenizer) -> None:
+    """The page takes only text, but Gradio has an upload route."""
     page = launch(writer, beginner, title="Cats & <dogs>", prevent_thread_lock=True, quiet=True)
     try:
         assert "Cats &amp; &lt;dogs&gt;" in httpx.get(page.local_url).text
@@ -331,10 +325,10 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_space_follows_its_model(folder: Path, hub: HubServer) -> None:
+def test_space_follows_its_model(folder: Path, hub: HubServer) -> None:
     code, output, _ = push(folder, REPO, "--space", "--dry-run")
     assert code == 0
-    assert "The page, as a Space that would be new:" in output
+    assert "The demo, as a new Space:" in output
     assert (f"{PAGE}/page.js" in output, hub.repositories, (folder / "space").exists()) == (True, {}, False)
 
     code, output, errors = push(folder, REPO, "--space", "--private")
@@ -352,14 +346,14 @@ def test_a_space_follows_its_model(folder: Path, hub: HubServer) -> None:
     assert (metadata["sdk_version"], metadata["app_file"], metadata["models"]) == (version("gradio"), "app.py", [REPO])
     assert f'"revision": {model.id!r}' in files["app.py"].decode()
     requirements = map(Requirement, files["requirements.txt"].decode().splitlines())
-    assert [each.name for each in requirements] == ["torch", "transformers"]
+    assert [requirement.name for requirement in requirements] == ["torch", "transformers"]
     assert not any(name.startswith("space") for name in hub.files(REPO))
 
     (folder / "space" / PAGE / "__pycache__").mkdir()
-    (folder / "space" / PAGE / "__pycache__" / "page.pyc").touch()  # it was started here
+    (folder / "space" / PAGE / "__pycache__" / "page.pyc").touch()  # As after running the page locally.
     assert "All of the page was there already: there is no new commit." in push(folder, REPO, "--space")[1]
     assert len(hub.commits(space)) == 2
-    # What an earlier version of the page left goes; the words of a person stay, and whatever else is there.
+    # Files of an earlier version of the page are deleted; text edited by users and all other files are kept.
     hub.commit(space, {f"{PAGE}/old.py": b"", "README.md": b"Mine.", "notes.txt": b"mine"})
     assert push(folder, REPO, "--space")[0] == 0
     changed = hub.files(space)
@@ -367,15 +361,15 @@ def test_a_space_follows_its_model(folder: Path, hub: HubServer) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_space_that_is_there_already_and_private(folder: Path, hub: HubServer) -> None:
+def test_existing_private_space_is_updated(folder: Path, hub: HubServer) -> None:
     hub.create(f"spaces/{REPO}", private=True)
     code, _, errors = push(folder, REPO, "--space", "--public")
     assert code == 1
-    assert "there already and private" in errors
+    assert "exists and is private" in errors
     assert REPO not in hub.repositories, "nothing was sent before all was clear"
 
 
-def test_there_is_no_space_for_what_has_no_page(folder: Path, tmp_path: Path) -> None:
+def test_no_space_for_model_without_page(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["TriviumEncoderModel"]}))
     with pytest.raises(ValueError, match=r"model.*page"):
@@ -388,7 +382,7 @@ import runpy, threading, time
 from gradio_client import Client
 app, model, port = arguments
 sys.argv = [app, model]
-sys.path.insert(0, str(Path(app).parent))  # as `python app.py` does
+sys.path.insert(0, str(Path(app).parent))  # As `python app.py` does.
 threading.Thread(target=runpy.run_path, args=(app,), kwargs={"run_name": "__main__"}, daemon=True).start()
 for attempt in range(100):
     try:
@@ -405,16 +399,18 @@ os._exit(0)
 
 
 @pytest.mark.slow
-def test_a_space_serves_where_trivium_is_absent(
+def test_space_serves_without_package(
     folder: Path, tmp_path: Path, translator: PreTrainedModel, tokenizer: TriviumTokenizer, free_port: int
 ) -> None:
     space = tmp_path / "space"
     write_space(folder, space, REPO)
     run_without_trivium(
         ANSWER,
-        *(str(space / "app.py"), str(folder), free_port),
+        str(space / "app.py"),
+        str(folder),
+        free_port,
         folder=tmp_path,
-        present=["typer", "rich"],  # gradio itself needs them
+        present=["typer", "rich"],  # Gradio itself needs these packages.
         GRADIO_SERVER_PORT=str(free_port),
     )
     events = [json.loads(line) for line in (tmp_path / "answer.jsonl").read_text().splitlines()]

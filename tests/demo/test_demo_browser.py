@@ -1,4 +1,4 @@
-"""The page in a real browser: what people see, what they can do with a keyboard or a finger, and whom it asks."""
+"""The page in a real browser: display, keyboard and touch operation, and its network requests."""
 
 import re
 import shutil
@@ -25,7 +25,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
-expect.set_options(timeout=60_000)  # a busy machine is slow
+expect.set_options(timeout=60_000)  # A busy machine is slow.
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -41,7 +41,7 @@ TEXTS = ["the cat sat on the mat.", "two dogs ran across the road.", "مرحبا
 HTML = (
     "<img src=x onerror=\"document.title='broken into'\"><script>document.title='broken into'</script>${1}{{value}}`"
 )
-EXTRA = 3  # tokens that a translation may have more than the text
+EXTRA = 3  # Tokens that a translation may have beyond the length of the text.
 WORDS = {
     TriviumForConditionalGeneration: "Translate",
     TriviumForCausalLM: "Continue",
@@ -52,7 +52,7 @@ WORDS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _short_translations() -> Iterator[None]:
-    """An untrained model would go on to the end."""
+    """Limit translations: an untrained model would generate up to the maximum length."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trivium.demo.page.EXTRA_LENGTH", EXTRA)
         yield
@@ -61,7 +61,7 @@ def _short_translations() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with playwright.sync_playwright() as starter:
-        browser = starter.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)  # with a profile of its own
+        browser = starter.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)  # With a temporary profile.
         yield browser
         browser.close()
 
@@ -83,9 +83,10 @@ def translator(tokenizer: TriviumTokenizer) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def url(translator: PreTrainedModel, tokenizer: TriviumTokenizer) -> Iterator[str]:
-    """Where the page of a translator is."""
+    """Serve the page of a translator and return its URL."""
     page = launch(
-        *(translator, tokenizer),
+        translator,
+        tokenizer,
         title=f"A {HTML} title",
         summary="It *invents*.",
         examples=["two dogs", HTML],
@@ -98,27 +99,27 @@ def url(translator: PreTrainedModel, tokenizer: TriviumTokenizer) -> Iterator[st
 
 @pytest.fixture
 def page(browser: Browser, url: str) -> Iterator[Page]:
-    """A new page, of which nothing may go wrong, and which may ask nobody but its own server."""
+    """Open a page that fails the test on any error and on any request to another server."""
     context = browser.new_context(viewport={"width": 1100, "height": 800})
     page = context.new_page()
-    asked, errors = set(), []
-    page.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
+    hosts, errors = set(), []
+    page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.goto(url)
     yield page
-    assert asked - {""} == {urlsplit(url).netloc}, "`` is for data: and blob:"
+    assert hosts - {""} == {urlsplit(url).netloc}, "`` is for data: and blob:"
     assert errors == []
     context.close()
 
 
 def forget(page: Page) -> None:
-    """Remove the last answer, not to take it for the next one."""
+    """Remove the last answer, so that it is not mistaken for the next one."""
     page.evaluate("document.querySelector('#drawing .drawing')?.remove()")
 
 
 def send(page: Page, text: str, until: str = "Finished", button: str = "Translate") -> Locator:
-    """Type a text, send it, and wait for words that tell that it is done."""
+    """Type a text, send it, and wait for the text that marks completion."""
     forget(page)
     page.get_by_role("textbox").first.fill(text)
     page.get_by_role("button", name=button, exact=True).click()
@@ -128,10 +129,10 @@ def send(page: Page, text: str, until: str = "Finished", button: str = "Translat
 
 
 def expect_weights(page: Page, expected: torch.Tensor) -> None:
-    """Wait until the shades of the tokens that were read are the attention weights `expected`."""
+    """Wait until the shading of the source tokens shows the attention weights `expected`."""
     page.wait_for_function(
         """expected => {
-            const chips = [...document.querySelectorAll('[role=listbox][aria-label="What it read"] [role=option]')]
+            const chips = [...document.querySelectorAll('[role=listbox][aria-label="Input tokens"] [role=option]')]
             const weights = chips.map(chip => Number(chip.style.getPropertyValue('--weight') || 0))
             return weights.length === expected.length && weights.every((w, i) => Math.abs(w - expected[i]) < 1e-3)
         }""",
@@ -141,7 +142,7 @@ def expect_weights(page: Page, expected: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def test_a_translation_its_alternatives_and_its_attention_by_hover_and_by_keyboard(
+def test_translation_with_alternatives_and_attention(
     page: Page, translator: PreTrainedModel, tokenizer: TriviumTokenizer
 ) -> None:
     inputs = tokenizer("the cat sat", return_tensors="pt")
@@ -153,9 +154,9 @@ def test_a_translation_its_alternatives_and_its_attention_by_hover_and_by_keyboa
     drawing = send(page, "the cat sat")
     result = tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
     expect(drawing.locator(".result")).to_have_text(result)
-    written = page.get_by_role("listbox", name="What it wrote").get_by_role("option")
+    written = page.get_by_role("listbox", name="Output tokens").get_by_role("option")
     expect(written).to_have_count(len(ids) - 1)
-    expect_weights(page, attention[0])  # of the first, which is shown at once
+    expect_weights(page, attention[0])  # The attention of the first token, which is shown at once.
 
     written.nth(2).hover()
     expect_weights(page, attention[2])
@@ -163,10 +164,10 @@ def test_a_translation_its_alternatives_and_its_attention_by_hover_and_by_keyboa
     best = whole.logits[0, 2].softmax(-1).max().item()
     expect(shares).to_have_count(6)
     expect(shares.first).to_contain_text(re.compile(rf"{100 * best:.0f} %|{100 * best:.1f} %"))
-    expect(shares.first).to_contain_text("✓")  # the likeliest was chosen
+    expect(shares.first).to_contain_text("✓")  # The most probable token was chosen.
 
     page.mouse.move(0, 0)
-    # The same with keys only: Enter sends, one Tab stop for each list, arrows within it.
+    # The same with the keyboard: Enter sends, each list is one tab stop, arrows move within it.
     forget(page)
     page.get_by_role("textbox").first.focus()
     page.keyboard.press("Enter")
@@ -180,14 +181,14 @@ def test_a_translation_its_alternatives_and_its_attention_by_hover_and_by_keyboa
         expect(written.nth(place)).to_be_focused()
         expect_weights(page, attention[place])
     page.keyboard.press("Tab")
-    expect(page.get_by_role("listbox", name="What it read").get_by_role("option").first).to_be_focused()
-    expect(drawing.locator("#details")).to_contain_text("Read:")
+    expect(page.get_by_role("listbox", name="Input tokens").get_by_role("option").first).to_be_focused()
+    expect(drawing.locator("#details")).to_contain_text("Input token:")
 
 
-def test_what_is_typed_is_text_and_never_markup(page: Page) -> None:
+def test_typed_text_is_never_markup(page: Page) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text(f"A {HTML} title")
     drawing = send(page, HTML)
-    pieces = page.get_by_role("listbox", name="What it read").locator(".text").all_text_contents()
+    pieces = page.get_by_role("listbox", name="Input tokens").locator(".text").all_text_contents()
     assert "".join(pieces[:-1]).replace("␣", " ") == HTML
     assert drawing.locator("img, script").count() == 0
     assert page.locator("img[src=x]").count() == 0
@@ -195,11 +196,11 @@ def test_what_is_typed_is_text_and_never_markup(page: Page) -> None:
 
 
 @pytest.mark.slow
-def test_unfit_texts_are_told_in_words(page: Page) -> None:
+def test_invalid_texts_show_a_message(page: Page) -> None:
     for text, words in [
-        (" ", "There is no text yet"),
-        ("<b>" * 33_333 + "x", "has 100,000 characters. Here 10,000 are the most"),
-        ("早" * 3_000, "tokens. The model can read 512 here"),
+        (" ", "The text is empty"),
+        ("<b>" * 33_333 + "x", "has 100,000 characters, but at most 10,000 are allowed"),
+        ("早" * 3_000, "tokens, but at most 512 are allowed"),
     ]:
         send(page, text, words)
         expect(page.get_by_role("alert").filter(has_text=words)).to_be_visible()
@@ -208,7 +209,7 @@ def test_unfit_texts_are_told_in_words(page: Page) -> None:
 
 @pytest.mark.slow
 def test_beams_and_sampling(page: Page, translator: PreTrainedModel, tokenizer: TriviumTokenizer) -> None:
-    page.get_by_role("button", name="How it writes").click()
+    page.get_by_role("button", name="Generation settings").click()
     page.get_by_label("Beam search").check()
     drawing = send(page, "the cat")
     inputs = tokenizer("the cat", return_tensors="pt")
@@ -228,31 +229,33 @@ def test_beams_and_sampling(page: Page, translator: PreTrainedModel, tokenizer: 
 
 
 @pytest.mark.slow
-def test_no_barrier_that_axe_knows_on_a_wide_page_and_on_a_phone(page: Page) -> None:
-    page.get_by_role("button", name="How it writes").click()
+def test_axe_finds_no_violations_wide_and_narrow(page: Page) -> None:
+    page.get_by_role("button", name="Generation settings").click()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         page.reload()
         send(page, "the cat sat on the mat")
         found = Axe().run(page).response["violations"]
-        assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+        assert [(violation["id"], violation["nodes"][0]["html"]) for violation in found] == []
     page.set_viewport_size({"width": 320, "height": 640})
     send(page, "x" * 100 + " the cat" * 40)
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 320, "nothing has to be moved sideways"
-    height = page.get_by_role("listbox", name="What it read").bounding_box()["height"]
+    height = page.get_by_role("listbox", name="Input tokens").bounding_box()["height"]
     assert height < 640 / 2, "a long list scrolls by itself"
 
 
-def test_from_right_to_left(page: Page) -> None:
+def test_right_to_left_text(page: Page) -> None:
     send(page, "مرحبا بالعالم")
-    places = page.get_by_role("listbox", name="What it read").get_by_role("option")
+    places = page.get_by_role("listbox", name="Input tokens").get_by_role("option")
     boxes = [places.nth(i).bounding_box()["x"] for i in range(2)]
     assert boxes[0] > boxes[1]
 
 
 @pytest.mark.parametrize("kind", [TriviumForCausalLM, TriviumForMaskedLM, TriviumForSequenceClassification])
-def test_the_other_ways(browser: Browser, kind: type[PreTrainedModel], tokenizer: TriviumTokenizer) -> None:
+def test_pages_of_other_architectures(
+    browser: Browser, kind: type[PreTrainedModel], tokenizer: TriviumTokenizer
+) -> None:
     labels = {"id2label": {0: HTML, 1: "two"}, "label2id": {HTML: 0, "two": 1}}
     overrides = labels if kind is TriviumForSequenceClassification else {}
     model = model_of(kind, tokenizer, **overrides)
@@ -266,7 +269,7 @@ def test_the_other_ways(browser: Browser, kind: type[PreTrainedModel], tokenizer
     page.get_by_role("button", name=WORDS[kind], exact=True).click()
     if kind is TriviumForCausalLM:
         expect(page.locator(".status")).to_contain_text("Finished")
-        expect(page.get_by_role("listbox", name="What it wrote").get_by_role("option").first).to_be_visible()
+        expect(page.get_by_role("listbox", name="Output tokens").get_by_role("option").first).to_be_visible()
     else:
         table = page.get_by_role("table")
         expect(table).to_be_visible()
@@ -279,10 +282,10 @@ def test_the_other_ways(browser: Browser, kind: type[PreTrainedModel], tokenizer
 
 
 @pytest.mark.slow
-def test_stop(browser: Browser, tokenizer: TriviumTokenizer) -> None:
-    """What takes long ends where it is told to, on the page and in the model."""
+def test_stop_button(browser: Browser, tokenizer: TriviumTokenizer) -> None:
+    """Stop a long generation, on the page and in the model."""
     model = model_of(TriviumForCausalLM, tokenizer)
-    model.generation_config.update(eos_token_id=None, max_new_tokens=500)  # it would go on
+    model.generation_config.update(eos_token_id=None, max_new_tokens=500)  # Without a stop it would continue.
     calls = []
 
     def slowly(*_: object) -> None:
@@ -294,13 +297,13 @@ def test_stop(browser: Browser, tokenizer: TriviumTokenizer) -> None:
     page.goto(served.local_url)
     page.get_by_role("textbox").first.fill("the cat")
     page.get_by_role("button", name="Continue", exact=True).click()
-    written = page.get_by_role("listbox", name="What it wrote").get_by_role("option")
+    written = page.get_by_role("listbox", name="Output tokens").get_by_role("option")
     expect(written.nth(4)).to_be_visible()
-    expect(page.locator(".status")).to_have_text("Writing …")
+    expect(page.locator(".status")).to_have_text("Generating …")
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".status")).to_contain_text("Stopped after")
     seen = -1
-    while seen != len(calls):  # the model ends after the page, on a busy machine later
+    while seen != len(calls):  # The model stops after the page, later on a busy machine.
         seen = len(calls)
         page.wait_for_timeout(2000)
     assert seen < 500

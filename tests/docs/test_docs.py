@@ -1,6 +1,4 @@
-"""The documentation says what is so: its excerpts stand in the source, its links lead somewhere, its commands are
-understood, and what it prints is what is printed. (`test_docs_run.py` runs it all.)
-"""
+"""Check the documentation: excerpts, links, commands and printed output. (`test_docs_run.py` runs all of it.)"""
 
 import re
 from itertools import pairwise
@@ -23,12 +21,12 @@ ALL = [block for page in PAGES if page != KOREAN_WALK for block in blocks(page)]
 
 
 @pytest.mark.parametrize("block", [block for block in ALL if block.source], ids=str)
-def test_excerpts_stand_in_the_source(block: Block) -> None:
+def test_excerpts_match_source(block: Block) -> None:
     assert block.source
     assert is_in(block.code, block.source.read_text(encoding="utf-8")), f"not in {block.source}"
 
 
-def test_an_excerpt_that_went_stale_is_noticed() -> None:
+def test_stale_excerpt_is_detected() -> None:
     source = "class A:\n    def f(self):\n        one()\n        two()\n        three()\n"
     assert is_in("one()\ntwo()\n", source)
     assert is_in("def f(self):\n    one()\n    ...\n    three()\n", source)
@@ -38,7 +36,7 @@ def test_an_excerpt_that_went_stale_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     for link in links(page):
         address = urlparse(link)
         if address.scheme:
@@ -51,8 +49,8 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert unquote(address.fragment) in anchors(target), link
 
 
-def test_every_page_can_be_found() -> None:
-    """From the table of contents, which Sphinx checks the other way round."""
+def test_every_page_is_in_table_of_contents() -> None:
+    """From the table of contents; Sphinx checks that its entries exist."""
     contents = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     listed = {line.rstrip("*") for line in contents.splitlines()}
     for page in PAGES:
@@ -60,19 +58,19 @@ def test_every_page_can_be_found() -> None:
             assert page.relative_to(ROOT / "docs").with_suffix("").as_posix() in listed, page
 
 
-def test_the_walk_in_korean_shows_the_same_code() -> None:
-    ours, theirs = ([(b.language, b.code) for b in blocks(page) if b.language] for page in (WALK, KOREAN_WALK))
-    assert ours == theirs
+def test_korean_walk_has_the_same_code() -> None:
+    english, korean = ([(b.language, b.code) for b in blocks(page) if b.language] for page in (WALK, KOREAN_WALK))
+    assert english == korean
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "python" and not b.source], ids=str)
-def test_python_is_python(block: Block) -> None:
+def test_python_blocks_parse(block: Block) -> None:
     compile(block.code, str(block), "exec")
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "sh" and any(commands(b.code))], ids=str)
-def test_commands_are_understood(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every option exists, and every field of a recipe that is replaced."""
+def test_commands_parse(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every option and every overridden recipe field exists."""
     monkeypatch.chdir(tmp_path)
     command: Any = typer.main.get_command(app)
     for call in commands(block.code):
@@ -81,16 +79,16 @@ def test_commands_are_understood(block: Block, tmp_path: Path, monkeypatch: pyte
                 Path(path).parent.mkdir(exist_ok=True)
                 Path(path).touch()
         name, subcommand, rest = command.resolve_command(command.make_context("trivium", [*call]), [*call])
-        given = subcommand.make_context(name, rest).params
+        params = subcommand.make_context(name, rest).params
         if name in ("train", "evaluate"):
-            recipe = Path(given.get("recipe") or given["model"]).name
+            recipe = Path(params.get("recipe") or params["model"]).name
             recipe = recipe if recipe in available_recipes() else "multi30k"
             needed = [] if recipe == "numbers" else [f"data.{split}=some/file" for split in SPLITS]
-            load_recipe(recipe, [*needed, *(given["overrides"] or [])])
+            load_recipe(recipe, [*needed, *(params["overrides"] or [])])
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "sh" and OTHER_CALLS.search(b.code)], ids=str)
-def test_other_calls_are_of_what_exists(block: Block) -> None:
+def test_make_targets_and_script_options_exist(block: Block) -> None:
     for target, script, options in OTHER_CALLS.findall(block.code.replace("\\\n", " ")):
         if target:
             assert f"\n{target}:" in (ROOT / "Makefile").read_text(), target
@@ -106,7 +104,7 @@ def test_other_calls_are_of_what_exists(block: Block) -> None:
 
 @pytest.fixture
 def untrained_run(tmp_path: Path) -> Path:
-    """A folder with `runs/numbers`, of the size that `make demo` trains, with the same tokens, but untrained."""
+    """Create `runs/numbers` with the sizes and tokenizer of `make demo`, untrained."""
     recipe = load_recipe("numbers")
     model, tokenizer = load_or_build(recipe, load_data(recipe.data)["train"])
     model.generation_config.update(max_new_tokens=8)
@@ -115,7 +113,7 @@ def untrained_run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_walk_prints_what_it_says(untrained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_walk_output_matches(untrained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(untrained_run)
     compared = 0
     for block, printed, shown, of_a_trained_model in outputs(WALK):

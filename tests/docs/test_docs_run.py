@@ -1,7 +1,8 @@
-"""Every command and block of Python in the documentation runs, in a few steps; and the pages are built.
+"""Run every command and Python block of the documentation, with short trainings, and build the pages.
 
-What is left out says so where it stands: a command that needs the network (`# ... network ...`), or Python with a
-`...` to be filled in. Benchmarks are left out, and what other tests run: `make`, the README's Python, `clients.md`.
+Excluded blocks are marked in place: a command that needs the network (`# ... network ...`), or Python with a
+`...` to be filled in. Also excluded are benchmarks, and what other tests run: `make`, the README, `clients.md`,
+`extend.md`.
 """
 
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import CLIENTS, KOREAN_WALK, PAGES, ROOT, WALK, Block, blocks, commands, outputs
+from pages import CLIENTS, EXTEND, KOREAN_WALK, PAGES, ROOT, WALK, Block, blocks, commands, outputs
 from typer.testing import CliRunner
 
 from trivium.data import numbers_corpus
@@ -20,7 +21,7 @@ from trivium_cli import app
 
 pytestmark = [pytest.mark.trains, pytest.mark.subprocess, pytest.mark.slow]
 
-# What makes every training a short one.
+# Overrides that shorten every training.
 IN_SHORT = [
     *(f"data.max_{split}_samples={rows}" for split, rows in (("train", 300), ("validation", 8), ("test", 8))),
     *(
@@ -42,10 +43,10 @@ TO_BE_FILLED_IN = re.compile(r"[(,] ?\.\.\.|^ *\.\.\.$", re.MULTILINE)
 
 
 def run_commands(code: str) -> None:
-    """Every call of `trivium`, one after the other; what reads standard input is given a line."""
+    """Run every call of `trivium` in order; commands that read standard input get one line."""
     for call in commands(NETWORK.sub("", code)):
         short = []
-        if call[0] == "demo":  # it serves until somebody ends it: tests/demo/test_demo.py does
+        if call[0] == "demo":  # It serves until interrupted: tests/demo/test_demo.py covers it.
             continue
         if call[0] == "train":
             goes_on = "--resume" in call
@@ -57,7 +58,7 @@ def run_commands(code: str) -> None:
 
 
 def runs(block: Block) -> bool:
-    """Whether the block is something that can be run here."""
+    """Return True if the block can be run here."""
     if block.language == "python":
         return block.page.name != "README.md" and not block.source and not TO_BE_FILLED_IN.search(block.code)
     return block.language == "sh" and any(commands(NETWORK.sub("", block.code)))
@@ -66,13 +67,13 @@ def runs(block: Block) -> bool:
 PAGES_TO_RUN = {
     page: [block for block in blocks(page) if runs(block)]
     for page in PAGES
-    if page not in (WALK, KOREAN_WALK, CLIENTS) and page.name != "results.md"
+    if page not in (WALK, KOREAN_WALK, CLIENTS, EXTEND) and page.name != "results.md"
 }
 
 
 @pytest.fixture(scope="module")
-def made_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What pages take for granted: runs of the recipes, and files of one's own."""
+def prepared_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Create what pages assume: runs of the recipes, and user files."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "FOLDER").mkdir()
     files = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
@@ -89,8 +90,8 @@ def made_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", [page for page, found in PAGES_TO_RUN.items() if found], ids=lambda page: page.stem)
-def test_a_page_runs(page: Path, made_before: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(shutil.copytree(made_before, tmp_path / "here"))
+def test_page_runs(page: Path, prepared_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shutil.copytree(prepared_files, tmp_path / "here"))
     variables: dict[str, Any] = {}
     for block in PAGES_TO_RUN[page]:
         if block.language == "python":
@@ -99,20 +100,20 @@ def test_a_page_runs(page: Path, made_before: Path, tmp_path: Path, monkeypatch:
             run_commands(block.code)
 
 
-def test_the_walk_prints_what_it_says_of_a_trained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_walk_output_of_trained_model_matches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another training gives other digits, but the same words."""
     command = [sys.executable, "-m", "trivium_cli", "train", "numbers", "training.report_to=none"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     monkeypatch.chdir(tmp_path)
     for block, printed, shown, _ in outputs(WALK):
-        if block.code.startswith("states ="):  # second and third choices are close
+        if block.code.startswith("states ="):  # The second and third choice are close.
             printed, shown = (re.sub(r"^(\S+ \S+).*$", r"\1", text, flags=re.MULTILINE) for text in (printed, shown))
         printed, shown = (re.sub(r"-?\d+\.\d\d", "N", text) for text in (printed, shown))
         assert printed.split() == shown.split(), block
 
 
-def test_the_pages_are_built(tmp_path: Path) -> None:
-    """Without a warning: each in the table of contents, every reference found."""
+def test_pages_build(tmp_path: Path) -> None:
+    """Without warnings: every page is in the table of contents, every reference resolves."""
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "docs", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
-"""Everything the README promises runs for real, on a tiny model.
+"""Run everything that the README promises, on a tiny model.
 
-The commands and the Python of the README are run here as they stand. Its other promises are kept by the default tests
-of other files:
+The commands and the Python of the README run here verbatim. Its other promises are covered by the default tests of
+other files:
 
     Trainer, generate(), the Auto classes       test_training.py, test_generation.py, test_three_ways.py
     Accelerate on several devices               test_many_devices.py, test_tensor_parallel.py
@@ -47,22 +47,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with a small run in `runs/numbers`."""
+def working_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the working directory, with a short run in `runs/numbers`."""
     shutil.copytree(run, tmp_path / "runs" / "numbers")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.mark.parametrize("block", PYTHON)
-def test_python_blocks_run(block: str, here: Path) -> None:
+def test_python_blocks_run(block: str, working_folder: Path) -> None:
     """Each block runs, with a small training in place of the demo's."""
-    asked = '["training.output_dir=runs/python"]'
-    exec(block.replace(asked, repr(small_recipe(Path("runs/python")))), {})
+    setting = '["training.output_dir=runs/python"]'
+    exec(block.replace(setting, repr(small_recipe(Path("runs/python")))), {})
 
 
-def test_commands_run(here: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All commands run one after the other, with small trainings, a Hub of the tests, and a page that is read once."""
+def test_commands_run(working_folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run all commands in order, with short trainings, a local Hub, and a demo page that is requested once."""
     gradio = pytest.importorskip("gradio", reason="an optional dependency")
     pytest.importorskip("ctranslate2", reason="an optional dependency")
     pages = []
@@ -73,7 +73,7 @@ def test_commands_run(here: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatc
         page.close(verbose=False)
 
     monkeypatch.setattr(gradio.Blocks, "block_thread", read)
-    monkeypatch.setattr("trivium.hub.check_folder", lambda folder: None)  # test_hub.py checks folders
+    monkeypatch.setattr("trivium.hub.check_folder", lambda folder: None)  # test_hub.py tests the checks of folders.
     shorter = {"train": SMALL, "resume": ["training.max_steps=8"]}
     for call in COMMANDS:
         options = shorter.get("resume" if "--resume" in call else call[0], [])
@@ -82,17 +82,17 @@ def test_commands_run(here: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatc
         result = CliRunner().invoke(app, [*call, *options])
         assert result.exit_code == 0, f"{call}: {result.output[-3000:]} {result.exception!r}"
     assert "<html" in pages[0]
-    assert (here / "runs" / "wide" / "checkpoint-8").is_dir()
-    assert (here / "heads.png").stat().st_size > 1000
-    assert {path.name for path in (here / "runs" / "parts").iterdir()} >= {"encoder", "decoder"}
-    assert (here / "runs" / "fast" / "model.bin").is_file()
+    assert (working_folder / "runs" / "wide" / "checkpoint-8").is_dir()
+    assert (working_folder / "heads.png").stat().st_size > 1000
+    assert {path.name for path in (working_folder / "runs" / "parts").iterdir()} >= {"encoder", "decoder"}
+    assert (working_folder / "runs" / "fast" / "model.bin").is_file()
     assert "model.safetensors" in hub.files("someone/numbers")
     assert {call[0] for call in COMMANDS} == {
         *("train", "evaluate", "translate", "demo", "plot", "split", "convert", "push")
     }
 
 
-def test_launch_config_is_one_of_accelerate() -> None:
+def test_launch_config_exists() -> None:
     name = re.findall(r"trivium launch-config (\w+)", TEXT)[0]
     path = Path(CliRunner().invoke(app, ["launch-config", name]).stdout.strip())
     assert "distributed_type: MULTI_GPU" in path.read_text()

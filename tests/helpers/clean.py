@@ -1,4 +1,4 @@
-"""Processes in which Trivium is not installed, nor anything else that a saved folder must do without.
+"""Run programs in processes without Trivium and the other packages that a saved folder must not depend on.
 
 Importing torch and transformers takes seconds, so most programs run in a fork of a process that has imported them.
 That process is isolated (`python -I`) and hides the packages before its first import, as a fresh one does.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# Accelerate serves transformers where a model is put on several devices; loading and generating do not need it.
+# Transformers needs Accelerate to dispatch a model over several devices; loading and generating do without it.
 ABSENT = [
     "trivium", "accelerate", "datasets", "evaluate", "matplotlib", "omegaconf", "peft",
     "rich", "sacrebleu", "sentencepiece", "sklearn", "tensorboard", "trl", "typer",
@@ -40,7 +40,7 @@ assert not any(importlib.util.find_spec(name) for name in ABSENT)
 
 def run(job):
     os.chdir(job["folder"])
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # no one answers a question whether to trust
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # A prompt for trust reads end of file.
     os.dup2(os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(1, 2)
     try:
@@ -75,7 +75,7 @@ for line in sys.stdin:
 """
 
 IMPORTS = """
-from __future__ import annotations  # the functions that follow bring no imports for their annotations
+from __future__ import annotations  # The prepended functions lack the imports of their annotations.
 
 import json, sys
 from pathlib import Path
@@ -94,13 +94,13 @@ def run_without_trivium(
     fresh: bool = False,
     **environment: str,
 ) -> None:
-    """Run `program` offline in a process of its own, with `folder` as its directory and `folder/home` as its cache.
+    """Run `program` offline in a separate process, with `folder` as working directory and `folder/home` as cache.
 
     Args:
-        program: Source code; `arguments` is a list in it.
-        arguments: Anything JSON can hold.
+        program: Source code; it reads its arguments from the list `arguments`.
+        arguments: JSON-serializable values.
         folder: Working directory.
-        functions: Functions of the caller that the program calls; their source is prepended.
+        functions: Functions that the program calls; their source is prepended.
         present: Packages to leave visible because the program's other packages need them. Implies `fresh`.
         fresh: Start a new interpreter rather than a fork of one that has imported torch and transformers.
         environment: Variables to add, such as `HF_ENDPOINT`. Implies `fresh`: libraries read them on import.
@@ -132,7 +132,7 @@ class _Server:
 
     def __init__(self) -> None:
         self.temporary = tempfile.TemporaryDirectory()
-        # Libraries read HF_HOME once, on import, so the server's is a link that leads to the home of the current job.
+        # Libraries read HF_HOME once, on import, so the server's is a symlink to the home of the current job.
         self.home = Path(self.temporary.name) / "home"
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-c", SERVE],
@@ -165,7 +165,7 @@ def _environment(home: Path, **variables: str) -> dict[str, str]:
 
 
 def put_into_cache(home: Path, repo_id: str, snapshots: dict[str, Path], **refs: str) -> None:
-    """Lay out a cache as huggingface_hub does: snapshots of `repo_id` by commit, and `refs` that name commits."""
+    """Create a cache as huggingface_hub does: snapshots of `repo_id` by commit, and `refs` that point to commits."""
     repository = home / "hub" / f"models--{repo_id.replace('/', '--')}"
     for commit, folder in snapshots.items():
         for file in folder.iterdir():

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, killed at a chosen moment: forked from one that has imported all it takes."""
+"""Train in subprocesses that are killed at a chosen moment, forked from a process with the imports done."""
 
 import os
 import random
@@ -23,24 +23,26 @@ from trivium.recipe import load_recipe
 from trivium.training import train
 from trivium.training.trainer import RunTrainer
 
-# When a training dies: after so many seconds; or when it has written half of a file, which stays so, the first whose
-# path ends so; or when Python is about to do something to a path that ends so.
-Moment = float | tuple[str, str]
+# When a run is killed: after a number of seconds; or after half of the first file whose path has this ending is
+# written (the truncated file stays); or on an audit event for a path with this ending.
+KillMoment = float | tuple[str, str]
 
 
-def trained(settings: list[str], resume: bool = False, dies: Moment | None = None, largest: int | None = None) -> int:
-    """Train the recipe `numbers` in a process of its own.
+def run_training(
+    settings: list[str], resume: bool = False, kill_at: KillMoment | None = None, max_file_size: int | None = None
+) -> int:
+    """Train the recipe `numbers` in a subprocess.
 
     Args:
         settings: Fields of the recipe to replace.
-        resume: Whether to go on from the last checkpoint.
-        dies: When it is killed; None: never.
-        largest: How many bytes a file can have: as if the disk were full then.
+        resume: Resume from the last checkpoint.
+        kill_at: When to kill the process; None to let it finish.
+        max_file_size: Maximum file size in bytes, to simulate a full disk.
 
     Returns:
-        How it ended: 0, or 1 after an error, or -9 for SIGKILL. What it said is in `said_by(folder)`.
+        The exit code: 0, 1 after an error, -9 after SIGKILL. Its output is in `log_of(folder)`.
     """
-    process = FORKS.Process(target=_train, args=(settings, resume, dies, largest))
+    process = FORKS.Process(target=_train, args=(settings, resume, kill_at, max_file_size))
     process.start()
     process.join(300)
     assert process.exitcode is not None
@@ -51,36 +53,38 @@ def folder_of(settings: list[str]) -> Path:
     return Path(load_recipe("numbers", settings).training["output_dir"])
 
 
-def said_by(folder: Path) -> Path:
-    """The file, beside the run's folder, with what its training printed."""
-    return folder.with_name(f"{folder.name}-said.txt")
+def log_of(folder: Path) -> Path:
+    """Return the path, beside the run's folder, of the captured output of its training."""
+    return folder.with_name(f"{folder.name}-log.txt")
 
 
-def _train(settings: list[str], resume: bool, dies: Moment | None, largest: int | None) -> None:
+def _train(settings: list[str], resume: bool, kill_at: KillMoment | None, max_file_size: int | None) -> None:
     torch.set_num_threads(1)
     recipe = load_recipe("numbers", settings)
-    said = os.open(said_by(folder_of(settings)), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    RunTrainer.training_step = drawing(RunTrainer.training_step)
-    if isinstance(dies, float):
-        threading.Thread(target=lambda: (time.sleep(dies), die()), daemon=True).start()
-    elif dies is not None and dies[0] == "half":
-        die_in_writing(dies[1])
-    elif dies is not None:
-        sys.addaudithook(lambda event, args: die() if event == dies[0] and str(args[0]).endswith(dies[1]) else None)
-    if largest is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    log = os.open(log_of(folder_of(settings)), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    RunTrainer.training_step = draw_from_all_generators(RunTrainer.training_step)
+    if isinstance(kill_at, float):
+        threading.Thread(target=lambda: (time.sleep(kill_at), die()), daemon=True).start()
+    elif kill_at is not None and kill_at[0] == "half":
+        kill_while_writing(kill_at[1])
+    elif kill_at is not None:
+        sys.addaudithook(
+            lambda event, args: die() if event == kill_at[0] and str(args[0]).endswith(kill_at[1]) else None
+        )
+    if max_file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_size, max_file_size))
     train(recipe, resume=resume, overwrite=not resume)
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)  # a thread of it may live on for a moment
+    time.sleep(60)  # Another thread may survive for a moment.
 
 
-def drawing(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step that draws from every generator there is: a model of ours draws only from torch's."""
+def draw_from_all_generators(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a training step to draw from the Python and NumPy generators too: our models draw only from torch's."""
 
     def draw(*args: Any, **kwargs: Any) -> Any:
         return step(*args, **kwargs) * (1 + 0 * (random.random() + np.random.rand()))
@@ -88,8 +92,8 @@ def drawing(step: Callable[..., Any]) -> Callable[..., Any]:
     return draw
 
 
-def die_in_writing(ending: str) -> None:
-    """Let whatever writes a file write half of those that end so, and be killed."""
+def kill_while_writing(ending: str) -> None:
+    """Patch all writers to truncate files with this ending to half and kill the process."""
 
     def half(write: Callable[..., Any], which: int) -> Callable[..., Any]:
         def writing(*args: Any, **kwargs: Any) -> Any:

@@ -1,9 +1,9 @@
-"""What a figure shows."""
+"""Read the data of matplotlib figures."""
 
 import torch
 from matplotlib.figure import Figure
 
 
-def drawn(figure: Figure, place: int = 0) -> torch.Tensor:
+def heatmap_of(figure: Figure, place: int = 0) -> torch.Tensor:
     """The numbers of the map in the `place`-th axes."""
     return torch.tensor(figure.axes[place].images[0].get_array())

@@ -1,4 +1,4 @@
-"""Processes that start at once: forked from one, per pytest process, that has imported what a training takes."""
+"""A forkserver context, one per pytest process, with the imports of a training preloaded, so that forks start fast."""
 
 import multiprocessing
 

@@ -1,11 +1,11 @@
-"""A Hub on the loopback interface: as much of the Hub's HTTP interface as the real huggingface_hub client needs.
+"""A Hub on the loopback interface, with the part of the HTTP API that the huggingface_hub client uses.
 
-It keeps everything in memory. What it answers is what the client reads (`hf_api.py`, `_commit_api.py`, `lfs.py` and
-`file_download.py` of huggingface_hub). It has no Xet storage, so that its clients run with HF_HUB_DISABLE_XET=1: the
-fixture `hub` sets what a client in the tests' own process needs, `HubServer.environment` what another process needs.
-To have it as a program:
+It keeps everything in memory. Its responses hold the fields that the client reads (`hf_api.py`,
+`_commit_api.py`, `lfs.py` and `file_download.py` of huggingface_hub). It has no Xet storage, so clients must set
+HF_HUB_DISABLE_XET=1: the fixture `hub` does this in the process of the tests, `HubServer.environment` for others.
+To run it as a program:
 
-    python tests/hub_server.py --port 8765
+    python tests/helpers/hub_server.py --port 8765
 """
 
 import argparse
@@ -34,7 +34,7 @@ Json = dict[str, Any]
 
 
 class Refusal(Exception):
-    """An answer that is an error, with the headers from which the client makes its exceptions."""
+    """Raised to send an error response, with the headers from which the client builds its exceptions."""
 
     def __init__(self, status: int, message: str, code: str | None = None, commit: str = "", url: str = "") -> None:
         super().__init__(message)
@@ -56,20 +56,20 @@ class File:
 
     @property
     def oid(self) -> str:
-        """What tells the client whether a file has changed: SHA-256 of a large file, git's hash of any other."""
+        """Return the hash by which the client detects a change: SHA-256 for LFS, else the git blob hash."""
         if self.lfs:
             return hashlib.sha256(self.content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
 
-    def described(self, path: str) -> Json:
-        """As the tree lists it."""
+    def tree_entry(self, path: str) -> Json:
+        """Return the entry of this file in a tree listing."""
         lfs = {"lfs": {"oid": self.oid, "size": len(self.content), "pointerSize": 134}} if self.lfs else {}
         return {"type": "file", "path": path, "size": len(self.content), "oid": self.oid, **lfs}
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A snapshot that never changes."""
+    """An immutable snapshot of a repository."""
 
     id: str
     title: str
@@ -83,17 +83,17 @@ class Repository:
     private: bool
     branches: dict[str, Commit] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)  # large files by their SHA-256, committed or not yet
+    objects: dict[str, bytes] = field(default_factory=dict)  # LFS files by SHA-256, whether committed yet or not.
 
     def at(self, revision: str) -> Commit:
-        """The commit that a branch, or a commit's own id, names."""
+        """Return the commit that a branch or a commit id refers to."""
         commit = self.branches.get(revision) or self.commits.get(revision)
         if commit is None:
             raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return commit
 
     def commit(self, branch: str, changes: Mapping[str, File | None], title: str) -> Commit:
-        """Put a commit on a branch; None deletes a file."""
+        """Create a commit on a branch; a value of None deletes the file."""
         parent = self.branches.get(branch)
         files = {**(parent.files if parent else {}), **changes}
         kept = {path: file for path, file in sorted(files.items()) if file is not None}
@@ -103,7 +103,7 @@ class Repository:
         return commit
 
     def is_large(self, path: str, size: int, sample: bytes) -> bool:
-        """Whether a file belongs into large file storage: by .gitattributes, by size, or because it is not text."""
+        """Return True if a file belongs in LFS: by .gitattributes, by size, or because it is binary."""
         attributes = self.branches["main"].files[".gitattributes"].content.decode().splitlines()
         patterns = [line.split()[0] for line in attributes if "filter=lfs" in line]
         by_name = any(fnmatch.fnmatch(Path(path).name, pattern) for pattern in patterns)
@@ -120,13 +120,13 @@ class Failure:
 
 
 class HubServer:
-    """The server; as a context manager it runs in a thread.
+    """The HTTP server; as a context manager it runs in a thread.
 
     Attributes:
-        url: Where it is, for HF_ENDPOINT.
-        token: The token of the user "someone", who may write to someone/...
-        read_token: A token of the same user which may only read.
-        requests: What was asked so far, in order.
+        url: Its address, for HF_ENDPOINT.
+        token: The write token of the user "someone", for someone/...
+        read_token: A read-only token of the same user.
+        requests: All requests so far, in order.
     """
 
     token = "hf_writes"
@@ -155,7 +155,7 @@ class HubServer:
     # --- For tests ---------------------------------------------------------------------------------------------------
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Variables for a process whose Hub this is, with all it caches in `home`."""
+        """Return the environment variables for a process that uses this Hub and keeps its caches in `home`."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": self.token,
@@ -166,18 +166,18 @@ class HubServer:
         }
 
     def create(self, repo_id: str, private: bool = False) -> Repository:
-        """Create a repository, with the first commit that the Hub makes."""
+        """Create a repository with the initial commit that the Hub makes."""
         repository = self.repositories[repo_id] = Repository(repo_id, private)
         repository.commit("main", {".gitattributes": File(GIT_ATTRIBUTES.encode())}, "initial commit")
         return repository
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-        """The files of a revision, without the .gitattributes that the Hub puts there."""
+        """Return the files of a revision, without the initial .gitattributes."""
         files = self.repositories[repo_id].at(revision).files
         return {path: file.content for path, file in files.items() if path != ".gitattributes"}
 
     def commits(self, repo_id: str, revision: str = "main") -> list[Commit]:
-        """The history of a revision, newest first, down to the Hub's own first commit."""
+        """Return the commits of a revision, newest first, down to the initial commit."""
         commit: Commit | None = self.repositories[repo_id].at(revision)
         history = []
         while commit:
@@ -186,32 +186,32 @@ class HubServer:
         return history
 
     def commit(self, repo_id: str, files: Mapping[str, bytes | None], branch: str = "main") -> Commit:
-        """Somebody else's commit; None deletes a file."""
+        """Commit as another user; a value of None deletes the file."""
         changes = {path: None if content is None else File(content) for path, content in files.items()}
         return self.repositories[repo_id].commit(branch, changes, "somebody else's")
 
     def fail(
         self, method: str, path: str, *, status: int | None = 500, times: int = 1_000_000, after: bool = False
     ) -> None:
-        """Let requests fail from now on.
+        """Make matching requests fail from now on.
 
         Args:
-            method: Their method.
-            path: A part of their path.
-            status: What they are answered; None cuts the connection in the middle of what is sent.
-            times: How many of them fail.
-            after: Let what was asked for happen first, so that only the answer is lost.
+            method: The HTTP method to match.
+            path: A substring of the path to match.
+            status: The status of the response; None closes the connection in the middle of the request body.
+            times: The number of requests that fail.
+            after: Process the request first, so that only the response is lost.
         """
         self._failures.append(Failure(method, path, status, times, after))
 
-    def mend(self) -> None:
-        """Let nothing fail any more."""
+    def clear_failures(self) -> None:
+        """Remove all failures."""
         self._failures.clear()
 
     # --- For the handler ---------------------------------------------------------------------------------------------
 
     def failure_of(self, request: Request) -> Failure | None:
-        """The failure that a request runs into, used up by one."""
+        """Return the failure that matches a request, if any, and count it down."""
         with self._lock:
             for failure in self._failures:
                 if failure.method == request.method and failure.path in request.path and failure.times > 0:
@@ -220,7 +220,7 @@ class HubServer:
         return None
 
     def answer(self, request: Request, handler: "Handler", body: bytes) -> "Answer":
-        """Find the route of a request and take it, one at a time."""
+        """Dispatch a request to its route, one at a time."""
         path = urlsplit(request.path).path.replace("/api/spaces/", "/api/models/spaces/")
         for method, pattern, route in ROUTES:
             match = re.fullmatch(pattern, path)
@@ -238,7 +238,7 @@ class Answer(NamedTuple):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads a request, lets the hub answer it, writes the answer."""
+    """Read a request, let the hub handle it, and write the response."""
 
     hub: HubServer
     protocol_version = "HTTP/1.1"
@@ -285,20 +285,20 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
 
     def log_message(self, *arguments: object) -> None:
-        """Keep quiet: `HubServer.requests` has them all."""
+        """Log nothing: `HubServer.requests` records all requests."""
 
-    # --- Who asks, and for what --------------------------------------------------------------------------------------
+    # --- Authentication and access -----------------------------------------------------------------------------------
 
     @property
     def token(self) -> str | None:
-        """The token of the request, None without."""
+        """Return the token of the request, or None."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in (self.hub.token, self.hub.read_token):
             raise Refusal(401, "Invalid credentials in Authorization header")
         return token or None
 
     def readable(self, repo_id: str) -> Repository:
-        """A repository that whoever asks may read."""
+        """Return a repository that the client may read."""
         repository = self.hub.repositories.get(repo_id)
         if repository is None or (repository.private and not self.token):
             status, message = (404, "Repository not found") if self.token else (401, "Invalid username or password.")
@@ -306,13 +306,13 @@ class Handler(BaseHTTPRequestHandler):
         return repository
 
     def writable(self, repo_id: str) -> Repository:
-        """A repository that whoever asks may write."""
+        """Return a repository that the client may write."""
         repository = self.readable(repo_id)
         self.check_writer(repo_id.split("/")[-2])
         return repository
 
     def check_writer(self, namespace: str) -> None:
-        """Refuse who may not write in a namespace."""
+        """Refuse a client that may not write in a namespace."""
         if self.token is None:
             raise Refusal(401, "Invalid username or password.")
         if self.token != self.hub.token or namespace != USER:
@@ -427,7 +427,7 @@ def list_tree(hub: HubServer, handler: Handler, body: bytes, repo_id: str, revis
         raise Refusal(404, f"{folder} does not exist on {revision!r}", "EntryNotFound")
     folders = {parent for path in inside for parent in folders_of(path)} - {folder, *folders_of(folder)}
     entries: list[Json] = [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
-    entries += [file.described(path) for path, file in inside.items()]
+    entries += [file.tree_entry(path) for path, file in inside.items()]
     if parse_qs(urlsplit(handler.path).query).get("recursive", ["false"])[0].lower() not in ("true", "1"):
         entries = [entry for entry in entries if (folders_of(entry["path"]) or [""])[0] == folder]
     return as_json(entries)
@@ -437,7 +437,7 @@ def list_tree(hub: HubServer, handler: Handler, body: bytes, repo_id: str, revis
 def list_paths(hub: HubServer, handler: Handler, body: bytes, repo_id: str, revision: str) -> Answer:
     files = handler.readable(repo_id).at(revision).files
     wanted = parse_qs(body.decode())["paths"]
-    return as_json([files[path].described(path) for path in wanted if path in files])
+    return as_json([files[path].tree_entry(path) for path in wanted if path in files])
 
 
 @route("GET", rf"/{REPO}/resolve/{REVISION}/(?P<path>.+)")

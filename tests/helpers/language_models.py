@@ -1,4 +1,4 @@
-"""Tiny language models and random texts for them."""
+"""Tiny language models, and random token batches for them."""
 
 from typing import Any
 
@@ -15,6 +15,6 @@ def language_model(std: float = 0.1, **overrides: Any) -> TriviumForCausalLM:
 
 
 def texts(lengths: list[int], side: str = "right") -> Tensors:
-    """Random texts, padded on one side; what stands in the padding is random, too."""
+    """Return random token rows, padded on one side; padding positions hold random tokens too."""
     mask = mask_of(lengths, side)
     return {"input_ids": random_ids(*mask.shape), "attention_mask": mask}

@@ -1,4 +1,4 @@
-"""Pairs of a model of transformers' own classes and the same model of ours."""
+"""Pairs of a native transformers model and the equivalent Trivium model."""
 
 import json
 from collections.abc import Callable
@@ -39,7 +39,7 @@ GPT2 = {**IDS, "vocab_size": 31, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_pos
 GROUPED = {**NATIVE, "num_key_value_heads": 2}
 LABELS = {"id2label": {0: "no", 1: "so", 2: "yes"}, "label2id": {"no": 0, "so": 1, "yes": 2}}
 
-# Native models: their class and the fields of their configuration.
+# Native models: the class and the configuration fields.
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", GROUPED),
     "llama-base": ("LlamaModel", GROUPED),
@@ -103,7 +103,7 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "bart-relu": ("BartForConditionalGeneration", {**SEQ2SEQ, "activation_function": "relu", "decoder_layers": 1}),
 }
 
-# Trivium models that a family has, too: preset, class, family, and fields that its native models never give.
+# Trivium models that a family can represent: preset, class, family, and fields that its native models never produce.
 OUR_SIZES = {**SIZES, "d_model": 24, "ffn_dim": 40}
 BERT, GPT, LLAMA = (
     {**OUR_SIZES, "encoder_layers": 3},
@@ -167,15 +167,15 @@ exact = pytest.mark.usefixtures("in_float64")
 
 
 class Pair(NamedTuple):
-    """A native model and ours, of which one was made of the other, and the family."""
+    """A native model and a Trivium model, one converted from the other, and the family."""
 
     native: PreTrainedModel
     ours: PreTrainedModel
     family: str
 
 
-def loaded(folder: Path, attention: str = "eager") -> PreTrainedModel:
-    """The model in a folder, as the class that it says, in float64."""
+def load_float64(folder: Path, attention: str = "eager") -> PreTrainedModel:
+    """Load the model of a folder with the class in its configuration, in float64."""
     name = AutoConfig.from_pretrained(folder).architectures[0]
     model_class = getattr(trivium, name, None) or getattr(transformers, name)
     model = model_class.from_pretrained(folder, attn_implementation=attention).eval()
@@ -184,7 +184,7 @@ def loaded(folder: Path, attention: str = "eager") -> PreTrainedModel:
 
 
 def with_exact_sinusoids(model: PreTrainedModel) -> PreTrainedModel:
-    """Marian's own table is rounded to float32."""
+    """Recompute Marian's table of sinusoids, which is rounded to float32, in float64."""
     if model.config.model_type == "marian":
         for stack in (model.base_model.encoder, model.base_model.decoder):
             expected = FAMILIES["marian"].computed["encoder.embed_positions.weight"](
@@ -202,33 +202,33 @@ def native_model(name: str, **options: Any) -> PreTrainedModel:
     tables = [parameter.clone() for parameter in model.parameters() if not parameter.requires_grad]
     shake(model, std=0.3)
     for parameter, table in zip((p for p in model.parameters() if not p.requires_grad), tables, strict=True):
-        parameter.data = table  # sinusoids
+        parameter.data = table  # The table of sinusoids.
     if hasattr(model, "final_logits_bias") and model.config.model_type == "marian":
         model.final_logits_bias.normal_()
     return model
 
 
-def our_model(name: str, **options: Any) -> PreTrainedModel:
+def trivium_model(name: str, **options: Any) -> PreTrainedModel:
     preset, class_name, _, fields = OURS[name]
     model_class = getattr(trivium, class_name)
     return shake(model_class(preset_config(preset, **{**fields, **options})).double().eval(), std=0.3)
 
 
-def incoming(name: str, folder: Path, attention: str = "eager") -> Pair:
+def import_pair(name: str, folder: Path, attention: str = "eager") -> Pair:
     native_model(name).save_pretrained(folder / "native")
     made = convert(folder / "native", folder / "ours")
-    return Pair(loaded(folder / "native", attention), loaded(folder / "ours", attention), made.family)
+    return Pair(load_float64(folder / "native", attention), load_float64(folder / "ours", attention), made.family)
 
 
-def outgoing(name: str, folder: Path, attention: str = "eager") -> Pair:
-    our_model(name).save_pretrained(folder / "ours")
+def export_pair(name: str, folder: Path, attention: str = "eager") -> Pair:
+    trivium_model(name).save_pretrained(folder / "ours")
     made = convert(folder / "ours", folder / "native", OURS[name][2])
-    return Pair(loaded(folder / "native", attention), loaded(folder / "ours", attention), made.family)
+    return Pair(load_float64(folder / "native", attention), load_float64(folder / "ours", attention), made.family)
 
 
 PAIRS: dict[str, Callable[..., Pair]] = {
-    **{f"in-{name}": partial(incoming, name) for name in THEIRS},
-    **{f"out-{name}": partial(outgoing, name) for name in OURS},
+    **{f"in-{name}": partial(import_pair, name) for name in THEIRS},
+    **{f"out-{name}": partial(export_pair, name) for name in OURS},
 }
 every_pair = pytest.mark.parametrize("name", PAIRS)
 
@@ -253,8 +253,8 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def assert_ours_equals(folder: Path, native: PreTrainedModel, expected_class: str | None = None) -> None:
-    ours = loaded(folder)
+def assert_matches_native(folder: Path, native: PreTrainedModel, expected_class: str | None = None) -> None:
+    ours = load_float64(folder)
     assert expected_class in (None, type(ours).__name__)
     inputs = {"input_ids": random_ids(2, 5)}
     if ours.config.is_encoder_decoder:
@@ -262,7 +262,7 @@ def assert_ours_equals(folder: Path, native: PreTrainedModel, expected_class: st
     torch.testing.assert_close(ours(**inputs)[0], with_exact_sinusoids(native)(**inputs)[0], **EXACT)
 
 
-def refused(source: Path, output: Path, to: str | None = None) -> str:
+def conversion_error(source: Path, output: Path, to: str | None = None) -> str:
     before = {path.name for path in output.parent.iterdir()}
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         convert(source, output, to)

@@ -1,4 +1,4 @@
-"""The pages of the documentation, taken apart for tests: their blocks of code, headings and links."""
+"""Parse the pages of the documentation into code blocks, headings and links."""
 
 import io
 import re
@@ -18,25 +18,26 @@ MADE_BY_THE_BUILD = DOCS / "reference" / "command-line.md"
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(DOCS.rglob("*.md"))]
 PAGES = [page for page in PAGES if page != MADE_BY_THE_BUILD]
 WALK, KOREAN_WALK, CLIENTS = DOCS / "walk.md", DOCS / "ko" / "walk.md", DOCS / "clients.md"
+EXTEND = DOCS / "how-to" / "extend.md"
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code: its language (`sh`, if it is indented and says none), and what stands before it."""
+    """A code block, its language (`sh` if it is indented without one), and the paragraph before it."""
 
     page: Path
     line: int
     language: str
     code: str
-    before: Token | None = field(repr=False)  # the paragraph, as an inline token, if it is a paragraph
+    before: Token | None = field(repr=False)  # The inline token of the preceding paragraph, if there is one.
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     @property
     def source(self) -> Path | None:
-        """The file that the paragraph before, "From [`file.py`](...) ...:", says that the block was cut out of."""
+        """Return the source file that the paragraph before names: "From [`file.py`](...) ...:"."""
         if self.before is None or not self.before.content.endswith(":"):
             return None
         first = next((token for token in self.before.children or [] if token.type == "link_open"), None)
@@ -46,7 +47,7 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    """All blocks of code of a page, in their order."""
+    """Return all code blocks of a page, in order."""
     found, before = [], None
     tokens = MARKDOWN.parse(page.read_text(encoding="utf-8"))
     for i, token in enumerate(tokens):
@@ -62,7 +63,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def is_in(excerpt: str, source: str) -> bool:
-    """Whether the lines stand in `source`, one after the other, at any indentation; `...` leaves some out."""
+    """Return True if the lines occur consecutively in `source`, at any indentation; `...` skips lines."""
     lines, start = source.splitlines(), 0
     for part in re.split(r"^ *\.\.\.\n", excerpt, flags=re.MULTILINE):
         wanted = textwrap.dedent(part).splitlines()
@@ -79,7 +80,7 @@ def _dedented(lines: list[str]) -> list[str]:
 
 
 def links(page: Path) -> Iterator[str]:
-    """Where the links and pictures of a page lead."""
+    """Return the targets of the links and images of a page."""
     for token in MARKDOWN.parse(page.read_text(encoding="utf-8")):
         for child in token.children or []:
             if child.type in ("link_open", "image"):
@@ -87,14 +88,14 @@ def links(page: Path) -> Iterator[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """What links can name after a `#`, as GitHub and MyST make it of headings."""
+    """Return the fragment ids that GitHub and MyST generate for the headings."""
     tokens = MARKDOWN.parse(page.read_text(encoding="utf-8"))
     headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def commands(code: str) -> Iterator[list[str]]:
-    """The arguments of every call of `trivium` among shell commands, with the variables that these set."""
+    """Return the arguments of every call of `trivium` in shell commands, with the variables they set expanded."""
     variables = dict(re.findall(r'^(\w+)="(.*)"$', code, flags=re.MULTILINE))
     code = re.sub(r"\$(\w+)", lambda name: variables.get(name[1], name[0]), code)
     for line in re.findall(r"^.*\btrivium [a-z].*$", code.replace("\\\n", " "), flags=re.MULTILINE):
@@ -110,7 +111,7 @@ def commands(code: str) -> Iterator[list[str]]:
 
 
 def outputs(page: Path) -> Iterator[tuple[Block, str, str, bool]]:
-    """What each block prints and should print, and whether that depends on what a model has learned."""
+    """Return each block's actual and expected output, and whether it depends on trained weights."""
     variables: dict[str, Any] = {}
     found = blocks(page)
     for i, block in enumerate(found):

@@ -1,4 +1,4 @@
-"""Halves of an encoder-decoder."""
+"""Pairs of an encoder and a decoder, to be joined."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def assert_same_weights(first: Weights, second: Weights) -> None:
 
 
 def halves(encoder: dict[str, Any] | None = None, decoder: dict[str, Any] | None = None) -> Any:
-    """An encoder and a decoder that were never one model."""
+    """Return an encoder and a decoder with independent weights."""
     return (
         tiny_model(TriviumEncoderModel, decoder_layers=0, **(encoder or {})),
         tiny_model(TriviumForCausalLM, encoder_layers=0, **(decoder or {})),

@@ -1,4 +1,4 @@
-"""Folders of the repository that tests read."""
+"""Paths of repository folders that tests read."""
 
 from pathlib import Path
 

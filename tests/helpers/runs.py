@@ -1,4 +1,4 @@
-"""A run of the recipe `numbers` in seconds: what `make demo` does in minutes."""
+"""A run of the recipe `numbers`, shortened from minutes (`make demo`) to seconds."""
 
 from pathlib import Path
 
@@ -19,5 +19,5 @@ SMALL = [
 
 
 def small_recipe(folder: Path, *overrides: str) -> list[str]:
-    """Return the settings that shorten the recipe `numbers` and put its run into `folder`."""
+    """Return the overrides that shorten the recipe `numbers` and write its run to `folder`."""
     return [*SMALL, f"training.output_dir={folder}", *overrides]

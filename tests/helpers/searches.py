@@ -1,4 +1,4 @@
-"""Run `generate()` with our searches, or with transformers' loops."""
+"""Run `generate()` with Trivium's searches, or with transformers' loops."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from trivium.modeling import decoding
 
 
 def search(model: Any, **inputs: Any) -> tuple[torch.Tensor, int]:
-    """Return what `generate` returns, and how many searches of ours, 0 or 1, have found it."""
+    """Return the result of `generate`, and the number of Trivium searches (0 or 1) that ran."""
     found = 0
 
     def count(search: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,7 +29,7 @@ def search(model: Any, **inputs: Any) -> tuple[torch.Tensor, int]:
 
 
 def search_with_transformers(model: Any, **inputs: Any) -> torch.Tensor:
-    """Return what `generate` returns where the mixin of transformers is not overridden."""
+    """Return the result of `generate` with transformers' mixin instead of the override."""
     overridden = ("_sample", "_beam_search", "_prepare_cache_for_generation")
     with patch.multiple(type(model), **{name: getattr(GenerationMixin, name) for name in overridden}):
         return model.generate(**inputs)

@@ -1,4 +1,4 @@
-"""Tiny models that the tests share: small enough for milliseconds, odd enough that a swapped dimension is an error."""
+"""Tiny models shared by the tests: they run in milliseconds, and no two sizes agree, so swapped dimensions fail."""
 
 from functools import partial
 from typing import Any, TypeVar
@@ -16,11 +16,11 @@ PAD, BOS, EOS = 0, 1, 2
 POSITIONS = ("sinusoidal", "learned", "rotary")
 NORM_POSITIONS = ("post", "pre")
 NORMS = ("layernorm", "rmsnorm")
-EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}  # between two implementations, in float64
-# Of one implementation in float64: some processors round a product otherwise where weights lie otherwise in memory.
+EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}  # Between two implementations, in float64.
+# Within one implementation in float64: some processors round a product differently for another memory layout.
 SAME_WEIGHTS: dict[str, Any] = {"rtol": 0, "atol": 1e-13}
 
-# All that changes the arithmetic: position types x norms x their position x MHA (4 heads), GQA (2) and MQA (1).
+# All options that change the arithmetic: position types x norms x norm position x MHA (4 heads), GQA (2), MQA (1).
 VARIANTS = [
     {
         "position_embedding_type": position,
@@ -33,7 +33,7 @@ VARIANTS = [
     for norm_position in NORM_POSITIONS
     for key_value_heads in (4, 2, 1)
 ]
-# Nine of them in which any two values of two options meet; the others are left to `make test-slow`.
+# Nine variants that cover every pair of values of two options; the others run in `make test-slow`.
 PAIRWISE = [
     ("sinusoidal", "layernorm", "post", 4),
     ("sinusoidal", "rmsnorm", "post", 2),
@@ -48,7 +48,7 @@ PAIRWISE = [
 
 
 def all_variants(test: Any) -> Any:
-    """Run `test` with the argument `variant` set to every entry of VARIANTS: nine by default, the others if slow."""
+    """Parametrize `test` over VARIANTS as `variant`: nine by default, the others marked slow."""
     params = [
         pytest.param(
             variant,
@@ -61,7 +61,7 @@ def all_variants(test: Any) -> Any:
 
 
 def tiny_config(**overrides: Any) -> TriviumConfig:
-    """A configuration with no two sizes alike, and no dropout unless it is asked for."""
+    """Return a configuration with pairwise different sizes, and without dropout unless requested."""
     defaults = {
         "vocab_size": 31,
         "d_model": 24,
@@ -78,7 +78,7 @@ def tiny_config(**overrides: Any) -> TriviumConfig:
 
 @torch.no_grad()
 def shake(model: Model, std: float = 0.1) -> Model:
-    """Move every parameter off its initial value: ones and zeros hide a norm or a bias that is not applied."""
+    """Add noise to every parameter: initial ones and zeros hide a norm or bias that is not applied."""
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * std)
     return model
@@ -87,37 +87,37 @@ def shake(model: Model, std: float = 0.1) -> Model:
 def tiny_model(
     model_class: type[Model] = TriviumForConditionalGeneration, std: float = 0.1, **overrides: Any
 ) -> Model:
-    """A shaken float64 model in evaluation mode."""
+    """Return a float64 model in evaluation mode, with noise added to all parameters."""
     return shake(model_class(tiny_config(**overrides)).double().eval(), std)
 
 
 def random_ids(*shape: int, vocab_size: int = 31) -> torch.Tensor:
-    """Ordinary tokens: no padding, start or end among them."""
+    """Return random ordinary tokens, without padding, BOS or EOS."""
     return torch.randint(EOS + 1, vocab_size, shape)
 
 
 def mask_of(lengths: list[int], side: str = "right") -> torch.Tensor:
-    """(batch, longest) with 1 for the real tokens of sentences of these `lengths`, padded on that `side`."""
+    """Return the (batch, max length) mask of rows of `lengths` real tokens, padded on `side`."""
     longest = max(lengths)
     rows = [[1] * n + [0] * (longest - n) for n in lengths]
     return torch.tensor([row if side == "right" else row[::-1] for row in rows])
 
 
 def copy_weights(model: nn.Module, weights: Tensors) -> None:
-    """Load `weights`, which must be all there are, tied ones once."""
+    """Load `weights`, which must be complete, with tied weights once."""
     assert set(weights) == {name for name, _ in model.named_parameters()}
     model.load_state_dict(weights, strict=False)
 
 
 def assert_same_gradients(model: nn.Module, expected: Tensors) -> None:
-    """Compare the gradients of all parameters of `model`."""
+    """Assert that the gradients of all parameters of `model` match."""
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         torch.testing.assert_close(parameter.grad, expected[name], **EXACT, msg=partial("{}: {}".format, name))
 
 
 def copying_batch(sentences: int = 16, longest: int = 8, vocab_size: int = 31) -> dict[str, torch.Tensor]:
-    """Random sentences of random length, no token in one of them twice, and themselves as the target."""
+    """Return random sentences of random length, without repeated tokens, as source and target."""
     mask = mask_of([longest, *torch.randint(2, longest + 1, (sentences - 1,)).tolist()])
     shuffled = torch.rand(sentences, vocab_size - EOS - 1).argsort(dim=1) + EOS + 1
     ids = shuffled[:, :longest].where(mask.bool(), PAD)
@@ -127,7 +127,7 @@ def copying_batch(sentences: int = 16, longest: int = 8, vocab_size: int = 31) -
 
 
 def train_to_copy(model: Model, steps: int, learning_rate: float = 3e-3, **batch_shape: int) -> Model:
-    """Train on copying, with the paper's Adam and a warm-up, and return the model in evaluation mode."""
+    """Train on copying with the Adam of the paper and warmup; return the model in evaluation mode."""
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), eps=1e-9)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (0.1 * steps), 2 * (1 - step / steps), 1)

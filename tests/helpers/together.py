@@ -1,4 +1,4 @@
-"""Processes that train together on CPU, as `accelerate launch` starts them, but forked: so they start at once."""
+"""Distributed CPU training as `accelerate launch` starts it, but with forked processes, which start fast."""
 
 import multiprocessing.connection
 import os
@@ -15,32 +15,32 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 from forks import FORKS
 
-Job = Callable[..., Any]  # of a module that can be imported; what it returns can be pickled
+Job = Callable[..., Any]  # Importable at module level; its return value must be picklable.
 
 
-def run_together(job: Job, *args: Any, folder: Path, processes: int = 2, config: Path | None = None) -> list[Any]:
-    """What `job(*args)` returns in each of several processes, in the order of their ranks.
+def run_distributed(job: Job, *args: Any, folder: Path, processes: int = 2, config: Path | None = None) -> list[Any]:
+    """Run `job(*args)` in several processes and return the results in the order of ranks.
 
     Args:
-        job: What each process does.
-        *args: For `job`.
-        folder: For what they say, `said-RANK.txt`, and what they return.
-        processes: How many.
-        config: An Accelerate configuration, whose environment they get.
+        job: The function that every process calls.
+        *args: Arguments of `job`.
+        folder: Where the output, `log-RANK.txt`, and the results are written.
+        processes: The number of processes.
+        config: An Accelerate configuration, which determines their environment.
 
     Raises:
-        AssertionError: One of them failed; the message has what it said.
+        AssertionError: A process failed; the message holds all output.
     """
-    codes = start_together(job, *args, folder=folder, processes=processes, config=config)
-    said = [(folder / f"said-{rank}.txt").read_text() for rank in range(processes)]
-    assert codes == [0] * processes, "\n\n".join(said)
+    codes = launch_processes(job, *args, folder=folder, processes=processes, config=config)
+    logs = [(folder / f"log-{rank}.txt").read_text() for rank in range(processes)]
+    assert codes == [0] * processes, "\n\n".join(logs)
     return [torch.load(folder / f"returned-{rank}.pt", weights_only=False) for rank in range(processes)]
 
 
-def start_together(
+def launch_processes(
     job: Job, *args: Any, folder: Path, processes: int = 2, config: Path | None = None
 ) -> list[int | None]:
-    """How each process ended: 0, 1 after an error, -9 for SIGKILL. Once one has failed the others are ended, too."""
+    """Run `job` and return the exit codes: 0, 1 after an error, -9 after SIGKILL. One failure kills the others."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = environment_of(config, processes) | {
         **{"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "GLOO_SOCKET_IFNAME": "lo"},
@@ -52,13 +52,13 @@ def start_together(
     ]
     for process in started:
         process.start()
-    left = list(started)
-    while left:
-        multiprocessing.connection.wait([process.sentinel for process in left], timeout=300)
-        ended = [process for process in left if process.exitcode is not None]
-        left = [process for process in left if process.exitcode is None]
-        if not ended or any(process.exitcode for process in ended):  # as torchrun does
-            for process in left:
+    running = list(started)
+    while running:
+        multiprocessing.connection.wait([process.sentinel for process in running], timeout=300)
+        ended = [process for process in running if process.exitcode is not None]
+        running = [process for process in running if process.exitcode is None]
+        if not ended or any(process.exitcode for process in ended):  # As torchrun does.
+            for process in running:
                 process.kill()
     for process in started:
         process.join()
@@ -66,7 +66,7 @@ def start_together(
 
 
 def environment_of(config: Path | None, processes: int) -> dict[str, str]:
-    """What `accelerate launch --config_file CONFIG` adds to the environment of its processes."""
+    """Return the environment variables that `accelerate launch --config_file CONFIG` sets for its processes."""
     if config is None:
         return {}
     arguments = ["--config_file", str(config), "--num_processes", str(processes), "--main_process_port", "0", "script"]
@@ -85,9 +85,9 @@ def _run(job: Job, args: tuple[Any, ...], folder: Path, environment: dict[str, s
     os.environ.update(environment)
     torch.set_num_threads(1)
     rank = environment["RANK"]
-    said = os.open(folder / f"said-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
+    log = os.open(folder / f"log-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     if environment.get("ACCELERATE_USE_FSDP"):
         PartialState.__init__ = with_fsdp_on_cpu(PartialState.__init__)
     try:
@@ -100,7 +100,7 @@ def _run(job: Job, args: tuple[Any, ...], folder: Path, environment: dict[str, s
 
 
 def with_fsdp_on_cpu(init: Callable[..., None]) -> Callable[..., None]:
-    """Accelerate gives FSDP to GPUs only; torch's own runs on CPUs just as well."""
+    """Enable FSDP on CPU: Accelerate allows it on GPUs only, torch supports both."""
 
     def initialize(state: PartialState, *args: Any, **kwargs: Any) -> None:
         init(state, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Trained tokenizers of every kind."""
+"""Trained tokenizers of every algorithm."""
 
 from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""All model classes, in three ways: encoder-decoder, encoder-only, decoder-only."""
+"""All model classes by architecture: encoder-decoder, encoder-only, decoder-only."""
 
 from typing import Any
 
@@ -38,5 +38,5 @@ LAYERS: dict[type[PreTrainedModel], dict[str, int]] = {
 
 
 def way_of(model_class: type[PreTrainedModel]) -> dict[str, Any]:
-    """The layers that a class wants."""
+    """Return the layer counts that a class requires."""
     return WAYS["both" if model_class in BOTH else "encoder" if model_class in ENCODER_ONLY else "decoder"]

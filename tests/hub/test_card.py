@@ -1,4 +1,4 @@
-"""The model card: every fact on it has a source, what has none is not on it, and its code runs."""
+"""The model card: every statement has a source, nothing else is stated, and its code runs."""
 
 import ast
 import json
@@ -62,7 +62,7 @@ EVALUATION: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_seed() -> Iterator[None]:
+def _seed() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
@@ -83,14 +83,14 @@ def save(model_class: Any, tokenizer: TriviumTokenizer, folder: Path, **options:
 
 @pytest.fixture
 def bare(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
-    """What `save_pretrained` leaves."""
+    """Return a folder as `save_pretrained` writes it."""
     save(TriviumForConditionalGeneration, tokenizer, tmp_path / "bare")
     return tmp_path / "bare"
 
 
 @pytest.fixture
 def run(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
-    """What a training and an evaluation leave."""
+    """Return a folder as training and evaluation write it."""
     folder = tmp_path / "run"
     model = save(TriviumForConditionalGeneration, tokenizer, folder, dropout=0.3, label_smoothing=0.2)
     model.generation_config.max_new_tokens = 4
@@ -127,7 +127,7 @@ def headings_of(text: str) -> list[str]:
 
 
 def table_of(text: str) -> dict[str, list[str]]:
-    """All rows of all tables, by their first cell."""
+    """Return all rows of all tables by their first cell."""
     rows: list[list[str]] = []
     for token in parsed(text):
         if token.type == "tr_open":
@@ -144,7 +144,7 @@ def code_of(text: str, language: str) -> list[str]:
 # --- Facts -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_fact_is_its_source(run: Path, tokenizer: TriviumTokenizer) -> None:
+def test_every_statement_matches_its_source(run: Path, tokenizer: TriviumTokenizer) -> None:
     card = card_of(run)
     table, text = table_of(card.text), " ".join(card.text.split())
     assert headings_of(card.text)[0] == "Captions"
@@ -191,7 +191,7 @@ def test_every_fact_is_its_source(run: Path, tokenizer: TriviumTokenizer) -> Non
     assert "attention.png" in text
 
 
-def test_the_recipe_on_the_card_is_that_of_the_run(run: Path, tmp_path: Path) -> None:
+def test_recipe_on_card_matches_run(run: Path, tmp_path: Path) -> None:
     text = card_of(run).text
     (tmp_path / "again.yaml").write_text(code_of(text, "yaml")[0])
     again, recipe = load_recipe(tmp_path / "again.yaml"), load_recipe(run)
@@ -201,7 +201,7 @@ def test_the_recipe_on_the_card_is_that_of_the_run(run: Path, tmp_path: Path) ->
     assert "secret" not in text, "the folders of a machine are nobody's business"
 
 
-def test_what_the_hub_reads(run: Path) -> None:
+def test_hub_metadata(run: Path) -> None:
     card = card_of(run, "card.datasets=[someone/captions]")
     assert card.data.to_dict() == ModelCard(str(card)).data.to_dict()
     data = card.data
@@ -219,13 +219,13 @@ def test_what_the_hub_reads(run: Path) -> None:
         assert (result.dataset_name, result.dataset_type) == ("corpus/test", "someone/captions")
 
 
-def test_other_data_are_not_called_by_the_name_of_the_trained_ones(run: Path) -> None:
+def test_scores_on_other_data_keep_their_own_name(run: Path) -> None:
     (run / "evaluation_test.json").write_text(json.dumps({**EVALUATION, "data": "news/test"}))
     results = card_of(run, "card.datasets=[someone/captions]").data.eval_results
     assert {(result.dataset_name, result.dataset_type) for result in results or []} == {("news/test", "news-test")}
 
 
-def test_a_diverged_model_has_a_card(run: Path) -> None:
+def test_diverged_model_has_a_card(run: Path) -> None:
     scores = {"perplexity": {"score": float("inf")}}
     (run / "evaluation_test.json").write_text(json.dumps({**EVALUATION, "scores": scores}))
     card = card_of(run)
@@ -233,7 +233,7 @@ def test_a_diverged_model_has_a_card(run: Path) -> None:
     assert card.data.eval_results is None
 
 
-def test_every_metric_has_a_name_on_the_hub() -> None:
+def test_every_metric_has_a_hub_name() -> None:
     from trivium.hub.card import METRICS as NAMES
 
     assert set(NAMES) == set(METRICS)
@@ -241,7 +241,7 @@ def test_every_metric_has_a_name_on_the_hub() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("model_class", CLASSES)
-def test_parameters_are_counted_as_the_model_counts_them(
+def test_parameter_count_matches_model(
     model_class: type[PreTrainedModel], tied: bool, tokenizer: TriviumTokenizer, tmp_path: Path
 ) -> None:
     model = save(model_class, tokenizer, tmp_path, tie_word_embeddings=tied)
@@ -252,7 +252,7 @@ def test_parameters_are_counted_as_the_model_counts_them(
     assert table_of(card_of(tmp_path).text)["parameters"] == [f"{model.num_parameters():,}"]
 
 
-def test_shapes_have_words(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_model_shape_is_described(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "num_key_value_heads": 2, "gated_ffn": True, "activation_function": "silu", "norm_type": "rmsnorm",
         "norm_position": "pre", "position_embedding_type": "learned", "decoder_vocab_size": 99,
@@ -266,12 +266,12 @@ def test_shapes_have_words(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     assert table["vocabulary"] == [f"{len(tokenizer)} source tokens, 99 target tokens"]
 
 
-def test_labels_are_named(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_labels_are_listed(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     save(TriviumForSequenceClassification, tokenizer, tmp_path, id2label={0: "air", 1: "ground"})
     assert "2 labels: `air`, `ground`." in card_of(tmp_path).text
 
 
-def test_a_model_of_the_hub_is_named_as_the_base(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_model_is_named_as_base_model(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(run)
     recipe.init_from, recipe.model = "runs/words", {"dropout": 0.3}
     recipe.save(run)
@@ -289,19 +289,19 @@ def test_a_model_of_the_hub_is_named_as_the_base(run: Path, tmp_path: Path, monk
     assert table_of(card.text)["initialized from"] == ["[runs/words](https://huggingface.co/runs/words)"]
 
 
-# --- What is not known -----------------------------------------------------------------------------------------------
+# --- Missing information ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "missing", ["recipe.yaml", "trainer_state.json", "evaluation_test.json", "generation_config.json"]
 )
-def test_no_heading_is_empty(run: Path, missing: str) -> None:
+def test_no_empty_sections(run: Path, missing: str) -> None:
     (run / missing).unlink()
     assert_is_tidy(card_of(run).text)
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
-def test_a_folder_without_facts_has_a_short_card(
+def test_folder_without_metadata_has_a_short_card(
     model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer, tmp_path: Path
 ) -> None:
     save(model_class, tokenizer, tmp_path)
@@ -327,19 +327,19 @@ def assert_is_tidy(text: str) -> None:
     assert words.count("<details>") == words.count("</details>") <= 1
 
 
-def test_without_a_name_the_folder_has_one(bare: Path) -> None:
+def test_repository_name_defaults_to_folder(bare: Path) -> None:
     with chdir(bare):
         text = card_of(Path(), repo_id=None).text
     assert headings_of(text)[0] == "bare"
     assert 'model="bare"' in text
 
 
-# --- Texts of people -------------------------------------------------------------------------------------------------
+# --- Texts written by users ------------------------------------------------------------------------------------------
 
 HOSTILE = "a | b {{ repo }} {% raw %} <script>alert(1)</script>\n# c: [d] --- `e`\n---\n'\" \\ 漢 <!-- -->"
 
 
-def test_no_title_breaks_the_card(run: Path) -> None:
+def test_special_characters_in_title_are_escaped(run: Path) -> None:
     recipe = load_recipe(run)
     recipe.card = CardArguments(title=HOSTILE, examples=[HOSTILE, "```\n~~~"])
     recipe.data.train, recipe.data.source = f"/x/{HOSTILE}", HOSTILE
@@ -378,17 +378,19 @@ def test_no_title_breaks_the_card(run: Path) -> None:
         ("card.datasets=['a b']", "card.datasets has 'a b', but must have names on the Hub"),
         ("card.examples=['']", "an example must not be blank"),
         ("card.licence=mit", "licence"),
-        ("model.d_model=3", "'model.d_model=3' is nothing for a card: write card.field=value"),
-        ("card", "'card' is nothing for a card"),
+        ("model.d_model=3", "overrides has 'model.d_model=3', but must have card.field=value"),
+        ("card", "overrides has 'card', but must have card.field=value"),
     ],
 )
 @pytest.mark.parametrize("folder", ["bare", "run"])
-def test_mistakes_are_named(folder: str, override: str, message: str, request: pytest.FixtureRequest) -> None:
+def test_invalid_card_fields_are_named(
+    folder: str, override: str, message: str, request: pytest.FixtureRequest
+) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         render_card(request.getfixturevalue(folder), None, [override])
 
 
-def test_folders_that_have_no_card_are_refused(bare: Path, run: Path, tmp_path: Path) -> None:
+def test_folders_without_a_card_are_refused(bare: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"saved model.*config\.json"):
         render_card(tmp_path)
     (run / "evaluation_test.json").write_text(json.dumps(EVALUATION["scores"]))
@@ -396,12 +398,12 @@ def test_folders_that_have_no_card_are_refused(bare: Path, run: Path, tmp_path: 
         render_card(run)
     config = json.loads((bare / "config.json").read_text())
     (bare / "config.json").write_text(json.dumps({**config, "architectures": ["BartModel"]}))
-    with pytest.raises(ValueError, match=r"'BartModel'.*class.*Trivium's"):
+    with pytest.raises(ValueError, match=r"'BartModel'.*class.*Trivium"):
         render_card(bare)
 
 
 @pytest.mark.parametrize("name", available_recipes())
-def test_recipes_that_come_along_have_a_card(name: str) -> None:
+def test_bundled_recipes_have_a_card(name: str) -> None:
     files = ["data.train=a", "data.validation=b", "data.test=c"] if name != "numbers" else []
     card = load_recipe(name, files).card
     assert card.examples
@@ -414,7 +416,7 @@ def test_recipes_that_come_along_have_a_card(name: str) -> None:
 # --- The template ----------------------------------------------------------------------------------------------------
 
 
-def test_the_template_is_a_document() -> None:
+def test_template_is_valid_markdown() -> None:
     text = (ROOT / "hub_card.md").read_text()
     assert headings_of(text) == [
         "{{ title }}", "How to use", "Results", "Attention", "Training",
@@ -427,7 +429,7 @@ def test_the_template_is_a_document() -> None:
     assert len(parsed(text)) > 60, "tables and lists are what they are on the card"
 
 
-# --- The code on it --------------------------------------------------------------------------------------------------
+# --- Code on the card ------------------------------------------------------------------------------------------------
 
 RUN_CODE = """
 import io
@@ -444,7 +446,7 @@ Path("printed.json").write_text(json.dumps(printed))
 
 
 @pytest.mark.slow
-def test_the_code_on_the_card_runs_without_the_package(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_code_on_card_runs_without_package(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     blocks = {}
     for model_class in CLASSES:
         options: dict[str, dict[str, Any]] = {"": {}}
@@ -489,9 +491,7 @@ def without_end(tokenizer: TriviumTokenizer) -> TriviumTokenizer:
         TriviumForSequenceClassification,
     ],
 )
-def test_the_commands_on_the_card_run(
-    model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer, tmp_path: Path
-) -> None:
+def test_commands_on_card_run(model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     save(model_class, tokenizer, tmp_path / "model")
     download, command = code_of(card_of(tmp_path / "model").text, "bash")[0].splitlines()
     assert download == "hf download someone/model --local-dir model"
@@ -501,7 +501,7 @@ def test_the_commands_on_the_card_run(
     assert result.stdout.strip()
 
 
-def test_a_completion_is_asked_for_as_it_was_trained(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_completion_prompt_matches_training(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     save(TriviumForCausalLM, tokenizer, tmp_path)
     recipe = load_recipe("numbers", ["task=completion", "inputs.prompt='{source} = '", "metrics=null",
                                      "training.predict_with_generate=false", "card.examples=[two dogs]"])  # fmt: skip
@@ -509,7 +509,7 @@ def test_a_completion_is_asked_for_as_it_was_trained(tokenizer: TriviumTokenizer
     assert all('"two dogs = "' in code for code in code_of(card_of(tmp_path).text, "python"))
 
 
-def test_a_saved_length_is_left_alone(bare: Path) -> None:
+def test_saved_max_length_is_kept(bare: Path) -> None:
     assert all("max_new_tokens=100" in code for code in code_of(card_of(bare).text, "python"))
     model = TriviumForConditionalGeneration.from_pretrained(bare)
     model.generation_config.max_length = 64
@@ -525,7 +525,7 @@ def card(*arguments: str | Path) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_the_command_writes_what_is_rendered(run: Path) -> None:
+def test_command_writes_the_rendered_card(run: Path) -> None:
     before = set(run.iterdir())
     code, output, errors = card(run, "card.license=mit", "--repo-id", "someone/model")
     assert code == 0, errors
@@ -539,7 +539,7 @@ def test_the_command_writes_what_is_rendered(run: Path) -> None:
     assert card(run)[0] == 0, "its own card may be replaced"
 
 
-def test_the_text_of_a_person_stays(run: Path) -> None:
+def test_text_of_the_user_is_kept(run: Path) -> None:
     readme = run / "README.md"
     assert not has_own_card(run)
     assert card(run)[0] == 0
@@ -549,13 +549,13 @@ def test_the_text_of_a_person_stays(run: Path) -> None:
         assert has_own_card(run)
         code, _, errors = card(run)
         assert code == 1
-        assert "README.md was written by a person: --overwrite replaces it." in errors
+        assert "README.md was not generated by Trivium. Add --overwrite to replace it." in errors
         assert readme.read_text() == own
     assert card(run, "--overwrite")[0] == 0
     assert MARK in readme.read_text()
 
 
-def test_the_card_of_a_plain_trainer_is_no_ones(bare: Path) -> None:
+def test_card_of_plain_trainer_is_not_a_user_card(bare: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
     model = TriviumForConditionalGeneration.from_pretrained(bare)
@@ -564,7 +564,7 @@ def test_the_card_of_a_plain_trainer_is_no_ones(bare: Path) -> None:
     assert not has_own_card(bare)
 
 
-def test_mistakes_end_with_a_line_and_leave_nothing(run: Path, tmp_path: Path) -> None:
+def test_errors_are_one_line_and_write_nothing(run: Path, tmp_path: Path) -> None:
     before = set(run.iterdir())
     code, _, errors = card(run, "card.languages=[English]")
     assert (code, errors.count("\n")) == (1, 1)

@@ -1,4 +1,4 @@
-"""Publishing: through the real client of the Hub, to a server on this machine that speaks like the Hub."""
+"""Publishing with the real huggingface_hub client to a local server that implements the Hub's API."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def model(tokenizer: TriviumTokenizer) -> TriviumForConditionalGeneration:
 
 @pytest.fixture
 def folder(tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer) -> Path:
-    """A run's folder, in several shards, with much that is nobody's business."""
+    """Return a run folder with sharded weights and many private files."""
     folder = save(tmp_path / "run", model, tokenizer, max_shard_size="30KB")
     (folder / "checkpoint-10").mkdir()
     for name in ("training_args.bin", "optimizer.pt", "rng.pth", "predictions_test.txt", "checkpoint-10/config.json"):
@@ -57,8 +57,8 @@ def folder(tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer) 
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of what comes after the checks, which take seconds."""
-    for module in ("trivium.hub.pushing", "trivium.hub"):  # where the function looks, and the command
+    """Skip the checks, which take seconds, in tests of later steps."""
+    for module in ("trivium.hub.pushing", "trivium.hub"):  # Both the function and the command look it up here.
         monkeypatch.setattr(f"{module}.check_folder", lambda folder, trust_remote_code: None)
 
 
@@ -69,15 +69,15 @@ def uploads(hub: HubServer) -> list[str]:
 # --- The check -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # test_the_command_checks_shows_and_publishes checks one by default
-def test_a_saved_folder_passes(folder: Path) -> None:
+@pytest.mark.slow  # test_command_checks_previews_and_publishes checks one in the default suite.
+def test_saved_folder_passes_the_check(folder: Path) -> None:
     check_folder(folder)
 
 
-@pytest.mark.slow  # 18 processes that import transformers
+@pytest.mark.slow  # This starts 18 processes that import transformers.
 @pytest.mark.parametrize("shard_size", ["1GB", "30KB"])
 @pytest.mark.parametrize("model_class", CLASSES)
-def test_every_saved_folder_passes(
+def test_every_saved_folder_passes_the_check(
     tmp_path: Path, model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer, shard_size: str
 ) -> None:
     model = tiny_model(model_class, vocab_size=len(tokenizer), **CLASSES[model_class])
@@ -86,8 +86,8 @@ def test_every_saved_folder_passes(
     check_folder(tmp_path)
 
 
-@pytest.mark.slow  # as above
-def test_two_vocabularies_pass(tmp_path: Path) -> None:
+@pytest.mark.slow  # Slow for the same reason.
+def test_two_vocabularies_pass_the_check(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(TEXTS, vocab_size=300, target_texts=[text[::-1] for text in TEXTS] * 2)
     sizes = {"vocab_size": len(tokenizer), "decoder_vocab_size": tokenizer.target_vocab_size}
     check_folder(save(tmp_path, tiny_model(**sizes), tokenizer))
@@ -121,13 +121,13 @@ def append(file: Path, text: str) -> None:
     file.write_text(file.read_text() + text)
 
 
-# Each kind of broken folder: how it breaks, and what it is refused with.
+# For each kind of broken folder: the damage, and the expected message.
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
     "garbled config": (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
     "another model": (
         lambda f: change_json(f / "config.json", lambda c: c.update(architectures=["BertModel"])),
-        "holds a BertModel, which is none of trivium's models",
+        "holds a BertModel, but must hold a model of trivium",
     ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors.$"),
     "only pickled weights": (
@@ -136,7 +136,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "garbled weights": (
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),
-        "model.safetensors is damaged",
+        "model.safetensors is corrupt",
     ),
     "a missing shard": (
         lambda f: (
@@ -146,38 +146,41 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "lacks model-1-of-1.safetensors",
     ),
     "missing weights": (without_a_tensor, "has no weights for"),
-    "NaN": (with_nan, r"no numbers \(NaN or infinity\)"),
+    "NaN": (with_nan, r"not finite \(NaN or infinity\)"),
     "no auto_map": (
         lambda f: change_json(f / "config.json", lambda c: c.pop("auto_map")),
-        "has no auto_map that leads to TriviumForConditionalGeneration",
+        "has no auto_map entry for TriviumForConditionalGeneration",
     ),
     "no code": (lambda f: (f / "modeling_trivium.py").unlink(), "lacks modeling_trivium.py"),
     "imported code missing": (lambda f: (f / "layers.py").unlink(), "lacks layers.py"),
     "garbled code": (lambda f: append(f / "layers.py", "\ndef ("), "layers.py is not valid Python"),
-    "the package imported": (lambda f: append(f / "layers.py", "\nimport trivium.tasks"), "layers.py imports trivium"),
+    "code that imports trivium": (
+        lambda f: append(f / "layers.py", "\nimport trivium.tasks"),
+        "layers.py imports trivium",
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer_config.json").unlink(), "has no tokenizer"),
     "a larger tokenizer": (
         with_another_token,
         r"a tokenizer with \d+ tokens, but its model's vocab_size is \d+",
     ),
-    "code that needs what is not there": (
+    "code with a missing import": (
         lambda f: append(f / "layers.py", "\nimport absent"),
         "does not load .*absent",
     ),
-    "code that computes otherwise": (
+    "code with other results": (
         lambda f: append(
             f / "loss.py", "\nimport torch\ntorch.nn.functional.linear = lambda x, w, b=None: x @ w.T * 2"
         ),
-        "computes other",
+        "computes different",
     ),
 }
 
 
-LONG = "code that needs what is not there"  # another process has to try it, as it has for code that computes otherwise
+LONG = "code with a missing import"  # A subprocess has to try it, as it does for code with different results.
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == LONG else k for k in BROKEN])
-def test_a_broken_folder_is_refused(
+def test_broken_folder_is_refused(
     tmp_path: Path, kind: str, model: PreTrainedModel, tokenizer: TriviumTokenizer, hub: HubServer
 ) -> None:
     damage, message = BROKEN[kind]
@@ -189,7 +192,7 @@ def test_a_broken_folder_is_refused(
     assert hub.requests == []
 
 
-def test_code_that_is_not_the_installed_one_is_not_run(
+def test_modified_code_is_not_executed(
     tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer, hub: HubServer
 ) -> None:
     for name in ("loss.py", "configuration_trivium.py"):
@@ -202,9 +205,9 @@ def test_code_that_is_not_the_installed_one_is_not_run(
     assert hub.requests == []
 
 
-# --- What is sent ----------------------------------------------------------------------------------------------------
+# --- Uploads ---------------------------------------------------------------------------------------------------------
 
-# Runs where the package is absent.
+# Runs without the package.
 LOAD = """
 repo, expected = arguments
 for revision, logits in expected:
@@ -225,7 +228,7 @@ def logits(model: PreTrainedModel) -> list:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_one_commit_with_what_belongs_to_the_model_and_nothing_else(folder: Path, hub: HubServer) -> None:
+def test_one_commit_with_only_the_files_of_the_model(folder: Path, hub: HubServer) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     pushed = push(folder, REPO, private=True, message="For you")
     first, created = hub.commits(REPO)
@@ -246,7 +249,7 @@ def test_one_commit_with_what_belongs_to_the_model_and_nothing_else(folder: Path
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_recipe_says_nothing_of_this_machine(folder: Path, hub: HubServer) -> None:
+def test_uploaded_recipe_has_no_local_paths(folder: Path, hub: HubServer) -> None:
     data, output = folder / "here" / "corpus", folder / "runs"
     load_recipe("numbers", [f"data.train={data}/train", f"training.output_dir={output}"]).save(folder)
     push(folder, REPO)
@@ -258,7 +261,7 @@ def test_a_recipe_says_nothing_of_this_machine(folder: Path, hub: HubServer) -> 
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("private", [True, False])
-def test_a_repository_is_as_private_as_wanted(folder: Path, hub: HubServer, private: bool) -> None:
+def test_repository_visibility(folder: Path, hub: HubServer, private: bool) -> None:
     push(folder, REPO, private=private)
     assert hub.repositories[REPO].private == private
     push(folder, REPO)
@@ -267,7 +270,7 @@ def test_a_repository_is_as_private_as_wanted(folder: Path, hub: HubServer, priv
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_the_same_again_makes_no_commit(folder: Path, hub: HubServer) -> None:
+def test_unchanged_folder_makes_no_commit(folder: Path, hub: HubServer) -> None:
     first = push(folder, REPO)
     sent = uploads(hub)
     second = push(folder, REPO)
@@ -277,7 +280,7 @@ def test_the_same_again_makes_no_commit(folder: Path, hub: HubServer) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_dry_run_writes_nothing(folder: Path, hub: HubServer) -> None:
+def test_dry_run_writes_nothing(folder: Path, hub: HubServer) -> None:
     planned = push(folder, REPO, dry_run=True)
     assert (planned.creates, planned.commit) == ("repository", None)
     assert {"model.safetensors.index.json", "README.md"} <= set(planned.files)
@@ -288,7 +291,7 @@ def test_a_dry_run_writes_nothing(folder: Path, hub: HubServer) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_an_update_takes_away_the_earlier_model_and_nothing_else(
+def test_update_deletes_only_files_of_the_old_model(
     folder: Path, hub: HubServer, tmp_path: Path, tokenizer: TriviumTokenizer
 ) -> None:
     old_code = (folder / "modeling_trivium.py").read_text()
@@ -297,13 +300,18 @@ def test_an_update_takes_away_the_earlier_model_and_nothing_else(
     (folder / "older_part.py").write_text("Old = 1\n")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     push(folder, REPO)
-    others = {"handler.py": b"import json\n", "onnx/model.onnx": b"\0", "notes.txt": b"mine", "sub/layers.py": b""}
-    hub.commit(REPO, others)
+    other_files = {
+        "handler.py": b"import json\n",
+        "onnx/model.onnx": b"\0",
+        "notes.txt": b"mine",
+        "sub/layers.py": b"",
+    }
+    hub.commit(REPO, other_files)
     old = set(hub.files(REPO))
     new = tiny_model(TriviumForCausalLM, vocab_size=len(tokenizer), encoder_layers=0)
     pushed = push(save(tmp_path / "new", new, tokenizer), REPO)
     files = hub.files(REPO)
-    assert {name: files.get(name) for name in others} == others
+    assert {name: files.get(name) for name in other_files} == other_files
     gone = {name for name in old if re.fullmatch(r"model-.*|model\.safetensors\.index\.json|old.*|.*\.jinja", name)}
     assert len(gone) > 6
     assert old - set(files) == gone == set(pushed.deletions)
@@ -312,7 +320,7 @@ def test_an_update_takes_away_the_earlier_model_and_nothing_else(
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_branch(folder: Path, hub: HubServer) -> None:
+def test_branch(folder: Path, hub: HubServer) -> None:
     hub.create(REPO)
     push(folder, REPO, revision="trial/1")
     assert hub.files(REPO) == {}
@@ -323,7 +331,7 @@ def test_a_branch(folder: Path, hub: HubServer) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_card_that_a_person_wrote_stays(folder: Path, hub: HubServer) -> None:
+def test_card_written_by_user_is_kept(folder: Path, hub: HubServer) -> None:
     push(folder, REPO)
     card = hub.files(REPO)["README.md"]
     hub.commit(REPO, {"README.md": b"Old and not ours."})
@@ -335,11 +343,11 @@ def test_a_card_that_a_person_wrote_stays(folder: Path, hub: HubServer) -> None:
     assert hub.files(REPO)["README.md"] == b"Written here."
 
 
-# --- What was sent can be loaded -------------------------------------------------------------------------------------
+# --- Loading from the Hub --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_others_load_it_by_name_by_commit_and_offline(
+def test_published_model_loads_by_name_commit_and_offline(
     folder: Path, hub: HubServer, tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer
 ) -> None:
     first = push(folder, REPO, private=True)
@@ -348,13 +356,13 @@ def test_others_load_it_by_name_by_commit_and_offline(
     expected = [(None, logits(other)), (first.commit, logits(model))]
     online = hub.environment(tmp_path / "home")
     run_without_trivium(LOAD, REPO, expected, folder=tmp_path, **online)
-    asked = len(hub.requests)
+    request_count = len(hub.requests)
     run_without_trivium(LOAD, REPO, expected, folder=tmp_path, **{**online, "HF_HUB_OFFLINE": "1"})
-    assert len(hub.requests) == asked
+    assert len(hub.requests) == request_count
 
 
 @pytest.mark.slow
-def test_what_transformers_pushes_can_be_loaded(
+def test_model_pushed_by_transformers_loads(
     hub: HubServer, tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer
 ) -> None:
     model.push_to_hub(REPO)
@@ -363,7 +371,7 @@ def test_what_transformers_pushes_can_be_loaded(
     run_without_trivium(LOAD, REPO, expected, folder=tmp_path, **hub.environment(tmp_path / "home"))
 
 
-# --- When it fails ---------------------------------------------------------------------------------------------------
+# --- Failures --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -371,16 +379,16 @@ def test_what_transformers_pushes_can_be_loaded(
     ("status", "place", "error", "message"),
     [
         (401, "/commit/", PermissionError, "hf auth login"),
-        (403, "/commit/", PermissionError, "You may not write to someone/model"),
-        (409, "/commit/", ConnectionError, "Somebody else has changed someone/model meanwhile"),
+        (403, "/commit/", PermissionError, "You have no write access to someone/model"),
+        (409, "/commit/", ConnectionError, "someone/model was changed meanwhile"),
         *(
-            (status, place, ConnectionError, "Run the same again")
+            (status, place, ConnectionError, "Push again")
             for status in (500, None)
             for place in ("/preupload/", "/objects/batch", "/lfs/", "/commit/")
         ),
     ],
 )
-def test_a_failure_changes_nothing_says_what_to_do_and_can_be_repeated(
+def test_failed_push_changes_nothing_and_can_be_repeated(
     folder: Path, hub: HubServer, place: str, status: int | None, error: type[Exception], message: str
 ) -> None:
     push(folder, REPO)
@@ -393,43 +401,43 @@ def test_a_failure_changes_nothing_says_what_to_do_and_can_be_repeated(
         push(folder, REPO)
     assert "\n" not in str(failure.value)
     assert hub.files(REPO) == before
-    hub.mend()
+    hub.clear_failures()
     push(folder, REPO)
     assert len(hub.commits(REPO)) == 3
     assert hub.files(REPO)["LICENSE"] == b"MIT"
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_was_uploaded_before_an_interruption_is_not_sent_again(folder: Path, hub: HubServer) -> None:
+def test_interrupted_push_does_not_upload_files_again(folder: Path, hub: HubServer) -> None:
     hub.fail("POST", "/commit/")
     with pytest.raises(ConnectionError):
         push(folder, REPO)
     assert hub.files(REPO) == {}
     sent = uploads(hub)
     assert len(sent) == len(list(folder.glob("*.safetensors"))) > 1
-    hub.mend()
+    hub.clear_failures()
     push(folder, REPO)
     assert uploads(hub) == sent
     assert len(hub.commits(REPO)) == 2
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_only_what_is_missing_is_sent_after_an_interruption_of_the_uploads(folder: Path, hub: HubServer) -> None:
+def test_interrupted_upload_resumes_with_missing_files(folder: Path, hub: HubServer) -> None:
     shard = sorted(folder.glob("*.safetensors"))[-1]
     oid = hashlib.sha256(shard.read_bytes()).hexdigest()
     hub.fail("PUT", oid, status=None)
-    with pytest.raises(ConnectionError, match=r"Run.*same again"):
+    with pytest.raises(ConnectionError, match="Push again"):
         push(folder, REPO)
-    hub.mend()
+    hub.clear_failures()
     done = len(hub.repositories[REPO].objects)
-    asked = len(uploads(hub))
+    upload_count = len(uploads(hub))
     push(folder, REPO)
-    assert len(uploads(hub)) - asked == len(list(folder.glob("*.safetensors"))) - done
+    assert len(uploads(hub)) - upload_count == len(list(folder.glob("*.safetensors"))) - done
     assert hub.files(REPO)[shard.name] == shard.read_bytes()
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_the_client_goes_on_after_a_short_disturbance(folder: Path, hub: HubServer) -> None:
+def test_client_retries_after_short_outage(folder: Path, hub: HubServer) -> None:
     hub.fail("PUT", "/lfs/", status=503, times=2)
     hub.fail("POST", "/preupload/", status=None, times=1)
     push(folder, REPO)
@@ -437,9 +445,9 @@ def test_the_client_goes_on_after_a_short_disturbance(folder: Path, hub: HubServ
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_lost_answer_to_the_commit_makes_no_second_one(folder: Path, hub: HubServer) -> None:
+def test_lost_commit_response_makes_no_second_commit(folder: Path, hub: HubServer) -> None:
     hub.fail("POST", "/commit/", status=None, times=1, after=True)
-    with pytest.raises(ConnectionError, match=r"Run.*same again"):
+    with pytest.raises(ConnectionError, match="Push again"):
         push(folder, REPO)
     assert len(hub.commits(REPO)) == 2
     push(folder, REPO)
@@ -447,9 +455,7 @@ def test_a_lost_answer_to_the_commit_makes_no_second_one(folder: Path, hub: HubS
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_somebody_elses_commit_in_between_is_not_overwritten_unseen(
-    folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_concurrent_commit_is_not_overwritten(folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.create(REPO)
     create_commit = huggingface_hub.HfApi.create_commit
 
@@ -458,13 +464,13 @@ def test_somebody_elses_commit_in_between_is_not_overwritten_unseen(
         return create_commit(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", too_late)
-    with pytest.raises(ConnectionError, match=r"Somebody else.*changed someone/model meanwhile"):
+    with pytest.raises(ConnectionError, match=r"someone/model.*changed.*meanwhile"):
         push(folder, REPO)
     assert hub.files(REPO) == {"config.json": b"theirs"}
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_who_may_not_write_is_told(folder: Path, hub: HubServer) -> None:
+def test_missing_write_permission_is_reported(folder: Path, hub: HubServer) -> None:
     with pytest.raises(PermissionError, match="hf auth login"):
         push(folder, REPO, token="hf_unknown")
     with pytest.raises(PermissionError, match=r"You.*write.*someone/model"):
@@ -483,14 +489,14 @@ def test_who_may_not_write_is_told(folder: Path, hub: HubServer) -> None:
     ("repo_id", "message"),
     [("model", "someone/model"), ("a/b/c", "Repo id must be"), ("someone/x y", "Repo id must use"), ("a/b--c", "--")],
 )
-def test_a_name_that_cannot_be_is_refused(folder: Path, hub: HubServer, repo_id: str, message: str) -> None:
+def test_invalid_repository_name_is_refused(folder: Path, hub: HubServer, repo_id: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         push(folder, repo_id)
     assert hub.requests == []
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_offline_it_says_so(folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_is_reported(folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
         push(folder, REPO)
@@ -500,12 +506,12 @@ def test_offline_it_says_so(folder: Path, hub: HubServer, monkeypatch: pytest.Mo
 
 
 def trivium(*arguments: str | Path) -> tuple[int, str, str]:
-    """Exit code, standard output, and standard error without colours."""
+    """Return the exit code, standard output, and standard error without colors."""
     result = CliRunner().invoke(app, ["push", *map(str, arguments)], env={"COLUMNS": "120"})
     return result.exit_code, result.stdout, re.sub(r"\x1b\[[\d;]*m", "", result.stderr)
 
 
-def test_the_command_checks_shows_and_publishes(hub: HubServer, tmp_path: Path, tokenizer: TriviumTokenizer) -> None:
+def test_command_checks_previews_and_publishes(hub: HubServer, tmp_path: Path, tokenizer: TriviumTokenizer) -> None:
     language_model = tiny_model(TriviumForCausalLM, vocab_size=len(tokenizer), encoder_layers=0)
     folder = save(tmp_path / "run", language_model, tokenizer)
     code, output, errors = trivium(folder, REPO, "--private", "--message", "From the shell")
@@ -519,10 +525,10 @@ def test_the_command_checks_shows_and_publishes(hub: HubServer, tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_the_command_says_what_it_would_do_and_what_it_need_not(folder: Path, hub: HubServer) -> None:
+def test_dry_run_of_command_lists_changes(folder: Path, hub: HubServer) -> None:
     code, output, _ = trivium(folder, REPO, "--dry-run")
     assert code == 0
-    assert f"Nothing was sent. These files would be {REPO}, branch main, in a repository that would be new." in output
+    assert f"Nothing was uploaded. These files would be pushed to {REPO}, branch main, in a new repository." in output
     assert not hub.repositories
     assert "no new commit" not in trivium(folder, REPO, "--public", "--revision", "trial")[1]
     code, output, _ = trivium(folder, REPO, "--revision", "trial")
@@ -532,11 +538,11 @@ def test_the_command_says_what_it_would_do_and_what_it_need_not(folder: Path, hu
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_the_command_ends_with_a_line_on_what_the_user_can_mend(
+def test_command_reports_user_errors_in_one_line(
     folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = [(["nowhere", REPO], "nowhere is not a saved model"), ([folder, "a/b/c"], "Repo id must be")]
-    attempts += [([folder, "else/x"], "You may not write to else/x")]
+    attempts += [([folder, "else/x"], "You have no write access to else/x")]
     for arguments, message in attempts:
         code, _, errors = trivium(*arguments)
         assert code == 1

@@ -1,4 +1,4 @@
-"""What travels to the Hub: saved folders that are whole, and load where Trivium is not installed."""
+"""Saved folders are complete and load without Trivium."""
 
 import importlib
 import json
@@ -46,10 +46,15 @@ from trivium.tokenization import train_tokenizer
 
 pytestmark = pytest.mark.subprocess
 
-PORTABLE = ["modeling", "configuration/configuration_trivium.py", "tokenization/tokenization_trivium.py"]
+PORTABLE = [
+    "modeling",
+    "configuration/configuration_trivium.py",
+    "tokenization/tokenization_backends.py",
+    "tokenization/tokenization_trivium.py",
+]
 
 
-# After the functions `load` and `compute`.
+# Follows the functions `load` and `compute`.
 LOAD_AND_SAVE = """
 results = {}
 for folder, name in arguments[0]:
@@ -63,7 +68,7 @@ torch.save(results, "results.pt")
 
 
 def load(loader: Any, folder: str, **kwargs: Any) -> PreTrainedModel:
-    torch.manual_seed(0)  # for heads that are not in the folder
+    torch.manual_seed(0)  # For heads that are not in the folder.
     return loader.from_pretrained(folder, dtype=torch.float64, **kwargs)
 
 
@@ -73,20 +78,20 @@ def compute(model: PreTrainedModel) -> torch.Tensor:
     return model(input_ids=ids, **inputs)[0].detach()
 
 
-def fitting_classes(config: TriviumConfig) -> dict[str, type[PreTrainedModel]]:
-    """What the Auto classes make of a configuration where the package is installed."""
+def matching_classes(config: TriviumConfig) -> dict[str, type[PreTrainedModel]]:
+    """Return the classes that the Auto classes select for a configuration with the package installed."""
     fitting = {}
     for name in dir(transformers):
         if name.startswith("AutoModel"):
-            with suppress(ValueError):  # it is not for Trivium, or for another of the three ways
+            with suppress(ValueError):  # The Auto class has no Trivium model, or none of this architecture.
                 fitting[name] = type(getattr(transformers, name).from_config(config))
     return fitting
 
 
-def assert_is_whole(folder: Path, config: TriviumConfig) -> None:
-    """A folder's configuration names every class that fits, and their code is there and needs no package."""
+def assert_is_complete(folder: Path, config: TriviumConfig) -> None:
+    """Assert that the configuration lists every matching class, and that their code is there and self-contained."""
     expected = {"AutoConfig": "configuration_trivium.TriviumConfig"}
-    for name, model_class in fitting_classes(config).items():
+    for name, model_class in matching_classes(config).items():
         expected[name] = f"{model_class.__module__.removeprefix('trivium.modeling.')}.{model_class.__name__}"
     assert json.loads((folder / "config.json").read_text())["auto_map"] == expected
     code = {file.stem: file.read_text() for file in folder.glob("*.py")}
@@ -94,8 +99,8 @@ def assert_is_whole(folder: Path, config: TriviumConfig) -> None:
     assert not [name for name, text in code.items() if "from trivium" in text]
 
 
-def test_what_travels_imports_only_its_own_folder() -> None:
-    """transformers collects `from .name import x` with a regular expression, and copies the files flat."""
+def test_model_code_imports_only_its_own_folder() -> None:
+    """transformers collects `from .name import x` with a regular expression and copies the files into one folder."""
     files = [
         file
         for entry in PORTABLE
@@ -116,27 +121,27 @@ def test_what_travels_imports_only_its_own_folder() -> None:
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
-def test_a_saved_folder_is_whole(tmp_path: Path, model_class: type[PreTrainedModel]) -> None:
+def test_saved_folder_is_complete(tmp_path: Path, model_class: type[PreTrainedModel]) -> None:
     model = tiny_model(model_class, **CLASSES[model_class])
     before = model.config.to_dict()
     model.save_pretrained(tmp_path / "saved")
     assert model.config.to_dict() == before
-    assert_is_whole(tmp_path / "saved", model.config)
+    assert_is_complete(tmp_path / "saved", model.config)
     Trainer(model, TrainingArguments(str(tmp_path / "runs"), report_to="none")).save_model(str(tmp_path / "trained"))
-    assert_is_whole(tmp_path / "trained", model.config)
+    assert_is_complete(tmp_path / "trained", model.config)
 
 
-def test_the_folder_of_a_half_is_whole(tmp_path: Path) -> None:
+def test_folder_of_a_half_is_complete(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "both")
     for half in (TriviumForCausalLM, TriviumForMaskedLM):
         model = half.from_pretrained(tmp_path / "both")
         model.save_pretrained(tmp_path / half.__name__)
-        assert_is_whole(tmp_path / half.__name__, model.config)
+        assert_is_complete(tmp_path / half.__name__, model.config)
 
 
 @pytest.mark.parametrize("place", [pytest.param("folder", marks=pytest.mark.slow), "hub"])
-def test_saved_models_load_where_the_package_is_absent(tmp_path: Path, place: str) -> None:
-    """Each by its own Auto class, and the encoder-decoder by all that fit it, so that it is cut in half, too."""
+def test_saved_models_load_without_package(tmp_path: Path, place: str) -> None:
+    """Load each with its own Auto class, and the encoder-decoder also as its halves."""
     jobs, models = [], {}
     for model_class, layers in CLASSES.items():
         name = model_class.__name__
@@ -148,7 +153,7 @@ def test_saved_models_load_where_the_package_is_absent(tmp_path: Path, place: st
         if place == "hub":
             address = f"someone/{name}"
             put_into_cache(tmp_path / "home", address, {"a" * 40: folder}, main="a" * 40)
-        fitting = fitting_classes(model.config)
+        fitting = matching_classes(model.config)
         for auto_class, found in fitting.items():
             if found is model_class or model_class is TriviumForConditionalGeneration:
                 jobs.append((address, auto_class))
@@ -160,12 +165,12 @@ def test_saved_models_load_where_the_package_is_absent(tmp_path: Path, place: st
     for saved_again, model in models.items():
         for result in results[saved_again]:
             torch.testing.assert_close(result, compute(model))
-        assert_is_whole(tmp_path / saved_again, model.config)
+        assert_is_complete(tmp_path / saved_again, model.config)
 
 
-# --- Places ----------------------------------------------------------------------------------------------------------
+# --- Locations -------------------------------------------------------------------------------------------------------
 
-# After the functions `load` and `compute`.
+# Follows the functions `load` and `compute`.
 LOAD_FROM_PLACES = """
 import os
 results, versions = {}, {}
@@ -180,7 +185,7 @@ for key, (cwd, address, name, options) in arguments[0].items():
     config = AutoConfig.from_pretrained(address, trust_remote_code=True, **options)
     for automatic, its_class in ((loader, type(model)), (transformers.AutoModel, type(model.model))):
         new = automatic.from_config(config, trust_remote_code=True)
-        assert type(new) is its_class or options  # it knows no revision
+        assert type(new) is its_class or options  # This loader ignores the revision.
         assert [*new.state_dict()] == [*(model if automatic is loader else model.model).state_dict()]
 os.chdir(start)
 torch.save(results, "results.pt")
@@ -192,8 +197,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_models_load_from_any_place(tmp_path: Path) -> None:
-    """By relative paths, from folders with odd names, read-only, sharded, and pinned to a revision of the Hub's."""
+def test_models_load_from_any_location(tmp_path: Path) -> None:
+    """Load by relative path, from odd folder names, read-only, sharded, and pinned to a Hub revision."""
     first, second = (tiny_model() for _ in range(2))
     wanted: dict[str, PreTrainedModel] = {}
     jobs: dict[str, tuple[str, str, str, dict[str, Any]]] = {}
@@ -204,7 +209,7 @@ def test_models_load_from_any_place(tmp_path: Path) -> None:
 
     names = ["plain", "deep/er/plain", "my model-v1.0 (last)", "1.5-beta", "Übersetzer №1", "class", "a.b/c.d"]
     for name in names:
-        model = second if name == "deep/er/plain" else first  # the module is named by the last part alone
+        model = second if name == "deep/er/plain" else first  # The module is named after the last path component only.
         model.save_pretrained(tmp_path / name)
         job(f"relative {name}", model, name)
     job("absolute", first, tmp_path / "plain")
@@ -246,7 +251,7 @@ def test_models_load_from_any_place(tmp_path: Path) -> None:
     assert contents(tmp_path / "read-only") == before
 
 
-def test_a_saved_folder_has_nothing_to_unpickle(tmp_path: Path) -> None:
+def test_saved_folder_has_no_pickles(tmp_path: Path) -> None:
     for model_class, layers in CLASSES.items():
         tiny_model(model_class, **layers).save_pretrained(tmp_path / model_class.__name__, max_shard_size="20KB")
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".py", ".safetensors"}
@@ -261,7 +266,7 @@ TRAINED: dict[str, type[PreTrainedModel]] = {
     "AutoModelForCausalLM": TriviumForCausalLM,
 }
 
-# After the functions `load`, `compute` and `written`.
+# Follows the functions `load`, `compute` and `written`.
 LOAD_RUNS = """
 results = {}
 for folder, name in arguments[0]:
@@ -278,8 +283,8 @@ def written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Itera
 
 
 @pytest.mark.slow
-def test_what_the_trainer_saves_loads_without_the_package(tmp_path: Path) -> None:
-    """Checkpoints and the end, with the tokenizer and the defaults of `generate`."""
+def test_trainer_output_loads_without_package(tmp_path: Path) -> None:
+    """Load checkpoints and the final model, with tokenizer and generation defaults."""
     tokenizer = train_tokenizer(TEXTS, vocab_size=300)
     jobs = []
     for auto_class, model_class in TRAINED.items():
@@ -308,7 +313,7 @@ def test_what_the_trainer_saves_loads_without_the_package(tmp_path: Path) -> Non
         trainer.train()
         trainer.save_model()
         for folder in ("checkpoint-1", "checkpoint-2", "."):
-            assert_is_whole(tmp_path / auto_class / folder, model.config)
+            assert_is_complete(tmp_path / auto_class / folder, model.config)
             assert (tmp_path / auto_class / folder / "generation_config.json").exists() == model.can_generate()
             jobs.append((str(tmp_path / auto_class / folder), auto_class))
     run_without_trivium(LOAD_RUNS, jobs, folder=tmp_path, functions=(load, compute, written))
@@ -325,17 +330,17 @@ def test_what_the_trainer_saves_loads_without_the_package(tmp_path: Path) -> Non
         )
 
 
-# --- Where Trivium is installed --------------------------------------------------------------------------------------
+# --- With Trivium installed ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trust", [None, True, False])
-def test_where_the_package_is_installed_its_own_classes_are_used(tmp_path: Path, trust: bool | None) -> None:
-    """Whatever is said about the folder's code, which is the same as the package's only by chance."""
+def test_installed_classes_take_precedence(tmp_path: Path, trust: bool | None) -> None:
+    """Regardless of trust_remote_code: the code of the folder may differ from that of the package."""
     options = {} if trust is None else {"trust_remote_code": trust}
     for model_class in (TriviumForConditionalGeneration, TriviumForTokenClassification, TriviumForCausalLM):
         model = tiny_model(model_class, **CLASSES[model_class])
         model.save_pretrained(tmp_path / model_class.__name__)
-        for name, found in fitting_classes(model.config).items():
+        for name, found in matching_classes(model.config).items():
             assert (
                 type(getattr(transformers, name).from_pretrained(tmp_path / model_class.__name__, **options)) is found
             )
@@ -345,7 +350,7 @@ def test_where_the_package_is_installed_its_own_classes_are_used(tmp_path: Path,
         tokenizer = train_tokenizer(TEXTS, target_texts=TEXTS, vocab_size=300, shared=shared)
         tokenizer.save_pretrained(folder)
         loaded = AutoTokenizer.from_pretrained(folder, **options)
-        # Of tokenizers, unlike models, transformers prefers the folder's class to a registered one, if it is trusted.
+        # For tokenizers, unlike models, transformers prefers the folder's class to a registered one if it is trusted.
         assert (type(loaded) is TriviumTokenizer) == (shared or not trust)
         assert loaded(TEXTS, text_target=TEXTS) == tokenizer(TEXTS, text_target=TEXTS)
 
@@ -375,8 +380,8 @@ def test_subclass_saves_only_auto_map_entries_with_files(tmp_path: Path, monkeyp
     torch.testing.assert_close(compute(again), compute(model))
 
 
-def test_subclass_of_a_script_saves_no_model_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `__main__` defines has no file that could be saved."""
+def test_subclass_of_script_saves_no_model_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class defined in `__main__` has no file to save."""
     tagger = type("Tagger", (TriviumForConditionalGeneration,), {"__module__": "__main__"})
     with pytest.warns(UserWarning, match=r"AutoModelForSeq2SeqLM, .*defined.*'__main__'"):
         tiny_model(tagger).save_pretrained(tmp_path)
@@ -385,14 +390,14 @@ def test_subclass_of_a_script_saves_no_model_entries(tmp_path: Path, monkeypatch
     assert "custom_pipelines" not in config
 
 
-def test_saving_leaves_the_model_as_it_is(tmp_path: Path) -> None:
+def test_saving_does_not_mutate_the_model(tmp_path: Path) -> None:
     model = tiny_model()
     before = dict(vars(model)), type(model), model.config.to_dict()
     model.save_pretrained(tmp_path)
     assert (vars(model), type(model), model.config.to_dict()) == before
 
 
-def test_a_model_sharded_by_fsdp_saves_its_own_class(tmp_path: Path) -> None:
+def test_fsdp_sharded_model_saves_its_own_class(tmp_path: Path) -> None:
     model = tiny_model()
     expected = compute(model)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -404,5 +409,5 @@ def test_a_model_sharded_by_fsdp_saves_its_own_class(tmp_path: Path) -> None:
         assert type(model).__name__ == "FSDPTriviumForConditionalGeneration"
     finally:
         torch.distributed.destroy_process_group()
-    assert_is_whole(tmp_path, model.config)
+    assert_is_complete(tmp_path, model.config)
     torch.testing.assert_close(compute(load(TriviumForConditionalGeneration, str(tmp_path))), expected)

@@ -1,4 +1,4 @@
-"""The Trainer and the Hub: whatever it pushes, and whenever, is a whole model."""
+"""The Trainer's pushes to the Hub: every commit is a complete model."""
 
 import json
 import shutil
@@ -51,24 +51,24 @@ SMALL = [
     "training.push_to_hub=true",
 ]
 
-# After the function `said`.
+# Follows the function `generate_outputs`.
 LOAD_COMMITS = """
 results = {}
 for folder in arguments[0]:
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
-    results[folder] = said(model, AutoTokenizer.from_pretrained(folder))
+    results[folder] = generate_outputs(model, AutoTokenizer.from_pretrained(folder))
 torch.save(results, "results.pt")
 """
 
 
-def said(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[torch.Tensor]:
+def generate_outputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[torch.Tensor]:
     inputs = tokenizer("half past seven", return_tensors="pt")
     return [model.generate(**inputs), model(**inputs, decoder_input_ids=torch.tensor([[1, 7, 8]])).logits.detach()]
 
 
 @pytest.fixture(autouse=True)
 def pushes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Push in the foreground: a Trainer leaves out a push during another one, which must not be up to chance."""
+    """Push in the foreground: a Trainer skips a push while another one runs, which depends on timing."""
 
     def run_at_once(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
         done = Future[Any]()
@@ -90,20 +90,20 @@ def download(files: dict[str, bytes], folder: Path) -> Path:
     return folder
 
 
-PUSHED = {  # titles of the commits
+PUSHED = {  # Commit titles.
     "end": ["Model save"],
     "every_save": ["Training in progress, step 1", "Training in progress, step 2", "Model save"],
 }
 
 
 @pytest.mark.slow
-def test_every_commit_of_a_run_is_a_whole_model(hub: HubServer, tmp_path: Path) -> None:
-    """With both strategies; the last commit has the card and its facts."""
+def test_every_commit_is_a_complete_model(hub: HubServer, tmp_path: Path) -> None:
+    """With both strategies; the last commit has the card and the run metadata."""
     folders = []
     for strategy, titles in PUSHED.items():
         repository, output = f"someone/{strategy}", tmp_path / "runs" / strategy
         train(pushing_recipe(output, f"training.hub_model_id={repository}", f"training.hub_strategy={strategy}"))
-        commits = hub.commits(repository)[-2::-1]  # oldest first, without the Hub's own
+        commits = hub.commits(repository)[-2::-1]  # Oldest first, without the initial commit.
         assert [commit.title for commit in commits] == titles
         for index, commit in enumerate(commits):
             folders.append(download(hub.files(repository, commit.id), tmp_path / "commits" / f"{strategy}-{index}"))
@@ -112,20 +112,20 @@ def test_every_commit_of_a_run_is_a_whole_model(hub: HubServer, tmp_path: Path) 
         assert repository in card
         assert "RunFacts" in json.loads((folders[-1] / "trainer_state.json").read_text())["stateful_callbacks"]
         assert not list(output.glob("_partial*"))
-    run_without_trivium(LOAD_COMMITS, list(map(str, folders)), folder=tmp_path, functions=[said])
+    run_without_trivium(LOAD_COMMITS, list(map(str, folders)), folder=tmp_path, functions=[generate_outputs])
     results = torch.load(tmp_path / "results.pt", weights_only=True)
     assert len(results) == len(folders) == 1 + 3
     for folder, result in results.items():
         model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-        for ours, theirs in zip(said(model, tokenizer), result, strict=True):
-            torch.testing.assert_close(ours, theirs)
-    # The commits of step 1 and 2 have the weights of step 1 and 2.
+        for actual, expected in zip(generate_outputs(model, tokenizer), result, strict=True):
+            torch.testing.assert_close(actual, expected)
+    # The commits of steps 1 and 2 have the weights of steps 1 and 2.
     first, second = (results[str(tmp_path / "commits" / f"every_save-{index}")][1] for index in (0, 1))
     assert not torch.equal(first, second)
 
 
-def test_trainer_pushes_what_the_command_pushes(hub: HubServer, tmp_path: Path) -> None:
-    """No commit has a pickle, a TensorBoard file, or a path of this machine."""
+def test_trainer_pushes_the_same_files_as_the_command(hub: HubServer, tmp_path: Path) -> None:
+    """No commit has a pickle, a TensorBoard file, or a local path."""
     run = tmp_path / "run"
     options = ["training.report_to=tensorboard", "training.hub_strategy=every_save", "training.save_total_limit=1"]
     best = ["training.eval_strategy=steps", "training.eval_steps=1", "training.metric_for_best_model=loss"]
@@ -147,7 +147,7 @@ def test_trainer_pushes_what_the_command_pushes(hub: HubServer, tmp_path: Path) 
     by_command = hub.files("someone/again")
     assert by_command.keys() == files.keys()
     differing = {name for name in files if by_command[name] != files[name]}
-    assert differing <= {"README.md"}  # which names the repository
+    assert differing <= {"README.md"}  # The card names the repository.
     assert json.loads(files["trainer_state.json"])["best_model_checkpoint"] in ("checkpoint-1", "checkpoint-2")
     assert pushed.changed
 
@@ -161,7 +161,7 @@ def test_strategies_that_push_pickles_are_refused(strategy: str, tmp_path: Path)
 
 
 def test_push_outlives_its_checkpoint(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Older checkpoints are deleted while a push goes on."""
+    """Older checkpoints are deleted while a push is running."""
     waiting: list[Callable[[], None]] = []
     monkeypatch.setattr("trivium.hub.pushing.run_as_future", lambda job: waiting.append(job) or Future())
     HfApi().create_repo("someone/late")
@@ -183,7 +183,7 @@ def test_failed_push_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert not list(tmp_path.glob("_partial*"))
 
 
-def test_a_card_of_ones_own_is_pushed_as_it_is(hub: HubServer, tmp_path: Path) -> None:
+def test_card_written_by_user_is_pushed_unchanged(hub: HubServer, tmp_path: Path) -> None:
     output = tmp_path / "run"
     output.mkdir()
     (output / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
@@ -191,14 +191,14 @@ def test_a_card_of_ones_own_is_pushed_as_it_is(hub: HubServer, tmp_path: Path) -
     assert hub.files("someone/mine")["README.md"] == b"---\nlicense: mit\n---\n# Mine\n"
 
 
-def test_a_branch_of_the_hub_is_created_when_the_run_begins(hub: HubServer, tmp_path: Path) -> None:
+def test_hub_branch_is_created_when_run_starts(hub: HubServer, tmp_path: Path) -> None:
     draft = ["training.hub_model_id=someone/drafted", "training.hub_revision=draft", "training.max_steps=1"]
     train(pushing_recipe(tmp_path / "run", *draft))
     assert "model.safetensors" in hub.files("someone/drafted", "draft")
     assert not hub.files("someone/drafted")
 
 
-def test_a_token_does_not_get_into_a_recipe(tmp_path: Path) -> None:
+def test_token_is_not_saved_in_recipe(tmp_path: Path) -> None:
     recipe = pushing_recipe(tmp_path / "run", "training.hub_token=hf_secret")
     with pytest.raises(ValueError, match=r"training\.hub_token.*recipe.*secret"):
         train(recipe)
@@ -206,8 +206,8 @@ def test_a_token_does_not_get_into_a_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_a_plain_trainer_pushes_whole_models_with_the_callback(hub: HubServer, tmp_path: Path, complete: bool) -> None:
-    """Without it, the commits before the last one cannot be loaded; once they can, there is no need for it."""
+def test_callback_completes_pushes_of_plain_trainer(hub: HubServer, tmp_path: Path, complete: bool) -> None:
+    """Without the callback, only the last commit can be loaded; if that changes, the callback is obsolete."""
     ids = random_ids(4, 5)
     arguments: dict[str, Any] = {"max_steps": 1, "save_steps": 1, "report_to": "tensorboard", "use_cpu": True}
     callbacks: list[TrainerCallback] = [CompletePush()] if complete else []

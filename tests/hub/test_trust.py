@@ -1,4 +1,4 @@
-"""No code in a model's folder runs unless the user asks for it, whatever is piped into a command."""
+"""No code in a model's folder runs without the user's consent, even if standard input answers prompts."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from trivium import TriviumForCausalLM, TriviumForConditionalGeneration
 from trivium.tokenization import train_tokenizer
 from trivium_cli import app
 
-ANSWERS = "y\n" * 20  # to whatever transformers might ask
+ANSWERS = "y\n" * 20  # Answers any prompt of transformers.
 HEADS = {
     "translate": ("AutoModelForSeq2SeqLM", "ForConditionalGeneration"),
     "generate": ("AutoModelForCausalLM", "ForCausalLM"),
@@ -29,7 +29,7 @@ raise ImportError("the code of the folder ran")
 
 
 def trivium(*arguments: str | Path) -> tuple[int, str]:
-    """Exit code, and standard output and error together."""
+    """Return the exit code, and standard output and error combined."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=ANSWERS, env={"COLUMNS": "200"})
     assert result.exception is None or isinstance(result.exception, SystemExit | ImportError), result.exception
     return result.exit_code, re.sub(r"\x1b\[[\d;]*m", "", result.output)
@@ -42,7 +42,7 @@ def marker(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A translator of our own."""
+    """Return a saved Trivium translator."""
     folder = tmp_path_factory.mktemp("models") / "translator"
     tokenizer = train_tokenizer(["one two three"] * 2, vocab_size=300)
     TriviumForConditionalGeneration(tiny_config(vocab_size=len(tokenizer))).save_pretrained(folder)
@@ -52,7 +52,7 @@ def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def foreign(translator: Path, marker: Path, tmp_path: Path) -> Path:
-    """A folder with a model_type that nobody knows, and code for it."""
+    """Return a folder with an unknown model_type and code for it."""
     folder = shutil.copytree(translator, tmp_path / "foreign")
     for path in folder.glob("*.py"):
         path.unlink()
@@ -102,7 +102,7 @@ def test_remote_code_runs_only_if_trusted(command: str, foreign: Path, marker: P
         "train FOLDER init_from=FOLDER training.output_dir=OUT",
     ],
 )
-def test_no_command_asks(arguments: str, foreign: Path, marker: Path, tmp_path: Path) -> None:
+def test_no_command_prompts_for_trust(arguments: str, foreign: Path, marker: Path, tmp_path: Path) -> None:
     set_architecture(foreign, "ForConditionalGeneration")
     (foreign / "recipe.yaml").write_text("data: {name: numbers}\ntraining: {output_dir: x}\n")
     words = [word.replace("FOLDER", str(foreign)).replace("OUT", str(tmp_path / "out")) for word in arguments.split()]
@@ -117,10 +117,8 @@ def test_no_command_asks(arguments: str, foreign: Path, marker: Path, tmp_path: 
 @pytest.mark.parametrize(
     "arguments", ["translate FOLDER one", "plot attention FOLDER one -o OUT.png", "split FOLDER OUT"]
 )
-def test_a_trivium_model_runs_with_the_installed_code(
-    arguments: str, translator: Path, marker: Path, tmp_path: Path
-) -> None:
-    """Its folder has code and an `auto_map` for where the package is absent; here it is not even read."""
+def test_trivium_model_uses_installed_code(arguments: str, translator: Path, marker: Path, tmp_path: Path) -> None:
+    """The code and `auto_map` of its folder serve only where the package is absent; here they are not read."""
     folder = shutil.copytree(translator, tmp_path / "model")
     files = [*folder.glob("*.py"), folder / "custom_generate" / "generate.py"]
     files[-1].parent.mkdir()
@@ -136,13 +134,13 @@ def test_a_trivium_model_runs_with_the_installed_code(
     assert not marker.exists()
 
 
-def test_trust_is_for_torch_alone(translator: Path) -> None:
+def test_trust_remote_code_is_for_pytorch_only(translator: Path) -> None:
     code, output = trivium("translate", translator, "one", "--engine", "onnx", "--trust-remote-code")
     assert (code, "--engine torch" in output) == (2, True), output
 
 
-def test_a_model_of_transformers_needs_no_trust(translator: Path, tmp_path: Path, marker: Path) -> None:
-    """A known model_type with an `auto_map` beside it: transformers' own class is used."""
+def test_transformers_model_needs_no_trust(translator: Path, tmp_path: Path, marker: Path) -> None:
+    """With a known model_type and an `auto_map`, the native class is used."""
     folder = shutil.copytree(translator, tmp_path / "gpt2")
     config = tiny_config(vocab_size=300, encoder_layers=0)
     TriviumForCausalLM(config).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Pictures of what a model does with a text, against the numbers that they are drawn from."""
+"""Plots of a model's internals, against the numbers they show."""
 
 import io
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from trivium import (
     TriviumTokenizer,
 )
 from trivium.inspection import plot_alignment, plot_attention, plot_heads, plot_logit_lens
-from trivium.inspection.alignment import FAINTEST, words_of
+from trivium.inspection.alignment import MIN_WEIGHT, words_of
 from trivium.inspection.reading import label_of, token_labels
 from trivium.tokenization import train_tokenizer
 
@@ -36,7 +36,7 @@ WAYS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_seed() -> Iterator[None]:
+def _seed() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
@@ -52,20 +52,18 @@ def model_of(model_class: Any, tokenizer: TriviumTokenizer, **options: Any) -> P
     return shake(model_class(tiny_config(**{**sizes, **WAYS.get(model_class, {}), **options})), std=0.5).train()
 
 
-def drawn(figure: Figure) -> torch.Tensor:
+def heatmap_data(figure: Figure) -> torch.Tensor:
     return torch.tensor(figure.axes[0].images[0].get_array())
 
 
 def labels_of(figure: Figure) -> tuple[list[str], list[str]]:
-    """Of the rows and of the columns."""
+    """Return the labels of the rows and of the columns."""
     axes = figure.axes[0]
     return [each.get_text() for each in axes.get_yticklabels()], [each.get_text() for each in axes.get_xticklabels()]
 
 
 @pytest.mark.parametrize("model_class", WAYS)
-def test_what_is_drawn_is_the_attention_of_the_model(
-    model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer
-) -> None:
+def test_heatmap_shows_attention_of_model(model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer) -> None:
     model = model_of(model_class, tokenizer)
     target = {"target": GERMAN[0]} if model.config.is_encoder_decoder else {}
     figure = plot_attention(model, tokenizer, ENGLISH[0], **target)
@@ -78,29 +76,29 @@ def test_what_is_drawn_is_the_attention_of_the_model(
     if model.config.is_encoder_decoder:
         target_ids = tokenizer(GERMAN[0])["input_ids"]
         written = [tokenizer.decode([token]).strip() or "␣" for token in target_ids]
-        # To write a token the decoder has read those before it.
+        # The decoder attends to the preceding tokens to predict the next.
         inputs["decoder_input_ids"] = torch.tensor([[model.config.decoder_start_token_id, *target_ids[:-1]]])
     with torch.no_grad():
         output = model(**inputs, output_attentions=True)
     layers = output.cross_attentions if model.config.is_encoder_decoder else output.attentions
-    torch.testing.assert_close(drawn(figure), layers[-1][0].mean(dim=0))
-    torch.testing.assert_close(drawn(figure).sum(dim=1), torch.ones(len(written)))
+    torch.testing.assert_close(heatmap_data(figure), layers[-1][0].mean(dim=0))
+    torch.testing.assert_close(heatmap_data(figure).sum(dim=1), torch.ones(len(written)))
     assert labels_of(figure) == (written, source)
     assert "</s>" in source
     assert f"layer {len(layers)} of {len(layers)}" in figure.axes[0].get_title()
 
 
-def test_an_encoder_decoder_draws_what_it_writes_itself(tokenizer: TriviumTokenizer) -> None:
+def test_encoder_decoder_plots_its_own_translation(tokenizer: TriviumTokenizer) -> None:
     model = model_of(TriviumForConditionalGeneration, tokenizer)
     model.generation_config.max_new_tokens = 6
     inputs = tokenizer(ENGLISH[1], return_tensors="pt")
     own = tokenizer.decode(model.eval().generate(**inputs)[0], skip_special_tokens=True)
     figure, expected = plot_attention(model, tokenizer, ENGLISH[1]), plot_attention(model, tokenizer, ENGLISH[1], own)
-    assert torch.equal(drawn(figure), drawn(expected))
+    assert torch.equal(heatmap_data(figure), heatmap_data(expected))
     assert labels_of(figure) == labels_of(expected)
 
 
-def test_two_vocabularies_are_read_each_by_its_own() -> None:
+def test_two_vocabularies_use_their_own_tokenizer() -> None:
     tokenizer = train_tokenizer(ENGLISH * 2, target_texts=GERMAN * 2, vocab_size=330, shared=False)
     model = model_of(TriviumForConditionalGeneration, tokenizer.source, decoder_vocab_size=tokenizer.target_vocab_size)
     rows, columns = labels_of(plot_attention(model, tokenizer, ENGLISH[0], GERMAN[0]))
@@ -109,7 +107,7 @@ def test_two_vocabularies_are_read_each_by_its_own() -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 40])
-def test_labels_can_be_read_at_any_length(tokens: int, tokenizer: TriviumTokenizer) -> None:
+def test_labels_are_legible_at_any_length(tokens: int, tokenizer: TriviumTokenizer) -> None:
     model = model_of(TriviumForConditionalGeneration, tokenizer)
     figure = plot_attention(model, tokenizer, " ".join(["Winter"] * tokens), " ".join(["Winter"] * tokens))
     content = io.BytesIO()
@@ -127,7 +125,7 @@ def test_labels_can_be_read_at_any_length(tokens: int, tokenizer: TriviumTokeniz
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
-def test_any_text_can_be_drawn() -> None:
+def test_any_text_can_be_plotted() -> None:
     text = "$x_1$ und \\frac{\n 漢字 مرحبا 🙂"
     letters = train_tokenizer([text], vocab_size=100, algorithm="char", normalization=None)
     model = model_of(TriviumForCausalLM, letters)
@@ -139,8 +137,10 @@ def test_any_text_can_be_drawn() -> None:
 # --- Kinds, layers and heads -----------------------------------------------------------------------------------------
 
 
-def by_hand(module: torch.nn.Module, queries: torch.Tensor, keys: torch.Tensor, is_causal: bool) -> torch.Tensor:
-    """softmax(Q K^T / sqrt(d)) of each head, (heads, rows, columns), from what goes into the projections."""
+def reference_attention(
+    module: torch.nn.Module, queries: torch.Tensor, keys: torch.Tensor, is_causal: bool
+) -> torch.Tensor:
+    """Compute softmax(Q K^T / sqrt(d)) per head, (heads, rows, columns), from the inputs of the projections."""
     weights = []
     for head in range(module.config.num_attention_heads):
         width = slice(head * module.head_dim, (head + 1) * module.head_dim)
@@ -153,23 +153,27 @@ def by_hand(module: torch.nn.Module, queries: torch.Tensor, keys: torch.Tensor, 
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "cross"])
-def test_every_kind_layer_and_head_is_that_of_the_equation(kind: str, tokenizer: TriviumTokenizer) -> None:
+def test_every_kind_layer_and_head_matches_equation(kind: str, tokenizer: TriviumTokenizer) -> None:
     model = model_of(TriviumForConditionalGeneration, tokenizer, encoder_layers=3)
     stack = model.model.encoder if kind == "encoder" else model.model.decoder
     attentions = [layer.cross_attn if kind == "cross" else layer.self_attn for layer in stack.layers]
     seen: dict[int, list[torch.Tensor]] = {}
 
-    def note(module: torch.nn.Module, args: Any) -> None:
-        seen[module.layer_idx] = [args[0][0], args[2 if kind == "cross" else 0][0]]  # the memory is the third
+    def record_inputs(module: torch.nn.Module, args: Any) -> None:
+        # The encoder output is the third argument.
+        seen[module.layer_idx] = [args[0][0], args[2 if kind == "cross" else 0][0]]
 
     for module in attentions:
-        module.register_forward_pre_hook(note)
+        module.register_forward_pre_hook(record_inputs)
     target = {} if kind == "encoder" else {"target": GERMAN[0]}
     grid = plot_heads(model, tokenizer, ENGLISH[0], **target, kind=kind)
-    expected = torch.stack([by_hand(each, *seen[i], is_causal=kind == "decoder") for i, each in enumerate(attentions)])
+    expected = torch.stack(
+        [reference_attention(each, *seen[i], is_causal=kind == "decoder") for i, each in enumerate(attentions)]
+    )
     rows, columns = expected.shape[2:]
-    maps = torch.nn.functional.pad(drawn(grid), (0, 1, 0, 1), value=torch.nan)  # a gap after the last, as after all
-    maps = maps.view(3, rows + 1, 4, columns + 1).transpose(1, 2).float()  # layer 1 is at the top
+    # There is a gap after the last one as well.
+    maps = torch.nn.functional.pad(heatmap_data(grid), (0, 1, 0, 1), value=torch.nan)
+    maps = maps.view(3, rows + 1, 4, columns + 1).transpose(1, 2).float()  # Layer 1 is at the top.
     torch.testing.assert_close(maps[:, :, :rows, :columns], expected)
     assert maps.isnan().sum() == maps.numel() - expected.numel()
     below, right = grid.axes[0].child_axes
@@ -178,26 +182,26 @@ def test_every_kind_layer_and_head_is_that_of_the_equation(kind: str, tokenizer:
     assert right.get_yticks()[0] == (rows - 1) / 2
 
     one = plot_attention(model, tokenizer, ENGLISH[0], **target, kind=kind, layer=1, head=2)
-    torch.testing.assert_close(drawn(one), expected[1, 2])
+    torch.testing.assert_close(heatmap_data(one), expected[1, 2])
     mean = plot_attention(model, tokenizer, ENGLISH[0], **target, kind=kind, layer=-3)
-    torch.testing.assert_close(drawn(mean), expected[0].mean(dim=0))
+    torch.testing.assert_close(heatmap_data(mean), expected[0].mean(dim=0))
     assert "layer 2 of 3, head 3 of 4" in one.axes[0].get_title()
 
 
-def test_what_the_decoder_reads_is_on_both_axes(tokenizer: TriviumTokenizer) -> None:
+def test_decoder_input_is_on_both_axes(tokenizer: TriviumTokenizer) -> None:
     model = model_of(TriviumForConditionalGeneration, tokenizer)
     rows, columns = labels_of(plot_attention(model, tokenizer, ENGLISH[0], GERMAN[0], kind="decoder"))
     written, _ = labels_of(plot_attention(model, tokenizer, ENGLISH[0], GERMAN[0]))
     assert rows == columns == ["<s>", *written[:-1]]
 
 
-def test_the_encoder_needs_no_head_and_no_target(tokenizer: TriviumTokenizer) -> None:
+def test_encoder_needs_no_head_and_no_target(tokenizer: TriviumTokenizer) -> None:
     whole = model_of(TriviumForConditionalGeneration, tokenizer)
-    expected = drawn(plot_attention(whole, tokenizer, ENGLISH[0], kind="encoder"))
-    assert torch.equal(drawn(plot_attention(whole.model, tokenizer, ENGLISH[0], kind="encoder")), expected)
+    expected = heatmap_data(plot_attention(whole, tokenizer, ENGLISH[0], kind="encoder"))
+    assert torch.equal(heatmap_data(plot_attention(whole.model, tokenizer, ENGLISH[0], kind="encoder")), expected)
 
 
-def test_tokens_of_a_grid_are_counted_where_they_cannot_be_read(tokenizer: TriviumTokenizer) -> None:
+def test_illegible_grid_labels_become_counts(tokenizer: TriviumTokenizer) -> None:
     model = model_of(TriviumForConditionalGeneration, tokenizer)
     for words, is_written in ((5, True), (70, False)):
         figure = plot_heads(model, tokenizer, "cat " * words, kind="encoder")
@@ -208,12 +212,12 @@ def test_tokens_of_a_grid_are_counted_where_they_cannot_be_read(tokenizer: Trivi
 # --- Alignment -------------------------------------------------------------------------------------------------------
 
 
-def test_words_are_aligned_by_the_attention_of_their_tokens() -> None:
-    """Tokens are put together by hand here: they are letters, and a space begins a word."""
+def test_word_alignment_averages_token_attention() -> None:
+    """The tokenizer has single letters, and a space starts a word, so tokens are merged by hand here."""
     letters = train_tokenizer(ENGLISH + GERMAN, vocab_size=100, algorithm="char")
     model = model_of(TriviumForConditionalGeneration, letters)
     source, target = "two dogs", "zwei Hunde"
-    weights = drawn(plot_attention(model, letters, source, target, layer=0, head=1))
+    weights = heatmap_data(plot_attention(model, letters, source, target, layer=0, head=1))
     rows, columns = [slice(0, 4), slice(4, 10), slice(10, 11)], [slice(0, 3), slice(3, 8), slice(8, 9)]
     expected = {
         (i, j): weights[row, column].sum(dim=1).mean().item()
@@ -230,20 +234,22 @@ def test_words_are_aligned_by_the_attention_of_their_tokens() -> None:
         (round(segment[1][1]), round(segment[0][1])): weight
         for segment, weight in zip(lines.get_segments(), lines.get_array(), strict=True)
     }
-    assert found == pytest.approx({pair: weight for pair, weight in expected.items() if weight >= FAINTEST}, abs=1e-6)
+    assert found == pytest.approx(
+        {pair: weight for pair, weight in expected.items() if weight >= MIN_WEIGHT}, abs=1e-6
+    )
     assert 0 < len(found) < 9, "or the test proves nothing"
 
 
-def test_faint_attention_has_no_lines(tokenizer: TriviumTokenizer) -> None:
+def test_weak_attention_draws_no_lines(tokenizer: TriviumTokenizer) -> None:
     model = model_of(TriviumForConditionalGeneration, tokenizer, num_attention_heads=2)
     for layer in model.model.decoder.layers:
-        torch.nn.init.zeros_(layer.cross_attn.q_proj.weight)  # everything is looked at alike
+        torch.nn.init.zeros_(layer.cross_attn.q_proj.weight)  # The attention is uniform.
     figure = plot_alignment(model, tokenizer, "cat " * 30, "Hund")
     assert len(figure.axes[0].collections[0].get_segments()) == 0
     figure.savefig(io.BytesIO(), format="png", dpi=30)
 
 
-def test_words_without_spaces_between_are_tokens_and_bytes_belong_to_their_character() -> None:
+def test_words_without_spaces_are_tokens_and_bytes_merge() -> None:
     tokenizer = train_tokenizer(["das das"], vocab_size=270)
     text = "das  漢字, 🙂! हिन्दी\nx"
     labels = ["das", "漢", "字", ",", "🙂", "!", "हिन्दी", "x", "</s>"]
@@ -256,10 +262,10 @@ def test_words_without_spaces_between_are_tokens_and_bytes_belong_to_their_chara
 
 
 @pytest.mark.parametrize("model_class", [TriviumForConditionalGeneration, TriviumForCausalLM, TriviumForMaskedLM])
-def test_each_layer_says_what_the_head_makes_of_its_states(
+def test_logit_lens_applies_head_to_each_layer(
     model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer
 ) -> None:
-    """States are taken by hooks here, after each layer; the last column is what the model itself predicts."""
+    """States are captured by hooks after each layer; the last column is the prediction of the model."""
     model = model_of(model_class, tokenizer, norm_position="pre")
     is_decoder = model_class is not TriviumForMaskedLM
     stack = model.model.decoder if is_decoder else model.model.encoder
@@ -276,10 +282,10 @@ def test_each_layer_says_what_the_head_makes_of_its_states(
     with torch.no_grad():
         expected = torch.stack([head(stack.norm(state))[0].softmax(dim=-1) for state in states], dim=1)
     axes = figure.axes[0]
-    torch.testing.assert_close(drawn(figure), expected.max(dim=-1).values)
-    torch.testing.assert_close(drawn(figure)[:, -1], last[0][0].softmax(dim=-1).max(dim=-1).values)
-    said = token_labels(tokenizer, expected.argmax(dim=-1).T.flatten().tolist())
-    assert [text.get_text() for text in axes.texts] == said
+    torch.testing.assert_close(heatmap_data(figure), expected.max(dim=-1).values)
+    torch.testing.assert_close(heatmap_data(figure)[:, -1], last[0][0].softmax(dim=-1).max(dim=-1).values)
+    expected_labels = token_labels(tokenizer, expected.argmax(dim=-1).T.flatten().tolist())
+    assert [text.get_text() for text in axes.texts] == expected_labels
     right = [each.get_text() for each in axes.child_axes[0].get_yticklabels()]
     left = labels_of(figure)[0]
     if model_class is TriviumForConditionalGeneration:
@@ -293,7 +299,7 @@ def test_each_layer_says_what_the_head_makes_of_its_states(
 # --- Labels and refusals ---------------------------------------------------------------------------------------------
 
 
-def test_labels_show_what_would_be_invisible() -> None:
+def test_labels_show_invisible_characters() -> None:
     texts = [" a", "", " ", "\n\n", "a\nb", "\t", "\x00x", "\u200d", "x" * 50]
     assert [label_of(text) for text in texts] == [
         *("a", "␣", "␣", "↵", "a↵b", "␣", r"\x00x", "U+200D", "x" * 31 + "…")
@@ -302,26 +308,29 @@ def test_labels_show_what_would_be_invisible() -> None:
     assert token_labels(bytes_alone, bytes_alone("é")["input_ids"]) == [r"\xc3", r"\xa9", "</s>"]
 
 
-def test_what_cannot_be_drawn_is_refused(tokenizer: TriviumTokenizer) -> None:
-    with pytest.raises(ValueError, match=r"target.*'Katze'.*encoder-decoder writes one"):
+def test_invalid_inputs_are_refused(tokenizer: TriviumTokenizer) -> None:
+    with pytest.raises(ValueError, match=r"target.*'Katze'.*encoder-decoder takes one"):
         plot_attention(model_of(TriviumForMaskedLM, tokenizer), tokenizer, "cat", "Katze")
-    with pytest.raises(ValueError, match=r"model.*TriviumModel.*writes nothing"):
+    with pytest.raises(ValueError, match=r"model.*TriviumModel.*head"):
         plot_attention(model_of(TriviumModel, tokenizer), tokenizer, "cat")
     bare = train_tokenizer(ENGLISH * 2, vocab_size=300, add_eos_token=False)
-    with pytest.raises(ValueError, match=r"source.*''.*tokens"):
+    with pytest.raises(ValueError, match=r"source.*''.*token"):
         plot_attention(model_of(TriviumForCausalLM, bare), bare, "")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "both"}, "kind is 'both', but the attention of a TriviumForConditionalGeneration is 'encoder' or"),
+        (
+            {"kind": "both"},
+            "kind is 'both', but the attention of a TriviumForConditionalGeneration must be 'encoder' or",
+        ),
         ({"layer": 3}, "layer is 3, but must be from 0 to 2, or from -3 to -1"),
         ({"head": -5}, "head is -5, but must be from 0 to 3"),
-        ({"kind": "encoder", "target": "Katze"}, "target is 'Katze', but the encoder does not look at it"),
+        ({"kind": "encoder", "target": "Katze"}, "target is 'Katze', but the encoder does not use it"),
     ],
 )
-def test_what_a_model_does_not_have_is_named(
+def test_missing_parts_of_a_model_are_named(
     options: dict[str, Any], message: str, tokenizer: TriviumTokenizer
 ) -> None:
     model = model_of(TriviumForConditionalGeneration, tokenizer)
@@ -329,7 +338,7 @@ def test_what_a_model_does_not_have_is_named(
         plot_attention(model, tokenizer, "cat", **{"target": None if "kind" in options else "Katze", **options})
 
 
-def test_pictures_of_other_models_are_refused(tokenizer: TriviumTokenizer) -> None:
+def test_plots_of_other_models_are_refused(tokenizer: TriviumTokenizer) -> None:
     with pytest.raises(ValueError, match=r"kind.*'cross'.*attention.*TriviumForCausalLM.*'decoder'"):
         plot_heads(model_of(TriviumForCausalLM, tokenizer), tokenizer, "cat", kind="cross")
     with pytest.raises(ValueError, match=r"encoder-decoder.*words.*align"):

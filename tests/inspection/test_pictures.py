@@ -1,4 +1,4 @@
-"""Pictures of positions, masks, runs and embeddings, the files that they are written to, and `trivium plot`."""
+"""Plots of positions, masks, runs and embeddings, their files, and `trivium plot`."""
 
 import inspect
 import json
@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from figures import drawn
+from figures import heatmap_of
 from matplotlib import font_manager, get_data_path, rc_context
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -51,38 +51,38 @@ TEXTS = ["two dogs ran across the road", "zwei Hunde liefen über die Straße", 
 # --- Positions -------------------------------------------------------------------------------------------------------
 
 
-def test_sinusoids_are_those_of_the_paper() -> None:
+def test_sinusoids_match_the_paper() -> None:
     expected = torch.zeros(50, 24)
     for position in range(50):
         for i in range(12):
             angle = position / 10000 ** (2 * i / 24)
             expected[position, 2 * i], expected[position, 2 * i + 1] = math.sin(angle), math.cos(angle)
-    torch.testing.assert_close(drawn(plot_positions(tiny_config(), 50)), expected)
+    torch.testing.assert_close(heatmap_of(plot_positions(tiny_config(), 50)), expected)
     products = plot_position_products(tiny_config(), 50)
-    torch.testing.assert_close(drawn(products), expected @ expected.T)
+    torch.testing.assert_close(heatmap_of(products), expected @ expected.T)
     curve = products.axes[1].lines[0].get_ydata()
     torch.testing.assert_close(torch.tensor(curve), (expected @ expected.T)[25])
 
 
-def test_rotary_angles_turn_each_pair_by_its_own_frequency() -> None:
-    config = tiny_config(position_embedding_type="rotary", d_model=32, rope_theta=500.0)  # 4 pairs in each head
+def test_rotary_angles_have_one_frequency_per_pair() -> None:
+    config = tiny_config(position_embedding_type="rotary", d_model=32, rope_theta=500.0)  # 4 pairs in each head.
     angles = torch.tensor([[position / 500 ** (2 * i / 8) for i in range(4)] for position in range(30)])
     figure = plot_positions(config, 30)
-    torch.testing.assert_close(drawn(figure, 0), angles.cos())
-    torch.testing.assert_close(drawn(figure, 1), angles.sin())
+    torch.testing.assert_close(heatmap_of(figure, 0), angles.cos())
+    torch.testing.assert_close(heatmap_of(figure, 1), angles.sin())
     assert [axes.get_title() for axes in figure.axes[:2]] == ["cosine", "sine"]
-    between = (angles[:, None] - angles[None]).cos().mean(dim=-1)  # of turned unit vectors
-    torch.testing.assert_close(drawn(plot_position_products(config, 30)), between)
+    between = (angles[:, None] - angles[None]).cos().mean(dim=-1)  # Of rotated unit vectors.
+    torch.testing.assert_close(heatmap_of(plot_position_products(config, 30)), between)
 
 
-def test_learned_positions_are_the_models_own() -> None:
+def test_learned_positions_match_model() -> None:
     model = tiny_model(position_embedding_type="learned", max_position_embeddings=9).float()
     figure, products = plot_positions(model, 7), plot_position_products(model, 7)
     stacks = (model.model.encoder, model.model.decoder)
     for place, stack in enumerate(stacks):
         expected = stack.embed_positions.embedding.weight[:7].detach()
-        torch.testing.assert_close(drawn(figure, place), expected)
-        torch.testing.assert_close(drawn(products, place), expected @ expected.T)
+        torch.testing.assert_close(heatmap_of(figure, place), expected)
+        torch.testing.assert_close(heatmap_of(products, place), expected @ expected.T)
     assert [axes.get_title() for axes in figure.axes[:2]] == ["encoder", "decoder"]
     with pytest.raises(ValueError, match=r"length.*10.*learned positions end.*max_position_embeddings=9"):
         plot_positions(model, 10)
@@ -108,7 +108,7 @@ def write_run(folder: Path, factor: float = 1.0) -> Path:
     return folder
 
 
-def test_curves_are_what_was_logged(tmp_path: Path) -> None:
+def test_curves_match_the_log(tmp_path: Path) -> None:
     finished = write_run(tmp_path / "finished")
     write_run(tmp_path / "running" / "checkpoint-2", factor=9.0)
     write_run(tmp_path / "running" / "checkpoint-10", factor=2.0)
@@ -129,19 +129,19 @@ def test_curves_are_what_was_logged(tmp_path: Path) -> None:
     assert first.get_linestyle() != second.get_linestyle(), "or grey print would not tell them apart"
 
 
-def test_runs_without_a_log_are_refused(tmp_path: Path) -> None:
+def test_runs_without_log_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"runs.*empty"):
         plot_learning_curves()
     with pytest.raises(FileNotFoundError, match=r"trainer_state\.json"):
         plot_learning_curves(tmp_path)
     state = tmp_path / "trainer_state.json"
-    for content, message in (("[]", "is not what a Trainer writes"), ('{"log_history": []}', "has no loss")):
+    for content, message in (("[]", "is not a valid state of a Trainer"), ('{"log_history": []}', "has no loss")):
         state.write_text(content)
         with pytest.raises(ValueError, match=message):
             plot_learning_curves(tmp_path)
 
 
-# --- Neighbours ------------------------------------------------------------------------------------------------------
+# --- Neighbors -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def translator(tokenizer: TriviumTokenizer, **options: Any) -> TriviumForConditi
     return shake(TriviumForConditionalGeneration(tiny_config(vocab_size=len(tokenizer), **options)), std=0.5).eval()
 
 
-def test_neighbours_are_the_nearest_by_cosine(tokenizer: TriviumTokenizer) -> None:
+def test_neighbors_are_nearest_by_cosine(tokenizer: TriviumTokenizer) -> None:
     model = translator(tokenizer)
     figure = plot_neighbours(model, tokenizer, ["two", "Straße"], count=5)
     table = model.model.encoder.embed_tokens.weight.detach()
@@ -186,7 +186,7 @@ def test_each_side_has_its_own_embeddings() -> None:
     assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx(cosines.topk(3).values.tolist())
 
 
-def test_names_on_the_map_stand_apart(tokenizer: TriviumTokenizer) -> None:
+def test_labels_on_map_do_not_overlap(tokenizer: TriviumTokenizer) -> None:
     figure = plot_neighbours(translator(tokenizer), tokenizer, ["two", "zwei", "road"], count=6)
     names = figure.axes[3].texts
     assert len(names) >= 18
@@ -194,7 +194,7 @@ def test_names_on_the_map_stand_apart(tokenizer: TriviumTokenizer) -> None:
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
 
-def test_words_that_are_none_are_refused(tokenizer: TriviumTokenizer) -> None:
+def test_unknown_words_are_refused(tokenizer: TriviumTokenizer) -> None:
     model = translator(tokenizer)
     for words, options, message in (
         ([], {}, "words is \\[\\], but must be a list"),
@@ -211,8 +211,8 @@ def test_words_that_are_none_are_refused(tokenizer: TriviumTokenizer) -> None:
 # --- Fonts -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_font_is_found_for_what_the_first_one_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the fonts that come with matplotlib one has no accents, and the other has."""
+def test_font_fallback_for_missing_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the fonts bundled with matplotlib lacks accented letters, another has them."""
     monkeypatch.setattr(fonts, "findSystemFonts", lambda: [])
     with rc_context({"font.family": ["cmr10"]}):
         assert fonts.families_for("abc") == ([], set())
@@ -227,23 +227,23 @@ def test_a_font_is_found_for_what_the_first_one_lacks(monkeypatch: pytest.Monkey
     assert has.get_char_index(ord("ß"))
 
 
-def test_fonts_that_matplotlib_has_not_yet_seen_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is after their installation: its list is kept from one day to the next."""
+def test_newly_installed_fonts_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after their installation: matplotlib caches its list of fonts."""
     manager = font_manager.fontManager
-    known = [font for font in manager.ttflist if font.name != "DejaVu Sans"]
-    monkeypatch.setattr(manager, "ttflist", known)
+    cached_fonts = [font for font in manager.ttflist if font.name != "DejaVu Sans"]
+    monkeypatch.setattr(manager, "ttflist", cached_fonts)
     new = str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
-    monkeypatch.setattr(fonts, "findSystemFonts", lambda: [new, __file__])  # and one that is none
+    monkeypatch.setattr(fonts, "findSystemFonts", lambda: [new, __file__])  # The second file is not a font.
     manager._findfont_cached.cache_clear()
     with rc_context({"font.family": ["cmr10"]}):
-        families, missing = fonts.families_for("☺⠿ℵ")  # hardly another font has all of them
+        families, missing = fonts.families_for("☺⠿ℵ")  # Hardly any other font has all of these characters.
     assert (families, missing) == (["DejaVu Sans"], set())
 
 
 @pytest.mark.parametrize(
     ("text", "package"), [("漢字かな한", "fonts-noto-cjk"), ("🙂", "fonts-symbola"), ("हिन्दी", "fonts-noto-core")]
 )
-def test_what_to_install_is_said_where_no_font_has_it(
+def test_missing_font_names_the_package_to_install(
     text: str, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     only = [font for font in font_manager.fontManager.ttflist if font.name == "DejaVu Sans"]
@@ -252,11 +252,11 @@ def test_what_to_install_is_said_where_no_font_has_it(
     with pytest.warns(MissingFontWarning, match=f"has .*{re.escape(text[0])}.*apt-get install {package}\\)"):
         figure = plot_learning_curves(write_run(tmp_path / text))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # once is enough
+        warnings.simplefilter("error")  # The hint is logged once.
         save_figure(figure, tmp_path / "curves.png")
 
 
-def test_chinese_characters_are_drawn_as_where_the_text_is_from() -> None:
+def test_chinese_characters_follow_the_language() -> None:
     assert [fonts._han_style(text) for text in ("漢字", "漢字かな", "漢字한국")] == ["SC", "JP", "KR"]
 
 
@@ -266,7 +266,7 @@ def test_chinese_characters_are_drawn_as_where_the_text_is_from() -> None:
 @pytest.mark.parametrize(
     ("name", "start"), [("a.png", b"\x89PNG"), ("b.SVG", b"<?xml"), ("c.pdf", b"%PDF")], ids=["png", "svg", "pdf"]
 )
-def test_a_picture_is_what_its_name_says_and_the_same_every_time(name: str, start: bytes, tmp_path: Path) -> None:
+def test_file_format_follows_name_and_is_reproducible(name: str, start: bytes, tmp_path: Path) -> None:
     contents = set()
     for _ in range(2):
         save_figure(plot_positions(tiny_config(), 8), tmp_path / name)
@@ -282,7 +282,7 @@ def test_a_picture_is_what_its_name_says_and_the_same_every_time(name: str, star
         assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "old.png").write_bytes(b"old")
 
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -299,8 +299,8 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
         save_figure(figure, tmp_path / "nowhere" / "picture.png")
 
 
-def test_a_huge_picture_has_fewer_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trivium.inspection.drawing.MOST_PIXELS", 1e4)
+def test_huge_figure_has_lower_resolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trivium.inspection.drawing.MAX_PIXELS", 1e4)
     save_figure(Figure(figsize=(4, 1)), tmp_path / "picture.png")
     height, width, _ = imread(tmp_path / "picture.png").shape
     assert height * width < 2e4, "of 9e4"
@@ -322,7 +322,7 @@ def folder(tokenizer: TriviumTokenizer, tmp_path_factory: pytest.TempPathFactory
 
 
 def trivium(*arguments: str | Path) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error, without colours."""
+    """Return the exit code, standard output and standard error, without colors."""
     result = CliRunner().invoke(app, ["plot", *map(str, arguments)], env={"COLUMNS": "120"})
     return result.exit_code, result.stdout, re.sub(r"\x1b\[[\d;]*m", "", result.stderr)
 
@@ -357,7 +357,7 @@ def expected(command: str, folder: Path) -> Figure:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_draw_what_the_functions_draw(command: str, folder: Path, tmp_path: Path) -> None:
+def test_commands_match_plot_functions(command: str, folder: Path, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     arguments = [str(folder) if each == "FOLDER" else each for each in COMMANDS[command]]
     code, output, errors = trivium(command, *arguments, "--output", picture)
@@ -372,18 +372,18 @@ def test_commands_draw_what_the_functions_draw(command: str, folder: Path, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["attention", "FOLDER", "two", "-o", "x.jpg"], "x.jpg, but its name must end with one of .png, .svg, .pdf."),
-        (["attention", "FOLDER", "two", "-o", "nowhere/x.png"], "there is no folder nowhere."),
+        (["attention", "FOLDER", "two", "-o", "x.jpg"], "x.jpg, but must end with one of .png, .svg, .pdf."),
+        (["attention", "FOLDER", "two", "-o", "nowhere/x.png"], "there is no folder nowhere"),
         (["attention", "nowhere", "two", "-o", "x.png"], "nowhere is not a saved model"),
         (["attention", "FOLDER", "two", "-o", "x.png", "--layer", "4"], "--layer is 4, but must be from 1 to 3."),
         (["attention", "FOLDER", "two", "-o", "x.png", "--head", "5"], "--head is 5, but must be from 1 to 4."),
-        (["heads", "FOLDER", "two", "-o", "x.png", "--kind", "encoder", "-t", "x"], "the encoder does not look at it"),
+        (["heads", "FOLDER", "two", "-o", "x.png", "--kind", "encoder", "-t", "x"], "the encoder does not use it"),
         (["positions", "nowhere", "-o", "x.png"], "The preset 'nowhere' does not exist"),
-        (["positions", "gpt2", "-o", "x.png"], "a trained model has them, its configuration has not."),
+        (["positions", "gpt2", "-o", "x.png"], "a trained model is needed: its configuration has no weights."),
         (["curves", ".", "-o", "x.png"], ". has no trainer_state.json"),
     ],
 )
-def test_mistakes_are_a_line(
+def test_errors_are_one_line(
     arguments: list[str], message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -393,7 +393,7 @@ def test_mistakes_are_a_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_any_class_of_ours_is_drawn_and_no_other(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_all_trivium_classes_are_plotted_and_no_others(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     model = TriviumForTokenClassification(tiny_config(vocab_size=len(tokenizer), decoder_layers=0))
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -404,21 +404,21 @@ def test_any_class_of_ours_is_drawn_and_no_other(tokenizer: TriviumTokenizer, tm
     assert (code, "holds a BertModel, but must hold a Trivium model" in errors) == (1, True)
 
 
-def test_a_missing_font_is_a_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_font_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fonts, "families_for", lambda characters: ([], {"漢"}))
     code, _, errors = trivium("attention", folder, "漢", "-t", "x", "-o", tmp_path / "x.png")
     assert code == 0
-    assert errors.splitlines()[-1].startswith("Warning: No font that matplotlib can draw has 漢, ")
+    assert errors.splitlines()[-1].startswith("Warning: No installed font has 漢, ")
 
 
-def test_the_gallery_shows_what_its_commands_make() -> None:
+def test_gallery_shows_output_of_its_commands() -> None:
     text = (ROOT / "docs" / "pictures.md").read_text(encoding="utf-8")
     commands = runpy.run_path(str(ROOT / "docs" / "make_gallery.py"))["commands_of"](text)
     made = [arguments[-1] for arguments in commands]
     assert made == re.findall(r"!\[[^]]+\]\(pictures/(.+)\)", text)
     assert {path.name for path in (ROOT / "docs" / "pictures").iterdir()} >= set(made)
     assert {arguments[1] for arguments in commands} == set(COMMANDS), "there is one of every kind"
-    for line in re.findall(r"`(plot_\w+)\((.*?)\)`", text):  # as the table has them
+    for line in re.findall(r"`(plot_\w+)\((.*?)\)`", text):  # In the order of the table.
         parameters = str(inspect.signature(getattr(inspection, line[0])))
         names = [each.split("=")[0].strip("* ") for each in re.sub(r"\(.*?\)", "", line[1]).split(",")]
         assert [name for name in names if name] == re.findall(r"(\w+):", parameters), line

@@ -1,10 +1,10 @@
-"""Pictures of attention masks."""
+"""Plots of attention masks."""
 
 from typing import Any
 
 import pytest
 import torch
-from figures import drawn
+from figures import heatmap_of
 from tiny import mask_of, random_ids, tiny_config, tiny_model
 
 from trivium import (
@@ -21,12 +21,12 @@ from trivium.inspection import (
 
 
 @torch.no_grad()
-def who_sees_whom(model: Any, inputs: dict[str, torch.Tensor], read: str, output: str) -> torch.Tensor:
-    """(batch, rows, columns): whether another embedding at a column of `read` changes the `output` at a row."""
+def visibility_by_gradient(model: Any, inputs: dict[str, torch.Tensor], read: str, output: str) -> torch.Tensor:
+    """Return (batch, rows, columns): whether the `read` embedding of a column affects the `output` of a row."""
     embeddings = model.get_input_embeddings()
-    ids = {name: given for name, given in inputs.items() if name.endswith("input_ids")}
-    embedded = {name.replace("input_ids", "inputs_embeds"): embeddings(given) for name, given in ids.items()}
-    rest = {name: given for name, given in inputs.items() if name not in ids}
+    ids = {name: value for name, value in inputs.items() if name.endswith("input_ids")}
+    embedded = {name.replace("input_ids", "inputs_embeds"): embeddings(value) for name, value in ids.items()}
+    rest = {name: value for name, value in inputs.items() if name not in ids}
     before = model(**rest, **embedded)[output]
     seen = torch.zeros(*before.shape[:2], embedded[read].shape[1], dtype=torch.bool)
     for column in range(seen.shape[2]):
@@ -37,8 +37,8 @@ def who_sees_whom(model: Any, inputs: dict[str, torch.Tensor], read: str, output
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_masks_say_what_changes_what(side: str) -> None:
-    """One layer, in which only attention carries anything from one position to another."""
+def test_masks_match_influence_between_positions(side: str) -> None:
+    """Use a single layer, in which only attention mixes positions."""
     sources, targets = mask_of([6, 4, 1], side), mask_of([5, 3, 2], side)
     ways: list[tuple[Any, dict[str, Any], list[tuple[str, str]]]] = [
         (TriviumEncoderModel, {"decoder_layers": 0, "encoder_layers": 1}, [("inputs_embeds", "last_hidden_state")]),
@@ -60,24 +60,25 @@ def test_masks_say_what_changes_what(side: str) -> None:
         if is_whole:
             inputs |= {"decoder_input_ids": random_ids(3, 5), "decoder_attention_mask": targets}
         lengths = {"target_lengths": (5, 3, 2)} if is_whole else {}
-        for given in (model, model.config):
-            figure = plot_masks(given, (6, 4, 1), **lengths, padding_side=side)
+        for model_or_config in (model, model.config):
+            figure = plot_masks(model_or_config, (6, 4, 1), **lengths, padding_side=side)
             for column, (read, output) in enumerate(kinds):
-                seen = who_sees_whom(model, inputs, read, output)
+                seen = visibility_by_gradient(model, inputs, read, output)
                 rows = targets if is_whole and output == "last_hidden_state" else sources
                 for text in range(3):
-                    real = rows[text].bool()  # what padding sees, or is left with when it sees nothing, is no matter
-                    looks = drawn(figure, text * len(kinds) + column) == 2
+                    # The visibility of padding queries does not matter, nor their fallback if nothing is visible.
+                    real = rows[text].bool()
+                    looks = heatmap_of(figure, text * len(kinds) + column) == 2
                     is_own = torch.eye(*looks.shape, dtype=torch.bool) & (read != "inputs_embeds" or not column)
                     assert torch.equal((looks | is_own)[real], (seen[text] | is_own)[real])
                     assert looks[real].any(dim=1).all()
 
 
-def test_what_is_hidden_is_so_for_a_reason() -> None:
+def test_every_masked_position_has_a_reason() -> None:
     padding, later, seen = range(3)
     figure = plot_masks(preset_config("gpt2"), (3, 2))
-    assert drawn(figure, 0).tolist() == [[seen, later, later], [seen, seen, later], [seen, seen, seen]]
-    assert drawn(figure, 1)[:2].tolist() == [[seen, later, padding], [seen, seen, padding]]
+    assert heatmap_of(figure, 0).tolist() == [[seen, later, later], [seen, seen, later], [seen, seen, seen]]
+    assert heatmap_of(figure, 1)[:2].tolist() == [[seen, later, padding], [seen, seen, padding]]
     labels = [each.get_text() for each in figure.axes[1].get_xticklabels()]
     assert labels == ["0", "1", "pad"]
 
@@ -91,7 +92,7 @@ def test_what_is_hidden_is_so_for_a_reason() -> None:
         ({"padding_side": "top"}, "padding_side is 'top', but must be 'right' or 'left'"),
     ],
 )
-def test_lengths_that_are_none_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_lengths_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plot_masks(tiny_config(), **arguments)
     with pytest.raises(ValueError, match=r"encoder-decoder.*targets"):

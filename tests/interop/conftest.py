@@ -1,4 +1,4 @@
-"""Fixtures of the tests of conversion."""
+"""Fixtures of the conversion tests."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Some of their norms, angles, softmaxes and losses are in float32 whatever the model's type: not so here."""
+    """Compute norms, angles, softmaxes and losses in float64 that native models hard-code to float32."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     monkeypatch.setattr(torch, "float32", torch.float64)

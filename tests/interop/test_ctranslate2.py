@@ -1,4 +1,4 @@
-"""Conversion to CTranslate2 and generation with it, compared with the model that was converted."""
+"""Conversion to CTranslate2: scores, logits and generated texts against the converted model."""
 
 import json
 import sys
@@ -30,9 +30,9 @@ ctranslate2 = pytest.importorskip("ctranslate2", reason="a test extra")
 
 LENGTHS = [7, 3, 5]
 ROTARY = {"position_embedding_type": "rotary"}
-CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}  # float32, twice
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}  # Both compute in float32.
 
-# What VARIANTS leave out.
+# Options that VARIANTS do not cover.
 OTHERS: list[dict[str, Any]] = [
     {"attention_bias": True, "num_key_value_heads": 2},
     {"attention_bias": True, "num_key_value_heads": 1, **ROTARY},
@@ -53,20 +53,20 @@ all_others = pytest.mark.parametrize("other", OTHERS, ids=str)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> TriviumTokenizer:
-    """One token for each letter: with the five special ones, the 31 of `tiny_config`."""
+    """Return a tokenizer of letters: with five special tokens, the 31 of `tiny_config`."""
     return train_tokenizer([ascii_lowercase], algorithm="char")
 
 
 @pytest.fixture(scope="module")
 def two_tokenizers() -> TriviumTokenizer:
-    """The same letters for the source, and capitals and digits, 37 - 5, for the target."""
+    """Return tokenizers of the same letters for the source, and of 32 capitals and digits for the target."""
     target = ascii_lowercase.upper() + "012345"
     return train_tokenizer([ascii_lowercase], target_texts=[target], shared=False, algorithm="char")
 
 
 @pytest.fixture(scope="module")
 def copier() -> TriviumForConditionalGeneration:
-    """A model that has learned to copy up to five letters, half of the time: beams differ, and so do lengths."""
+    """Return a model half-trained to copy up to five letters: beams and lengths differ."""
     torch.manual_seed(0)
     shape = {"d_model": 32, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 1, "label_smoothing": 0.0}
     model = TriviumForConditionalGeneration(tiny_config(norm_position="pre", **ROTARY, **shape))
@@ -79,7 +79,7 @@ def converted(model: PreTrainedModel, tokenizer: TriviumTokenizer, folder: Path,
 
 
 def until_end(ids: torch.Tensor) -> list[list[int]]:
-    """Rows up to their end: with beams, transformers goes on with ends where the padding's id is 0."""
+    """Truncate rows after EOS: transformers pads beams with EOS if the padding id is 0."""
     rows: list[list[int]] = ids.tolist()
     return [row[: row.index(EOS) + 1] if EOS in row else row for row in rows]
 
@@ -88,11 +88,11 @@ def real(ids: torch.Tensor) -> list[list[int]]:
     return [row[:length].tolist() for row, length in zip(ids, LENGTHS, strict=True)]
 
 
-# --- The same numbers ------------------------------------------------------------------------------------------------
+# --- Scores, logits and states ---------------------------------------------------------------------------------------
 
 
 def assert_same_scores(model: PreTrainedModel, tokenizer: TriviumTokenizer, folder: Path) -> None:
-    """The log-probabilities of random targets, of an encoder-decoder."""
+    """Compare the log-probabilities of random targets of an encoder-decoder."""
     ids, mask = random_ids(3, 7), mask_of(LENGTHS)
     targets = random_ids(3, 8, vocab_size=model.config.target_vocab_size)
     lengths = [6, 8, 2]
@@ -112,19 +112,19 @@ def assert_same_scores(model: PreTrainedModel, tokenizer: TriviumTokenizer, fold
 
 
 @all_variants
-def test_an_encoder_decoder_scores_the_same(variant, tokenizer, tmp_path):
+def test_encoder_decoder_scores_match(variant, tokenizer, tmp_path):
     assert_same_scores(tiny_model(std=0.2, **variant), tokenizer, tmp_path)
 
 
 @all_others
-def test_an_encoder_decoder_of_any_other_choice_scores_the_same(other, tokenizer, two_tokenizers, tmp_path):
+def test_encoder_decoder_scores_match_other_options(other, tokenizer, two_tokenizers, tmp_path):
     tokenizer = two_tokenizers if "decoder_vocab_size" in other else tokenizer
     assert_same_scores(tiny_model(std=0.2, **other), tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize("gated_ffn", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_are_the_same_functions(activation, gated_ffn, tokenizer, tmp_path):
+def test_activations_match(activation, gated_ffn, tokenizer, tmp_path):
     model = tiny_model(std=0.3, activation_function=activation, gated_ffn=gated_ffn)
     assert_same_scores(model, tokenizer, tmp_path)
 
@@ -139,12 +139,12 @@ def assert_same_logits(model: TriviumForCausalLM, tokenizer: TriviumTokenizer, f
 
 
 @pytest.mark.parametrize("variant", VARIANTS[::5], ids=str)
-def test_a_language_model_has_the_same_logits(variant, tokenizer, tmp_path):
+def test_language_model_logits_match(variant, tokenizer, tmp_path):
     assert_same_logits(tiny_model(TriviumForCausalLM, std=0.2, encoder_layers=0, **variant), tokenizer, tmp_path)
 
 
 @all_others
-def test_a_language_model_of_any_other_choice_has_the_same_logits(other, tokenizer, tmp_path):
+def test_language_model_logits_match_other_options(other, tokenizer, tmp_path):
     other = {name: value for name, value in other.items() if name != "decoder_vocab_size"}
     assert_same_logits(tiny_model(TriviumForCausalLM, std=0.2, encoder_layers=0, **other), tokenizer, tmp_path)
 
@@ -162,21 +162,21 @@ def assert_same_states(model: TriviumEncoderModel, tokenizer: TriviumTokenizer, 
 
 
 @pytest.mark.parametrize("variant", VARIANTS[::5], ids=str)
-def test_an_encoder_has_the_same_states(variant, tokenizer, tmp_path):
+def test_encoder_states_match(variant, tokenizer, tmp_path):
     assert_same_states(tiny_model(TriviumEncoderModel, std=0.2, decoder_layers=0, **variant), tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize("scale_embedding", [False, True])
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_an_encoder_has_the_same_token_types(positions, scale_embedding, tokenizer, tmp_path):
+def test_encoder_token_types_match(positions, scale_embedding, tokenizer, tmp_path):
     choices = {"position_embedding_type": positions, "scale_embedding": scale_embedding, "normalize_embedding": True}
     model = tiny_model(TriviumEncoderModel, std=0.2, decoder_layers=0, type_vocab_size=3, **choices)
     assert_same_states(model, tokenizer, tmp_path)
 
 
-# --- The same texts --------------------------------------------------------------------------------------------------
+# --- Generated texts -------------------------------------------------------------------------------------------------
 
-# In transformers and in CTranslate2 these end by one rule.
+# Searches for which transformers and CTranslate2 use the same stopping rule.
 SEARCHES: list[dict[str, Any]] = [
     {"num_beams": 1},
     *(
@@ -189,17 +189,17 @@ all_searches = pytest.mark.parametrize("search", SEARCHES, ids=str)
 
 
 @all_searches
-def test_translations_of_a_trained_model_are_the_same(search, copier, tokenizer, tmp_path):
+def test_translations_of_trained_model_match(search, copier, tokenizer, tmp_path):
     engine = CTranslate2Model(converted(copier, tokenizer, tmp_path))
     ids, mask = random_ids(12, 6), mask_of([6, 2, 4, 6, 5, 1, 3, 5, 3, 2, 2, 4])
-    for longest in (4, 12):  # before the end, and beyond it
+    for longest in (4, 12):  # Before the first EOS, and beyond it.
         expected = copier.generate(ids, attention_mask=mask, max_length=longest, **search)
         assert until_end(engine.generate(ids, mask, max_length=longest, **search)) == until_end(expected)
 
 
 @all_searches
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
-def test_translations_of_a_random_model_are_the_same(positions, search, two_tokenizers, tmp_path):
+def test_translations_of_random_model_match(positions, search, two_tokenizers, tmp_path):
     model = tiny_model(std=0.25, position_embedding_type=positions, decoder_vocab_size=37).float()
     engine = CTranslate2Model(converted(model, two_tokenizers, tmp_path))
     ids, mask = random_ids(8, 9), mask_of([9, 2, 4, 6, 5, 1, 8, 7], side="left")
@@ -209,7 +209,7 @@ def test_translations_of_a_random_model_are_the_same(positions, search, two_toke
 
 @all_searches
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
-def test_continuations_of_prompts_of_any_length_are_the_same(positions, search, tokenizer, tmp_path):
+def test_continuations_of_prompts_of_any_length_match(positions, search, tokenizer, tmp_path):
     model = tiny_model(TriviumForCausalLM, std=0.25, encoder_layers=0, position_embedding_type=positions).float()
     engine = CTranslate2Model(converted(model, tokenizer, tmp_path))
     ids, mask = random_ids(8, 9), mask_of([9, 2, 4, 6, 5, 1, 4, 2], side="left")
@@ -218,14 +218,14 @@ def test_continuations_of_prompts_of_any_length_are_the_same(positions, search, 
     assert until_end(engine.generate(ids, mask, max_length=20, **search)) == until_end(expected)
 
 
-def test_with_early_stopping_false_nearly_all_translations_are_the_same(copier, tokenizer, tmp_path):
+def test_early_stopping_false_matches_nearly_always(copier, tokenizer, tmp_path):
     engine = CTranslate2Model(converted(copier, tokenizer, tmp_path))
     texts = ["".join(tokenizer.convert_ids_to_tokens(ids)) for ids in random_ids(60, 5)]
     both = [list(translate(model, tokenizer, texts, num_beams=5)) for model in (copier, engine)]
-    assert sum(theirs == ours for theirs, ours in zip(*both, strict=True)) >= 57
+    assert sum(expected_row == row for expected_row, row in zip(*both, strict=True)) >= 57
 
 
-def test_texts_are_translated_in_their_order_with_the_saved_settings(copier, tokenizer, tmp_path):
+def test_translations_keep_order_and_saved_settings(copier, tokenizer, tmp_path):
     copier.generation_config.num_beams, copier.generation_config.early_stopping = 3, True
     try:
         engine = CTranslate2Model(converted(copier, tokenizer, tmp_path))
@@ -238,23 +238,23 @@ def test_texts_are_translated_in_their_order_with_the_saved_settings(copier, tok
     assert expected[1] == expected[4] == ""
 
 
-def test_several_translations_of_each_text_are_the_same(copier, tokenizer, tmp_path):
+def test_num_return_sequences_match(copier, tokenizer, tmp_path):
     engine = CTranslate2Model(converted(copier, tokenizer, tmp_path))
     options = {"num_beams": 4, "num_return_sequences": 3, "early_stopping": True, "max_length": 12}
     ids = random_ids(3, 6)
     assert until_end(engine.generate(ids, **options)) == until_end(copier.generate(ids, **options))
 
 
-def test_any_of_several_tokens_ends_a_text(copier, tokenizer, tmp_path):
+def test_any_of_several_eos_tokens_ends_generation(copier, tokenizer, tmp_path):
     engine = CTranslate2Model(converted(copier, tokenizer, tmp_path))
     ids = random_ids(12, 5)
-    ends = [EOS, *ids[:4, 2].tolist()]  # what some copies have in their middle
+    ends = [EOS, *ids[:4, 2].tolist()]  # A token that some copies have in the middle.
     expected = copier.generate(ids, max_length=12, eos_token_id=ends)
     assert expected.tolist() != copier.generate(ids, max_length=12).tolist()
     torch.testing.assert_close(engine.generate(ids, max_length=12, eos_token_id=ends), expected)
 
 
-def test_samples_are_those_of_the_seed_and_of_the_most_likely(copier, tokenizer, tmp_path):
+def test_sampling_follows_seed_and_top_k(copier, tokenizer, tmp_path):
     folder, ids = converted(copier, tokenizer, tmp_path), random_ids(8, 6)
 
     def sample(seed: int, **options: Any) -> list[list[int]]:
@@ -267,7 +267,7 @@ def test_samples_are_those_of_the_seed_and_of_the_most_likely(copier, tokenizer,
     assert sample(1, top_k=1) == sample(1, top_k=0, top_p=1e-6) == greedy != sample(1, **bold)
 
 
-def test_a_translation_ends_where_the_positions_do(tokenizer, tmp_path):
+def test_translation_stops_at_learned_positions(tokenizer, tmp_path):
     model = tiny_model(std=0.25, position_embedding_type="learned", max_position_embeddings=10).float()
     engine = CTranslate2Model(converted(model, tokenizer, tmp_path))
     ids = random_ids(4, 10)
@@ -278,17 +278,18 @@ def test_a_translation_ends_where_the_positions_do(tokenizer, tmp_path):
         engine.generate(random_ids(1, 11), max_length=5)
 
 
-def test_sinusoidal_positions_go_beyond_what_the_model_is_meant_for(tokenizer, tmp_path):
+def test_sinusoids_extend_beyond_max_positions(tokenizer, tmp_path):
     model = tiny_model(std=0.25, max_position_embeddings=4).float()
     engine = CTranslate2Model(converted(model, tokenizer, tmp_path))
     ids = random_ids(4, 30)
     torch.testing.assert_close(engine.generate(ids, max_length=40), model.generate(ids, max_length=40))
 
 
-def test_a_long_text_is_read_to_its_end(tokenizer, tmp_path):
+def test_long_source_is_not_truncated(tokenizer, tmp_path):
     model = tiny_model(std=0.25, **ROTARY).float()
     engine = CTranslate2Model(converted(model, tokenizer, tmp_path))
-    ids = torch.cat((torch.full((4, 1024), 7), random_ids(4, 400)), dim=1)  # what comes after 1,024 alike
+    # The rows differ only after 1,024 equal tokens.
+    ids = torch.cat((torch.full((4, 1024), 7), random_ids(4, 400)), dim=1)
     expected = model.generate(ids, max_length=12)
     assert len({*map(tuple, expected.tolist())}) > 1
     torch.testing.assert_close(engine.generate(ids, max_length=12), expected)
@@ -297,7 +298,7 @@ def test_a_long_text_is_read_to_its_end(tokenizer, tmp_path):
 # --- Folders ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_saved_folder_is_converted_or_opened_at_once(copier, two_tokenizers, tokenizer, tmp_path):
+def test_folder_is_converted_or_opened_directly(copier, two_tokenizers, tokenizer, tmp_path):
     copier.save_pretrained(tmp_path / "saved")
     tokenizer.save_pretrained(tmp_path / "saved")
     to_ctranslate2(tmp_path / "saved", tmp_path / "converted")
@@ -309,7 +310,7 @@ def test_a_saved_folder_is_converted_or_opened_at_once(copier, two_tokenizers, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["converted", "saved"]
 
 
-def test_a_converted_folder_has_vocabularies_and_tokenizer(two_tokenizers, tmp_path):
+def test_converted_folder_has_vocabularies_and_tokenizer(two_tokenizers, tmp_path):
     folder = converted(tiny_model(decoder_vocab_size=40), two_tokenizers, tmp_path)
     source, target = (json.loads((folder / f"{side}_vocabulary.json").read_text()) for side in ("source", "target"))
     assert source == ["<pad>", "<s>", "</s>", "<unk>", "<mask>", *ascii_lowercase]
@@ -318,12 +319,12 @@ def test_a_converted_folder_has_vocabularies_and_tokenizer(two_tokenizers, tmp_p
     config = json.loads((folder / "config.json").read_text())
     expected = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "decoder_start_token": "<s>"}
     assert expected.items() <= config.items()
-    assert not config["add_source_bos"] | config["add_source_eos"]  # the tokenizer adds them
+    assert not config["add_source_bos"] | config["add_source_eos"]  # The tokenizer adds them.
     assert AutoTokenizer.from_pretrained(folder, config=tiny_config())("ab")["input_ids"] == [5, 6, EOS]
 
 
 @pytest.mark.parametrize("quantization", ["float32", "float16", "bfloat16", "int8", "int8_float16", "int16"])
-def test_quantized_models_are_close_and_small_and_leave_the_original_alone(quantization, copier, tokenizer, tmp_path):
+def test_quantized_model_is_close_smaller_and_a_copy(quantization, copier, tokenizer, tmp_path):
     before = {name: weight.clone() for name, weight in copier.state_dict().items()}
     folder = converted(copier, tokenizer, tmp_path, quantization=quantization)
     for name, weight in copier.state_dict().items():
@@ -332,10 +333,10 @@ def test_quantized_models_are_close_and_small_and_leave_the_original_alone(quant
     sizes = [(each / "model.bin").stat().st_size for each in (folder, tmp_path / "plain")]
     assert sizes[0] == sizes[1] if quantization == "float32" else sizes[0] < 0.85 * sizes[1]
     ids = random_ids(40, 4)
-    both = (until_end(each.generate(ids, max_length=9)) for each in (copier, CTranslate2Model(folder)))
-    # Integers are coarse for so narrow a model, and coarser on a processor that has no instructions for them.
+    both = (until_end(any_model.generate(ids, max_length=9)) for any_model in (copier, CTranslate2Model(folder)))
+    # Integers are coarse for so narrow a model, and coarser on a processor without instructions for them.
     least = 20 if "int" in quantization else 38
-    assert sum(theirs == ours for theirs, ours in zip(*both, strict=True)) >= least
+    assert sum(expected_row == row for expected_row, row in zip(*both, strict=True)) >= least
 
 
 def test_tied_weights_are_written_once(tokenizer, tmp_path):
@@ -343,27 +344,27 @@ def test_tied_weights_are_written_once(tokenizer, tmp_path):
         (converted(tiny_model(tie_word_embeddings=tied), tokenizer, tmp_path / str(tied)) / "model.bin").stat().st_size
         for tied in (True, False)
     ]
-    assert abs(sizes[1] - sizes[0] - 2 * 31 * 24 * 4) < 200  # two more matrices, less the names of two aliases
+    assert abs(sizes[1] - sizes[0] - 2 * 31 * 24 * 4) < 200  # Two more matrices, minus the names of two aliases.
 
 
-# --- What cannot be --------------------------------------------------------------------------------------------------
+# --- Refusals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (lambda: tiny_model(activation_function="mish"), "activation_function is 'mish', but .* only relu, gelu, "),
-        (lambda: tiny_model(type_vocab_size=2), "type_vocab_size is 2, but in CTranslate2 it must be 0"),
-        (lambda: tiny_model(vocab_size=30), "The source's vocabulary has a token of id 30, but the model only 30"),
-        (lambda: tiny_model(vocab_size=31, decoder_vocab_size=30), "The target's vocabulary has a token of id 30"),
-        (lambda: tiny_model(TriviumModel), "The model is a TriviumModel, but CTranslate2 takes only"),
+        (lambda: tiny_model(type_vocab_size=2), "type_vocab_size is 2, but must be 0: in CTranslate2"),
+        (lambda: tiny_model(vocab_size=30), "source tokenizer has token id 30, but .* only 30"),
+        (lambda: tiny_model(vocab_size=31, decoder_vocab_size=30), "target tokenizer has token id 30"),
+        (lambda: tiny_model(TriviumModel), "The model is a TriviumModel, but CTranslate2 supports only"),
         (lambda: tiny_model(TriviumDecoderModel, encoder_layers=0), "The model is a TriviumDecoderModel"),
         (lambda: tiny_model(TriviumForMaskedLM, decoder_layers=0), "TriviumForMaskedLM.*TriviumEncoderModel.from_pre"),
         (lambda: tiny_model(TriviumForSequenceClassification, decoder_layers=0), "TriviumForSequenceClassification"),
         (lambda: without_start(tiny_model()), "decoder_start_token_id is None"),
     ],
 )
-def test_what_ctranslate2_lacks_is_refused_by_name(model, message, tokenizer, tmp_path):
+def test_unsupported_options_are_refused_by_name(model, message, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=message):
         converted(model(), tokenizer, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -374,7 +375,7 @@ def without_start(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def test_wrong_arguments_are_refused(copier, tokenizer, tmp_path):
+def test_invalid_arguments_are_refused(copier, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"quantization.*'int4'.*None.*one.*int8"):
         converted(copier, tokenizer, tmp_path, quantization="int4")
     with pytest.raises(ValueError, match=r"tokenizer.*None"):
@@ -391,7 +392,7 @@ def test_wrong_arguments_are_refused(copier, tokenizer, tmp_path):
         CTranslate2Model(tmp_path)
 
 
-def test_nothing_is_left_where_writing_fails(copier, tokenizer, tmp_path, monkeypatch):
+def test_failed_write_leaves_nothing_behind(copier, tokenizer, tmp_path, monkeypatch):
     def full_disk(*args: Any) -> None:
         raise OSError("No space left on device")
 
@@ -401,13 +402,13 @@ def test_nothing_is_left_where_writing_fails(copier, tokenizer, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_an_encoder_does_not_generate(tokenizer, tmp_path):
+def test_encoder_does_not_generate(tokenizer, tmp_path):
     folder = converted(tiny_model(TriviumEncoderModel, decoder_layers=0), tokenizer, tmp_path)
     with pytest.raises(ValueError, match=r"encoder.*generate"):
         CTranslate2Model(folder)
 
 
-def test_settings_that_would_be_ignored_are_refused(copier, tokenizer, tmp_path):
+def test_ignored_generation_settings_are_refused(copier, tokenizer, tmp_path):
     engine = CTranslate2Model(converted(copier, tokenizer, tmp_path))
     ids = random_ids(1, 3)
     with pytest.raises(ValueError, match=r"repetition_penalty.*1.2.*CTranslate2.*do_sample"):
@@ -423,15 +424,15 @@ def test_settings_that_would_be_ignored_are_refused(copier, tokenizer, tmp_path)
     assert engine.generate(ids, max_length=5).shape[1] <= 5
 
 
-def test_without_ctranslate2_a_message_says_what_to_install(copier, tokenizer, tmp_path, monkeypatch):
+def test_missing_ctranslate2_error_says_what_to_install(copier, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     with pytest.raises(ImportError, match="pip install ctranslate2"):
         converted(copier, tokenizer, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_shaken_models_tell_gelu_from_its_approximation() -> None:
-    """Or else the comparison of activations would prove little."""
+def test_test_models_distinguish_gelu_approximations() -> None:
+    """Otherwise the comparison of activations would prove little."""
     models = [
         shake(TriviumForCausalLM(tiny_config(encoder_layers=0, activation_function=name)).eval(), 0.3)
         for name in ("gelu", "gelu_new")

@@ -1,7 +1,7 @@
-"""Models of transformers' own classes become Trivium models and the other way round, and compute the same, in float64.
+"""Convert native transformers models to Trivium and back: outputs are equal in float64.
 
-What is compared is read from folders that `convert` wrote: logits, hidden states, attentions, gradients, and what
-`generate()` makes of them. The maps themselves are stated a second time, by hand, in test_families and test_parity.
+Both models are loaded from folders that `convert` wrote; logits, hidden states, attentions, gradients and generated
+sequences are compared. The mappings have independent hand-written versions in test_families and test_parity.
 """
 
 import json
@@ -21,14 +21,14 @@ from native import (
     PAIRS,
     THEIRS,
     Pair,
+    conversion_error,
     every_pair,
     exact,
     files_of,
-    loaded,
+    load_float64,
     native_model,
-    our_model,
-    refused,
     saved_native,
+    trivium_model,
 )
 from safetensors.torch import load_file
 from tiny import BOS, EOS, EXACT, PAD, Tensors, mask_of, random_ids
@@ -43,11 +43,11 @@ from trivium.interop.families.marian import alternating
 from trivium.tokenization import train_tokenizer
 from trivium_cli import app
 
-# --- They compute the same -------------------------------------------------------------------------------------------
+# --- Outputs and gradients -------------------------------------------------------------------------------------------
 
 
 def batch(pair: Pair, lengths: list[int], target_lengths: list[int]) -> Tensors:
-    """Random tokens, and padding where the lengths leave room; RoBERTa looks for it in the ids."""
+    """Return random tokens with padding; RoBERTa derives the padding mask of positions from the ids."""
     config = pair.ours.config
     mask = mask_of(lengths)
     inputs = {"input_ids": random_ids(*mask.shape).where(mask.bool(), config.pad_token_id), "attention_mask": mask}
@@ -61,7 +61,7 @@ def batch(pair: Pair, lengths: list[int], target_lengths: list[int]) -> Tensors:
 
 
 def outputs_of(pair: Pair, inputs: Tensors) -> tuple[Tensors, Tensors]:
-    """All tensors of both models' outputs, in our order of dimensions, of real tokens only."""
+    """Return all output tensors of both models, with the dimensions in Trivium's order, for real tokens only."""
     found = []
     for model in pair[:2]:
         model.zero_grad()
@@ -89,44 +89,46 @@ def gradients_of(model: PreTrainedModel) -> Tensors:
 def assert_same(pair: Pair, inputs: Tensors) -> None:
     """Compare all outputs, and all gradients of a random weighting of them."""
     if hasattr(pair.native, "final_logits_bias"):
-        pair.native.final_logits_bias.requires_grad_().grad = None  # a buffer
-    native, ours = outputs_of(pair, inputs)
-    assert set(native) == set(ours)
-    assert {key.split(".")[0] for key in ours} >= {
+        pair.native.final_logits_bias.requires_grad_().grad = None  # This is a buffer.
+    native, converted = outputs_of(pair, inputs)
+    assert set(native) == set(converted)
+    assert {key.split(".")[0] for key in converted} >= {
         "decoder_attentions" if pair.ours.config.is_encoder_decoder else "attentions"
     }
     weights = {key: torch.randn_like(tensor) for key, tensor in native.items()}
-    for tensors in (native, ours):
+    for tensors in (native, converted):
         torch.stack([(tensors[key] * weights[key]).sum() for key in weights]).sum().backward()
     for key, expected in native.items():
-        torch.testing.assert_close(ours[key], expected, **EXACT, msg=partial("{}: {}".format, key))
+        torch.testing.assert_close(converted[key], expected, **EXACT, msg=partial("{}: {}".format, key))
     assert_same_gradients(pair)
 
 
 def assert_same_gradients(pair: Pair) -> None:
-    """Those of the native model, mapped as its weights are; what we have no tensor for counts for nothing."""
+    """Compare the converted gradients of the native model; tensors without a counterpart are ignored."""
     exchange = Exchange(FAMILIES[pair.family], pair.native, pair.ours)
-    native, ours = gradients_of(pair.native), gradients_of(pair.ours)
+    native, converted = gradients_of(pair.native), gradients_of(pair.ours)
     unused = {name for name in pair.native.state_dict() if name not in native}
     native |= {name: torch.zeros_like(pair.native.state_dict()[name]) for name in unused}
     for link in exchange.links:
-        if not link.ours:
+        if not link.trivium:
             native[exchange.native.full_names[link.native]].zero_()
     native = {
         name: native[name]
         for name in exchange.native.full_names.values()
         if "embed_positions" not in name or pair.family != "marian"
     }
-    mapped = {name: step() for name, step in exchange.inward(native).items()}
-    alone = {exchange.ours.full_names[name] for link in exchange.links if link.native is None for name in link.ours}
-    assert set(ours) == set(mapped)
-    for name in set(ours) - alone:
-        torch.testing.assert_close(ours[name], mapped[name], **EXACT, msg=partial("{}: {}".format, name))
+    mapped = {name: step() for name, step in exchange.to_trivium(native).items()}
+    alone = {
+        exchange.trivium.full_names[name] for link in exchange.links if link.native is None for name in link.trivium
+    }
+    assert set(converted) == set(mapped)
+    for name in set(converted) - alone:
+        torch.testing.assert_close(converted[name], mapped[name], **EXACT, msg=partial("{}: {}".format, name))
 
 
 @exact
 @every_pair
-def test_computes_the_same(name: str, tmp_path: Path) -> None:
+def test_outputs_and_gradients_match_native(name: str, tmp_path: Path) -> None:
     pair = PAIRS[name](tmp_path)
     for lengths, target_lengths in [([5], [4]), ([6, 3, 1], [4, 7, 2])]:
         assert_same(pair, batch(pair, lengths, target_lengths))
@@ -134,15 +136,15 @@ def test_computes_the_same(name: str, tmp_path: Path) -> None:
 
 @exact
 @pytest.mark.parametrize("name", ["in-llama", "in-marian", "in-bert-masked-lm", "in-gpt2", "out-bart", "out-qwen2"])
-def test_computes_the_same_with_fused_attention(name: str, tmp_path: Path) -> None:
+def test_fused_attention_matches_native(name: str, tmp_path: Path) -> None:
     pair = PAIRS[name](tmp_path, "sdpa")
     inputs = batch(pair, [6, 3, 1], [4, 7, 2])
-    native, ours = (model(**inputs).logits for model in pair[:2])
+    native, converted = (model(**inputs).logits for model in pair[:2])
     real = inputs["decoder_attention_mask" if "decoder_input_ids" in inputs else "attention_mask"].bool()
-    torch.testing.assert_close(ours[real], native[real], **EXACT)
+    torch.testing.assert_close(converted[real], native[real], **EXACT)
 
 
-# --- generate(), as the folders say ----------------------------------------------------------------------------------
+# --- generate() with the saved settings ------------------------------------------------------------------------------
 
 GENERATION: dict[str, dict[str, Any]] = {
     "greedy": {"num_beams": 1},
@@ -155,8 +157,8 @@ GENERATING = ["llama", "mistral", "qwen2-tied", "gpt2", "marian", "marian-untied
 @exact
 @pytest.mark.parametrize("options", GENERATION.values(), ids=GENERATION)
 @pytest.mark.parametrize("name", GENERATING)
-def test_generates_the_same(name: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """The weights know no language: several tokens end a text, and no token may come twice, lest one come always."""
+def test_generation_matches_native(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """The weights are random: several EOS tokens end the texts, and repeated tokens are banned to avoid loops."""
     native = native_model(name)
     native.generation_config = GenerationConfig(
         **{**IDS, "eos_token_id": [EOS, 7], "decoder_start_token_id": BOS},
@@ -167,23 +169,23 @@ def test_generates_the_same(name: str, options: dict[str, Any], tmp_path: Path) 
     native.save_pretrained(tmp_path / "native")
     convert(tmp_path / "native", tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "back", native.config.model_type)
-    models = [loaded(tmp_path / folder) for folder in ("native", "ours", "back")]
+    models = [load_float64(tmp_path / folder) for folder in ("native", "ours", "back")]
     mask = mask_of([6, 3, 1, 5, 4, 2], "right" if native.config.is_encoder_decoder else "left")
     inputs = {"input_ids": random_ids(*mask.shape).where(mask.bool(), PAD), "attention_mask": mask}
-    expected, *others = (model.generate(**inputs) for model in models)
-    for found in others:
+    expected, *converted_outputs = (model.generate(**inputs) for model in models)
+    for found in converted_outputs:
         assert torch.equal(found, expected)
     assert len(expected[:, -5:].unique()) > 4, "all texts are alike: the test would not see a difference"
     saved = [json.loads((tmp_path / folder / "generation_config.json").read_text()) for folder in ("native", "ours")]
     assert saved[0] == saved[1]
 
 
-# --- There and back --------------------------------------------------------------------------------------------------
+# --- Round trips -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_there_and_back_again(name: str, tmp_path: Path) -> None:
-    """Bit by bit: our folder, and the weights and the configuration of theirs."""
+def test_conversion_round_trips(name: str, tmp_path: Path) -> None:
+    """Compare bit by bit: the Trivium folder, and the weights and configuration of the native one."""
     native_model(name, dtype="float64").save_pretrained(tmp_path / "native")
     family = convert(tmp_path / "native", tmp_path / "ours").family
     convert(tmp_path / "ours", tmp_path / "back", family)
@@ -191,20 +193,20 @@ def test_there_and_back_again(name: str, tmp_path: Path) -> None:
     assert files_of(tmp_path / "ours") == files_of(tmp_path / "ours-again")
     before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("native", "back"))
     for name, tensor in before.items():
-        if "position" in name and family in ("bart", "roberta"):  # the rows that stand for no position
+        if "position" in name and family in ("bart", "roberta"):  # The first two rows are offset padding.
             assert torch.equal(after[name][2:], tensor[2:]), name
         elif name in after:
             assert torch.equal(after[name], tensor), name
-    nobody_reads = ("pooler", "cls.predictions.bias", "embed_positions")
-    assert not {name for name in set(before) ^ set(after) if not any(part in name for part in nobody_reads)}
+    unused = ("pooler", "cls.predictions.bias", "embed_positions")
+    assert not {name for name in set(before) ^ set(after) if not any(part in name for part in unused)}
     configs = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("native", "back")]
     unlike = {name for name in {*configs[0], *configs[1]} if configs[0].get(name) != configs[1].get(name)}
-    assert unlike <= {"classifier_dropout", "n_inner", "sliding_window", "forced_eos_token_id"}  # said in another way
+    assert unlike <= {"classifier_dropout", "n_inner", "sliding_window", "forced_eos_token_id"}  # Spelled differently.
 
 
-def test_nothing_native_needs_our_code(tmp_path: Path) -> None:
+def test_native_folder_needs_no_trivium_code(tmp_path: Path) -> None:
     for name, (_, _, family, _) in OURS.items():
-        our_model(name).save_pretrained(tmp_path / name)
+        trivium_model(name).save_pretrained(tmp_path / name)
         made = convert(tmp_path / name, tmp_path / f"{name}-native", family)
         assert type(made.model).__module__.startswith("transformers.models.")
         folder = tmp_path / f"{name}-native"
@@ -212,8 +214,8 @@ def test_nothing_native_needs_our_code(tmp_path: Path) -> None:
         assert "auto_map" not in json.loads((folder / "config.json").read_text())
 
 
-def test_what_only_training_reads_is_left_behind_with_a_note(tmp_path: Path) -> None:
-    our_model("llama-biased-dropout", label_smoothing=0.2).save_pretrained(tmp_path / "ours")
+def test_training_only_fields_are_dropped_with_a_note(tmp_path: Path) -> None:
+    trivium_model("llama-biased-dropout", label_smoothing=0.2).save_pretrained(tmp_path / "ours")
     notes = convert(tmp_path / "ours", tmp_path / "native").notes
     assert [note.split(" ")[0] for note in notes[:2]] == ["label_smoothing=0.2", "dropout=0.1"]
 
@@ -221,7 +223,7 @@ def test_what_only_training_reads_is_left_behind_with_a_note(tmp_path: Path) -> 
 # --- The Hub ---------------------------------------------------------------------------------------------------------
 
 
-def test_takes_a_model_of_the_hub_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_model_is_read_from_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository, revision = tmp_path / "cache" / "models--someone--llama", "a" * 40
     snapshot = repository / "snapshots" / revision
     saved_native(tmp_path).rename(tmp_path / "saved")
@@ -235,22 +237,22 @@ def test_takes_a_model_of_the_hub_from_its_cache(tmp_path: Path, monkeypatch: py
     assert files_of(tmp_path / "ours")["model.safetensors"]
 
 
-def test_asks_the_hub_for_nothing_pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = dict[str, Any]()
+def test_pickles_are_not_requested_from_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = dict[str, Any]()
 
     def download(name: str, **options: Any) -> str:
-        asked.update(options)
+        request.update(options)
         return str(saved_native(tmp_path))
 
     monkeypatch.setattr(conversion, "snapshot_download", download)
     convert("someone/llama", tmp_path / "ours")
     files = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json", "vocab.txt", "source.spm"]
     unwanted = ["pytorch_model.bin", "model.py", "consolidated.safetensors", "onnx/config.json", "model.h5"]
-    wanted = filter_repo_objects(files + unwanted, **asked)
+    wanted = filter_repo_objects(files + unwanted, **request)
     assert list(wanted) == files
 
 
-# --- Tokenizers, and the workshop with such folders ------------------------------------------------------------------
+# --- Tokenizers, and Trivium's commands on converted folders ---------------------------------------------------------
 
 TEXTS = [
     "the cat sat on the mat .",
@@ -318,7 +320,7 @@ def gpt2_folder(tmp_path: Path) -> Path:
     model.to(torch.float32).save_pretrained(tmp_path / "native")
     tokenizer.save_pretrained(tmp_path / "native")
     made = convert(tmp_path / "native", tmp_path / "ours")
-    assert made.notes == ["the tokenizer has no padding token, so <|endoftext|> is used to pad"]
+    assert made.notes == ["the tokenizer has no padding token, so <|endoftext|> is used as padding"]
     return tmp_path / "ours"
 
 
@@ -341,14 +343,16 @@ FOLDERS = ["bert_folder", "gpt2_folder", pytest.param("marian_folder", marks=pyt
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_tokenizer_comes_along_and_goes_back(folder: str, request: pytest.FixtureRequest) -> None:
-    ours = request.getfixturevalue(folder)
+def test_tokenizer_is_converted_and_restored(folder: str, request: pytest.FixtureRequest) -> None:
+    converted = request.getfixturevalue(folder)
     family = folder.removesuffix("_folder")
-    convert(ours, ours.parent / "back", family)
-    convert(ours.parent / "back", ours.parent / "ours-again")
-    assert files_of(ours) == files_of(ours.parent / "ours-again")
-    native, *others = (AutoTokenizer.from_pretrained(ours.parent / name) for name in ("native", "ours", "back"))
-    for tokenizer in others:
+    convert(converted, converted.parent / "back", family)
+    convert(converted.parent / "back", converted.parent / "ours-again")
+    assert files_of(converted) == files_of(converted.parent / "ours-again")
+    native, *round_tripped = (
+        AutoTokenizer.from_pretrained(converted.parent / name) for name in ("native", "ours", "back")
+    )
+    for tokenizer in round_tripped:
         assert type(tokenizer) is type(native)
         ids = native(TEXTS)["input_ids"]
         assert tokenizer(TEXTS)["input_ids"] == ids
@@ -358,13 +362,13 @@ def test_the_tokenizer_comes_along_and_goes_back(folder: str, request: pytest.Fi
         )
 
 
-def test_a_tokenizer_that_cannot_be_read_is_a_refusal(gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_tokenizer_is_refused(gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*args: Any, **kwargs: Any) -> None:
         raise ImportError("\nMarianTokenizer requires the SentencePiece library.\nInstall it.")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", missing)
-    said = refused(gpt2_folder, gpt2_folder.parent / "back", "gpt2")
-    assert said.endswith("needs a package that is not installed: MarianTokenizer requires the SentencePiece library.")
+    error = conversion_error(gpt2_folder, gpt2_folder.parent / "back", "gpt2")
+    assert error.endswith("needs a package that is not installed: MarianTokenizer requires the SentencePiece library.")
 
 
 def run(*arguments: str | Path) -> str:
@@ -373,32 +377,32 @@ def run(*arguments: str | Path) -> str:
     return result.stdout
 
 
-def test_trivium_fills_masks_with_bert(bert_folder: Path) -> None:
-    said = run("fill-mask", bert_folder, "the cat [MASK] on the mat .", "--top-k", "3")
+def test_fill_mask_with_bert(bert_folder: Path) -> None:
+    output_text = run("fill-mask", bert_folder, "the cat [MASK] on the mat .", "--top-k", "3")
     pipe = transformers.pipeline("fill-mask", str(bert_folder.parent / "native"))
     expected = pipe("the cat [MASK] on the mat .", top_k=3)
-    assert said.rstrip("\n").split("\t") == [
-        x for each in expected for x in (each["token_str"], f"{each['score']:.4f}")
+    assert output_text.rstrip("\n").split("\t") == [
+        x for prediction in expected for x in (prediction["token_str"], f"{prediction['score']:.4f}")
     ]
 
 
-def test_trivium_continues_texts_with_gpt2(gpt2_folder: Path) -> None:
-    said = run("generate", gpt2_folder, TEXTS[0], "--max-new-tokens", "5")
+def test_generate_with_gpt2(gpt2_folder: Path) -> None:
+    output_text = run("generate", gpt2_folder, TEXTS[0], "--max-new-tokens", "5")
     native = transformers.GPT2LMHeadModel.from_pretrained(gpt2_folder.parent / "native")
     tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
     output = native.generate(**tokenizer(TEXTS[:1], return_tensors="pt"), max_new_tokens=5)
-    assert said == tokenizer.decode(output[0], skip_special_tokens=True) + "\n"
-    assert len(run("generate", gpt2_folder, *TEXTS[:3], "--max-new-tokens", "5").splitlines()) >= 3  # padded
+    assert output_text == tokenizer.decode(output[0], skip_special_tokens=True) + "\n"
+    assert len(run("generate", gpt2_folder, *TEXTS[:3], "--max-new-tokens", "5").splitlines()) >= 3  # Padded.
 
 
-@pytest.mark.filterwarnings("ignore")  # of sacremoses, which normalises punctuation, and is not needed
-def test_trivium_translates_with_opus(marian_folder: Path) -> None:
-    said = run("translate", marian_folder, *TEXTS[:3], "--beams", "2", "--max-length", "12")
+@pytest.mark.filterwarnings("ignore")  # The warning of sacremoses, which normalizes punctuation and is not needed.
+def test_translate_with_opus(marian_folder: Path) -> None:
+    output_text = run("translate", marian_folder, *TEXTS[:3], "--beams", "2", "--max-length", "12")
     native = transformers.MarianMTModel.from_pretrained(marian_folder.parent / "native")
     tokenizer = AutoTokenizer.from_pretrained(marian_folder.parent / "native")
     inputs = tokenizer(TEXTS[:3], return_tensors="pt", padding=True)
     output = native.generate(**inputs, num_beams=2, max_length=12)
-    assert said.splitlines() == tokenizer.batch_decode(output, skip_special_tokens=True)
+    assert output_text.splitlines() == tokenizer.batch_decode(output, skip_special_tokens=True)
 
 
 RECIPES = {
@@ -409,7 +413,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_trivium_trains_on(folder: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_train_converted_model(folder: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     start, recipe = request.getfixturevalue(folder), RECIPES[folder]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in recipe["rows"]))
     (tmp_path / "recipe.yaml").write_text(
@@ -434,16 +438,17 @@ training:
     assert tokenizers[0](TEXTS)["input_ids"] == tokenizers[1](TEXTS)["input_ids"]
 
 
-def test_our_tokenizer_goes_out_as_one_of_transformers(tmp_path: Path) -> None:
+def test_trivium_tokenizer_converts_to_native(tmp_path: Path) -> None:
     """It recognizes special tokens in texts: clients tokenize prompts and rendered chats later."""
     tokenizer = train_tokenizer(TEXTS, vocab_size=300, add_bos_token=True, add_eos_token=False)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|user|>"]})
-    our_model("gpt2", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "ours")
+    trivium_model("gpt2", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "ours")
     tokenizer.save_pretrained(tmp_path / "ours")
     assert convert(tmp_path / "ours", tmp_path / "native").notes == []
     stock = AutoTokenizer.from_pretrained(tmp_path / "native")
     config = json.loads((tmp_path / "native" / "tokenizer_config.json").read_text())
-    assert config["tokenizer_class"] in ("PreTrainedTokenizerFast", "TokenizersBackend")  # the newer name of the same
+    # The newer name of the same class.
+    assert config["tokenizer_class"] in ("PreTrainedTokenizerFast", "TokenizersBackend")
     assert "auto_map" not in config
     texts = [*TEXTS, "a <mask> 🙂<|user|>\n", "<mask>", " <mask>"]
     ids = tokenizer(texts)["input_ids"]
@@ -455,10 +460,10 @@ def test_our_tokenizer_goes_out_as_one_of_transformers(tmp_path: Path) -> None:
     assert stock.pad(tokenizer(texts))["attention_mask"] == tokenizer.pad(tokenizer(texts))["attention_mask"]
 
 
-def test_two_vocabularies_go_out_as_two_tokenizers(tmp_path: Path) -> None:
+def test_two_vocabularies_convert_to_two_tokenizers(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(TEXTS[:3], target_texts=TEXTS[3:], vocab_size=290, shared=False)
     sizes = {"vocab_size": len(tokenizer), "decoder_vocab_size": tokenizer.target_vocab_size}
-    our_model("paper-marian-two-vocabularies", **sizes).save_pretrained(tmp_path / "ours")
+    trivium_model("paper-marian-two-vocabularies", **sizes).save_pretrained(tmp_path / "ours")
     tokenizer.save_pretrained(tmp_path / "ours")
     made = convert(tmp_path / "ours", tmp_path / "native")
     assert made.notes[-1].endswith("that of the target language is in target_tokenizer")
@@ -470,14 +475,14 @@ def test_two_vocabularies_go_out_as_two_tokenizers(tmp_path: Path) -> None:
     assert target.batch_decode(ids, skip_special_tokens=True) == tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
-def test_the_command_says_what_it_made(tmp_path: Path) -> None:
+def test_command_reports_its_output(tmp_path: Path) -> None:
     folder = saved_native(tmp_path, "bert-sequence")
-    said = run("convert", folder, tmp_path / "ours")
+    output_text = run("convert", folder, tmp_path / "ours")
     parameters = native_model("bert-sequence").num_parameters()
-    assert f"a TriviumForSequenceClassification with {parameters:,} parameters, is in {tmp_path}/ours" in said
-    assert f"`TriviumForSequenceClassification.from_pretrained('{tmp_path}/ours')`" in said
-    said = run("convert", tmp_path / "ours", tmp_path / "native-again", "--to", "bert")
-    assert "from transformers import BertForSequenceClassification" in said
+    assert f"a TriviumForSequenceClassification with {parameters:,} parameters, is in {tmp_path}/ours" in output_text
+    assert f"`TriviumForSequenceClassification.from_pretrained('{tmp_path}/ours')`" in output_text
+    output_text = run("convert", tmp_path / "ours", tmp_path / "native-again", "--to", "bert")
+    assert "from transformers import BertForSequenceClassification" in output_text
     result = CliRunner().invoke(app, ["convert", str(tmp_path / "ours"), str(tmp_path / "other")])
     assert result.exit_code == 1
-    assert "say `to`, one of bert, roberta" in " ".join(result.stderr.split())
+    assert "Set `to` to one of bert, roberta" in " ".join(result.stderr.split())

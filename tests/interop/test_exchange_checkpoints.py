@@ -1,4 +1,4 @@
-"""Checkpoints as they are found on the Hub, and refusals of what cannot be converted."""
+"""Real-world checkpoints of the Hub, and refusals of models that cannot be converted."""
 
 import json
 import shutil
@@ -10,27 +10,27 @@ import pytest
 import torch
 import transformers
 from native import (
-    assert_ours_equals,
+    assert_matches_native,
+    conversion_error,
     edit_config,
     edit_weights,
     exact,
     files_of,
-    loaded,
+    load_float64,
     native_model,
-    our_model,
-    refused,
     saved_native,
+    trivium_model,
 )
 from safetensors.torch import load_file, save_file
 
 from trivium.interop import convert
 from trivium.interop.families import FAMILIES
 
-# --- Checkpoints as they are found -----------------------------------------------------------------------------------
+# --- Real-world checkpoints ------------------------------------------------------------------------------------------
 
 
 @exact
-def test_sharded_there_and_back(tmp_path: Path) -> None:
+def test_sharded_round_trip(tmp_path: Path) -> None:
     native = native_model("gpt2")
     native.save_pretrained(tmp_path / "native", max_shard_size="20KB")
     assert len(list((tmp_path / "native").glob("*.safetensors"))) > 2
@@ -40,18 +40,18 @@ def test_sharded_there_and_back(tmp_path: Path) -> None:
     for shard in shards:
         tensors = load_file(shard)
         assert len(tensors) == 1 or sum(tensor.nbytes for tensor in tensors.values()) <= 15_000
-    assert_ours_equals(tmp_path / "ours", native)
+    assert_matches_native(tmp_path / "ours", native)
     convert(tmp_path / "ours", tmp_path / "back")
     one_file = load_file(tmp_path / "back" / "model.safetensors")
     for name, tensor in native.state_dict().items():
         assert name == "lm_head.weight" or torch.equal(one_file[name], tensor)
 
 
-def test_never_reads_more_than_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two files of the output only what goes into the next is read."""
+def test_memory_is_limited_to_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two output files, only the tensors of the next file are read."""
     from trivium.interop import checkpoint
 
-    our_model("bert-masked-lm").save_pretrained(tmp_path / "ours")
+    trivium_model("bert-masked-lm").save_pretrained(tmp_path / "ours")
     read, read_per_file = list[int](), list[int]()
     get = checkpoint.Checkpoint.__getitem__
 
@@ -69,12 +69,12 @@ def test_never_reads_more_than_it_writes(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(checkpoint, "save_file", writing)
     convert(tmp_path / "ours", tmp_path / "native", "bert", max_shard_size=20_000)
     assert len(read_per_file) > 4
-    assert max(read_per_file) <= 40_000  # the first has looked at one tensor for its type
+    assert max(read_per_file) <= 40_000  # The first read inspected the dtype of one tensor.
 
 
 @pytest.mark.parametrize("name", ["marian", "roberta-masked-lm", "qwen2"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_types_are_kept(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_dtypes_are_kept(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     native_model(name).to(dtype).save_pretrained(tmp_path / "native")
     family = convert(tmp_path / "native", tmp_path / "ours").family
     convert(tmp_path / "ours", tmp_path / "back", family)
@@ -84,53 +84,52 @@ def test_types_are_kept(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 @exact
-@pytest.mark.parametrize("architecture", ["BertForPreTraining", "BertForMaskedLM"])  # the second is what it says
-def test_bert_as_it_was_pretrained(architecture: str, tmp_path: Path) -> None:
-    """The commonest file: with a head for the next sentence, and old names of the norms."""
+# The second is the type that the file declares.
+@pytest.mark.parametrize("architecture", ["BertForPreTraining", "BertForMaskedLM"])
+def test_bert_as_pretrained(architecture: str, tmp_path: Path) -> None:
+    """The most common file: with a next-sentence head and the old names of the norms."""
     native = native_model("bert-masked-lm")
     whole = transformers.BertForPreTraining(native.config).double().eval()
     whole.load_state_dict(native.state_dict(), strict=False)
     whole.save_pretrained(tmp_path / "native")
 
-    def age(weights: dict[str, torch.Tensor]) -> None:
+    def to_old_format(weights: dict[str, torch.Tensor]) -> None:
         for name in [name for name in weights if "LayerNorm" in name]:
             weights[name.replace("weight", "gamma").replace("bias", "beta")] = weights.pop(name)
         weights["bert.embeddings.position_ids"] = torch.arange(29)[None]
 
-    edit_weights(tmp_path / "native", age)
+    edit_weights(tmp_path / "native", to_old_format)
     edit_config(tmp_path / "native", architectures=[architecture])
     made = convert(tmp_path / "native", tmp_path / "ours")
-    assert made.notes[:2] == [
-        f"{x} is left behind: Trivium has none" for x in ("cls.seq_relationship", "pooler.dense")
-    ]
-    assert_ours_equals(tmp_path / "ours", native, "TriviumForMaskedLM")
+    assert made.notes[:2] == [f"{x} is dropped: Trivium has none" for x in ("cls.seq_relationship", "pooler.dense")]
+    assert_matches_native(tmp_path / "ours", native, "TriviumForMaskedLM")
 
 
 @exact
-def test_roberta_as_it_was_published(tmp_path: Path) -> None:
-    """With a pooler that filling masks does not need, and the positions."""
+def test_roberta_as_published(tmp_path: Path) -> None:
+    """With a pooler that masked language modeling does not need, and a position buffer."""
     native = native_model("roberta-masked-lm")
     native.save_pretrained(tmp_path / "native")
 
-    def age(weights: dict[str, torch.Tensor]) -> None:
+    def to_old_format(weights: dict[str, torch.Tensor]) -> None:
         weights |= {
             f"roberta.pooler.dense.{x}": torch.ones(24, 24)[:, i].contiguous()
             for i, x in enumerate(("weight", "bias"))
         }
         weights["roberta.embeddings.position_ids"] = torch.arange(29)[None]
 
-    edit_weights(tmp_path / "native", age)
-    assert convert(tmp_path / "native", tmp_path / "ours").notes[0] == "pooler.dense is left behind: Trivium has none"
-    assert_ours_equals(tmp_path / "ours", native)
+    edit_weights(tmp_path / "native", to_old_format)
+    assert convert(tmp_path / "native", tmp_path / "ours").notes[0] == "pooler.dense is dropped: Trivium has none"
+    assert_matches_native(tmp_path / "ours", native)
 
 
 @exact
-def test_gpt2_as_it_was_published(tmp_path: Path) -> None:
-    """Without the prefix, with the masks of old, and the output matrix a second time."""
+def test_gpt2_as_published(tmp_path: Path) -> None:
+    """Without the prefix, with mask buffers, and with the output projection duplicated."""
     native = native_model("gpt2")
     native.save_pretrained(tmp_path / "native")
 
-    def age(weights: dict[str, torch.Tensor]) -> None:
+    def to_old_format(weights: dict[str, torch.Tensor]) -> None:
         for name in list(weights):
             weights[name.removeprefix("transformer.")] = weights.pop(name)
         for i in range(3):
@@ -138,26 +137,26 @@ def test_gpt2_as_it_was_published(tmp_path: Path) -> None:
             weights[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
         weights["lm_head.weight"] = weights["wte.weight"].clone()
 
-    edit_weights(tmp_path / "native", age)
+    edit_weights(tmp_path / "native", to_old_format)
     convert(tmp_path / "native", tmp_path / "ours")
-    assert_ours_equals(tmp_path / "ours", native)
+    assert_matches_native(tmp_path / "ours", native)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_marian_with_a_table_of_positions(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_marian_with_position_table(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = saved_native(tmp_path, "marian")
     table = FAMILIES["marian"].computed["encoder.embed_positions.weight"]((29, 24)).to(dtype)
     edit_weights(folder, lambda weights: weights.update({"model.encoder.embed_positions.weight": table}))
     convert(folder, tmp_path / "ours")
     edit_weights(folder, lambda weights: weights.update({"model.encoder.embed_positions.weight": table * 1.1}))
-    with pytest.raises(ValueError, match=r"encoder\.embed_positions\.weight.*table.*sinusoids"):
+    with pytest.raises(ValueError, match=r"encoder\.embed_positions\.weight.*sinusoidal.*table"):
         convert(folder, tmp_path / "other")
 
 
 @exact
 @pytest.mark.parametrize("name", ["marian", "bart"])
 @pytest.mark.parametrize("bias", ["absent", "zeros", "numbers"])
-def test_the_bias_of_the_head_is_there_if_it_says_something(name: str, bias: str, tmp_path: Path) -> None:
+def test_head_bias_is_kept_if_nonzero(name: str, bias: str, tmp_path: Path) -> None:
     native = native_model(name)
     native.final_logits_bias.zero_()
     if bias == "numbers":
@@ -166,23 +165,23 @@ def test_the_bias_of_the_head_is_there_if_it_says_something(name: str, bias: str
     if bias == "absent":
         edit_weights(tmp_path / "native", lambda weights: weights.pop("final_logits_bias"))
     convert(tmp_path / "native", tmp_path / "ours")
-    assert loaded(tmp_path / "ours").config.lm_head_bias == (bias == "numbers")
-    assert_ours_equals(tmp_path / "ours", native)
+    assert load_float64(tmp_path / "ours").config.lm_head_bias == (bias == "numbers")
+    assert_matches_native(tmp_path / "ours", native)
     convert(tmp_path / "ours", tmp_path / "back", name)
-    assert torch.equal(loaded(tmp_path / "back").final_logits_bias, native.final_logits_bias)
+    assert torch.equal(load_float64(tmp_path / "back").final_logits_bias, native.final_logits_bias)
 
 
 @exact
-def test_old_spellings_of_a_configuration(tmp_path: Path) -> None:
+def test_old_configuration_spellings(tmp_path: Path) -> None:
     folder = saved_native(tmp_path, "llama-tied-theta")
     config = json.loads((folder / "config.json").read_text())
     del config["rope_parameters"], config["dtype"], config["head_dim"]
     (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 300.0, "torch_dtype": "float64"}))
     convert(folder, tmp_path / "ours")
-    assert loaded(tmp_path / "ours").config.rope_theta == 300.0
+    assert load_float64(tmp_path / "ours").config.rope_theta == 300.0
 
 
-# --- Refusals: one sentence, and nothing is written ------------------------------------------------------------------
+# --- Refusals: one sentence, nothing written -------------------------------------------------------------------------
 
 
 WINDOW = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": None}
@@ -190,12 +189,12 @@ ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"),
+    ("name", "changes", "expected_error"),
     [
         ("llama", {"rope_parameters": ROPE}, "rope_parameters.rope_type is 'linear', but must be 'default'"),
         ("llama", {"head_dim": 8}, "head_dim is 8, but must be 6"),
-        ("llama", {"hidden_act": "softsquare"}, "config.json cannot be: activation_function is 'softsquare', but"),
-        ("llama", {"vocab_size": "many"}, "config.json cannot be: Field 'vocab_size'"),
+        ("llama", {"hidden_act": "softsquare"}, "config.json is invalid: activation_function is 'softsquare', but"),
+        ("llama", {"vocab_size": "many"}, "config.json is invalid: Field 'vocab_size'"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ("llama", {"architectures": None}, "None"),
@@ -206,7 +205,7 @@ ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True"),
-        ("gpt2", {"embd_pdrop": 0.2}, "resid_pdrop is 0.1 and embd_pdrop is 0.2, but must be the same"),
+        ("gpt2", {"embd_pdrop": 0.2}, "resid_pdrop is 0.1 and embd_pdrop is 0.2, but must be equal"),
         ("bert", {"is_decoder": True}, "is_decoder is True"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ("bert-tokens", {"classifier_dropout": 0.3}, "hidden_dropout_prob is 0.1 and classifier_dropout is 0.3"),
@@ -218,16 +217,18 @@ ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
         ("bart", {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
     ],
 )
-def test_refuses_what_is_not_ours(name: str, changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_unsupported_native_fields_are_refused(
+    name: str, changes: dict[str, Any], expected_error: str, tmp_path: Path
+) -> None:
     folder = saved_native(tmp_path, name)
     edit_config(folder, **changes)
-    assert said in refused(folder, tmp_path / "ours")
+    assert expected_error in conversion_error(folder, tmp_path / "ours")
 
 
-def test_names_all_that_stands_in_the_way(tmp_path: Path) -> None:
+def test_all_unsupported_fields_are_named(tmp_path: Path) -> None:
     folder = saved_native(tmp_path, "gpt2")
     edit_config(folder, scale_attn_weights=False, embd_pdrop=0.2)
-    message = refused(folder, tmp_path / "ours")
+    message = conversion_error(folder, tmp_path / "ours")
     assert "scale_attn_weights" in message
     assert "embd_pdrop" in message
 
@@ -238,7 +239,7 @@ VARIANTS: list[tuple[str, dict[str, Any], str | None, str]] = [
         "gpt2",
         {"position_embedding_type": "rotary"},
         None,
-        "the nearest is gpt2, but: position_embedding_type is 'rotary'",
+        "the closest is gpt2, but: position_embedding_type is 'rotary'",
     ),
     ("gpt2", {"num_key_value_heads": 2}, "gpt2", "num_attention_heads is 4 and num_key_value_heads is 2"),
     ("llama", {"attention_bias": True}, "mistral", "attention_bias is True, but must be False"),
@@ -247,11 +248,11 @@ VARIANTS: list[tuple[str, dict[str, Any], str | None, str]] = [
         "llama",
         {"attention_bias": True},
         "qwen2",
-        "self_attn.o_proj.bias is not zero, but a Qwen2ForCausalLM has no such",
+        "self_attn.o_proj.bias must be zero, because a Qwen2ForCausalLM has no such",
     ),
-    ("llama", {}, None, "say `to`, one of llama, mistral, qwen2"),
+    ("llama", {}, None, "Set `to` to one of llama, mistral, qwen2"),
     ("llama", {"lm_head_bias": True}, "llama", "lm_head_bias is True, but must be False"),
-    ("llama", {}, "marian", "there is nothing like TriviumForCausalLM"),
+    ("llama", {}, "marian", "it has no class for TriviumForCausalLM"),
     ("llama", {}, "t5", "'t5', but must be one of bart, bert"),
     ("bert-sequence", {"classifier_pooling": "mean"}, None, "classifier_pooling is 'mean', but must be 'cls'"),
     ("bert-masked-lm", {}, None, "one of bert, roberta"),
@@ -259,21 +260,21 @@ VARIANTS: list[tuple[str, dict[str, Any], str | None, str]] = [
     ("bert-masked-lm", {"pad_token_id": None}, "roberta", "pad_token_id is None, but must be 1"),
     ("bert-masked-lm", {"activation_function": "relu"}, "roberta", "activation_function is 'relu'"),
     ("bart", UNTIED, "bart", "tie_word_embeddings is False"),
-    ("paper-marian", {"norm_eps": 1e-6}, None, "the nearest is marian, but: norm_eps is 1e-06, but must be 1e-05"),
+    ("paper-marian", {"norm_eps": 1e-6}, None, "the closest is marian, but: norm_eps is 1e-06, but must be 1e-05"),
     ("paper-marian", {"type_vocab_size": 2}, "marian", "type_vocab_size is 2, but must be 0"),
 ]
 
 
-@pytest.mark.parametrize(("name", "changes", "to", "said"), VARIANTS)
-def test_refuses_what_is_not_theirs(
-    name: str, changes: dict[str, Any], to: str | None, said: str, tmp_path: Path
+@pytest.mark.parametrize(("name", "changes", "to", "expected_error"), VARIANTS)
+def test_fields_the_family_lacks_are_refused(
+    name: str, changes: dict[str, Any], to: str | None, expected_error: str, tmp_path: Path
 ) -> None:
-    our_model(name, **changes).save_pretrained(tmp_path / "ours")
-    assert said in refused(tmp_path / "ours", tmp_path / "native", to)
+    trivium_model(name, **changes).save_pretrained(tmp_path / "ours")
+    assert expected_error in conversion_error(tmp_path / "ours", tmp_path / "native", to)
 
 
-def test_takes_the_only_family_that_fits(tmp_path: Path) -> None:
-    our_model("gpt2").save_pretrained(tmp_path / "ours")
+def test_only_matching_family_is_selected(tmp_path: Path) -> None:
+    trivium_model("gpt2").save_pretrained(tmp_path / "ours")
     assert convert(tmp_path / "ours", tmp_path / "native").family == "gpt2"
 
 
@@ -285,46 +286,48 @@ Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "expected_error"),
     [
         (lambda weights: weights.pop(Q_PROJ), f"{Q_PROJ} is missing"),
         (
             lambda weights: weights.update({"model.layers.1.self_attn.q_norm.weight": torch.ones(6)}),
-            "q_norm.weight has no place",
+            "q_norm.weight is unexpected",
         ),
         (
             lambda weights: weights.update({Q_PROJ: torch.ones(24, 12)}),
             "has the shape (24, 12), but must have (24, 24)",
         ),
-        (lambda weights: _rename(weights, Q_PROJ, "x.weight"), f"{Q_PROJ} is missing; x.weight has no place"),
+        (lambda weights: _rename(weights, Q_PROJ, "x.weight"), f"{Q_PROJ} is missing; x.weight is unexpected"),
         (dict.clear, "is missing; "),
     ],
 )
-def test_refuses_other_weights(edit: Callable[[dict[str, torch.Tensor]], Any], said: str, tmp_path: Path) -> None:
+def test_unexpected_weights_are_refused(
+    edit: Callable[[dict[str, torch.Tensor]], Any], expected_error: str, tmp_path: Path
+) -> None:
     folder = saved_native(tmp_path)
     edit_weights(folder, edit)
-    message = refused(folder, tmp_path / "ours")
-    assert said in message
-    assert message.startswith("The weights are not those of the LlamaForCausalLM that the configuration describes: ")
+    message = conversion_error(folder, tmp_path / "ours")
+    assert expected_error in message
+    assert message.startswith("The weights do not match the LlamaForCausalLM that config.json describes: ")
 
 
-def test_refuses_tied_weights_that_differ(tmp_path: Path) -> None:
+def test_tied_weights_that_differ_are_refused(tmp_path: Path) -> None:
     folder = saved_native(tmp_path, "gpt2")
     edit_weights(folder, lambda weights: weights.update({"lm_head.weight": torch.ones(31, 24).double()}))
-    assert "are tied, but differ" in refused(folder, tmp_path / "ours")
+    assert "are tied, but differ" in conversion_error(folder, tmp_path / "ours")
 
 
 @pytest.mark.parametrize(("config", "weights"), [("llama", "gpt2"), ("gpt2", "bert-masked-lm"), ("bart", "marian")])
-def test_refuses_the_weights_of_another_family(config: str, weights: str, tmp_path: Path) -> None:
+def test_weights_of_another_family_are_refused(config: str, weights: str, tmp_path: Path) -> None:
     folder = saved_native(tmp_path / "a", config)
     shutil.copy(saved_native(tmp_path / "b", weights) / "model.safetensors", folder)
-    assert "that the configuration describes: " in refused(folder, tmp_path / "ours")
+    assert "that config.json describes: " in conversion_error(folder, tmp_path / "ours")
 
 
-def test_refuses_our_weights_of_another_shape(tmp_path: Path) -> None:
-    our_model("gpt2").save_pretrained(tmp_path / "ours")
+def test_trivium_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    trivium_model("gpt2").save_pretrained(tmp_path / "ours")
     edit_config(tmp_path / "ours", ffn_dim=44)
-    message = refused(tmp_path / "ours", tmp_path / "native")
+    message = conversion_error(tmp_path / "ours", tmp_path / "native")
     assert "has the shape (40, 24), but must have (44, 24)" in message
 
 
@@ -345,44 +348,44 @@ def _index(content: str) -> Callable[[Path], Any]:
     return write
 
 
-NO_FILE = "is no whole file of safetensors"
+NO_FILE = "is not a complete safetensors file"
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (_truncate, NO_FILE),
     "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), NO_FILE),
-    "pickled": (_pickle, "Pickled weights (pytorch_model.bin) are not read"),
+    "pickled": (_pickle, "Pickled weights (pytorch_model.bin) are not loaded"),
     "lost": (
         _index('{"weight_map": {"a": "model-1.safetensors"}}'),
-        "names model-1.safetensors, but there is no such",
+        "lists model-1.safetensors, but that file is missing",
     ),
     "elsewhere": (_index('{"weight_map": {"a": "../../config.json"}}'), NO_FILE),
-    "number": (_index('{"weight_map": {"a": 3}}'), "is no index"),
-    "mapless": (_index('{"metadata": {}}'), "is no index"),
-    "half": (_index("{"), "is no index"),
+    "number": (_index('{"weight_map": {"a": 3}}'), "is not a safetensors index"),
+    "mapless": (_index('{"metadata": {}}'), "is not a safetensors index"),
+    "half": (_index("{"), "is not a safetensors index"),
     "no-config": (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
-    "half-config": (lambda folder: (folder / "config.json").write_text("{"), "is no JSON"),
-    "list-config": (lambda folder: (folder / "config.json").write_text("[]"), "is no configuration"),
+    "half-config": (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
+    "list-config": (lambda folder: (folder / "config.json").write_text("[]"), "holds a list"),
 }
 
 
-@pytest.mark.parametrize(("damage", "said"), DAMAGES.values(), ids=DAMAGES)
-def test_refuses_broken_files(damage: Callable[[Path], Any], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("damage", "expected_error"), DAMAGES.values(), ids=DAMAGES)
+def test_broken_files_are_refused(damage: Callable[[Path], Any], expected_error: str, tmp_path: Path) -> None:
     folder = saved_native(tmp_path)
     damage(folder)
-    assert said in refused(folder, tmp_path / "ours")
+    assert expected_error in conversion_error(folder, tmp_path / "ours")
 
 
-def test_refuses_a_folder_that_is_there(tmp_path: Path) -> None:
+def test_existing_output_folder_is_refused(tmp_path: Path) -> None:
     folder = saved_native(tmp_path)
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "mine.txt").write_text("mine")
-    assert "already exists" in refused(folder, tmp_path / "ours")
+    assert "already exists" in conversion_error(folder, tmp_path / "ours")
     assert files_of(tmp_path / "ours") == {"mine.txt": b"mine"}
 
 
-def test_refuses_what_is_nowhere(tmp_path: Path) -> None:
-    assert "is no folder" in refused(Path("someone/nothing"), tmp_path / "ours")
-    assert "is no folder" in refused(tmp_path / "nothing", tmp_path / "ours")
+def test_missing_source_is_refused(tmp_path: Path) -> None:
+    assert "is neither a folder nor" in conversion_error(Path("someone/nothing"), tmp_path / "ours")
+    assert "is neither a folder nor" in conversion_error(tmp_path / "nothing", tmp_path / "ours")
 
 
-def test_what_is_native_does_not_become_another_native(tmp_path: Path) -> None:
-    assert "to is 'mistral', but" in refused(saved_native(tmp_path), tmp_path / "ours", "mistral")
+def test_native_to_native_is_refused(tmp_path: Path) -> None:
+    assert "to is 'mistral', but" in conversion_error(saved_native(tmp_path), tmp_path / "ours", "mistral")

@@ -1,4 +1,4 @@
-"""Export to ONNX and generation with onnxruntime, compared with the model that was exported."""
+"""Export to ONNX and generation with onnxruntime, against the exported model."""
 
 import sys
 from pathlib import Path
@@ -29,12 +29,12 @@ from trivium.translation import translate
 pytest.importorskip("onnxscript", reason="a test extra")
 pytest.importorskip("onnxruntime", reason="a test extra")
 
-LONG = "each of its graphs takes 3 to 10 seconds to be drawn"
-CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}  # float32, twice
+LONG = "exporting a graph takes 3 to 10 seconds"
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}  # Both compute in float32.
 ENCODER_ONLY, DECODER_ONLY = {"decoder_layers": 0}, {"encoder_layers": 0}
 SMALL = {"encoder_layers": 1, "decoder_layers": 1, "num_key_value_heads": 2}
 
-# Positions, norms and their place, grouped queries, two vocabularies, what is added to either.
+# Positions, norms and their position, grouped queries, two vocabularies, biases.
 SHAPES: list[dict[str, Any]] = [
     {"norm_position": "pre", "decoder_vocab_size": 37, "tie_word_embeddings": False},
     {"position_embedding_type": "learned", "norm_type": "rmsnorm", "num_key_value_heads": 1},
@@ -47,7 +47,7 @@ HEADS = [
     TriviumForTokenClassification,
     TriviumForQuestionAnswering,
 ]
-# Batches and lengths that the graphs were not drawn from; one text alone, and one token alone, among them.
+# Batch sizes and lengths unlike the example's, including a single text and a single token.
 BATCHES = [[9, 4, 2, 5, 7], [6], [1], [1, 3]]
 SEARCHES: list[dict[str, Any]] = [
     {"num_beams": 1},
@@ -59,7 +59,7 @@ SEARCHES: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> TriviumTokenizer:
-    """One token for each letter: with the five special ones, the 31 of `tiny_config`."""
+    """Return a tokenizer of letters: with five special tokens, the 31 of `tiny_config`."""
     return train_tokenizer([ascii_lowercase], algorithm="char")
 
 
@@ -83,7 +83,7 @@ def padded(lengths: list[int], side: str = "right") -> tuple[torch.Tensor, torch
     return random_ids(*mask.shape).masked_fill(mask == 0, 0), mask
 
 
-# --- The same numbers, and the same texts ----------------------------------------------------------------------------
+# --- Outputs and generated texts -------------------------------------------------------------------------------------
 
 
 def assert_same_texts(model: PreTrainedModel, engine: OnnxModel, side: str) -> None:
@@ -145,7 +145,7 @@ def check_head(model: PreTrainedModel, engine: OnnxModel) -> None:
 
 
 @pytest.mark.slow
-def test_an_encoder_decoder_is_the_same(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_encoder_decoder_matches(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     options = {"position_embedding_type": "rotary", "decoder_layers": 2, "tie_word_embeddings": False}
     model = make_model(TriviumForConditionalGeneration, **options)
     engine = exported(model, tokenizer, tmp_path)
@@ -171,7 +171,7 @@ def test_an_encoder_decoder_is_the_same(tokenizer: TriviumTokenizer, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_decoder_is_the_same(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_decoder_matches(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     options = {"position_embedding_type": "learned", "max_position_embeddings": 20, "norm_position": "pre"}
     model = make_model(TriviumForCausalLM, **DECODER_ONLY, **options)
     model.generation_config.num_beams = 3
@@ -184,10 +184,10 @@ def test_a_decoder_is_the_same(tokenizer: TriviumTokenizer, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_classifier_is_the_same(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_classifier_matches(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     model = make_model(TriviumForSequenceClassification, type_vocab_size=2, num_labels=5, **ENCODER_ONLY)
     folder = saved(model.bfloat16(), tokenizer, tmp_path)
-    engine = OnnxModel.from_pretrained(folder)  # exports it for this once
+    engine = OnnxModel.from_pretrained(folder)  # The pipeline exports it on the fly.
     assert list(tmp_path.iterdir()) == [folder]
     check_head(model.float(), engine)
     texts = ["abc", "hgfedcb"]
@@ -199,14 +199,14 @@ def test_a_classifier_is_the_same(tokenizer: TriviumTokenizer, tmp_path: Path) -
 
 @pytest.mark.slow(reason=LONG)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_encoder_decoder_is_the_same(shape: dict[str, Any], tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_every_encoder_decoder_matches(shape: dict[str, Any], tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     model = make_model(TriviumForConditionalGeneration, encoder_layers=2, decoder_layers=3, **shape)
     check_translator(model, exported(model, tokenizer, tmp_path))
 
 
 @pytest.mark.slow(reason=LONG)
 @pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
-def test_every_decoder_is_the_same(shape: dict[str, Any], tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_every_decoder_matches(shape: dict[str, Any], tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     model = make_model(TriviumForCausalLM, decoder_layers=3, **DECODER_ONLY, **shape)
     check_writer(model, exported(model, tokenizer, tmp_path))
 
@@ -214,18 +214,18 @@ def test_every_decoder_is_the_same(shape: dict[str, Any], tokenizer: TriviumToke
 @pytest.mark.slow(reason=LONG)
 @pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
 @pytest.mark.parametrize("model_class", HEADS)
-def test_every_head_is_the_same(
+def test_every_head_matches(
     model_class: type[PreTrainedModel], shape: dict[str, Any], tokenizer: TriviumTokenizer, tmp_path: Path
 ) -> None:
     model = make_model(model_class, **ENCODER_ONLY, **shape)
     check_head(model, exported(model, tokenizer, tmp_path))
 
 
-# --- What cannot be --------------------------------------------------------------------------------------------------
+# --- Refusals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model_class", [TriviumModel, TriviumDecoderModel])
-def test_a_decoder_without_a_head_is_refused(
+def test_decoder_without_head_is_refused(
     model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer, tmp_path: Path
 ) -> None:
     model = make_model(model_class, **(DECODER_ONLY if model_class is TriviumDecoderModel else {}))
@@ -235,7 +235,7 @@ def test_a_decoder_without_a_head_is_refused(
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_wrong_folders_are_refused(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_invalid_folders_are_refused(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     output = tmp_path / "exported"
     with pytest.raises(FileNotFoundError, match=r"saved model.*config.json"):
         to_onnx(tmp_path, output)
@@ -258,11 +258,11 @@ def test_wrong_folders_are_refused(tokenizer: TriviumTokenizer, tmp_path: Path) 
     assert not output.exists()
 
 
-def test_nothing_is_left_where_writing_fails(
+def test_failed_write_leaves_nothing_behind(
     tokenizer: TriviumTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full_disk(self: Any, folder: Path, **kwargs: Any) -> None:
-        assert any(folder.iterdir())  # the graph is written already
+        assert any(folder.iterdir())  # The graph has been written already.
         raise OSError("No space left on device")
 
     folder = saved(make_model(TriviumEncoderModel, **ENCODER_ONLY), tokenizer, tmp_path)
@@ -273,7 +273,7 @@ def test_nothing_is_left_where_writing_fails(
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_message_says_what_to_install(
+def test_missing_package_error_says_what_to_install(
     package: str, tokenizer: TriviumTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)

@@ -1,4 +1,4 @@
-"""Cutting an encoder-decoder and joining it again: nothing missing, nothing left over, the same bits."""
+"""Split an encoder-decoder and join it again: no missing or extra weights, bit-identical results."""
 
 import copy
 import re
@@ -49,7 +49,7 @@ all_kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
 def translations(model: TriviumForConditionalGeneration) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a padded batch, and what beam search makes of it, for the same input at every call."""
+    """Return the logits and beam search outputs for a fixed padded batch."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 23, (2, 6), generator=generator)
     mask = mask_of([6, 4])
@@ -58,18 +58,18 @@ def translations(model: TriviumForConditionalGeneration) -> tuple[torch.Tensor, 
         return logits, model.generate(ids, attention_mask=mask, num_beams=3, max_new_tokens=8)
 
 
-# --- Cut and joined again --------------------------------------------------------------------------------------------
+# --- Round trips -----------------------------------------------------------------------------------------------------
 
 
 @all_tyings
 @all_kinds
-def test_what_was_cut_is_joined_to_the_bit(kind: dict[str, Any], tying: dict[str, Any]) -> None:
+def test_split_and_join_is_bit_identical(kind: dict[str, Any], tying: dict[str, Any]) -> None:
     model = tiny_model(**kind, **tying)
     joined, new_parameters = join(*split(model))
     assert isinstance(joined, TriviumForConditionalGeneration)
     assert new_parameters == []
     assert_same_weights(joined.state_dict(), model.state_dict())
-    assert len(list(joined.parameters())) == len(list(model.parameters()))  # tied as before
+    assert len(list(joined.parameters())) == len(list(model.parameters()))  # Tied as before.
     assert joined.config.to_dict() == {**model.config.to_dict(), "auto_map": {}}
     assert joined.config._attn_implementation == model.config._attn_implementation == "eager"
     for now, before in zip(translations(joined), translations(model), strict=True):
@@ -77,7 +77,7 @@ def test_what_was_cut_is_joined_to_the_bit(kind: dict[str, Any], tying: dict[str
 
 
 @all_tyings
-def test_without_a_head(tying: dict[str, Any]) -> None:
+def test_split_and_join_without_head(tying: dict[str, Any]) -> None:
     model = tiny_model(TriviumModel, **tying)
     parts = split(model)
     assert isinstance(parts.decoder, TriviumDecoderModel)
@@ -89,7 +89,7 @@ def test_without_a_head(tying: dict[str, Any]) -> None:
 
 @all_tyings
 @all_kinds
-def test_the_parts_are_what_from_pretrained_finds(kind: dict[str, Any], tying: dict[str, Any], tmp_path: Path) -> None:
+def test_parts_match_from_pretrained(kind: dict[str, Any], tying: dict[str, Any], tmp_path: Path) -> None:
     model = tiny_model(**kind, **tying)
     model.generation_config.update(num_beams=4, length_penalty=0.6)
     model.save_pretrained(tmp_path)
@@ -99,7 +99,9 @@ def test_the_parts_are_what_from_pretrained_finds(kind: dict[str, Any], tying: d
         assert not any(report.values()), report
         assert_same_weights(part.state_dict(), loaded.state_dict())
         ignored = {"_name_or_path", "dtype", "auto_map", "architectures", "transformers_version"}
-        configs = [{k: v for k, v in each.config.to_dict().items() if k not in ignored} for each in (part, loaded)]
+        configs = [
+            {k: v for k, v in any_model.config.to_dict().items() if k not in ignored} for any_model in (part, loaded)
+        ]
         assert configs[0] == configs[1]
         assert not part.training
         assert part.dtype == loaded.dtype == torch.float64
@@ -110,7 +112,7 @@ def test_the_parts_are_what_from_pretrained_finds(kind: dict[str, Any], tying: d
 
 
 @all_kinds
-def test_the_encoder_gives_the_same_activations(kind: dict[str, Any]) -> None:
+def test_split_encoder_matches_activations(kind: dict[str, Any]) -> None:
     model = tiny_model(**kind)
     ids, mask = random_ids(2, 6), mask_of([6, 3])
     with torch.no_grad():
@@ -121,8 +123,8 @@ def test_the_encoder_gives_the_same_activations(kind: dict[str, Any]) -> None:
 
 
 @all_tyings
-def test_the_decoder_gives_the_same_activations_where_nothing_comes_across(tying: dict[str, Any]) -> None:
-    """With pre-norm, a cross-attention that gives zeros leaves the hidden states alone."""
+def test_split_decoder_matches_zeroed_cross_attention(tying: dict[str, Any]) -> None:
+    """With pre-norm, a cross-attention that returns zeros leaves the hidden states unchanged."""
     model = tiny_model(norm_position="pre", **tying)
     with torch.no_grad():
         for layer in model.model.decoder.layers:
@@ -131,7 +133,7 @@ def test_the_decoder_gives_the_same_activations_where_nothing_comes_across(tying
         assert torch.equal(split(model).decoder(ids).logits, model(input_ids=ids, decoder_input_ids=ids).logits)
 
 
-def test_cross_attention_is_the_rest() -> None:
+def test_remainder_is_cross_attention() -> None:
     model = tiny_model(TriviumModel)
     parts = split(model)
     halves = parts.encoder.state_dict().keys() | parts.decoder.state_dict().keys()
@@ -142,19 +144,19 @@ def test_cross_attention_is_the_rest() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_type_of_numbers_is_kept(dtype: torch.dtype) -> None:
+def test_dtype_is_kept(dtype: torch.dtype) -> None:
     model = tiny_model().to(dtype)
     parts = split(model)
     joined, _ = join(*parts)
     warm, _ = join(parts.encoder, parts.decoder)
-    for each in (parts.encoder, parts.decoder, joined, warm):
-        assert {parameter.dtype for parameter in each.parameters()} == {dtype}
+    for model in (parts.encoder, parts.decoder, joined, warm):
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert {weight.dtype for weight in parts.cross_attention.values()} == {dtype}
     assert_same_weights(joined.state_dict(), model.state_dict())
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_nobodys_objects_are_changed(tied: bool) -> None:
+def test_split_and_join_do_not_mutate_inputs(tied: bool) -> None:
     model = tiny_model(tie_word_embeddings=tied).train()
     model.model.encoder.requires_grad_(False)
     weights, config = copy.deepcopy(model.state_dict()), model.config.to_dict()
@@ -168,10 +170,10 @@ def test_nobodys_objects_are_changed(tied: bool) -> None:
     cross_attention = copy.deepcopy(parts.cross_attention)
     joined, _ = join(*parts)
     warm, _ = join(parts.encoder, parts.decoder)
-    for each in (joined, warm):
-        shake(each)
-        each.config.dropout = 0.5
-        each.generation_config.num_beams = 7
+    for joined_model in (joined, warm):
+        shake(joined_model)
+        joined_model.config.dropout = 0.5
+        joined_model.generation_config.num_beams = 7
     for part, before, before_config in zip(parts[:2], cut, cut_configs, strict=True):
         assert_same_weights(part.state_dict(), before)
         assert part.config.to_dict() == before_config
@@ -191,8 +193,8 @@ def test_nobodys_objects_are_changed(tied: bool) -> None:
     assert all(parameter.requires_grad for part in parts[:2] for parameter in part.parameters())
 
 
-def test_a_model_around_a_part_does_not_start_it_anew() -> None:
-    class Around(TriviumPreTrainedModel):
+def test_wrapping_a_part_does_not_reinitialize_it() -> None:
+    class Wrapper(TriviumPreTrainedModel):
         def __init__(self, part: TriviumEncoderModel) -> None:
             super().__init__(part.config)
             self.model = part
@@ -201,14 +203,14 @@ def test_a_model_around_a_part_does_not_start_it_anew() -> None:
 
     part = split(tiny_model()).encoder
     before = copy.deepcopy(part.state_dict())
-    assert_same_weights(Around(part).model.state_dict(), before)
+    assert_same_weights(Wrapper(part).model.state_dict(), before)
 
 
 # --- Warm start ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm_type", ["layernorm", "rmsnorm"])
-def test_a_warm_start_lists_exactly_what_is_new(norm_type: str) -> None:
+def test_warm_start_lists_exactly_the_new_weights(norm_type: str) -> None:
     kind: dict[str, Any] = {"norm_type": norm_type, "attention_bias": True}
     encoder = tiny_model(TriviumForMaskedLM, decoder_layers=0, encoder_layers=1, type_vocab_size=3, **kind)
     decoder = tiny_model(TriviumForCausalLM, encoder_layers=0, vocab_size=23, **kind)
@@ -226,13 +228,13 @@ def test_a_warm_start_lists_exactly_what_is_new(norm_type: str) -> None:
         if "norm" in name or "bias" in name:
             assert torch.equal(named[name], torch.full_like(named[name], float("norm.weight" in name)))
         else:
-            limit = (6 / sum(named[name].shape)) ** 0.5  # Glorot's
+            limit = (6 / sum(named[name].shape)) ** 0.5  # Glorot initialization.
             assert 0.9 * limit < named[name].abs().max() <= limit
     assert (model.config.encoder_layers, model.config.decoder_layers) == (1, 3)
     assert (model.config.vocab_size, model.config.decoder_vocab_size, model.config.type_vocab_size) == (31, 23, 3)
 
 
-def test_a_warm_start_is_repeatable() -> None:
+def test_warm_start_is_reproducible() -> None:
     parts = halves()
     starts = []
     for seed in (1, 1, 2):
@@ -243,10 +245,10 @@ def test_a_warm_start_is_repeatable() -> None:
     assert not torch.equal(starts[0][name], starts[2][name])
 
 
-def test_a_warm_start_survives_saving_and_the_parts_are_in_it(tmp_path: Path) -> None:
+def test_warm_start_survives_saving(tmp_path: Path) -> None:
     encoder, decoder = halves()
     model, new_parameters = join(encoder, decoder)
-    assert model.config.decoder_vocab_size == 31  # of the same size, but another vocabulary
+    assert model.config.decoder_vocab_size == 31  # Vocabularies of the same size, but different.
     model.save_pretrained(tmp_path)
     loaded, report = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
@@ -257,7 +259,7 @@ def test_a_warm_start_survives_saving_and_the_parts_are_in_it(tmp_path: Path) ->
     assert {f"model.{name}" for name in again.cross_attention} == set(new_parameters)
 
 
-def test_a_warm_start_learns() -> None:
+def test_warm_start_trains() -> None:
     encoder, decoder = (half.float() for half in halves({"norm_position": "pre"}, {"norm_position": "pre"}))
     model, _ = join(encoder, decoder)
     ids = random_ids(4, 6)
@@ -276,7 +278,7 @@ def test_a_warm_start_learns() -> None:
     assert loss() < 0.8 * before
 
 
-def test_an_encoders_tying_does_not_matter() -> None:
+def test_tying_of_encoder_is_ignored() -> None:
     for decoder_tied in (True, False):
         encoder, decoder = halves({"tie_word_embeddings": not decoder_tied}, {"tie_word_embeddings": decoder_tied})
         encoder.get_input_embeddings().load_state_dict(decoder.get_input_embeddings().state_dict())
@@ -287,7 +289,7 @@ def test_an_encoders_tying_does_not_matter() -> None:
         assert_same_weights(split(model).decoder.state_dict(), decoder.state_dict())
 
 
-def test_the_start_token_falls_back_and_the_rest_is_the_decoders() -> None:
+def test_start_token_falls_back_and_other_ids_are_decoders() -> None:
     encoder, decoder = halves(
         {"dropout": 0.3, "label_smoothing": 0.2, "bos_token_id": 5, "classifier_pooling": "cls"},
         {"dropout": 0.4, "label_smoothing": 0.0, "bos_token_id": 6, "eos_token_id": 7, "decoder_start_token_id": None},
@@ -328,20 +330,20 @@ OTHER: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("field", OTHER)
-def test_fields_that_must_agree(field: str) -> None:
+def test_fields_that_must_match(field: str) -> None:
     encoder, decoder = halves({"num_key_value_heads": 2}, {"num_key_value_heads": 2, field: OTHER[field]})
     message = f"{field} is {getattr(encoder.config, field)!r} in the encoder, but {OTHER[field]!r} in the decoder"
     with pytest.raises(ValueError, match=re.escape(message)):
         join(encoder, decoder)
 
 
-def test_types_of_numbers_must_agree() -> None:
+def test_dtypes_must_match() -> None:
     encoder, decoder = halves()
     with pytest.raises(ValueError, match=r"dtype.*torch\.float64.*encoder.*torch\.float32.*decoder"):
         join(encoder, decoder.float())
 
 
-def test_only_the_right_kinds_of_model() -> None:
+def test_only_matching_model_kinds_are_accepted() -> None:
     whole = tiny_model()
     encoder, decoder, _ = split(whole)
     with pytest.raises(ValueError, match=r"model.*TriviumForCausalLM.*encoder_layers=0.*decoder_layers=3"):
@@ -354,7 +356,7 @@ def test_only_the_right_kinds_of_model() -> None:
         join(encoder, whole)
 
 
-def test_models_of_others_are_named() -> None:
+def test_other_models_are_refused_by_name() -> None:
     from transformers import BertConfig, BertModel
 
     bert = BertModel(
@@ -364,14 +366,14 @@ def test_models_of_others_are_named() -> None:
         split(bert)
 
 
-def test_cross_attention_must_fit() -> None:
+def test_cross_attention_must_match() -> None:
     encoder, decoder, cross_attention = split(tiny_model())
     first, second = "decoder.layers.0.cross_attn.k_proj.weight", "decoder.layers.2.cross_attn.k_proj.weight"
     lacking = {name: weight for name, weight in cross_attention.items() if name not in (first, second)}
     with pytest.raises(ValueError, match=re.escape(f"cross_attention lacks {first}, of shape (24, 24).")):
         join(encoder, decoder, lacking)
     with pytest.raises(ValueError, match=f"cross_attention lacks {re.escape(first)}"):
-        join(encoder, decoder, {})  # not a warm start
+        join(encoder, decoder, {})  # Not a warm start.
     with pytest.raises(ValueError, match=r"cross_attention.*decoder\.layers\.3\.x"):
         join(
             encoder,

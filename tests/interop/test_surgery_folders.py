@@ -1,4 +1,4 @@
-"""Cutting and joining of saved folders, in Python and on the command line."""
+"""Splitting and joining saved folders, in Python and on the command line."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def trivium(*arguments: str | Path) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("shared", [True, False], ids=["one-vocabulary", "two-vocabularies"])
-def test_folders_are_cut_and_joined(shared: bool, tied: bool, tmp_path: Path) -> None:
+def test_folders_are_split_and_joined(shared: bool, tied: bool, tmp_path: Path) -> None:
     whole = saved(tmp_path / "whole", shared, tie_word_embeddings=tied)
     encoder, decoder, cross_attention = split_folder(whole, tmp_path / "deep" / "parts")
     assert join_folders(encoder, decoder, tmp_path / "joined", cross_attention) == []
@@ -100,7 +100,7 @@ def test_each_half_is_complete(shared: bool, tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt"}
 
 
-def test_the_commands_say_what_they_made(tmp_path: Path) -> None:
+def test_commands_report_their_output(tmp_path: Path) -> None:
     whole, parts = saved(tmp_path / "whole", shared=True), tmp_path / "parts"
     code, output, errors = trivium("split", whole, parts)
     assert (code, errors.count("Error")) == (0, 0)
@@ -115,15 +115,15 @@ def test_the_commands_say_what_they_made(tmp_path: Path) -> None:
     )
     models = [AutoModelForSeq2SeqLM.from_pretrained(path) for path in (whole, tmp_path / "joined")]
     assert_same_weights(models[0].state_dict(), models[1].state_dict())
-    (tmp_path / "warm").mkdir()  # empty: welcome
+    (tmp_path / "warm").mkdir()  # An empty folder is allowed.
     code, output, _ = trivium("join", *halves, tmp_path / "warm")
     assert code == 0
-    assert "18 parameters are new, to be trained:" in output
+    assert "18 parameters are newly initialized and must be trained:" in output
     assert "  model.decoder.layers.*.cross_attn.q_proj.weight in 3 layers\n" in output
     assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "warm").config.is_encoder_decoder
 
 
-def test_mistakes_leave_nothing_behind(tmp_path: Path) -> None:
+def test_errors_leave_nothing_behind(tmp_path: Path) -> None:
     whole, parts, output = saved(tmp_path / "whole", shared=True), tmp_path / "parts", tmp_path / "output"
     split_folder(whole, parts)
     encoder, decoder = parts / "encoder", parts / "decoder"
@@ -151,7 +151,7 @@ def test_mistakes_leave_nothing_behind(tmp_path: Path) -> None:
         ),
         (
             ["join", encoder, decoder, output, "--cross-attention", tmp_path / "text"],
-            "text, but that is not a file of",
+            "text, but that is not a valid safetensors file",
         ),
         (
             ["join", encoder, decoder, output, "--cross-attention", tmp_path / "odd.safetensors"],
@@ -166,7 +166,7 @@ def test_mistakes_leave_nothing_behind(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_failure_while_writing_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = saved(tmp_path / "whole", shared=True)
     (tmp_path / "output").mkdir()
     before = sorted(tmp_path.rglob("*"))
@@ -174,20 +174,20 @@ def test_a_failure_while_writing_leaves_nothing_behind(tmp_path: Path, monkeypat
     def full_disk(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("trivium.surgery.save_file", full_disk)  # when the halves are written
+    monkeypatch.setattr("trivium.surgery.save_file", full_disk)  # While the halves are written.
     with pytest.raises(OSError, match="No space"):
         split_folder(whole, tmp_path / "output")
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_folders_of_others_are_named(tmp_path: Path) -> None:
+def test_folders_of_other_models_are_refused_by_name(tmp_path: Path) -> None:
     whole = saved(tmp_path / "whole", shared=True)
     config = whole / "config.json"
-    ours = config.read_text()
-    config.write_text(ours.replace('"TriviumForConditionalGeneration"', '"Stranger"'))
+    original = config.read_text()
+    config.write_text(original.replace('"TriviumForConditionalGeneration"', '"Stranger"'))
     with pytest.raises(ValueError, match=r"whole.*model.*architectures \['Stranger'\]"):
         split_folder(whole, tmp_path / "parts")
-    config.write_text(ours)
+    config.write_text(original)
     tokenizer_config = whole / "tokenizer_config.json"
     tokenizer_config.write_text(
         tokenizer_config.read_text().replace(
@@ -198,8 +198,8 @@ def test_folders_of_others_are_named(tmp_path: Path) -> None:
         split_folder(whole, tmp_path / "parts")
 
 
-def test_tokenizers_that_read_differently_both_stay(tmp_path: Path) -> None:
-    """Of the same vocabulary, but one side is lower-cased; and what they put around a text becomes translation's."""
+def test_tokenizers_that_differ_are_both_kept(tmp_path: Path) -> None:
+    """One vocabulary, but one side lowercases; the joined tokenizer adds the special tokens of a translator."""
     split_folder(saved(tmp_path / "whole", shared=True, tie_word_embeddings=False), tmp_path / "parts")
     encoder, decoder = tmp_path / "parts" / "encoder", tmp_path / "parts" / "decoder"
     AutoTokenizer.from_pretrained(encoder, add_bos_token=True, add_eos_token=False).save_pretrained(encoder)

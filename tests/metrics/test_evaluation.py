@@ -1,4 +1,4 @@
-"""One evaluator for all tasks, against loops that look at one token, or one text, at a time."""
+"""The evaluator of all tasks, against loops over single tokens or texts."""
 
 import math
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ ROWS = [{"text": text} for text in TEXTS]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_seed() -> Iterator[None]:
+def _seed() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
@@ -51,7 +51,7 @@ def model_with(model_class: Any, tokenizer: TriviumTokenizer, **options: Any) ->
 
 @torch.no_grad()
 def token_by_token(model: PreTrainedModel, tokenizer: TriviumTokenizer, limit: int) -> tuple[float, float]:
-    """Perplexity and accuracy, each token from those before it in its piece of `limit` tokens."""
+    """Compute perplexity and accuracy, predicting each token from its prefix within a chunk of `limit` tokens."""
     total, right, count = 0.0, 0, 0
     for text in TEXTS:
         ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
@@ -65,21 +65,21 @@ def token_by_token(model: PreTrainedModel, tokenizer: TriviumTokenizer, limit: i
 
 
 @pytest.mark.parametrize("max_length", [3, 10, 60])
-def test_perplexity_of_texts_is_that_of_their_tokens(tokenizer: TriviumTokenizer, max_length: int) -> None:
+def test_perplexity_matches_token_by_token_loop(tokenizer: TriviumTokenizer, max_length: int) -> None:
     model = model_with(TriviumForCausalLM, tokenizer, encoder_layers=0, label_smoothing=0.3).train()
     expected = token_by_token(model.eval(), tokenizer, max_length)
     for batch_size in (1, 3, 64):
         for packing in (False, True):
             inputs = InputArguments(max_length=max_length, packing=packing)
-            scores, said = evaluate(
+            scores, predictions = evaluate(
                 model.train(), tokenizer, ROWS, task="causal-lm", inputs=inputs, batch_size=batch_size
             )
             assert list(scores) == ["perplexity", "accuracy"]
             assert (scores["perplexity"]["score"], scores["accuracy"]["score"]) == pytest.approx(expected, rel=1e-9)
-            assert said == []
+            assert predictions == []
 
 
-def test_texts_are_cut_at_learned_positions_if_nothing_is_said(tokenizer: TriviumTokenizer) -> None:
+def test_texts_are_truncated_at_learned_positions(tokenizer: TriviumTokenizer) -> None:
     learned: dict[str, Any] = {"position_embedding_type": "learned", "max_position_embeddings": 8}
     model = model_with(TriviumForCausalLM, tokenizer, encoder_layers=0, **learned)
     scores, _ = evaluate(model, tokenizer, ROWS, ["perplexity"], task="causal-lm")
@@ -87,7 +87,7 @@ def test_texts_are_cut_at_learned_positions_if_nothing_is_said(tokenizer: Triviu
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["tokens", "words"])
-def test_masked_tokens_are_measured_and_the_same_ones_each_time(both_ends: TriviumTokenizer, whole: bool) -> None:
+def test_masked_tokens_are_the_same_in_every_evaluation(both_ends: TriviumTokenizer, whole: bool) -> None:
     model = model_with(TriviumForMaskedLM, both_ends, decoder_layers=0, label_smoothing=0.3)
     inputs = InputArguments(mlm_probability=0.4, whole_word_mask=whole)
     kind = TASKS["masked-lm"]
@@ -106,13 +106,13 @@ def test_masked_tokens_are_measured_and_the_same_ones_each_time(both_ends: Trivi
                     count += 1
     for _ in range(2):
         torch.rand(1)
-        scores, said = evaluate(model.train(), both_ends, ROWS, task="masked-lm", inputs=inputs, batch_size=3)
+        scores, predictions = evaluate(model.train(), both_ends, ROWS, task="masked-lm", inputs=inputs, batch_size=3)
         assert scores["perplexity"]["score"] == pytest.approx(math.exp(total / count), rel=1e-9)
         assert scores["accuracy"]["score"] == pytest.approx(right / count)
-        assert said == []
+        assert predictions == []
 
 
-# --- Texts that are written ------------------------------------------------------------------------------------------
+# --- Generated texts -------------------------------------------------------------------------------------------------
 
 
 def learn(model: PreTrainedModel, batch: dict[str, Any], steps: int, rate: float = 3e-3) -> None:
@@ -131,7 +131,7 @@ PROMPT = InputArguments(prompt="of {source}:")
 
 @pytest.fixture(scope="module", params=["sinusoidal", "learned"])
 def completer(request: pytest.FixtureRequest, tokenizer: TriviumTokenizer) -> PreTrainedModel:
-    """Knows four answers by heart; its positions, if learned, end before the answers could be 50 tokens longer."""
+    """Return a model that memorized four answers; learned positions end before an answer could be 50 tokens longer."""
     config = tiny_config(
         vocab_size=len(tokenizer),
         encoder_layers=0,
@@ -146,21 +146,19 @@ def completer(request: pytest.FixtureRequest, tokenizer: TriviumTokenizer) -> Pr
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_completions_are_the_continuation_alone(
+def test_completions_exclude_the_prompt(
     completer: PreTrainedModel, tokenizer: TriviumTokenizer, batch_size: int
 ) -> None:
     rows = [*PAIRS, {"source": "cats", "target": "two"}]
-    scores, said = evaluate(
+    scores, predictions = evaluate(
         completer, tokenizer, rows, ["exact_match"], task="completion", inputs=PROMPT, batch_size=batch_size
     )
-    assert said == [*(target for _, target in CAPITALS), "one"]
+    assert predictions == [*(target for _, target in CAPITALS), "one"]
     assert scores == {"exact_match": {"score": 0.8}}
     assert list(evaluate(completer, tokenizer, PAIRS, task="completion", inputs=PROMPT)[0]) == ["sacrebleu", "chrf"]
 
 
-def test_perplexity_of_completions_is_that_of_the_answers(
-    completer: PreTrainedModel, tokenizer: TriviumTokenizer
-) -> None:
+def test_completion_perplexity_covers_answers_only(completer: PreTrainedModel, tokenizer: TriviumTokenizer) -> None:
     total, count = 0.0, 0
     for source, target in CAPITALS:
         prompt = tokenizer(f"of {source}:")["input_ids"]
@@ -176,25 +174,25 @@ def test_perplexity_of_completions_is_that_of_the_answers(
     assert scores["perplexity"]["score"] == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
-def test_a_model_that_finds_no_end_stops_where_its_positions_do(tokenizer: TriviumTokenizer) -> None:
+def test_generation_without_eos_stops_at_last_position(tokenizer: TriviumTokenizer) -> None:
     learned: dict[str, Any] = {"position_embedding_type": "learned", "max_position_embeddings": 20}
     model = model_with(TriviumForCausalLM, tokenizer, encoder_layers=0, **learned)
-    _, said = evaluate(model, tokenizer, PAIRS[:1], ["chrf"], task="completion", min_length=20)
-    assert len(said) == 1
+    _, predictions = evaluate(model, tokenizer, PAIRS[:1], ["chrf"], task="completion", min_length=20)
+    assert len(predictions) == 1
 
 
-def test_what_generate_takes_reaches_it(completer: PreTrainedModel, tokenizer: TriviumTokenizer) -> None:
-    _, said = evaluate(
+def test_generation_options_reach_generate(completer: PreTrainedModel, tokenizer: TriviumTokenizer) -> None:
+    _, predictions = evaluate(
         completer, tokenizer, PAIRS[3:], ["chrf"], task="completion", inputs=PROMPT, max_new_tokens=1, max_length=None
     )
-    assert len(tokenizer(said, add_special_tokens=False)["input_ids"][0]) == 1
-    assert CAPITALS[3][1].startswith(said[0])
+    assert len(tokenizer(predictions, add_special_tokens=False)["input_ids"][0]) == 1
+    assert CAPITALS[3][1].startswith(predictions[0])
 
 
 # --- Labels ----------------------------------------------------------------------------------------------------------
 
 
-def labelled(labels: list[Any]) -> list[dict[str, Any]]:
+def labeled(labels: list[Any]) -> list[dict[str, Any]]:
     return [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
 
 
@@ -207,7 +205,7 @@ def labelled(labels: list[Any]) -> list[dict[str, Any]]:
     ],
     ids=["one", "several", "number"],
 )
-def test_labels_are_those_of_the_texts_one_by_one(
+def test_label_metrics_match_single_text_loop(
     both_ends: TriviumTokenizer, labels: list[Any], metrics: list[str]
 ) -> None:
     facts = label_facts(labels)
@@ -224,23 +222,23 @@ def test_labels_are_those_of_the_texts_one_by_one(
         else:
             expected.append("abc"[int(logits.argmax())])
     for batch_size in (1, 3):
-        scores, said = evaluate(
-            model.train(), both_ends, labelled(labels), task="classification", batch_size=batch_size
+        scores, predictions = evaluate(
+            model.train(), both_ends, labeled(labels), task="classification", batch_size=batch_size
         )
         assert list(scores) == metrics
         if metrics == ["mse", "r2"]:
-            assert [float(each) for each in said] == pytest.approx(expected)
+            assert [float(prediction) for prediction in predictions] == pytest.approx(expected)
             squares = [(x - y) ** 2 for x, y in zip(expected, labels, strict=True)]
             mean = sum(labels) / 4
             assert scores["mse"]["score"] == pytest.approx(sum(squares) / 4)
             assert scores["r2"]["score"] == pytest.approx(1 - sum(squares) / sum((y - mean) ** 2 for y in labels))
         else:
-            assert said == [" ".join(each) for each in expected]
+            assert predictions == [" ".join(prediction) for prediction in expected]
             hits = sum(sorted(x) == sorted(y) for x, y in zip(expected, labels, strict=True))
             assert scores["accuracy"]["score"] == hits / 4
 
 
-# --- What is refused, before any work --------------------------------------------------------------------------------
+# --- Refusals before any computation ---------------------------------------------------------------------------------
 
 
 class Untouchable:
@@ -258,16 +256,16 @@ class Untouchable:
         ("summary", None, "task is 'summary', but must be one of translation, completion"),
     ],
 )
-def test_what_does_not_fit_stops_before_the_work(task: str, metrics: list[str] | None, message: str) -> None:
+def test_mismatches_are_refused_before_any_computation(task: str, metrics: list[str] | None, message: str) -> None:
     model = TriviumForConditionalGeneration(tiny_config(encoder_layers=1, decoder_layers=1))
     with pytest.raises(ValueError, match=message):
         evaluate(model, Untouchable(), ROWS, metrics, task=task)
 
 
-def test_unknown_labels_and_nothing_at_all_are_named(both_ends: TriviumTokenizer) -> None:
+def test_unknown_labels_and_empty_input_are_refused(both_ends: TriviumTokenizer) -> None:
     model = model_with(TriviumForSequenceClassification, both_ends, decoder_layers=0, **label_facts(["a", "b"]))
     with pytest.raises(ValueError, match=r"label 'c'.*unknown"):
-        evaluate(model, both_ends, labelled(["a", "b", "b", "c"]), task="classification")
+        evaluate(model, both_ends, labeled(["a", "b", "b", "c"]), task="classification")
     for task in ("classification", "causal-lm"):
         with pytest.raises(ValueError, match=r"rows.*empty"):
             evaluate(model, both_ends, [], task=task)

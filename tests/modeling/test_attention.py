@@ -1,4 +1,4 @@
-"""Attention alone: against torch's own functions, and where those leave the outcome open."""
+"""Attention in isolation: against torch's functions, and in the cases that torch leaves undefined."""
 
 import math
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from trivium.modeling.attention import NO_CONTEXT, AttentionContext, MultiHeadAt
 from trivium.modeling.positions import RotaryPositions, rotate
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
-LLAMAS = {"rtol": 0, "atol": 1e-6}  # its softmax is in float32, whatever it is given
+LLAMAS = {"rtol": 0, "atol": 1e-6}  # Its softmax is always in float32.
 FUNCTIONS = {"eager": eager_attention_forward, "sdpa": sdpa_attention_forward}
 
 
@@ -27,7 +27,7 @@ def attend(
     visible: torch.Tensor | None,
     dropout: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Call an attention function with `visible`, (B, 1, L, S) booleans, in the form that it takes."""
+    """Call an attention function with `visible`, (B, 1, L, S) booleans, in the mask format that it takes."""
     mask = visible
     if visible is not None and function == "eager":
         mask = torch.zeros(visible.shape, dtype=query.dtype).masked_fill(~visible, torch.finfo(query.dtype).min)
@@ -44,7 +44,7 @@ def random_heads(
 
 
 def random_visible(queries: int = 5) -> torch.Tensor:
-    """Random, but every query sees a key."""
+    """Return a random mask under which every query sees a key."""
     visible = torch.rand(2, 1, queries, 7) < 0.5
     visible[..., 0] = True
     return visible
@@ -54,7 +54,7 @@ def random_visible(queries: int = 5) -> torch.Tensor:
 @pytest.mark.parametrize("key_value_heads", [4, 2, 1])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_equals_torch(function: str, masked: bool, key_value_heads: int, queries: int) -> None:
+def test_matches_torch_sdpa(function: str, masked: bool, key_value_heads: int, queries: int) -> None:
     query, key, value = random_heads(key_value_heads, queries)
     visible = random_visible(queries) if masked else None
     output, weights = attend(function, query, key, value, visible)
@@ -66,7 +66,7 @@ def test_equals_torch(function: str, masked: bool, key_value_heads: int, queries
         torch.testing.assert_close(weights @ value, expected, **EXACT)
 
 
-def test_equals_equation_1_in_plain_python() -> None:
+def test_matches_plain_python_equation_1() -> None:
     query, key, value = random_heads()
     output, weights = attend("eager", query, key, value, None)
     assert weights is not None
@@ -82,10 +82,12 @@ def test_equals_equation_1_in_plain_python() -> None:
 @pytest.mark.parametrize("key_value_heads", [4, 2, 1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_query_without_keys_gets_zeros(function: str, dtype: torch.dtype, key_value_heads: int, queries: int) -> None:
-    """And passes no gradient, whatever its scores.
+def test_fully_masked_query_returns_zeros(
+    function: str, dtype: torch.dtype, key_value_heads: int, queries: int
+) -> None:
+    """Expect zero output and zero gradients for fully masked queries, whatever the scores.
 
-    They are large and all negative here: added to half precision's lowest number they would be minus infinity.
+    The scores are large and negative: added to the lowest number of half precision they would overflow to -inf.
     """
     query, key, value = random_heads(key_value_heads, queries, dtype)
     visible = random_visible(queries)
@@ -102,7 +104,7 @@ def test_query_without_keys_gets_zeros(function: str, dtype: torch.dtype, key_va
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_hidden_keys_do_not_matter(function: str) -> None:
+def test_masked_keys_do_not_change_output(function: str) -> None:
     query, key, value = random_heads()
     visible = random_visible()
     visible[..., -1] = False
@@ -114,7 +116,7 @@ def test_hidden_keys_do_not_matter(function: str) -> None:
     assert value.grad[:, :, -1].eq(0).all()
 
 
-def test_eager_gradient_equals_torchs() -> None:
+def test_eager_gradient_matches_torch() -> None:
     states = random_heads(2)
     visible = random_visible()
     visible[0, :, 2] = False
@@ -123,11 +125,11 @@ def test_eager_gradient_equals_torchs() -> None:
         torch.autograd.grad((attend(function, *states, visible)[0] * direction).sum(), states)
         for function in FUNCTIONS
     ]
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, **EXACT)
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, **EXACT)
 
 
-def test_dropout_falls_on_the_weights() -> None:
+def test_dropout_applies_to_attention_weights() -> None:
     query, key, value = random_heads()
     _, kept = attend("eager", query, key, value, None)
     output, dropped = attend("eager", query, key, value, None, dropout=0.25)
@@ -151,7 +153,7 @@ def test_dropout_only_in_training(attention: str, training: bool, rate: float) -
 
 
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-def test_equals_torch_multi_head_attention(cross: bool) -> None:
+def test_matches_torch_multi_head_attention(cross: bool) -> None:
     layer = shake(MultiHeadAttention(tiny_config(attention_bias=True), layer_idx=0).double())
     hidden, memory = torch.randn(2, 5, 24).double(), torch.randn(2, 7, 24).double()
     looked_at, keys_mask = (memory, mask_of([7, 4])) if cross else (hidden, mask_of([5, 3]))
@@ -180,8 +182,8 @@ def test_equals_torch_multi_head_attention(cross: bool) -> None:
 
 @pytest.mark.parametrize("key_value_heads", [2, 1])
 @pytest.mark.parametrize("attention", FUNCTIONS)
-def test_grouped_queries_equal_repeated_heads(attention: str, key_value_heads: int) -> None:
-    """A whole model with few key and value heads computes what one with copies of them would."""
+def test_grouped_queries_match_repeated_heads(attention: str, key_value_heads: int) -> None:
+    """Compare a whole model with grouped keys and values to one with repeated heads."""
     overrides = {"attn_implementation": attention, "position_embedding_type": "rotary"}
     grouped = tiny_model(num_key_value_heads=key_value_heads, **overrides)
     full = tiny_model(TriviumForConditionalGeneration, **overrides)
@@ -197,7 +199,7 @@ def test_grouped_queries_equal_repeated_heads(attention: str, key_value_heads: i
     torch.testing.assert_close(grouped(**inputs).logits, full(**inputs).logits, **EXACT)
 
 
-def test_rotation_equals_llamas() -> None:
+def test_rotation_matches_llama() -> None:
     config = tiny_config(position_embedding_type="rotary", rope_theta=500.0)
     query, key, _ = random_heads()
     positions = torch.tensor([[0, 1, 5, 1000, 31]])
@@ -211,24 +213,26 @@ def test_rotation_equals_llamas() -> None:
     torch.testing.assert_close(rotate(key[:, :, :5], rotation), expected[1], **EXACT)
 
 
-def test_self_attention_equals_llamas() -> None:
-    """With fewer heads of keys and values, rotary positions and a causal mask; even the names are the same."""
+def test_self_attention_matches_llama() -> None:
+    """Compare under grouped-query attention, rotary positions and a causal mask; even the parameter names agree."""
     config = tiny_config(position_embedding_type="rotary", num_key_value_heads=2)
-    theirs = LlamaConfig(hidden_size=24, num_attention_heads=4, num_key_value_heads=2, attn_implementation="eager")
-    layer, llama = MultiHeadAttention(config, 0, is_causal=True).double(), LlamaAttention(theirs, 0).double()
+    llama_config = LlamaConfig(
+        hidden_size=24, num_attention_heads=4, num_key_value_heads=2, attn_implementation="eager"
+    )
+    layer, llama = MultiHeadAttention(config, 0, is_causal=True).double(), LlamaAttention(llama_config, 0).double()
     llama.load_state_dict(layer.state_dict())
     hidden, positions = torch.randn(2, 5, 24).double(), torch.tensor([[0, 1, 2, 3, 4], [7, 8, 9, 20, 21]])
     bias = torch.full((1, 1, 5, 5), torch.finfo(torch.float64).min, dtype=torch.float64).triu(1)
     _, rotation = RotaryPositions(config)(hidden, positions)
     assert rotation is not None
     output, weights = layer(hidden, AttentionContext(bias, rotation))
-    rotation = tuple(part[:, 0] for part in rotation)  # Llama's has no dimension of heads
+    rotation = tuple(part[:, 0] for part in rotation)  # Llama's tables have no head dimension.
     expected, expected_weights = llama(hidden, position_embeddings=rotation, attention_mask=bias)
     torch.testing.assert_close(output, expected, **LLAMAS)
     torch.testing.assert_close(weights, expected_weights, **LLAMAS)
 
 
-def test_rotated_scores_depend_on_the_distance_only() -> None:
+def test_rotated_scores_depend_on_relative_position() -> None:
     layer = RotaryPositions(tiny_config(position_embedding_type="rotary"))
     query, key, _ = random_heads()
     key = key[:, :, :5]
@@ -242,7 +246,7 @@ def test_rotated_scores_depend_on_the_distance_only() -> None:
     assert not torch.allclose(scores(0), query @ key.transpose(2, 3)), "nothing was rotated"
 
 
-def test_projections_have_biases_only_on_demand() -> None:
+def test_projections_have_no_bias_by_default() -> None:
     without, with_biases = (MultiHeadAttention(tiny_config(attention_bias=b), layer_idx=0) for b in (False, True))
     assert not [name for name, _ in without.named_parameters() if "bias" in name]
     assert len([name for name, _ in with_biases.named_parameters() if "bias" in name]) == 4

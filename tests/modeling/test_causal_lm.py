@@ -1,4 +1,4 @@
-"""The decoder alone as a language model: masks, caches, packed rows, generation, and its loss however it is cut."""
+"""The decoder-only language model: masks, caches, packed rows, generation, and its loss."""
 
 from typing import Any
 
@@ -22,20 +22,20 @@ both_attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])
 
 @pytest.mark.parametrize("tied", [True, False])
 @all_variants
-def test_every_parameter_learns_and_none_is_for_an_encoder(variant: dict[str, Any], tied: bool) -> None:
+def test_every_parameter_gets_a_gradient(variant: dict[str, Any], tied: bool) -> None:
     model = language_model(**variant, tie_word_embeddings=tied, attention_bias=True, gated_ffn=True).train()
     names = [name for name, _ in model.named_parameters()]
     assert not [name for name in names if "cross" in name or "encoder" in name]
     assert ("lm_head.weight" in names) != tied
     ids = random_ids(4, 8)
     model(ids, labels=ids).loss.backward()
-    # A bias of the keys adds the same number to all scores of a query, which cancels: its gradient is rounding error.
+    # A bias of the keys adds a constant to all scores of a query, which cancels: its gradient is rounding error.
     moved = [name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 1e-12]
     assert {*moved, *(name for name in names if name.endswith("k_proj.bias"))} == set(names)
 
 
 @all_variants
-def test_no_position_sees_a_later_one(variant: dict[str, Any]) -> None:
+def test_future_tokens_do_not_change_logits(variant: dict[str, Any]) -> None:
     model = language_model(**variant)
     embeddings = torch.randn(2, 5, 24, dtype=torch.float64, requires_grad=True)
     logits = model(inputs_embeds=embeddings).logits
@@ -50,7 +50,7 @@ def test_no_position_sees_a_later_one(variant: dict[str, Any]) -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 @all_variants
 @torch.no_grad()
-def test_padding_changes_nothing(variant: dict[str, Any], side: str, attention: str) -> None:
+def test_padding_does_not_change_logits(variant: dict[str, Any], side: str, attention: str) -> None:
     model = language_model(**variant, attn_implementation=attention)
     inputs = texts([6, 3, 1], side)
     together = model(**inputs).logits
@@ -61,7 +61,7 @@ def test_padding_changes_nothing(variant: dict[str, Any], side: str, attention: 
 
 @all_variants
 @torch.no_grad()
-def test_embeddings_may_come_from_outside(variant: dict[str, Any]) -> None:
+def test_inputs_embeds_match_input_ids(variant: dict[str, Any]) -> None:
     model, inputs = language_model(**variant), texts([5, 3])
     expected = model(**inputs).logits
     embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))
@@ -78,7 +78,7 @@ def test_attentions_and_hidden_states() -> None:
     assert model.lm_head(outputs.hidden_states[-1]).equal(outputs.logits)
 
 
-def test_an_encoders_output_is_refused() -> None:
+def test_encoder_outputs_are_refused() -> None:
     with pytest.raises(ValueError, match=r"encoder_hidden_states.*decoder-only model"):
         language_model()(random_ids(1, 3), encoder_hidden_states=torch.zeros(1, 2, 24))
 
@@ -93,7 +93,7 @@ def new_cache(model: TriviumForCausalLM, kind: str) -> Cache:
 
 
 def feed(model: TriviumForCausalLM, inputs: Tensors, cache: Cache, start: int, end: int) -> torch.Tensor:
-    """Logits of the tokens from `start` to `end`, given a cache that holds those before."""
+    """Return the logits of the tokens from `start` to `end`, with a cache that holds the preceding ones."""
     return model(
         inputs["input_ids"][:, start:end], attention_mask=inputs["attention_mask"][:, :end], cache=cache
     ).logits
@@ -104,8 +104,10 @@ def feed(model: TriviumForCausalLM, inputs: Tensors, cache: Cache, start: int, e
 @pytest.mark.parametrize("chunks", [[1] * 6, [3, 1, 2]], ids=str)
 @all_variants
 @torch.no_grad()
-def test_cached_equals_uncached(variant: dict[str, Any], chunks: list[int], cache_kind: str, attention: str) -> None:
-    """One token at a time and several at once, after padding on the left."""
+def test_cached_logits_match_uncached(
+    variant: dict[str, Any], chunks: list[int], cache_kind: str, attention: str
+) -> None:
+    """Decode one token and several tokens at a time, after left padding."""
     model = language_model(**variant, attn_implementation=attention)
     inputs, cache = texts([6, 4], "left"), new_cache(model, cache_kind)
     outputs = model(**inputs, use_cache=False)
@@ -119,8 +121,8 @@ def test_cached_equals_uncached(variant: dict[str, Any], chunks: list[int], cach
 
 @all_variants
 @torch.no_grad()
-def test_a_cropped_cache_continues(variant: dict[str, Any]) -> None:
-    """As assisted decoding needs it: two tokens are taken back and others follow."""
+def test_decoding_continues_from_cropped_cache(variant: dict[str, Any]) -> None:
+    """Crop two tokens and continue with others, as assisted decoding does."""
     model, inputs = language_model(**variant), texts([6, 4], "left")
     cache = new_cache(model, "dynamic")
     feed(model, inputs, cache, 0, 5)
@@ -130,7 +132,7 @@ def test_a_cropped_cache_continues(variant: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def test_a_cache_is_made_by_default_and_the_configuration_can_forbid_it() -> None:
+def test_cache_is_on_by_default_and_configurable() -> None:
     ids = random_ids(2, 5)
     assert language_model()(ids).cache.get_seq_length() == 5
     assert language_model(use_cache=False)(ids).cache is None
@@ -150,7 +152,7 @@ def test_logits_to_keep(kept: int | torch.Tensor) -> None:
 
 @torch.no_grad()
 def greedy_by_hand(model: TriviumForCausalLM, ids: torch.Tensor, steps: int) -> torch.Tensor:
-    """The most probable token again and again, every time from the beginning, for one text that does not end."""
+    """Decode greedily without a cache, recomputing from the start, for one text without EOS."""
     for _ in range(steps):
         ids = torch.cat((ids, model(ids, use_cache=False).logits[:, -1:].argmax(dim=-1)), dim=1)
     return ids
@@ -159,7 +161,7 @@ def greedy_by_hand(model: TriviumForCausalLM, ids: torch.Tensor, steps: int) -> 
 @pytest.mark.parametrize("cache", ["none", "dynamic", "static"])
 @pytest.mark.parametrize("norm_position", NORM_POSITIONS)
 @each_position
-def test_greedy_equals_a_loop(position: str, norm_position: str, cache: str) -> None:
+def test_greedy_matches_manual_loop(position: str, norm_position: str, cache: str) -> None:
     model = language_model(0.3, position_embedding_type=position, norm_position=norm_position, num_key_value_heads=2)
     cached = {"use_cache": False} if cache == "none" else {"cache_implementation": cache}
     ids = random_ids(1, 4)
@@ -170,8 +172,8 @@ def test_greedy_equals_a_loop(position: str, norm_position: str, cache: str) -> 
 @pytest.mark.parametrize("cache", ["none", "dynamic", "static"])
 @pytest.mark.parametrize("num_beams", [1, 3])
 @each_position
-def test_a_batch_equals_its_texts(position: str, num_beams: int, cache: str) -> None:
-    """Prompts of different length are padded on the left; each is continued as it would be alone."""
+def test_batched_generation_matches_single(position: str, num_beams: int, cache: str) -> None:
+    """Continue left-padded prompts of different lengths in a batch as they are continued alone."""
     model = language_model(0.3, position_embedding_type=position, num_key_value_heads=1)
     cached = {"use_cache": False} if cache == "none" else {"cache_implementation": cache}
     inputs = texts([4, 2, 1], "left")
@@ -191,21 +193,21 @@ def test_a_batch_equals_its_texts(position: str, num_beams: int, cache: str) -> 
         assert together.sequences[row, -5:].tolist() == alone.sequences[0, -5:].tolist()
         if num_beams > 1:
             torch.testing.assert_close(together.sequences_scores[row], alone.sequences_scores[0])
-        else:  # tokens alone would not tell: the likeliest seldom changes with its position
+        else:  # Tokens alone would not reveal a shift: the argmax seldom changes with its position.
             for step, expected in zip(together.logits, alone.logits, strict=True):
                 torch.testing.assert_close(step[row], expected[0])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="transformers offloads from CUDA devices only")
 @pytest.mark.parametrize("cache", ["offloaded", "offloaded_static"])
-def test_offloaded_caches_change_nothing(cache: str) -> None:
+def test_offloaded_cache_matches_default(cache: str) -> None:
     model = language_model(0.3, num_key_value_heads=2).cuda()
     inputs = {name: tensor.cuda() for name, tensor in texts([6, 4], "left").items()}
     expected = model.generate(**inputs, max_new_tokens=6, use_cache=False)
     assert model.generate(**inputs, max_new_tokens=6, cache_implementation=cache).equal(expected)
 
 
-def test_several_texts_per_prompt() -> None:
+def test_num_return_sequences() -> None:
     model, inputs = language_model(0.3), texts([4, 2], "left")
     options = {"max_new_tokens": 5, "min_new_tokens": 5, "num_beams": 4}
     best = model.generate(**inputs, **options)
@@ -214,7 +216,7 @@ def test_several_texts_per_prompt() -> None:
     assert all(len({tuple(row) for row in rows}) == 3 for rows in several.tolist())
 
 
-def test_the_seed_decides_what_is_sampled() -> None:
+def test_sampling_is_reproducible_with_seed() -> None:
     model, inputs, outputs = language_model(0.3), texts([4, 2], "left"), []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -225,7 +227,7 @@ def test_the_seed_decides_what_is_sampled() -> None:
 
 
 @torch.no_grad()
-def test_sampling_follows_the_distribution() -> None:
+def test_sampling_follows_distribution() -> None:
     model, ids = language_model(0.3), random_ids(1, 4)
     output = model.generate(ids, do_sample=True, top_k=0, num_return_sequences=4000, max_new_tokens=1)
     frequencies = output[:, -1].bincount(minlength=31) / 4000
@@ -233,8 +235,8 @@ def test_sampling_follows_the_distribution() -> None:
     torch.testing.assert_close(frequencies.double(), expected, rtol=0, atol=0.03)
 
 
-def test_speculation_equals_greedy() -> None:
-    """An assistant of another shape, the model itself, and the prompt: what they guess is checked, and cut off."""
+def test_assisted_generation_matches_greedy() -> None:
+    """Verify and truncate candidates of a differently shaped assistant, of the model itself, and of prompt lookup."""
     model, assistant = language_model(0.3), language_model(0.3, d_model=16, decoder_layers=1)
     options = {"max_new_tokens": 12, "eos_token_id": None}
     for _ in range(3):
@@ -245,13 +247,13 @@ def test_speculation_equals_greedy() -> None:
         assert model.generate(ids, **options, prompt_lookup_num_tokens=3).equal(expected)
 
 
-def test_without_a_prompt_a_text_starts_with_bos() -> None:
+def test_generation_without_prompt_starts_with_bos() -> None:
     model = language_model(0.3)
     output = model.generate(max_new_tokens=4, eos_token_id=None)
     assert output.equal(greedy_by_hand(model, torch.tensor([[BOS]]), 4))
 
 
-def test_after_the_end_comes_padding() -> None:
+def test_padding_follows_eos() -> None:
     model, inputs = language_model(0.3), texts([4, 2, 3], "left")
     free = model.generate(**inputs, max_new_tokens=6, eos_token_id=None)[:, 4:]
     stop = free[0, 1].item()
@@ -260,14 +262,14 @@ def test_after_the_end_comes_padding() -> None:
     assert stopped[0].tolist() == [*free[0, :end].tolist(), *[PAD] * (stopped.shape[1] - end)]
 
 
-def test_generation_from_embeddings() -> None:
+def test_generation_from_inputs_embeds() -> None:
     model, inputs = language_model(0.3), texts([4, 2], "left")
     expected = model.generate(**inputs, max_new_tokens=5)[:, 4:]
     embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))
     assert model.generate(**inputs, inputs_embeds=embeddings, max_new_tokens=5).equal(expected)
 
 
-def test_generation_asks_for_the_last_logits_only() -> None:
+def test_generation_requests_last_logits_only() -> None:
     model, shapes = language_model(), []
     handle = model.lm_head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
     model.generate(random_ids(2, 6), max_new_tokens=3, min_new_tokens=3)
@@ -276,11 +278,11 @@ def test_generation_asks_for_the_last_logits_only() -> None:
 
 
 @pytest.mark.parametrize("from_embeddings", [False, True])
-def test_generation_beyond_learned_positions_is_refused(from_embeddings: bool) -> None:
+def test_generation_past_learned_positions_is_refused(from_embeddings: bool) -> None:
     model, ids = language_model(position_embedding_type="learned", max_position_embeddings=8), random_ids(1, 5)
     prompt = {"inputs_embeds": model.get_input_embeddings()(ids)} if from_embeddings else {"input_ids": ids}
     options = {"eos_token_id": None}
-    # The last of the new tokens is not read any more.
+    # The last new token is never fed back.
     length = model.generate(**prompt, **options, max_new_tokens=4).shape[1]
     assert length == (4 if from_embeddings else 9)
     with pytest.raises(ValueError, match=r"9 tokens.*learned positions end.*max_position_embeddings=8"):
@@ -288,28 +290,28 @@ def test_generation_beyond_learned_positions_is_refused(from_embeddings: bool) -
 
 
 @pytest.mark.slow(reason="compiles with C++: half a minute")
-def test_compiled_generation_equals_eager() -> None:
+def test_compiled_generation_matches_eager() -> None:
     model, inputs = language_model(0.3).float(), texts([6, 4], "left")
     expected = model.generate(**inputs, max_new_tokens=6)
     model.forward = torch.compile(model.forward, fullgraph=True)  # type: ignore[method-assign]
     assert model.generate(**inputs, max_new_tokens=6, cache_implementation="static").equal(expected)
 
 
-# --- Several texts in one row ---
+# --- Packed rows ---
 
 LENGTHS = [5, 3, 6, 1, 4]
 
 
 def pack(rows: list[torch.Tensor]) -> Tensors:
-    """What transformers' collator for packing makes of texts: positions that restart, and a label less for each."""
+    """Return the output of transformers' packing collator: restarting positions, and one label less per text."""
     batch = DataCollatorWithFlattening()([{"input_ids": row.tolist()} for row in rows])
     return {name: batch[name] for name in ("input_ids", "position_ids", "labels")}
 
 
 @both_attentions
 @all_variants
-def test_packed_texts_do_not_see_each_other(variant: dict[str, Any], attention: str) -> None:
-    """Also where a cache is made, as it is by default: it must not hide that the positions restart."""
+def test_packed_texts_do_not_attend_to_each_other(variant: dict[str, Any], attention: str) -> None:
+    """Also with a cache, the default: it must not hide that the positions restart."""
     model = language_model(**variant, attn_implementation=attention)
     rows = [random_ids(length) for length in LENGTHS]
     packed = pack(rows)
@@ -323,7 +325,7 @@ def test_packed_texts_do_not_see_each_other(variant: dict[str, Any], attention: 
     torch.testing.assert_close(loss, F.cross_entropy(expected[0], targets), **EXACT)
 
 
-def test_gradients_of_packed_texts_are_those_of_the_texts() -> None:
+def test_packed_gradients_match_separate_texts() -> None:
     rows = [random_ids(length) for length in LENGTHS]
     packed, model = pack(rows), language_model(position_embedding_type="learned").train()
     count = sum(LENGTHS) - len(LENGTHS)
@@ -339,7 +341,7 @@ def test_gradients_of_packed_texts_are_those_of_the_texts() -> None:
 @pytest.mark.slow(reason="flex attention compiles a kernel for every mask: more than a minute on a CPU")
 @torch.no_grad()
 def test_packed_texts_with_flex_attention() -> None:
-    """In float32: torch has no more for flex attention on a CPU."""
+    """Compare in float32: flex attention supports no float64 on CPU."""
     model = language_model(num_key_value_heads=2).float()
     rows = [random_ids(length) for length in LENGTHS]
     expected = torch.cat([model(row[None]).logits for row in rows], dim=1)
@@ -349,7 +351,7 @@ def test_packed_texts_with_flex_attention() -> None:
     torch.testing.assert_close(model(**packed).logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_packed_row_may_be_longer_than_learned_positions() -> None:
+def test_packed_row_may_exceed_learned_positions() -> None:
     model = language_model(position_embedding_type="learned", max_position_embeddings=6)
     rows = [random_ids(length) for length in LENGTHS]
     with torch.no_grad():
@@ -363,7 +365,7 @@ def test_a_packed_row_may_be_longer_than_learned_positions() -> None:
 
 
 @torch.no_grad()
-def test_the_loss_is_that_of_the_next_token() -> None:
+def test_loss_is_next_token_cross_entropy() -> None:
     model = language_model()
     ids = random_ids(3, 6)
     labels = ids.clone()
@@ -376,7 +378,7 @@ def test_the_loss_is_that_of_the_next_token() -> None:
     assert model(ids, labels=labels, shift_labels=shifted).loss.equal(outputs.loss)
 
 
-def test_smoothing_is_for_training() -> None:
+def test_label_smoothing_only_in_training() -> None:
     model, ids = language_model(label_smoothing=0.3), random_ids(3, 6)
     for training in (True, False):
         outputs = model.train(training)(ids, labels=ids)

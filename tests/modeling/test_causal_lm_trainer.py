@@ -19,7 +19,7 @@ pytestmark = pytest.mark.trains
 
 
 class Rows(Dataset[Tensors]):
-    """Twelve rows that are padded already: with an unequal number of real tokens in each."""
+    """Twelve padded rows with unequal numbers of real tokens."""
 
     def __init__(self, **columns: torch.Tensor) -> None:
         self.columns = columns
@@ -46,7 +46,7 @@ def texts_with_labels(kind: str) -> Rows:
 
 
 def model_for(kind: str, **overrides: Any) -> PreTrainedModel:
-    """Always the same weights, in float64."""
+    """Return a float64 model with the same initial weights on every call."""
     torch.manual_seed(0)
     if kind == "causal":
         return language_model(**overrides)
@@ -59,7 +59,7 @@ def model_for(kind: str, **overrides: Any) -> PreTrainedModel:
 def fit(
     model: PreTrainedModel, data: Rows, folder: Path, size: int = 4, collator: Any = None, **arguments: Any
 ) -> list[float]:
-    """Three steps of the first twelve rows, in their order; returns the losses that the Trainer logs."""
+    """Train for three steps on twelve rows in order; return the logged losses."""
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -88,15 +88,15 @@ def fit(
 @pytest.mark.parametrize(
     "kind", ["causal", "regression", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("masked", "single"))]
 )
-def test_gradient_accumulation_changes_nothing(kind: str, smoothing: float, tmp_path: Path) -> None:
-    """1 x 4 rows and 4 x 1 give the same losses and weights, though the rows have unequal numbers of labels."""
+def test_gradient_accumulation_matches_full_batch(kind: str, smoothing: float, tmp_path: Path) -> None:
+    """Compare 1 x 4 rows with 4 x 1: same losses and weights, despite unequal numbers of labels."""
     data, outcomes = texts_with_labels(kind), []
     for size in (4, 1, 2):
         model = model_for(kind, label_smoothing=smoothing)
         outcomes.append((fit(model, data, tmp_path, size), model.state_dict()))
     whole = model_for(kind, label_smoothing=smoothing).train()
     batch = {name: column[:4] for name, column in data.columns.items()}
-    assert outcomes[0][0][0] == pytest.approx(whole(**batch).loss.item(), rel=1e-4)  # logged with five digits
+    assert outcomes[0][0][0] == pytest.approx(whole(**batch).loss.item(), rel=1e-4)  # The log rounds to five digits.
     for losses, weights in outcomes[1:]:
         assert losses == pytest.approx(outcomes[0][0], rel=1e-4)
         for name, weight in outcomes[0][1].items():
@@ -108,8 +108,8 @@ def smoothed(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> fl
 
 
 @pytest.mark.parametrize("size", [4, 1])
-def test_the_trainers_own_smoothing_shifts_labels(size: int, tmp_path: Path) -> None:
-    """The Trainer shifts by itself, for classes that it knows to be causal language models."""
+def test_trainer_label_smoothing_shifts_labels(size: int, tmp_path: Path) -> None:
+    """The Trainer shifts labels itself for classes that it knows as causal language models."""
     data, model = texts_with_labels("causal"), model_for("causal", label_smoothing=0.0)
     labels = data.columns["labels"][:4]
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_the_trainers_own_smoothing_shifts_labels(size: int, tmp_path: Path) -> 
 
 
 class WithoutPadding(Rows):
-    """The same texts, each of its own length."""
+    """The same texts, unpadded."""
 
     def __getitem__(self, index: int) -> Tensors:
         real = self.columns["attention_mask"][index].bool()
@@ -129,8 +129,8 @@ class WithoutPadding(Rows):
 
 
 @pytest.mark.parametrize("size", [4, 1])
-def test_the_trainer_packs(size: int, tmp_path: Path) -> None:
-    """Rows that are packed teach what padded rows teach."""
+def test_trainer_packing_matches_padding(size: int, tmp_path: Path) -> None:
+    """Expect packed rows to give the same updates as padded rows."""
     data, outcomes = texts_with_labels("causal"), []
     for rows, collator in ((data, None), (WithoutPadding(**data.columns), DataCollatorWithFlattening())):
         model = model_for("causal")

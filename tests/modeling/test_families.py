@@ -1,8 +1,8 @@
 """BERT, GPT-2 and LLaMA: the presets, made tiny, against transformers' own classes, in float64.
 
-With the same weights all outputs and gradients are equal. Every family has a function from its tensors to ours. It is
-linear, so it maps gradients as it maps weights. What is no size is not told to the native configuration: its defaults
-are what the presets claim to be.
+With copied weights all outputs and gradients are equal. Each family has a function that converts its tensors. It is
+linear, so it applies to gradients as well. The native configurations get only sizes: all other defaults must be those
+of the presets.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ from trivium import (
     preset_config,
 )
 
-SHAPES = [[5], [6, 3, 1], [2, 9]]  # lengths of the texts of a batch
+SHAPES = [[5], [6, 3, 1], [2, 9]]  # Lengths of the texts of a batch.
 
 SIZES = {
     "vocab_size": 31,
@@ -93,14 +93,14 @@ LLAMA_NAMES = {
 
 @pytest.fixture(autouse=True)
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some of their norms, angles, softmaxes and losses are in float32 whatever the model's type: not so here."""
+    """Compute norms, angles, softmaxes and losses in float64 that native models hard-code to float32."""
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(torch, "float", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
 class Pair(NamedTuple):
-    """Our model, the native one whose weights it has, and the function from its tensors to ours."""
+    """A Trivium model, the native model with the same weights, and the conversion function for its tensors."""
 
     ours: PreTrainedModel
     native: PreTrainedModel
@@ -119,28 +119,28 @@ def in_training(pair: Pair) -> Pair:
     return pair
 
 
-def renamed(tensors: Tensors, names: dict[str, str]) -> Tensors:
-    """Replace in the name of each tensor all of `names`, one after the other."""
-    ours = {}
+def rename_tensors(tensors: Tensors, names: dict[str, str]) -> Tensors:
+    """Replace all `names` in the tensor names, one after the other."""
+    result = {}
     for name, tensor in tensors.items():
-        for theirs, our in names.items():
-            name = name.replace(theirs, our)
-        ours[name] = tensor
-    return ours
+        for old, new in names.items():
+            name = name.replace(old, new)
+        result[name] = tensor
+    return result
 
 
 def from_gpt2(tensors: Tensors) -> Tensors:
-    """GPT-2 keeps its matrices transposed, and the three projections of attention in one."""
-    ours = {}
-    for name, tensor in renamed(tensors, GPT2_NAMES).items():
+    """Transpose the matrices of GPT-2 and split its fused attention projection."""
+    result = {}
+    for name, tensor in rename_tensors(tensors, GPT2_NAMES).items():
         if tensor.ndim == 2 and "layers" in name:
             tensor = tensor.T
         if "qkv_proj" in name:
             for projection, part in zip("qkv", tensor.chunk(3), strict=True):
-                ours[name.replace("qkv", projection)] = part
+                result[name.replace("qkv", projection)] = part
         else:
-            ours[name] = tensor
-    return ours
+            result[name] = tensor
+    return result
 
 
 def bert(
@@ -151,7 +151,7 @@ def bert(
 ) -> Pair:
     config = preset_config("bert-base", **OUR_SIZES, encoder_layers=3, **options)
     native_config = BertConfig(**NATIVE_SIZES, intermediate_size=40, **options)
-    return pair(ours(config), native(native_config), partial(renamed, names=names))
+    return pair(ours(config), native(native_config), partial(rename_tensors, names=names))
 
 
 def gpt2(**options: Any) -> Pair:
@@ -166,7 +166,9 @@ def llama(rope_theta: float | None = None, tie_word_embeddings: bool = True, **o
     native_config = LlamaConfig(**NATIVE_SIZES, intermediate_size=40, rms_norm_eps=1e-5, **options)  # SmolLM's
     if rope_theta is not None:
         config.rope_theta = native_config.rope_parameters["rope_theta"] = rope_theta
-    return pair(TriviumForCausalLM(config), LlamaForCausalLM(native_config), partial(renamed, names=LLAMA_NAMES))
+    return pair(
+        TriviumForCausalLM(config), LlamaForCausalLM(native_config), partial(rename_tensors, names=LLAMA_NAMES)
+    )
 
 
 MASKED_LM = partial(bert, TriviumForMaskedLM, BertForMaskedLM)
@@ -189,7 +191,7 @@ either_attention = pytest.mark.parametrize("attention", ["eager", "sdpa"])
 
 
 def batch(lengths: list[int], side: str = "right") -> Tensors:
-    """Random tokens also where there is padding: the mask alone says what is real."""
+    """Return random tokens, in padding as well: only the mask marks real tokens."""
     mask = mask_of(lengths, side)
     return {"input_ids": random_ids(*mask.shape), "attention_mask": mask}
 
@@ -199,13 +201,13 @@ def token_types(inputs: Tensors) -> Tensors:
 
 
 def counted_positions(inputs: Tensors) -> Tensors:
-    """Positions that padding has, too: then what is computed there is also equal."""
+    """Return positions that count padding too, so that outputs there agree as well."""
     ids = inputs["input_ids"]
     return {"position_ids": torch.arange(ids.shape[1]).expand(ids.shape)}
 
 
 def tensors_of(outputs: Any, mask: torch.Tensor) -> Tensors:
-    """All tensors of a model's outputs, of those with a vector per token only the real tokens'."""
+    """Return all output tensors, restricted to real tokens where a tensor has one vector per token."""
     tensors = {}
     for key, value in outputs.items():
         for i, tensor in enumerate(value if isinstance(value, tuple) else [value]):
@@ -218,7 +220,7 @@ def assert_same(pair: Pair, inputs: Tensors, seed: int = 0, **options: Any) -> T
     """Compare all outputs, and all gradients of a random weighting of them; return the outputs."""
     outputs = []
     for model in (pair.ours, pair.native):
-        torch.manual_seed(seed)  # of dropout
+        torch.manual_seed(seed)  # Seeds dropout.
         outputs.append(tensors_of(model(**inputs, **options), inputs["attention_mask"]))
         model.zero_grad()
     ours, native = outputs
@@ -235,7 +237,7 @@ def assert_same(pair: Pair, inputs: Tensors, seed: int = 0, **options: Any) -> T
 
 @either_attention
 @every_pair
-def test_equals_the_native_model(name: str, attention: str) -> None:
+def test_outputs_match_native(name: str, attention: str) -> None:
     pair = PAIRS[name](attn_implementation=attention)
     for lengths in SHAPES:
         inputs = batch(lengths)
@@ -246,15 +248,15 @@ def test_equals_the_native_model(name: str, attention: str) -> None:
 
 @either_attention
 @pytest.mark.parametrize("name", ["llama", "llama-untied-theta"])
-def test_left_padding(name: str, attention: str) -> None:
-    """Theirs counts the padding, ours does not: rotary positions see distances only."""
+def test_left_padding_matches_native(name: str, attention: str) -> None:
+    """The native model counts padding in positions, Trivium does not: rotary positions are relative."""
     pair = PAIRS[name](attn_implementation=attention)
     for lengths in SHAPES:
         assert_same(pair, batch(lengths, "left"))
 
 
 @every_pair
-def test_hidden_states_and_attentions(name: str) -> None:
+def test_hidden_states_and_attentions_match_native(name: str) -> None:
     pair = PAIRS[name](attn_implementation="eager")
     for lengths in SHAPES:
         inputs = batch(lengths)
@@ -264,8 +266,8 @@ def test_hidden_states_and_attentions(name: str) -> None:
 
 
 @every_pair
-def test_drops_what_they_drop(name: str) -> None:
-    """In training with the same seed: dropout in the same places, in the same order, with the same rates."""
+def test_dropout_matches_native(name: str) -> None:
+    """In training with one seed: dropout in the same places, in the same order, with the same rates."""
     pair = PAIRS[name](attn_implementation="eager")
     inputs = batch([6, 3, 1])
     calm = pair.ours(**inputs)[0]
@@ -273,32 +275,32 @@ def test_drops_what_they_drop(name: str) -> None:
     assert torch.allclose(pair.ours(**inputs)[0], calm) == name.startswith("llama")
 
 
-# --- Losses: in training, where the presets smooth no labels, for the families did not ---
+# --- Losses in training: like the families, the presets use no label smoothing ---
 
 
 def token_labels(inputs: Tensors, labels: int) -> Tensors:
-    """Labels for about half of the tokens, but not for padding."""
+    """Return labels for about half of the tokens, none for padding."""
     shape = inputs["input_ids"].shape
     counts = (torch.rand(shape) < 0.5) & inputs["attention_mask"].bool()
-    counts[0, :2] = True  # at least these
+    counts[0, :2] = True  # At least these.
     return {"labels": torch.randint(labels, shape).where(counts, -100)}
 
 
-def test_masked_lm_loss() -> None:
+def test_masked_lm_loss_matches_native() -> None:
     pair = in_training(MASKED_LM())
     for lengths in SHAPES:
         inputs = batch(lengths)
         assert_same(pair, {**inputs, **token_labels(inputs, 31)})
 
 
-def test_token_classification_loss() -> None:
+def test_token_classification_loss_matches_native() -> None:
     pair = in_training(TOKENS())
     for lengths in SHAPES:
         inputs = batch(lengths)
         assert_same(pair, {**inputs, **token_labels(inputs, 3)})
 
 
-@pytest.mark.parametrize("is_told", [True, False], ids=["told", "inferred"])
+@pytest.mark.parametrize("is_configured", [True, False], ids=["configured", "inferred"])
 @pytest.mark.parametrize(
     ("problem_type", "num_labels", "labels"),
     [
@@ -307,16 +309,16 @@ def test_token_classification_loss() -> None:
         ("regression", 1, lambda texts: torch.randn(texts).double()),
     ],
 )
-def test_sequence_classification_loss(
-    problem_type: str, num_labels: int, labels: Callable[[int], torch.Tensor], is_told: bool
+def test_sequence_classification_loss_matches_native(
+    problem_type: str, num_labels: int, labels: Callable[[int], torch.Tensor], is_configured: bool
 ) -> None:
-    pair = in_training(SEQUENCE(num_labels=num_labels, problem_type=problem_type if is_told else None))
+    pair = in_training(SEQUENCE(num_labels=num_labels, problem_type=problem_type if is_configured else None))
     for lengths in SHAPES:
         assert_same(pair, {**batch(lengths), "labels": labels(len(lengths))})
     assert pair.native.config.problem_type == problem_type
 
 
-def test_loss_of_several_regressions() -> None:
+def test_multi_output_regression_loss_matches_native() -> None:
     pair = in_training(SEQUENCE(num_labels=3, problem_type="regression"))
     assert_same(pair, {**batch([6, 3, 1]), "labels": torch.randn(3, 3).double()})
 
@@ -326,15 +328,15 @@ def test_loss_of_several_regressions() -> None:
     [([0, 2, 0], [4, 2, 5]), ([0, 2, 6], [4, 2, 6]), ([0, 2, 5], [4, 6, 9])],
     ids=["in-range", "answer-cut-off", "only-ends-cut-off"],
 )
-def test_question_answering_loss(start: list[int], end: list[int]) -> None:
+def test_question_answering_loss_matches_native(start: list[int], end: list[int]) -> None:
     inputs = batch([6, 3, 1])
-    inputs |= counted_positions(inputs)  # the places that padding has, too, compete to be the answer
+    inputs |= counted_positions(inputs)  # Padding positions compete to be the answer too.
     inputs |= {"start_positions": torch.tensor(start), "end_positions": torch.tensor(end)}
     assert_same(in_training(ANSWERS()), inputs)
 
 
-def test_no_answer_in_range_is_no_loss() -> None:
-    """Where theirs is NaN."""
+def test_answers_out_of_range_have_no_loss() -> None:
+    """Expect a loss of zero where the native model returns NaN."""
     pair = ANSWERS()
     inputs = batch([6, 3, 1])
     inputs |= {"start_positions": torch.tensor([6, 7, 99]), "end_positions": torch.tensor([6, 7, 99])}
@@ -348,12 +350,12 @@ def test_no_answer_in_range_is_no_loss() -> None:
 
 
 @pytest.mark.parametrize(("name", "side"), [*((name, "right") for name in CAUSAL), ("llama", "left")])
-def test_causal_lm_loss(name: str, side: str) -> None:
+def test_causal_lm_loss_matches_native(name: str, side: str) -> None:
     pair = in_training(PAIRS[name]())
     for lengths in SHAPES:
         inputs = batch(lengths, side)
         mask = inputs["attention_mask"].bool()
-        mask &= mask.roll(1, dims=1)  # nobody predicts a first token, padding neither
+        mask &= mask.roll(1, dims=1)  # A first token is never a target, and neither is padding.
         inputs["labels"] = inputs["input_ids"].where(mask, -100)
         assert_same(pair, inputs)
 
@@ -372,8 +374,8 @@ def test_causal_lm_loss(name: str, side: str) -> None:
 )
 @either_attention
 @pytest.mark.parametrize("name", CAUSAL)
-def test_generates_what_they_generate(name: str, attention: str, options: dict[str, Any]) -> None:
-    """The weights know no language: several tokens end a text, and no token may come twice, lest one come always."""
+def test_generation_matches_native(name: str, attention: str, options: dict[str, Any]) -> None:
+    """The weights are random: several EOS tokens end the texts, and repeated tokens are banned to avoid loops."""
     pair = PAIRS[name](attn_implementation=attention)
     inputs, ends = batch([6, 3, 1, 5, 4, 2], "left"), [EOS, 7, 11, 17]
     generation_config = GenerationConfig(
@@ -419,7 +421,7 @@ PUBLISHED_LLAMA = LlamaConfig(
     ],
     ids=["bert-base-masked-lm", "bert-base-sequence", "gpt2", "llama-135m"],
 )
-def test_preset_has_the_published_size(
+def test_preset_has_published_size(
     preset: str,
     ours: type[PreTrainedModel],
     native: type[PreTrainedModel],

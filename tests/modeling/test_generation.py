@@ -1,4 +1,4 @@
-"""generate(): its strategies are transformers', what they need is the model's."""
+"""generate(): transformers provides the strategies, the model what they call."""
 
 import inspect
 import itertools
@@ -32,7 +32,7 @@ VOCABULARY, LONGEST = 16, 5
 
 
 def copier(steps: int, learning_rate: float = 1e-2, **overrides: Any) -> TriviumForConditionalGeneration:
-    """A small model after so many steps of learning to copy."""
+    """Return a small model trained to copy for `steps` steps."""
     torch.manual_seed(0)
     shape = {"vocab_size": VOCABULARY, "d_model": 32, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 1}
     model = TriviumForConditionalGeneration(tiny_config(**{**shape, "label_smoothing": 0.0, **overrides}))
@@ -41,13 +41,13 @@ def copier(steps: int, learning_rate: float = 1e-2, **overrides: Any) -> Trivium
 
 @pytest.fixture(scope="module")
 def half_trained() -> TriviumForConditionalGeneration:
-    """It often errs, so that strategies differ, and its sentences end at different places."""
+    """Return a half-trained model: its errors make strategies differ and sentences end at different positions."""
     return copier(steps=80, decoder_layers=2, num_key_value_heads=2)
 
 
 @pytest.fixture(scope="module")
 def assistant() -> TriviumForConditionalGeneration:
-    """Half trained, too, and of another shape."""
+    """Return a half-trained model of another shape."""
     return copier(steps=40, d_model=16)
 
 
@@ -62,7 +62,7 @@ def one_source() -> Tensors:
 
 @torch.no_grad()
 def greedy_by_hand(model: TriviumForConditionalGeneration, inputs: Tensors) -> torch.Tensor:
-    """The most probable token again and again, every time from the beginning; padding after the end."""
+    """Decode greedily without a cache, recomputing from the start; padding after EOS."""
     target = torch.full((len(inputs["input_ids"]), 1), BOS)
     ended = torch.zeros(len(target)).bool()
     for _ in range(inputs["max_new_tokens"]):
@@ -75,29 +75,29 @@ def greedy_by_hand(model: TriviumForConditionalGeneration, inputs: Tensors) -> t
     return target
 
 
-# --- Learning to copy: encoder, decoder and what is between them work together ---
+# --- Learning to copy: encoder, decoder and cross-attention work together ---
 
 
 @pytest.mark.parametrize("norm_position", ["post", pytest.param("pre", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "position", ["sinusoidal", *(pytest.param(position, marks=pytest.mark.slow) for position in ("learned", "rotary"))]
 )
-def test_a_trained_model_copies(position: str, norm_position: str) -> None:
-    """Sentences that it has not seen; by chance it would get none of them right."""
+def test_trained_model_copies_unseen_sentences(position: str, norm_position: str) -> None:
+    """Expect copies of unseen sentences; chance level is zero."""
     model = copier(steps=300, position_embedding_type=position, norm_position=norm_position)
     data = copying_batch(100, LONGEST, VOCABULARY)
     output = model.generate(data["input_ids"], attention_mask=data["attention_mask"], max_length=LONGEST + 2)
     expected = data["labels"].clamp(min=PAD)
     output = torch.nn.functional.pad(output[:, 1:], (0, LONGEST + 2 - output.shape[1]))
     right = (output == expected).all(dim=1).double().mean().item()
-    # Rotary positions are relative: which token is the fourth has to be worked out, which takes longer to learn.
+    # Rotary positions are relative: the model has to infer absolute positions, which takes longer.
     assert right > (0.6 if position == "rotary" else 0.95)
 
 
 # --- Strategies ---
 
 
-def test_greedy_equals_a_loop(half_trained: TriviumForConditionalGeneration) -> None:
+def test_greedy_matches_manual_loop(half_trained: TriviumForConditionalGeneration) -> None:
     inputs = sources()
     output = half_trained.generate(**inputs)
     assert torch.equal(output, greedy_by_hand(half_trained, inputs))
@@ -105,14 +105,14 @@ def test_greedy_equals_a_loop(half_trained: TriviumForConditionalGeneration) -> 
     assert len(ends.unique()) > 2, "the sentences end all alike: the test would not see a difference"
 
 
-def test_nothing_but_padding_follows_the_end(half_trained: TriviumForConditionalGeneration) -> None:
+def test_only_padding_follows_eos(half_trained: TriviumForConditionalGeneration) -> None:
     output = half_trained.generate(**sources())
     after = (output == EOS).cumsum(dim=1) - (output == EOS).int() > 0
     assert after.any()
     assert output[after].eq(PAD).all()
 
 
-def test_any_of_several_tokens_ends_a_sentence(half_trained: TriviumForConditionalGeneration) -> None:
+def test_any_of_several_eos_tokens_ends_generation(half_trained: TriviumForConditionalGeneration) -> None:
     inputs = sources()
     free = half_trained.generate(**inputs)
     stop = free[0, 2].item()
@@ -124,8 +124,8 @@ def test_any_of_several_tokens_ends_a_sentence(half_trained: TriviumForCondition
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @torch.no_grad()
-def test_a_beam_without_limits_finds_the_best(length_penalty: float) -> None:
-    """As many beams as there are sentences of three tokens: compared with all of them, scored by hand."""
+def test_full_width_beam_search_is_exhaustive(length_penalty: float) -> None:
+    """Compare with exhaustive search: as many beams as there are sentences of three tokens, all scored by hand."""
     vocab_size, length = 6, 3
     model = tiny_model(vocab_size=vocab_size, std=0.3)
     source = random_ids(1, 4, vocab_size=vocab_size)
@@ -154,11 +154,11 @@ def test_a_beam_without_limits_finds_the_best(length_penalty: float) -> None:
     assert output.sequences_scores.tolist() == pytest.approx([scores[tokens] for tokens in best])
 
 
-def test_beams_find_likelier_sentences(half_trained: TriviumForConditionalGeneration) -> None:
+def test_beam_search_finds_higher_scores_than_greedy(half_trained: TriviumForConditionalGeneration) -> None:
     inputs = sources(32)
 
     def log_probability(target: torch.Tensor) -> torch.Tensor:
-        """Summed up to the end of each sentence; beam search fills up with EOS where padding is token 0."""
+        """Sum up to EOS; beam search pads with EOS where the padding token is 0."""
         with torch.no_grad():
             logits = half_trained(inputs["input_ids"], inputs["attention_mask"], target[:, :-1]).logits
         scores = logits.log_softmax(dim=-1).gather(2, target[:, 1:, None])[..., 0]
@@ -171,7 +171,9 @@ def test_beams_find_likelier_sentences(half_trained: TriviumForConditionalGenera
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["sampling", "beam-sampling"])
-def test_the_seed_decides(half_trained: TriviumForConditionalGeneration, options: dict[str, int]) -> None:
+def test_sampling_is_reproducible_with_seed(
+    half_trained: TriviumForConditionalGeneration, options: dict[str, int]
+) -> None:
     inputs, outputs = sources(), []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -179,7 +181,7 @@ def test_the_seed_decides(half_trained: TriviumForConditionalGeneration, options
     assert outputs[0] == outputs[1] != outputs[2]
 
 
-def test_sampling_follows_the_distribution(half_trained: TriviumForConditionalGeneration) -> None:
+def test_sampling_follows_distribution(half_trained: TriviumForConditionalGeneration) -> None:
     source = one_source()["input_ids"]
     output = half_trained.generate(source, do_sample=True, top_k=0, num_return_sequences=4000, max_new_tokens=1)
     with torch.no_grad():
@@ -188,21 +190,21 @@ def test_sampling_follows_the_distribution(half_trained: TriviumForConditionalGe
     torch.testing.assert_close(frequencies, expected, rtol=0, atol=0.03)
 
 
-def test_the_likeliest_sample_is_greedy(half_trained: TriviumForConditionalGeneration) -> None:
+def test_top_1_sampling_matches_greedy(half_trained: TriviumForConditionalGeneration) -> None:
     inputs = sources()
     assert half_trained.generate(**inputs, do_sample=True, top_k=1).equal(half_trained.generate(**inputs))
 
 
-def test_prompt_lookup_equals_greedy(half_trained: TriviumForConditionalGeneration) -> None:
+def test_prompt_lookup_matches_greedy(half_trained: TriviumForConditionalGeneration) -> None:
     for _ in range(5):
         inputs = one_source()
         expected = half_trained.generate(**inputs)
         assert half_trained.generate(**inputs, prompt_lookup_num_tokens=3).equal(expected)
 
 
-# transformers' own candidate generator passes both.
+# The candidate generator of transformers passes both.
 @pytest.mark.filterwarnings("ignore:Passing `generation_config` together with generation-related arguments")
-def test_assisted_equals_greedy(
+def test_assisted_generation_matches_greedy(
     half_trained: TriviumForConditionalGeneration, assistant: TriviumForConditionalGeneration
 ) -> None:
     for _ in range(5):
@@ -258,7 +260,7 @@ def test_streamer(half_trained: TriviumForConditionalGeneration) -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_no_cache_changes_the_output(
+def test_cache_does_not_change_output(
     half_trained: TriviumForConditionalGeneration, cache: str, num_beams: int
 ) -> None:
     inputs = {**sources(), "num_beams": num_beams}
@@ -269,7 +271,7 @@ def test_no_cache_changes_the_output(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="transformers offloads from CUDA devices only")
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("cache", ["offloaded", "offloaded_static"])
-def test_offloaded_caches_change_nothing(cache: str, num_beams: int) -> None:
+def test_offloaded_cache_matches_default(cache: str, num_beams: int) -> None:
     model = tiny_model(num_key_value_heads=2, std=0.3).cuda()
     inputs: dict[str, Any] = {"input_ids": random_ids(3, 6).cuda(), "max_new_tokens": 6, "num_beams": num_beams}
     expected = model.generate(**inputs, use_cache=False)
@@ -279,7 +281,7 @@ def test_offloaded_caches_change_nothing(cache: str, num_beams: int) -> None:
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @all_variants
-def test_cached_generation_equals_uncached(variant: dict[str, Any], attention: str, cache: str) -> None:
+def test_cached_generation_matches_uncached(variant: dict[str, Any], attention: str, cache: str) -> None:
     model = tiny_model(**variant, attn_implementation=attention, std=0.3)
     inputs = {"input_ids": random_ids(2, 6), "attention_mask": mask_of([6, 4], "left"), "max_new_tokens": 4}
     outputs = [
@@ -294,8 +296,8 @@ def test_cached_generation_equals_uncached(variant: dict[str, Any], attention: s
 @pytest.mark.parametrize("cache", ["none", "dynamic", "static"])
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("position", POSITIONS)
-def test_padded_decoder_prompts(position: str, num_beams: int, cache: str) -> None:
-    """Prompts of different length are padded on the left; each is continued as it would be alone."""
+def test_left_padded_decoder_prompts(position: str, num_beams: int, cache: str) -> None:
+    """Continue left-padded prompts of different lengths in a batch as they are continued alone."""
     model = tiny_model(position_embedding_type=position, std=0.3)
     cached = {"use_cache": False} if cache == "none" else {"cache_implementation": cache}
     source, prompts, mask = random_ids(3, 6), random_ids(3, 4), mask_of([4, 2, 1], "left")
@@ -319,14 +321,14 @@ def test_padded_decoder_prompts(position: str, num_beams: int, cache: str) -> No
         assert together.sequences[row, -5:].tolist() == alone.sequences[0, -5:].tolist()
         if num_beams > 1:
             torch.testing.assert_close(together.sequences_scores[row], alone.sequences_scores[0])
-        else:  # tokens alone would not tell: the likeliest seldom changes with its position
+        else:  # Tokens alone would not reveal a shift: the argmax seldom changes with its position.
             for step, expected in zip(together.logits, alone.logits, strict=True):
                 torch.testing.assert_close(step[row], expected[0])
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("num_beams", [1, 4])
-def test_a_batch_equals_its_sentences(
+def test_batched_generation_matches_single(
     half_trained: TriviumForConditionalGeneration, num_beams: int, side: str
 ) -> None:
     mask = mask_of([5, 3, 2, 1, 4], side)
@@ -339,7 +341,7 @@ def test_a_batch_equals_its_sentences(
         assert set(together[row, len(alone) :].tolist()) <= {PAD, EOS}
 
 
-def test_generation_from_encoder_outputs_and_embeddings(half_trained: TriviumForConditionalGeneration) -> None:
+def test_generation_from_encoder_outputs_and_embeds(half_trained: TriviumForConditionalGeneration) -> None:
     inputs = sources()
     expected = half_trained.generate(**inputs)
     ids = inputs.pop("input_ids")
@@ -350,7 +352,7 @@ def test_generation_from_encoder_outputs_and_embeddings(half_trained: TriviumFor
     assert half_trained.generate(**inputs, inputs_embeds=encoder.embed_tokens(ids)).equal(expected)
 
 
-def test_several_sentences_per_source(half_trained: TriviumForConditionalGeneration) -> None:
+def test_num_return_sequences(half_trained: TriviumForConditionalGeneration) -> None:
     inputs = sources()
     best = half_trained.generate(**inputs, num_beams=4)
     several = half_trained.generate(**inputs, num_beams=4, num_return_sequences=3).unflatten(0, (-1, 3))
@@ -362,7 +364,7 @@ def test_several_sentences_per_source(half_trained: TriviumForConditionalGenerat
 
 @pytest.mark.slow(reason="compiles with C++: half a minute")
 @torch.no_grad()
-def test_compiled_equals_eager(half_trained: TriviumForConditionalGeneration) -> None:
+def test_compiled_generation_matches_eager(half_trained: TriviumForConditionalGeneration) -> None:
     data = copying_batch(8, LONGEST, VOCABULARY)
     compiled = torch.compile(half_trained, fullgraph=True)
     torch.testing.assert_close(compiled(**data).logits, half_trained(**data).logits, rtol=1e-4, atol=1e-5)
@@ -370,7 +372,7 @@ def test_compiled_equals_eager(half_trained: TriviumForConditionalGeneration) ->
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 @torch.no_grad()
-def test_cache_is_accepted_by_both_names(name: str) -> None:
+def test_cache_is_accepted_under_both_names(name: str) -> None:
     """The old name warns, as in transformers' own models."""
     model, ids, target = tiny_model(), random_ids(2, 5), random_ids(2, 4)
     cache = model(ids, decoder_input_ids=target[:, :3]).cache
@@ -380,14 +382,14 @@ def test_cache_is_accepted_by_both_names(name: str) -> None:
     torch.testing.assert_close(second.logits, model(ids, decoder_input_ids=target).logits[:, 3:], **EXACT)
 
 
-def test_signatures_name_the_cache_as_transformers_does() -> None:
+def test_signature_names_cache_like_transformers() -> None:
     for model_class in (TriviumForConditionalGeneration, TriviumForCausalLM, TriviumModel, TriviumDecoderModel):
         names = set(inspect.signature(model_class.forward).parameters)
         assert {"cache", "past_key_values"} & names == {"cache"}
 
 
-def test_generation_speaks_the_librarys_own_language() -> None:
-    """No deprecated name is used, which a later version would refuse."""
+def test_generation_uses_no_deprecated_names() -> None:
+    """Use no deprecated name of transformers, which a later version would refuse."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         tiny_model().generate(random_ids(2, 5), max_new_tokens=3)
@@ -395,8 +397,8 @@ def test_generation_speaks_the_librarys_own_language() -> None:
 
 
 @torch.no_grad()
-def test_assistant_early_exit_uses_the_lower_layers() -> None:
-    """They draft, the whole model checks: the outputs are its own, and so is its configuration afterwards."""
+def test_assistant_early_exit_matches_greedy() -> None:
+    """Lower layers draft, the whole model verifies: outputs match and the configuration is restored afterwards."""
     model, ids = tiny_model(TriviumForCausalLM, encoder_layers=0), random_ids(1, 5)
     calls: list[int] = []
     for index, layer in enumerate(model.model.decoder.layers):

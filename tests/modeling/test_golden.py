@@ -1,6 +1,6 @@
-"""Names and shapes of all parameters, as files, so that a rename shows in a diff: old checkpoints would not load.
+"""Golden files of all parameter names and shapes: a rename, which would break old checkpoints, shows in the diff.
 
-After a change that is meant: `python -m pytest tests/modeling/test_golden.py --regenerate`, and commit what it wrote.
+After an intended change: `python -m pytest tests/modeling/test_golden.py --regenerate`, and commit the files.
 """
 
 import json
@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two-vocabularies": {"decoder_vocab_size": 23},
     "untied": {"tie_word_embeddings": False},
 }
-HEADS: dict[str, type[PreTrainedModel]] = {  # those that are not what a way is pre-trained with
+HEADS: dict[str, type[PreTrainedModel]] = {  # Heads other than the one that the architecture is pre-trained with.
     "sequence-classification": TriviumForSequenceClassification,
     "token-classification": TriviumForTokenClassification,
     "question-answering": TriviumForQuestionAnswering,
@@ -46,7 +46,7 @@ CONFIGS: dict[str, TriviumConfig] = {
     **{name: tiny_config(**overrides) for name, overrides in VARIANTS.items()},
 }
 MODELS: dict[str, tuple[type[PreTrainedModel], TriviumConfig]] = {
-    **{name: (AnyModelForPreTraining.fitting(config), config) for name, config in CONFIGS.items()},
+    **{name: (AnyModelForPreTraining.model_class_for(config), config) for name, config in CONFIGS.items()},
     **{name: (head, tiny_config(decoder_layers=0, num_labels=3)) for name, head in HEADS.items()},
 }
 
@@ -59,7 +59,7 @@ def parameter_tree(name: str) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_parameter_tree(name: str, request: pytest.FixtureRequest) -> None:
+def test_parameter_tree_matches_golden_file(name: str, request: pytest.FixtureRequest) -> None:
     tree, path = parameter_tree(name), GOLDEN / f"{name}.json"
     if request.config.getoption("--regenerate"):
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(shape)}" for key, shape in tree.items())
@@ -67,5 +67,5 @@ def test_parameter_tree(name: str, request: pytest.FixtureRequest) -> None:
     assert tree == json.loads(path.read_text()), "if this is meant, run pytest with --regenerate (see the docstring)"
 
 
-def test_no_file_is_left_over() -> None:
+def test_no_stale_golden_file() -> None:
     assert {path.stem for path in GOLDEN.glob("*.json")} == set(MODELS)

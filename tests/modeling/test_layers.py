@@ -1,4 +1,4 @@
-"""The parts between attention and the whole: norms, connections, feed-forward, embeddings, initialisation."""
+"""The layers around attention: norms, residuals, feed-forward, embeddings, initialization."""
 
 import math
 
@@ -17,17 +17,17 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"), [(LayerNorm, nn.LayerNorm), (RMSNorm, nn.RMSNorm)], ids=["layernorm", "rmsnorm"]
+    ("norm_class", "reference_class"), [(LayerNorm, nn.LayerNorm), (RMSNorm, nn.RMSNorm)], ids=["layernorm", "rmsnorm"]
 )
-def test_norms_equal_torchs(ours: type[nn.Module], theirs: type[nn.Module]) -> None:
-    config = tiny_config(norm_eps=0.25)  # so large that leaving it out would show
-    norm, reference = shake(ours(config).double()), theirs(24, eps=0.25, dtype=torch.float64)
+def test_norms_match_torch(norm_class: type[nn.Module], reference_class: type[nn.Module]) -> None:
+    config = tiny_config(norm_eps=0.25)  # Large enough that omitting it would show.
+    norm, reference = shake(norm_class(config).double()), reference_class(24, eps=0.25, dtype=torch.float64)
     reference.load_state_dict(norm.state_dict())
     states = torch.randn(2, 3, 24).double() * 2 + 1
     torch.testing.assert_close(norm(states), reference(states), **EXACT)
 
 
-def test_norms_equal_their_formulas() -> None:
+def test_norms_match_formulas() -> None:
     config = tiny_config(norm_eps=0.25)
     states = torch.randn(24).double() + 1
     values = states.tolist()
@@ -41,8 +41,8 @@ def test_norms_equal_their_formulas() -> None:
 
 
 @pytest.mark.parametrize("norm_type", NORMS)
-def test_residual_connection(norm_type: str) -> None:
-    """Post: Norm(x + Sublayer(x)), section 3.1. Pre: x + Sublayer(Norm(x))."""
+def test_residual_norm_position(norm_type: str) -> None:
+    """Post-norm: Norm(x + Sublayer(x)), section 3.1. Pre-norm: x + Sublayer(Norm(x))."""
     states = torch.randn(2, 3, 24).double()
     sublayer = nn.Linear(24, 24).double()
     for position in NORM_POSITIONS:
@@ -53,8 +53,8 @@ def test_residual_connection(norm_type: str) -> None:
 
 
 @pytest.mark.parametrize("position", NORM_POSITIONS)
-def test_residual_dropout_falls_on_the_sublayer(position: str) -> None:
-    """Section 5.4: on its output, before it is added."""
+def test_residual_dropout_applies_to_sublayer(position: str) -> None:
+    """Section 5.4: on the sublayer's output, before the residual is added."""
     residual = Residual(tiny_config(norm_position=position, dropout=0.5)).double()
     residual.norm = nn.Identity()
     states = torch.randn(2, 3, 24).double()
@@ -64,7 +64,7 @@ def test_residual_dropout_falls_on_the_sublayer(position: str) -> None:
     torch.testing.assert_close(residual.eval()(states, torch.ones_like), states + 1, **EXACT)
 
 
-def test_feed_forward_is_equation_2() -> None:
+def test_feed_forward_matches_equation_2() -> None:
     layer = shake(FeedForward(tiny_config()).double())
     states = torch.randn(2, 3, 24).double()
     inner = (states @ layer.up_proj.weight.T + layer.up_proj.bias).clamp(min=0)
@@ -81,7 +81,7 @@ def test_gated_feed_forward_is_swiglu() -> None:
     assert not [name for name, _ in layer.named_parameters() if "bias" in name]
 
 
-def test_feed_forward_treats_positions_alike() -> None:
+def test_feed_forward_is_position_wise() -> None:
     layer = FeedForward(tiny_config()).double()
     states = torch.randn(2, 5, 24).double()
     order = torch.randperm(5)
@@ -103,7 +103,7 @@ def test_embeddings_are_scaled(scaled: bool, factor: float) -> None:
     torch.testing.assert_close(embedding(ids), embedding.weight[ids] * factor, **EXACT)
 
 
-def test_layers_are_made_of_what_figure_1_shows() -> None:
+def test_layers_match_figure_1() -> None:
     encoder, decoder = EncoderLayer(tiny_config(), 0), DecoderLayer(tiny_config(), 0)
     assert [name for name, _ in encoder.named_children()] == [
         *("self_attn", "self_attn_residual", "feed_forward", "feed_forward_residual")
@@ -117,7 +117,7 @@ def test_layers_are_made_of_what_figure_1_shows() -> None:
     ]
 
 
-# --- Initialisation ---
+# --- Initialization ---
 
 
 @pytest.fixture(scope="module")
@@ -141,15 +141,15 @@ def test_projections_are_glorot_uniform(fresh: TriviumForConditionalGeneration) 
         assert linear.bias is None or linear.bias.eq(0).all(), name
 
 
-def test_embeddings_have_variance_one_by_d_model(fresh: TriviumForConditionalGeneration) -> None:
+def test_embedding_variance_is_1_over_d_model(fresh: TriviumForConditionalGeneration) -> None:
     embeddings = [(name, module) for name, module in fresh.named_modules() if isinstance(module, nn.Embedding)]
-    assert len(embeddings) == 4  # tokens and positions of either stack
+    assert len(embeddings) == 4  # Token and position embeddings of either stack.
     for name, embedding in embeddings:
         assert embedding.weight.std().item() == pytest.approx(128**-0.5, rel=0.05), name
 
 
 @pytest.mark.parametrize("norm_type", NORMS)
-def test_norms_start_as_the_identity(norm_type: str) -> None:
+def test_norms_are_initialized_to_identity(norm_type: str) -> None:
     model = TriviumForConditionalGeneration(tiny_config(norm_type=norm_type, norm_position="pre"))
     norms = [module for module in model.modules() if isinstance(module, LayerNorm | RMSNorm)]
     assert len(norms) == 2 * 2 + 3 * 3 + 2
@@ -158,7 +158,7 @@ def test_norms_start_as_the_identity(norm_type: str) -> None:
         assert norm_type == "rmsnorm" or norm.bias.eq(0).all()
 
 
-def test_the_seed_decides() -> None:
+def test_initialization_is_reproducible_with_seed() -> None:
     states = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -169,8 +169,8 @@ def test_the_seed_decides() -> None:
 
 
 @all_variants
-def test_a_fresh_model_guesses(variant: dict[str, str]) -> None:
-    """Its loss is near that of equal chances, log V: nothing starts out large."""
+def test_initial_loss_is_near_log_vocab_size(variant: dict[str, str]) -> None:
+    """Expect a loss close to log V, that of a uniform distribution: no logit starts out large."""
     model = TriviumForConditionalGeneration(
         tiny_config(**variant, d_model=64, vocab_size=1000, label_smoothing=0.0)
     ).eval()

@@ -1,4 +1,4 @@
-"""`lm_head_bias`: the projection to the vocabulary with a bias, wherever a model with it is cut, joined or resized."""
+"""`lm_head_bias`: the output projection with a bias, when a model is used, split, joined and resized."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def logits(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 
 @every_class
-def test_it_is_added_to_the_logits(model_class: type) -> None:
+def test_bias_is_added_to_logits(model_class: type) -> None:
     model = tiny_model(model_class, lm_head_bias=True, **CLASSES[model_class])
     ids = random_ids(2, 5)
     bias, with_bias = model.lm_head.bias.detach().clone(), logits(model, ids)
@@ -35,7 +35,7 @@ def test_it_is_added_to_the_logits(model_class: type) -> None:
 
 
 @every_class
-def test_by_default_there_is_none_and_a_new_one_is_zero(model_class: type) -> None:
+def test_bias_is_off_by_default_and_starts_at_zero(model_class: type) -> None:
     assert model_class(tiny_config(**CLASSES[model_class])).lm_head.bias is None
     assert model_class(tiny_config(lm_head_bias=True, **CLASSES[model_class])).lm_head.bias.eq(0).all()
 
@@ -43,7 +43,7 @@ def test_by_default_there_is_none_and_a_new_one_is_zero(model_class: type) -> No
 @every_class
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("new_size", [27, 36])
-def test_it_is_resized(model_class: type, tied: bool, new_size: int, tmp_path: Path) -> None:
+def test_bias_is_resized_with_vocabulary(model_class: type, tied: bool, new_size: int, tmp_path: Path) -> None:
     model = tiny_model(model_class, lm_head_bias=True, tie_word_embeddings=tied, **CLASSES[model_class])
     before = model.lm_head.bias.detach().clone()
     model.resize_token_embeddings(new_size)
@@ -56,7 +56,7 @@ def test_it_is_resized(model_class: type, tied: bool, new_size: int, tmp_path: P
 
 
 @pytest.mark.parametrize("two_vocabularies", [False, True])
-def test_it_is_cut_and_joined_with_the_decoder(two_vocabularies: bool) -> None:
+def test_bias_is_split_and_joined_with_decoder(two_vocabularies: bool) -> None:
     model = tiny_model(lm_head_bias=True, decoder_vocab_size=37 if two_vocabularies else None)
     parts = split(model)
     assert not parts.encoder.config.lm_head_bias
@@ -66,12 +66,12 @@ def test_it_is_cut_and_joined_with_the_decoder(two_vocabularies: bool) -> None:
     assert joined.config.lm_head_bias
     ids = random_ids(2, 5)
     assert torch.equal(logits(joined, ids), logits(model, ids))
-    parts.decoder.lm_head.bias.data.zero_()  # the parts share no memory with either
+    parts.decoder.lm_head.bias.data.zero_()  # The parts share no memory with the source models.
     assert model.lm_head.bias.abs().min() > 0
     assert torch.equal(joined.lm_head.bias, model.lm_head.bias)
 
 
-def test_halves_of_a_checkpoint_take_what_is_theirs(tmp_path: Path) -> None:
+def test_halves_load_only_their_own_bias(tmp_path: Path) -> None:
     model = tiny_model(lm_head_bias=True)
     model.save_pretrained(tmp_path)
     decoder, report = TriviumForCausalLM.from_pretrained(tmp_path, output_loading_info=True)

@@ -1,6 +1,6 @@
-"""Section 5.4: label smoothing, over real tokens only, in training only, and the same however a batch is cut.
+"""Section 5.4: label smoothing, over real tokens only, in training only, and independent of micro-batching.
 
-And the other objectives: next tokens, and the three of a sequence classifier.
+Also the other objectives: next-token prediction, and the three problem types of a sequence classifier.
 """
 
 import math
@@ -24,25 +24,25 @@ def random_batch(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torc
     return torch.randn(3, 5, VOCABULARY, dtype=dtype) * 3, labels
 
 
-def by_hand(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> float:
-    """Cross entropy against (1 - e) * one-hot + e / V, in Python's own floats, averaged over real tokens."""
+def reference_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> float:
+    """Compute cross entropy against (1 - e) * one-hot + e / V in Python floats, averaged over real tokens."""
     total, count = 0.0, 0
     for row, label in zip(logits.flatten(0, -2).tolist(), labels.flatten().tolist(), strict=True):
         if label == -100:
             continue
-        log_normaliser = math.log(sum(math.exp(logit) for logit in row))
+        log_normalizer = math.log(sum(math.exp(logit) for logit in row))
         for token, logit in enumerate(row):
             target = smoothing / len(row) + (1 - smoothing) * (token == label)
-            total -= target * (logit - log_normaliser)
+            total -= target * (logit - log_normalizer)
         count += 1
     return total / count
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
-def test_formula(smoothing: float) -> None:
+def test_label_smoothing_matches_formula(smoothing: float) -> None:
     logits, labels = random_batch()
     loss = label_smoothed_cross_entropy(logits, labels, smoothing).item()
-    assert loss == pytest.approx(by_hand(logits, labels, smoothing), rel=1e-12)
+    assert loss == pytest.approx(reference_loss(logits, labels, smoothing), rel=1e-12)
     reference = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing)
     assert loss == pytest.approx(reference.item(), rel=1e-12)
 
@@ -56,7 +56,7 @@ def test_ignored_tokens_get_no_gradient() -> None:
     assert logits.grad[labels != -100].ne(0).all()
 
 
-def test_nothing_to_learn_is_zero() -> None:
+def test_loss_without_labels_is_zero() -> None:
     logits, labels = random_batch()
     logits.requires_grad_()
     loss = label_smoothed_cross_entropy(logits, torch.full_like(labels, -100), 0.1)
@@ -67,8 +67,8 @@ def test_nothing_to_learn_is_zero() -> None:
 
 
 @pytest.mark.parametrize("as_tensor", [True, False])
-def test_parts_add_up_to_the_whole(as_tensor: bool) -> None:
-    """The rows have 3, 1 and 5 real tokens: an average of averages would be wrong."""
+def test_micro_batch_losses_sum_to_batch_loss(as_tensor: bool) -> None:
+    """The rows have 3, 1 and 5 real tokens: a mean of means would be wrong."""
     logits, labels = random_batch()
     count = (labels != -100).sum()
     whole = label_smoothed_cross_entropy(logits, labels, 0.1)
@@ -86,19 +86,21 @@ def test_half_precision_logits_are_summed_in_float32(dtype: torch.dtype) -> None
     logits, labels = random_batch(dtype)
     loss = label_smoothed_cross_entropy(logits, labels, 0.1)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(by_hand(logits, labels, 0.1), rel=1e-5)
+    assert loss.item() == pytest.approx(reference_loss(logits, labels, 0.1), rel=1e-5)
 
 
-def test_the_model_smooths_in_training_only() -> None:
+def test_model_smooths_labels_only_in_training() -> None:
     model = tiny_model(label_smoothing=0.3)
     batch = copying_batch(sentences=4)
     for training, smoothing in ((True, 0.3), (False, 0.0)):
         outputs = model.train(training)(**batch)
-        assert outputs.loss.item() == pytest.approx(by_hand(outputs.logits, batch["labels"], smoothing), rel=1e-10)
+        assert outputs.loss.item() == pytest.approx(
+            reference_loss(outputs.logits, batch["labels"], smoothing), rel=1e-10
+        )
 
 
-def test_gradients_of_micro_batches_add_up() -> None:
-    """1 x N equals N x 1, as the Trainer accumulates them: with `num_items_in_batch` of the whole."""
+def test_micro_batch_gradients_sum_to_full_batch() -> None:
+    """Accumulate as the Trainer does, with `num_items_in_batch` of the full batch."""
     model = tiny_model().train()
     batch = copying_batch(sentences=4)
     model(**batch).loss.backward()
@@ -113,7 +115,7 @@ def test_gradients_of_micro_batches_add_up() -> None:
 
 
 def test_shift_left() -> None:
-    """What a position is to predict is the next label, -100 stays -100, and the last position predicts nothing."""
+    """The target of a position is the next label, -100 stays -100, and the last position has no target."""
     labels = torch.tensor([[5, 6, 7], [-100, 8, -100]])
     assert shift_left(labels).tolist() == [[6, 7, -100], [8, -100, -100]]
     assert labels.tolist() == [[5, 6, 7], [-100, 8, -100]]
@@ -125,7 +127,7 @@ TEXTS, CLASSES = 6, 4
 
 
 class Problem(NamedTuple):
-    """A problem type, the classes that it is tried with, random labels for them, and torch's objective."""
+    """A problem type, the numbers of classes to test, random labels, and the torch objective."""
 
     problem_type: str
     classes: int
@@ -150,8 +152,8 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem:
 
 
 @every_problem
-def test_classification_loss_is_torchs(problem: Problem) -> None:
-    """The problem type is what it is said to be, and else follows from the labels and the number of classes."""
+def test_classification_loss_matches_torch(problem: Problem) -> None:
+    """With the problem type configured, or inferred from the labels and the number of classes."""
     logits, labels = problem.logits(), problem.labels()
     expected = problem.objective(logits, labels)
     for problem_type in (problem.problem_type, None):
@@ -160,15 +162,15 @@ def test_classification_loss_is_torchs(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("labels", [torch.arange(TEXTS), torch.arange(TEXTS) / 2], ids=["whole", "fractions"])
-def test_one_class_is_regression(labels: torch.Tensor) -> None:
-    """Whether the labels, one for each text, are fractions or not."""
+def test_single_class_is_regression(labels: torch.Tensor) -> None:
+    """With float and with integer labels, one per text."""
     logits = torch.randn(TEXTS, 1).double()
     loss = classification_loss(logits, labels)
     torch.testing.assert_close(loss, (logits[:, 0] - labels).square().mean(), rtol=1e-12, atol=0)
 
 
-def test_the_problem_type_that_is_given_counts() -> None:
-    """Not the one that would be guessed: fractions may be several regressions, and whole numbers several labels."""
+def test_configured_problem_type_wins_over_inferred() -> None:
+    """Override the inferred type: floats may be multi-output regression, and integers multi-label."""
     logits, labels = torch.randn(TEXTS, CLASSES).double(), torch.randint(2, (TEXTS, CLASSES))
     regression = classification_loss(logits, labels.double(), "regression")
     torch.testing.assert_close(regression, F.mse_loss(logits, labels.double()), rtol=1e-12, atol=0)
@@ -179,8 +181,8 @@ def test_the_problem_type_that_is_given_counts() -> None:
 
 @pytest.mark.parametrize("as_tensor", [True, False])
 @every_problem
-def test_parts_of_a_classified_batch_add_up(problem: Problem, as_tensor: bool) -> None:
-    """Parts of one and of five texts: an average of averages would be wrong."""
+def test_micro_batches_of_classifier_sum_to_batch(problem: Problem, as_tensor: bool) -> None:
+    """Split into one and five texts: a mean of means would be wrong."""
     logits, labels = problem.logits(), problem.labels()
     count = torch.tensor(labels.numel()) if as_tensor else labels.numel()
     whole = classification_loss(logits, labels)
@@ -205,10 +207,10 @@ def test_unknown_problem_type_is_refused(labels: torch.Tensor) -> None:
         classification_loss(torch.zeros(TEXTS, CLASSES), labels, "ranking")
 
 
-def test_classes_are_smoothed_like_tokens() -> None:
+def test_class_labels_are_smoothed_like_tokens() -> None:
     problem = PROBLEMS[0]
     logits, labels = problem.logits(), problem.labels()
-    expected = by_hand(logits, labels, 0.3)
+    expected = reference_loss(logits, labels, 0.3)
     for loss in (
         label_smoothed_cross_entropy(logits, labels, 0.3),
         classification_loss(logits, labels, label_smoothing=0.3),
@@ -217,9 +219,11 @@ def test_classes_are_smoothed_like_tokens() -> None:
         assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_classifier_smooths_in_training_only() -> None:
+def test_classifier_smooths_only_in_training() -> None:
     model = tiny_model(TriviumForSequenceClassification, decoder_layers=0, num_labels=CLASSES, label_smoothing=0.3)
     inputs = {"input_ids": copying_batch(TEXTS)["input_ids"], "labels": torch.randint(CLASSES, (TEXTS,))}
     for training, smoothing in ((True, 0.3), (False, 0.0)):
         outputs = model.train(training)(**inputs)
-        assert outputs.loss.item() == pytest.approx(by_hand(outputs.logits, inputs["labels"], smoothing), rel=1e-10)
+        assert outputs.loss.item() == pytest.approx(
+            reference_loss(outputs.logits, inputs["labels"], smoothing), rel=1e-10
+        )

@@ -1,4 +1,4 @@
-"""The whole encoder-decoder: what must not matter (padding, batching, caching, the attention kernel) and what must."""
+"""The encoder-decoder: invariance to padding, batching, caching and attention kernel; parameters and interface."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ tying_modes = pytest.mark.parametrize("overrides", TYING.values(), ids=TYING)
 
 
 def batch(source_lengths: list[int], target_lengths: list[int], side: str = "right") -> Tensors:
-    """Random sentences, padded on one side; what stands in the padding is random, too."""
+    """Return random sentences, padded on one side; padding positions hold random tokens too."""
     source_mask, target_mask = mask_of(source_lengths, side), mask_of(target_lengths, side)
     return {
         "input_ids": random_ids(*source_mask.shape),
@@ -35,7 +35,7 @@ def batch(source_lengths: list[int], target_lengths: list[int], side: str = "rig
 
 
 def sentence(inputs: Tensors, row: int) -> Tensors:
-    """One row of a batch, without its padding."""
+    """Return one row of a batch without its padding."""
     source, target = inputs["attention_mask"][row].bool(), inputs["decoder_attention_mask"][row].bool()
     return {
         "input_ids": inputs["input_ids"][row, source][None],
@@ -43,11 +43,11 @@ def sentence(inputs: Tensors, row: int) -> Tensors:
     }
 
 
-# --- What must not matter ---
+# --- Invariances ---
 
 
 @all_variants
-def test_no_position_sees_a_later_one(variant: dict[str, Any]) -> None:
+def test_future_tokens_do_not_change_logits(variant: dict[str, Any]) -> None:
     model = tiny_model(**variant)
     memory, length = random_ids(2, 4), 5
     embeddings = torch.randn(2, length, 24, dtype=torch.float64, requires_grad=True)
@@ -67,7 +67,7 @@ def test_no_position_sees_a_later_one(variant: dict[str, Any]) -> None:
 
 
 @all_variants
-def test_the_encoder_sees_everything(variant: dict[str, Any]) -> None:
+def test_encoder_attends_to_all_tokens(variant: dict[str, Any]) -> None:
     encoder = tiny_model(TriviumModel, **variant).encoder
     embeddings = torch.randn(1, 5, 24, dtype=torch.float64, requires_grad=True)
     hidden = encoder(inputs_embeds=embeddings).last_hidden_state
@@ -81,8 +81,8 @@ def test_the_encoder_sees_everything(variant: dict[str, Any]) -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 @all_variants
 @torch.no_grad()
-def test_a_batch_equals_its_sentences(variant: dict[str, Any], side: str, attention: str) -> None:
-    """Neither padding, on either side of either stack, nor the other sentences change a result."""
+def test_batch_matches_single_sentences(variant: dict[str, Any], side: str, attention: str) -> None:
+    """Neither padding, on either side of either stack, nor other sentences change a result."""
     model = tiny_model(**variant, attn_implementation=attention)
     inputs = batch([6, 3, 1], [2, 5, 1], side)
     outputs = model(**inputs)
@@ -97,8 +97,8 @@ def test_a_batch_equals_its_sentences(variant: dict[str, Any], side: str, attent
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @all_variants
-def test_eager_equals_sdpa(variant: dict[str, Any], side: str) -> None:
-    """Everywhere, gradients included, even where a row has no source and where padding looks at nothing."""
+def test_eager_matches_sdpa(variant: dict[str, Any], side: str) -> None:
+    """Compare all outputs and gradients, including rows without a source and fully masked padding queries."""
     inputs = batch([6, 3, 2], [2, 5, 1], side)
     inputs["attention_mask"][2] = 0
     model = tiny_model(**variant)
@@ -118,8 +118,8 @@ def test_eager_equals_sdpa(variant: dict[str, Any], side: str) -> None:
 @pytest.mark.slow(reason="flex attention compiles a kernel for every mask: more than a minute on a CPU")
 @pytest.mark.parametrize("side", ["right", "left"])
 @torch.no_grad()
-def test_flex_equals_eager(side: str) -> None:
-    """In float32 and forward only: torch has no more for flex attention on a CPU."""
+def test_flex_matches_eager(side: str) -> None:
+    """Compare in float32, forward only: the limits of flex attention on CPU."""
     model = tiny_model(num_key_value_heads=2).float()
     inputs = batch([6, 3, 2], [2, 5, 1], side)
     inputs["attention_mask"][2] = 0
@@ -132,7 +132,7 @@ def test_flex_equals_eager(side: str) -> None:
 
 
 def new_cache(model: TriviumForConditionalGeneration, kind: str) -> EncoderDecoderCache:
-    """For 6 tokens in the source and up to 9 in the target."""
+    """Create a cache for 6 source and up to 9 target tokens."""
     if kind == "dynamic":
         return EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
     return EncoderDecoderCache(
@@ -143,7 +143,7 @@ def new_cache(model: TriviumForConditionalGeneration, kind: str) -> EncoderDecod
 def feed(
     model: TriviumForConditionalGeneration, inputs: Tensors, cache: EncoderDecoderCache, start: int, end: int
 ) -> torch.Tensor:
-    """Logits of the target tokens from `start` to `end`, given a cache that holds those before."""
+    """Return the logits of the target tokens from `start` to `end`, with a cache that holds the preceding ones."""
     return model(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
@@ -158,8 +158,8 @@ def feed(
 @pytest.mark.parametrize("chunks", [[1] * 6, [3, 1, 2], [2, 4]], ids=str)
 @all_variants
 @torch.no_grad()
-def test_cached_equals_uncached(variant: dict[str, Any], chunks: list[int], attention: str) -> None:
-    """One token at a time and several at once, after padding on the left."""
+def test_cached_logits_match_uncached(variant: dict[str, Any], chunks: list[int], attention: str) -> None:
+    """Decode one token and several tokens at a time, after left padding."""
     model = tiny_model(**variant, attn_implementation=attention)
     inputs = batch([6, 3], [6, 4], "left")
     expected, cache = model(**inputs, use_cache=False).logits, new_cache(model, "dynamic")
@@ -173,7 +173,7 @@ def test_cached_equals_uncached(variant: dict[str, Any], chunks: list[int], atte
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @all_variants
 @torch.no_grad()
-def test_static_cache_equals_none(variant: dict[str, Any], attention: str) -> None:
+def test_static_cache_matches_uncached(variant: dict[str, Any], attention: str) -> None:
     model = tiny_model(**variant, attn_implementation=attention)
     inputs = batch([6, 3], [6, 6])
     expected, cache = model(**inputs, use_cache=False).logits, new_cache(model, "static")
@@ -190,8 +190,8 @@ def test_static_cache_equals_none(variant: dict[str, Any], attention: str) -> No
 
 @all_variants
 @torch.no_grad()
-def test_a_cropped_cache_continues(variant: dict[str, Any]) -> None:
-    """As assisted decoding needs it: two tokens are taken back and others follow."""
+def test_decoding_continues_from_cropped_cache(variant: dict[str, Any]) -> None:
+    """Crop two tokens and continue with others, as assisted decoding does."""
     model = tiny_model(**variant)
     inputs, cache = batch([6, 3], [6, 6]), new_cache(model, "dynamic")
     feed(model, inputs, cache, 0, 5)
@@ -202,7 +202,7 @@ def test_a_cropped_cache_continues(variant: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def test_rotary_positions_are_relative() -> None:
-    """Any place to count from gives the same, in either stack; with sinusoids it does not."""
+    """Shift all positions of either stack: outputs stay the same, unlike with sinusoids."""
     for position in ("rotary", "sinusoidal"):
         model = tiny_model(position_embedding_type=position)
         source, target = random_ids(2, 6), random_ids(2, 5)
@@ -217,7 +217,7 @@ def test_rotary_positions_are_relative() -> None:
 
 @all_variants
 @torch.no_grad()
-def test_embeddings_may_come_from_outside(variant: dict[str, Any]) -> None:
+def test_inputs_embeds_match_input_ids(variant: dict[str, Any]) -> None:
     model = tiny_model(**variant)
     inputs = batch([6, 3], [4, 5])
     expected = model(**inputs).logits
@@ -229,22 +229,22 @@ def test_embeddings_may_come_from_outside(variant: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def test_encoder_outputs_may_come_from_outside() -> None:
+def test_encoder_outputs_match_input_ids() -> None:
     model = tiny_model()
     inputs = batch([6, 3], [4, 5])
     expected = model(**inputs).logits
     source = inputs.pop("input_ids")
     encoded = model.get_encoder()(input_ids=source, attention_mask=inputs["attention_mask"])
-    for given in (encoded, encoded.to_tuple()):
-        torch.testing.assert_close(model(**inputs, encoder_outputs=given).logits, expected, **EXACT)
+    for encoder_outputs in (encoded, encoded.to_tuple()):
+        torch.testing.assert_close(model(**inputs, encoder_outputs=encoder_outputs).logits, expected, **EXACT)
     assert model(**inputs, encoder_outputs=encoded, return_dict=False)[0].equal(expected)
 
 
 @pytest.mark.parametrize("skip_logits", [False, True])
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("norm_position", ["post", "pre"])
-def test_checkpointing_changes_no_gradient(norm_position: str, reentrant: bool, skip_logits: bool) -> None:
-    """With dropout, which the second forward pass has to repeat."""
+def test_gradient_checkpointing_matches_gradients(norm_position: str, reentrant: bool, skip_logits: bool) -> None:
+    """With dropout, which the recomputed forward pass has to repeat."""
     model = tiny_model(norm_position=norm_position, dropout=0.2, attention_dropout=0.2).train()
     data = copying_batch(sentences=4)
     gradients = []
@@ -259,8 +259,8 @@ def test_checkpointing_changes_no_gradient(norm_position: str, reentrant: bool, 
         torch.testing.assert_close(checkpointed, plain, **EXACT)
 
 
-def test_checkpointing_leaves_the_cache_out() -> None:
-    """It would be written in the forward pass, and again when the backward pass repeats it."""
+def test_gradient_checkpointing_disables_cache() -> None:
+    """A cache would be written in the forward pass, and again when backward recomputes it."""
     model = tiny_model().train()
     model.activation_checkpointing_enable()
     ids, cache = random_ids(2, 5), EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -271,7 +271,7 @@ def test_checkpointing_leaves_the_cache_out() -> None:
 
 
 class CountingCache(DynamicCache):
-    """Knows no length of its own, as the paged cache of continuous batching, and notes what `update` is given."""
+    """A cache without a length, as the paged cache of continuous batching, that records the arguments of `update`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ class CountingCache(DynamicCache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         raise AssertionError("a paged cache has no one length")
 
-    def get_query_offset(self, layer_idx: int = 0) -> int:  # for the mask, which a paged cache makes itself
+    def get_query_offset(self, layer_idx: int = 0) -> int:  # For the mask, which a paged cache builds itself.
         return 0
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -288,7 +288,7 @@ class CountingCache(DynamicCache):
         return super().update(*args, **kwargs)
 
 
-def test_positions_given_ask_the_cache_for_no_length() -> None:
+def test_position_ids_make_cache_length_unnecessary() -> None:
     model, ids = tiny_model(TriviumForCausalLM, encoder_layers=0), random_ids(1, 5)
     cache = CountingCache()
     logits = model(ids, position_ids=torch.arange(5)[None], cache=cache, read_index=[0]).logits
@@ -296,25 +296,25 @@ def test_positions_given_ask_the_cache_for_no_length() -> None:
     assert cache.noted == ["read_index"] * 3
 
 
-# --- What must: parameters, tying, dropout ---
+# --- Parameters, tying, dropout ---
 
 
 @tying_modes
 @all_variants
-def test_no_dead_weights(variant: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """One step of training moves every parameter: DDP refuses anything else."""
+def test_no_unused_parameters(variant: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """One training step moves every parameter: DDP refuses unused ones."""
     model = tiny_model(**variant, **overrides, attention_bias=True, gated_ffn=True).train()
     model(**copying_batch(sentences=4, vocab_size=23)).loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert not [name for name, gradient in gradients.items() if gradient is None]
-    # A bias of the keys adds the same number to all scores of a query, which cancels: its gradient is rounding error.
+    # A bias of the keys adds a constant to all scores of a query, which cancels: its gradient is rounding error.
     still = [name for name, g in gradients.items() if g.abs().max() < 1e-12 and not name.endswith("k_proj.bias")]
     assert not still
 
 
 @tying_modes
-def test_tying(overrides: dict[str, Any]) -> None:
-    """Section 3.4: all embeddings of one vocabulary and the output projection are one matrix."""
+def test_embeddings_are_tied(overrides: dict[str, Any]) -> None:
+    """Section 3.4: the embeddings of a shared vocabulary and the output projection are one matrix."""
     model = tiny_model(**overrides)
     source, target = model.model.encoder.embed_tokens.weight, model.model.decoder.embed_tokens.weight
     tied, shared = "tie_word_embeddings" not in overrides, "decoder_vocab_size" not in overrides
@@ -329,7 +329,7 @@ def test_tying(overrides: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("model_class", [TriviumForConditionalGeneration, TriviumModel])
 @tying_modes
-def test_saving_keeps_the_logits(overrides: dict[str, Any], model_class: type[Any], tmp_path: Path) -> None:
+def test_save_and_load_keep_logits(overrides: dict[str, Any], model_class: type[Any], tmp_path: Path) -> None:
     model = tiny_model(model_class, **overrides)
     model.save_pretrained(tmp_path)
     loaded, report = model_class.from_pretrained(tmp_path, attn_implementation="eager", output_loading_info=True)
@@ -344,7 +344,7 @@ def test_saving_keeps_the_logits(overrides: dict[str, Any], model_class: type[An
 
 
 @all_variants
-def test_dropout_is_for_training(variant: dict[str, Any]) -> None:
+def test_dropout_only_in_training(variant: dict[str, Any]) -> None:
     model = tiny_model(**variant, dropout=0.3)
     inputs = batch([6, 3], [4, 5])
     with torch.no_grad():
@@ -353,15 +353,15 @@ def test_dropout_is_for_training(variant: dict[str, Any]) -> None:
         assert not torch.equal(model(**inputs).logits, model(**inputs).logits)
 
 
-def test_dropout_reaches_every_place() -> None:
-    """Section 5.4: the embedded input of both stacks and every sub-layer."""
+def test_dropout_applies_everywhere() -> None:
+    """Section 5.4: on the embedded input of both stacks and on every sublayer."""
     model = tiny_model(dropout=0.3)
     rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p]
     assert rates == [0.3] * (2 + 2 * 2 + 3 * 3)
 
 
-def test_dropout_on_the_embedded_input() -> None:
-    """Section 5.4: on the sum of embeddings and positions, which is all that a stack without layers does."""
+def test_dropout_on_embedded_input() -> None:
+    """Section 5.4: on the sum of embeddings and positions, the only computation of a stack without layers."""
     encoder = tiny_model(TriviumEncoder, encoder_layers=0, dropout=0.5)
     ids = random_ids(2, 6)
     whole, dropped = (encoder.train(training)(ids).last_hidden_state for training in (False, True))
@@ -437,12 +437,12 @@ def test_ambiguous_input_is_refused(inputs: Tensors, message: str) -> None:
         tiny_model().float()(**inputs)
 
 
-def test_a_decoder_without_a_source_is_refused() -> None:
+def test_decoder_without_source_is_refused() -> None:
     with pytest.raises(ValueError, match=r"encoder_hidden_states.*None"):
         tiny_model().get_decoder()(input_ids=random_ids(1, 3))
 
 
-def test_the_configuration_is_not_changed_by_the_model() -> None:
+def test_model_does_not_mutate_configuration() -> None:
     config = tiny_config()
     before = config.to_dict()
     TriviumForConditionalGeneration(config)

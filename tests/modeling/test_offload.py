@@ -1,4 +1,4 @@
-"""Weights that lie on the disk until a layer is called, as accelerate arranges it."""
+"""Weights offloaded to disk by Accelerate until a layer is called."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ SIZE = {
         ({"tie_word_embeddings": False}, {"model.encoder": "disk", "model.decoder": "cpu", "lm_head": "disk"}),
     ],
 )
-def test_a_model_on_the_disk_answers_as_in_memory(choices, device_map, tmp_path):
+def test_disk_offloaded_logits_match_in_memory(choices, device_map, tmp_path):
     model = TriviumForConditionalGeneration(TriviumConfig(**SIZE, **choices)).eval()
     model.save_pretrained(tmp_path / "model")
     offloaded = TriviumForConditionalGeneration.from_pretrained(
@@ -38,11 +38,11 @@ def test_a_model_on_the_disk_answers_as_in_memory(choices, device_map, tmp_path)
     )
 
 
-def test_accelerate_moves_the_tensors_of_a_context():
-    """As it does before a layer on another device: a NamedTuple, unlike a dataclass, is gone through."""
+def test_accelerate_moves_tensors_of_a_context():
+    """As Accelerate does before a layer on another device: it recurses into a NamedTuple, not into a dataclass."""
     tokens = RealTokens(torch.tensor([[1, 1, 0]]))
     context = AttentionContext(torch.zeros(1, 1, 3, 3), (torch.ones(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)), tokens)
     moved = send_to_device(context, "meta")
     assert isinstance(moved, AttentionContext)
-    assert [each.device.type for each in (moved.mask, *moved.rotation)] == ["meta"] * 3
-    assert moved.tokens is tokens  # whose indices follow the states that they are used on
+    assert [tensor.device.type for tensor in (moved.mask, *moved.rotation)] == ["meta"] * 3
+    assert moved.tokens is tokens  # The indices are on the device of the states they index.

@@ -1,4 +1,4 @@
-"""A stack that works on real tokens alone gives for them, and for every weight, what it gives with the padding."""
+"""Computation on unpadded tokens: real tokens and all weights get the results and gradients of the padded layout."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tiny import EXACT, PAD, all_variants, mask_of, random_ids, tiny_model
 from torch import nn
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM
-from trivium.modeling.loss import up_to_last
+from trivium.modeling.loss import mask_after_last_label
 from trivium.modeling.padding import RealTokens
 
 LENGTHS, TARGET_LENGTHS = [5, 9, 2, 7], [6, 3, 8, 1]
@@ -24,19 +24,19 @@ every_way = pytest.mark.parametrize(
 
 
 def padded_batch(model_class: type[nn.Module], side: str = "right") -> dict[str, torch.Tensor]:
-    """Rows of `LENGTHS`, and labels of which some in the middle do not count, either."""
+    """Return rows of `LENGTHS`, with some labels in the middle ignored."""
     mask = mask_of(LENGTHS, side)
     ids = random_ids(*mask.shape).masked_fill(mask == 0, PAD)
     labels = ids.masked_fill((mask == 0) | (torch.rand(ids.shape) < 0.2), -100)
     if model_class is TriviumForConditionalGeneration:
         target = mask_of(TARGET_LENGTHS)
         labels = random_ids(*target.shape, vocab_size=29).masked_fill(target == 0, -100)
-        labels[2, 1] = -100  # in the middle of a row: it is read all the same
+        labels[2, 1] = -100  # In the middle of a row: the token is still read.
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def loss_and_gradients(model: nn.Module, **batch: Any) -> dict[str, torch.Tensor]:
-    """What a training step is made of."""
+    """Return the loss and all gradients of a training step."""
     model.zero_grad()
     loss = model(**batch).loss
     loss.backward()
@@ -44,7 +44,7 @@ def loss_and_gradients(model: nn.Module, **batch: Any) -> dict[str, torch.Tensor
 
 
 def shapes_in_layers(model: nn.Module) -> list[torch.Size]:
-    """A list that the shapes will be in which feed-forward networks get."""
+    """Return a list to which hooks append the input shapes of the feed-forward networks."""
     shapes: list[torch.Size] = []
     for name, module in model.named_modules():
         if name.endswith("feed_forward"):
@@ -55,101 +55,102 @@ def shapes_in_layers(model: nn.Module) -> list[torch.Size]:
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @every_way
-def test_loss_and_gradients_are_those_with_padding(
+def test_unpadded_loss_and_gradients_match_padded(
     model_class: type[nn.Module], shape: dict[str, Any], attention: str, side: str
 ) -> None:
     model = tiny_model(model_class, attn_implementation=attention, label_smoothing=0.1, **shape).train()
     batch = padded_batch(model_class, side)
-    ours, theirs = (loss_and_gradients(model, **batch, skip_logits=skip) for skip in (True, False))
-    for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, **EXACT, msg=name)
+    unpadded, padded = (loss_and_gradients(model, **batch, skip_logits=skip) for skip in (True, False))
+    for name, gradient in padded.items():
+        torch.testing.assert_close(unpadded[name], gradient, **EXACT, msg=name)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @every_way
-def test_padding_comes_into_no_layer(
-    model_class: type[nn.Module], shape: dict[str, Any], attention: str, side: str
-) -> None:
+def test_layers_get_no_padding(model_class: type[nn.Module], shape: dict[str, Any], attention: str, side: str) -> None:
     if model_class is TriviumForCausalLM:
-        side = "right"  # that on the left is seen to below
+        side = "right"  # Left padding is tested below.
     model = tiny_model(model_class, attn_implementation=attention, **shape).train()
     batch = padded_batch(model_class, side)
     shapes = shapes_in_layers(model)
     model(**batch, skip_logits=True)
-    assert {len(each) for each in shapes} == {2}  # (tokens, d_model)
+    assert {len(tensor_shape) for tensor_shape in shapes} == {2}  # (tokens, d_model)
     both = {sum(LENGTHS), sum(TARGET_LENGTHS)}
-    assert {each[0] for each in shapes} == (both if model_class is TriviumForConditionalGeneration else {sum(LENGTHS)})
+    assert {tensor_shape[0] for tensor_shape in shapes} == (
+        both if model_class is TriviumForConditionalGeneration else {sum(LENGTHS)}
+    )
     shapes.clear()
     model(**batch)
-    assert {len(each) for each in shapes} == {3}
+    assert {len(tensor_shape) for tensor_shape in shapes} == {3}
 
 
-def test_padding_before_a_text_stays_for_it_predicts_the_first_token() -> None:
+def test_left_padding_that_predicts_a_token_is_kept() -> None:
     model = tiny_model(TriviumForCausalLM, encoder_layers=0).train()
     shapes = shapes_in_layers(model)
     model(**padded_batch(TriviumForCausalLM, "left"), skip_logits=True)
-    assert {len(each) for each in shapes} == {3}
+    assert {len(tensor_shape) for tensor_shape in shapes} == {3}
 
 
 @all_variants
-def test_so_it_is_for_every_kind_of_layer(variant: dict[str, Any]) -> None:
+def test_unpadding_for_every_layer_variant(variant: dict[str, Any]) -> None:
     for model_class, shape in WAYS:
         model = tiny_model(model_class, attn_implementation="sdpa", **shape, **variant).train()
         batch = padded_batch(model_class)
-        ours, theirs = (loss_and_gradients(model, **batch, skip_logits=skip) for skip in (True, False))
-        for name, gradient in theirs.items():
-            torch.testing.assert_close(ours[name], gradient, **EXACT, msg=name)
+        unpadded, padded = (loss_and_gradients(model, **batch, skip_logits=skip) for skip in (True, False))
+        for name, gradient in padded.items():
+            torch.testing.assert_close(unpadded[name], gradient, **EXACT, msg=name)
 
 
 @every_way
-def test_so_it_is_with_activation_checkpointing(model_class: type[nn.Module], shape: dict[str, Any]) -> None:
+def test_unpadding_with_gradient_checkpointing(model_class: type[nn.Module], shape: dict[str, Any]) -> None:
     model = tiny_model(model_class, **shape).train()
     batch = padded_batch(model_class)
-    theirs = loss_and_gradients(model, **batch)
+    padded = loss_and_gradients(model, **batch)
     model.activation_checkpointing_enable()
-    ours = loss_and_gradients(model, **batch, skip_logits=True)
-    for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, **EXACT, msg=name)
+    unpadded = loss_and_gradients(model, **batch, skip_logits=True)
+    for name, gradient in padded.items():
+        torch.testing.assert_close(unpadded[name], gradient, **EXACT, msg=name)
 
 
 @pytest.mark.parametrize(
-    "given",
+    "optional_inputs",
     [
         {"decoder_attention_mask": mask_of(TARGET_LENGTHS)},
-        {"decoder_position_ids": torch.arange(8).expand(4, 8) % 3},  # they restart: still one sentence a row
+        # The positions restart, but each row is one sentence.
+        {"decoder_position_ids": torch.arange(8).expand(4, 8) % 3},
         {"encoder_outputs": True},
         {"attention_mask": None},
         {"attention_mask": mask_of(LENGTHS)[:, None, None].expand(4, 1, 1, 9).bool()},
     ],
-    ids=["decoder mask", "restarting positions", "encoded before", "no mask", "mask of four dimensions"],
+    ids=["decoder mask", "restarting positions", "encoder outputs", "no mask", "4-D mask"],
 )
-def test_so_it_is_whatever_else_is_given(given: dict[str, Any]) -> None:
+def test_unpadding_with_optional_inputs(optional_inputs: dict[str, Any]) -> None:
     model = tiny_model(attn_implementation="sdpa").train()
     batch = padded_batch(TriviumForConditionalGeneration)
-    if "encoder_outputs" in given:
+    if "encoder_outputs" in optional_inputs:
         encoded = model.model.encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        given = {"encoder_outputs": (encoded.last_hidden_state.detach(),)}
-    if "decoder_position_ids" in given:
-        given = {**given, "decoder_attention_mask": mask_of(TARGET_LENGTHS)}
-    batch = {**batch, **given}
+        optional_inputs = {"encoder_outputs": (encoded.last_hidden_state.detach(),)}
+    if "decoder_position_ids" in optional_inputs:
+        optional_inputs = {**optional_inputs, "decoder_attention_mask": mask_of(TARGET_LENGTHS)}
+    batch = {**batch, **optional_inputs}
     losses = [model(**batch, skip_logits=skip).loss for skip in (True, False)]
     torch.testing.assert_close(*losses, **EXACT)
 
 
 @every_way
-def test_who_asks_for_hidden_states_gets_rows(model_class: type[nn.Module], shape: dict[str, Any]) -> None:
+def test_hidden_states_keep_row_layout(model_class: type[nn.Module], shape: dict[str, Any]) -> None:
     model = tiny_model(model_class, **shape)
     batch = padded_batch(model_class)
     outputs = model(**batch, skip_logits=True, output_hidden_states=True)
     states = outputs.get("encoder_hidden_states") or outputs.hidden_states
-    assert {each.shape for each in states} == {(4, 9, 24)}
+    assert {state.shape for state in states} == {(4, 9, 24)}
     model.config.output_hidden_states = True
     states = model(**batch, skip_logits=True)
-    assert {each.shape for each in states.get("encoder_hidden_states") or states.hidden_states} == {(4, 9, 24)}
+    assert {state.shape for state in states.get("encoder_hidden_states") or states.hidden_states} == {(4, 9, 24)}
 
 
-def test_a_batch_without_padding_keeps_its_shape() -> None:
+def test_batch_without_padding_keeps_shape() -> None:
     model = tiny_model(TriviumForCausalLM, encoder_layers=0)
     shapes = shapes_in_layers(model)
     ids = random_ids(2, 5)
@@ -157,7 +158,7 @@ def test_a_batch_without_padding_keeps_its_shape() -> None:
     assert set(shapes) == {(2, 5, 24)}
 
 
-def test_a_batch_of_nothing_but_padding_has_no_loss() -> None:
+def test_all_padding_batch_has_no_loss() -> None:
     model = tiny_model(TriviumForCausalLM, encoder_layers=0, attn_implementation="sdpa").train()
     ids = torch.full((2, 5), PAD)
     loss = model(input_ids=ids, attention_mask=ids, labels=torch.full_like(ids, -100), skip_logits=True).loss
@@ -166,18 +167,18 @@ def test_a_batch_of_nothing_but_padding_has_no_loss() -> None:
     assert all(weight.grad is None or not weight.grad.any() for weight in model.parameters())
 
 
-def test_tokens_are_picked_and_placed() -> None:
+def test_gather_and_scatter_of_tokens() -> None:
     mask = torch.tensor([[0, 1, 1], [1, 0, 1]])
     tokens = RealTokens(mask)
     states = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(tokens.pick(states), states[mask.bool()])
-    assert torch.equal(tokens.place(tokens.pick(states)), states * mask[..., None])
-    assert torch.autograd.gradcheck(lambda x: tokens.place(tokens.pick(x).sin()), states)
-    assert not tokens.come_first
-    assert RealTokens(mask_of([2, 3])).come_first
+    assert torch.equal(tokens.unpad(states), states[mask.bool()])
+    assert torch.equal(tokens.pad(tokens.unpad(states)), states * mask[..., None])
+    assert torch.autograd.gradcheck(lambda x: tokens.pad(tokens.unpad(x).sin()), states)
+    assert not tokens.is_right_padded
+    assert RealTokens(mask_of([2, 3])).is_right_padded
 
 
-def test_what_is_placed_is_not_kept_for_the_backward_pass() -> None:
+def test_scattered_tensor_is_not_saved_for_backward() -> None:
     kept: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -186,7 +187,7 @@ def test_what_is_placed_is_not_kept_for_the_backward_pass() -> None:
 
     states = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        rows = RealTokens(mask_of([2, 3])).place(states)
+        rows = RealTokens(mask_of([2, 3])).pad(states)
     assert kept  # the indices
     assert not any(tensor.is_floating_point() for tensor in kept)
     weights = torch.randn_like(rows)
@@ -194,6 +195,6 @@ def test_what_is_placed_is_not_kept_for_the_backward_pass() -> None:
     torch.testing.assert_close(gradient, torch.cat((weights[0, :2], weights[1])), rtol=0, atol=0)
 
 
-def test_what_comes_after_the_last_label_is_not_needed() -> None:
+def test_tokens_after_last_label_are_skipped() -> None:
     labels = torch.tensor([[5, -100, 6, -100], [-100, -100, -100, -100], [1, 2, 3, 4]])
-    assert up_to_last(labels).tolist() == [[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]
+    assert mask_after_last_label(labels).tolist() == [[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]

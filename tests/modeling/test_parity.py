@@ -1,7 +1,6 @@
 """The model against independent implementations of the paper, with copied weights, in float64: outputs and gradients.
 
-Each reference is paired with a function from its tensors to ours. It is linear, so it maps gradients as it maps
-weights.
+Each reference comes with a function that converts its tensors. It is linear, so it applies to gradients as well.
 """
 
 import math
@@ -32,7 +31,7 @@ SHAPES = [([5], [4]), ([6, 3, 1], [4, 7, 2]), ([1, 9], [1, 5])]
 
 
 def sinusoids(position_ids: torch.Tensor, d_model: int) -> torch.Tensor:
-    """The formula of section 3.5 in Python's own floats."""
+    """Compute the formula of section 3.5 in Python floats."""
 
     def encode(position: int) -> list[float]:
         angles = [position / 10000 ** (2 * i / d_model) for i in range(d_model // 2)]
@@ -55,40 +54,40 @@ def batch(source_lengths: list[int], target_lengths: list[int], side: str = "rig
 
 
 def assert_same(logits: torch.Tensor, expected: torch.Tensor, inputs: Tensors) -> torch.Tensor:
-    """Compare where there are tokens, and return the random weights of a scalar objective over those places."""
+    """Compare at real tokens; return the random weights of a scalar objective over them."""
     real = inputs["decoder_attention_mask"].bool()
     torch.testing.assert_close(logits[real], expected[real], **EXACT)
     return torch.randn_like(logits) * real[..., None]
 
 
-# --- torch.nn.Transformer: every sub-layer, either place of the norm, both kinds of padding ---
+# --- torch.nn.Transformer: every sublayer, both norm positions, both padding sides ---
 
 
 def from_torch(tensors: Tensors, norm_position: str) -> Tensors:
-    """Tensors of `nn.Transformer` and an `embedding` under our names."""
+    """Rename the tensors of `nn.Transformer` and an `embedding`."""
     attentions = {"self_attn": "self_attn", "multihead_attn": "cross_attn"}
     norms = {
         "encoder": {"norm1": "self_attn_residual", "norm2": "feed_forward_residual"},
         "decoder": {"norm1": "self_attn_residual", "norm2": "cross_attn_residual", "norm3": "feed_forward_residual"},
     }
-    ours = {"model.encoder.embed_tokens.weight": tensors["embedding"]}
+    result = {"model.encoder.embed_tokens.weight": tensors["embedding"]}
     for name, tensor in tensors.items():
         match name.split("."):
             case [stack, "layers", layer, attention, ("in_proj_weight" | "in_proj_bias") as kind]:
                 for projection, part in zip("qkv", tensor.chunk(3), strict=True):
                     kind = kind.removeprefix("in_proj_")
-                    ours[f"model.{stack}.layers.{layer}.{attentions[attention]}.{projection}_proj.{kind}"] = part
+                    result[f"model.{stack}.layers.{layer}.{attentions[attention]}.{projection}_proj.{kind}"] = part
             case [stack, "layers", layer, attention, "out_proj", kind]:
-                ours[f"model.{stack}.layers.{layer}.{attentions[attention]}.o_proj.{kind}"] = tensor
+                result[f"model.{stack}.layers.{layer}.{attentions[attention]}.o_proj.{kind}"] = tensor
             case [stack, "layers", layer, ("linear1" | "linear2") as linear, kind]:
                 projection = "up_proj" if linear == "linear1" else "down_proj"
-                ours[f"model.{stack}.layers.{layer}.feed_forward.{projection}.{kind}"] = tensor
+                result[f"model.{stack}.layers.{layer}.feed_forward.{projection}.{kind}"] = tensor
             case [stack, "layers", layer, norm, kind]:
-                ours[f"model.{stack}.layers.{layer}.{norms[stack][norm]}.norm.{kind}"] = tensor
+                result[f"model.{stack}.layers.{layer}.{norms[stack][norm]}.norm.{kind}"] = tensor
             case [stack, "norm", kind]:
                 assert norm_position == "pre"
-                ours[f"model.{stack}.norm.{kind}"] = tensor
-    return ours
+                result[f"model.{stack}.norm.{kind}"] = tensor
+    return result
 
 
 def torch_transformer(config, norm_position: str) -> nn.ModuleDict:
@@ -104,7 +103,7 @@ def torch_transformer(config, norm_position: str) -> nn.ModuleDict:
         norm_first=norm_position == "pre",
         dtype=torch.float64,
     )
-    if norm_position == "post":  # torch normalises a second time at the end of each stack; the paper does not
+    if norm_position == "post":  # Torch normalizes a second time at the end of each stack; the paper does not.
         transformer.encoder.norm = transformer.decoder.norm = None
     transformer.register_parameter("embedding", nn.Parameter(torch.randn(config.vocab_size, config.d_model).double()))
     return shake(transformer)
@@ -130,12 +129,12 @@ def torch_logits(transformer: nn.Module, inputs: Tensors) -> torch.Tensor:
     return hidden @ transformer.embedding.T
 
 
-@pytest.mark.filterwarnings("ignore:enable_nested_tensor")  # its fast path, which we do not take
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")  # Disables torch's fast path.
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("norm_position", ["post", "pre"])
-def test_equals_torch_nn_transformer(norm_position: str, activation: str, attention: str, side: str) -> None:
+def test_logits_match_torch_nn_transformer(norm_position: str, activation: str, attention: str, side: str) -> None:
     config = tiny_config(
         attention_bias=True,
         norm_position=norm_position,
@@ -157,14 +156,14 @@ def test_equals_torch_nn_transformer(norm_position: str, activation: str, attent
         assert_same_gradients(model, from_torch(gradients, norm_position))
 
 
-# --- MarianMTModel: the whole of a translation model, and what generate() makes of it ---
+# --- MarianMTModel: a complete translation model, including generate() ---
 
 
 def from_marian(tensors: Tensors) -> Tensors:
-    """Tensors of `MarianMTModel` under our names.
+    """Rename and permute the tensors of `MarianMTModel`.
 
-    Marian puts all sines before all cosines, the paper alternates: the dimensions of the residual stream are permuted
-    wherever something reads or writes it.
+    Marian puts all sines before all cosines, the paper interleaves them: permute the dimensions of the residual
+    stream wherever a layer reads or writes it.
     """
     d_model = tensors["model.shared.weight"].shape[1]
     order = torch.arange(d_model).view(2, -1).T.flatten()
@@ -184,39 +183,41 @@ def from_marian(tensors: Tensors) -> Tensors:
     rules: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
         "fc1": ("feed_forward.up_proj", reads),
         "fc2": ("feed_forward.down_proj", writes),
-        **{theirs: (f"{residual}.norm", writes) for theirs, residual in norms.items()},
+        **{source_name: (f"{residual}.norm", writes) for source_name, residual in norms.items()},
         **{
-            f"{theirs}.{projection}_proj": (f"{attention}.{projection}_proj", reads)
-            for theirs, attention in attentions.items()
+            f"{source_name}.{projection}_proj": (f"{attention}.{projection}_proj", reads)
+            for source_name, attention in attentions.items()
             for projection in "qkv"
         },
-        **{f"{theirs}.out_proj": (f"{attention}.o_proj", writes) for theirs, attention in attentions.items()},
+        **{
+            f"{source_name}.out_proj": (f"{attention}.o_proj", writes) for source_name, attention in attentions.items()
+        },
     }
-    ours = {"model.encoder.embed_tokens.weight": reads(tensors["model.shared.weight"])}
+    result = {"model.encoder.embed_tokens.weight": reads(tensors["model.shared.weight"])}
     for name, tensor in tensors.items():
         match name.split(".", 4):
             case ["model", stack, "layers", layer, rest]:
                 module, _, kind = rest.rpartition(".")
                 target, permute = rules[module]
-                ours[f"model.{stack}.layers.{layer}.{target}.{kind}"] = permute(tensor)
-    return ours
+                result[f"model.{stack}.layers.{layer}.{target}.{kind}"] = permute(tensor)
+    return result
 
 
 def marian_and_trivium(
     attention: str = "eager", std: float = 0.3
 ) -> tuple[MarianMTModel, TriviumForConditionalGeneration]:
-    ours = tiny_config(attention_bias=True, attn_implementation=attention, activation_function="silu")
+    trivium_config = tiny_config(attention_bias=True, attn_implementation=attention, activation_function="silu")
     config = MarianConfig(
-        vocab_size=ours.vocab_size,
-        d_model=ours.d_model,
-        encoder_layers=ours.encoder_layers,
-        decoder_layers=ours.decoder_layers,
-        encoder_attention_heads=ours.num_attention_heads,
-        decoder_attention_heads=ours.num_attention_heads,
-        encoder_ffn_dim=ours.ffn_dim,
-        decoder_ffn_dim=ours.ffn_dim,
-        activation_function=ours.activation_function,
-        max_position_embeddings=ours.max_position_embeddings,
+        vocab_size=trivium_config.vocab_size,
+        d_model=trivium_config.d_model,
+        encoder_layers=trivium_config.encoder_layers,
+        decoder_layers=trivium_config.decoder_layers,
+        encoder_attention_heads=trivium_config.num_attention_heads,
+        decoder_attention_heads=trivium_config.num_attention_heads,
+        encoder_ffn_dim=trivium_config.ffn_dim,
+        decoder_ffn_dim=trivium_config.ffn_dim,
+        activation_function=trivium_config.activation_function,
+        max_position_embeddings=trivium_config.max_position_embeddings,
         scale_embedding=True,
         dropout=0.0,
         init_std=0.2,
@@ -231,14 +232,14 @@ def marian_and_trivium(
     table = sinusoids(torch.arange(config.max_position_embeddings)[None], config.d_model)[0]
     halves = torch.cat((table[:, 0::2], table[:, 1::2]), dim=1)
     for stack in (marian.model.encoder, marian.model.decoder):
-        stack.embed_positions.weight.data = halves  # its own table is rounded to float32
-    model = TriviumForConditionalGeneration(ours).double().eval()
+        stack.embed_positions.weight.data = halves  # Marian rounds its table to float32.
+    model = TriviumForConditionalGeneration(trivium_config).double().eval()
     copy_weights(model, from_marian(dict(marian.named_parameters())))
     return marian, model
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_equals_marian(attention: str) -> None:
+def test_logits_match_marian(attention: str) -> None:
     marian, model = marian_and_trivium(attention)
     for source_lengths, target_lengths in SHAPES:
         inputs = batch(source_lengths, target_lengths)
@@ -252,18 +253,18 @@ def test_equals_marian(attention: str) -> None:
         assert_same_gradients(model, from_marian(gradients))
 
 
-def test_loss_equals_marians() -> None:
+def test_loss_matches_marian() -> None:
     marian, model = marian_and_trivium()
     inputs = batch([6, 3, 1], [4, 7, 2])
     labels = inputs.pop("decoder_input_ids").masked_fill(inputs.pop("decoder_attention_mask") == 0, -100)
-    ours, theirs = model(**inputs, labels=labels), marian(**inputs, labels=labels)
-    torch.testing.assert_close(ours.loss, theirs.loss, **EXACT)
-    torch.testing.assert_close(ours.logits, theirs.logits, **EXACT)
+    actual, expected = model(**inputs, labels=labels), marian(**inputs, labels=labels)
+    torch.testing.assert_close(actual.loss, expected.loss, **EXACT)
+    torch.testing.assert_close(actual.logits, expected.logits, **EXACT)
 
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[MarianMTModel, TriviumForConditionalGeneration]:
-    """Half trained: sentences end, and beams do not agree with the greedy choice."""
+    """Return half-trained models: sentences end, and beam search differs from greedy."""
     torch.manual_seed(0)
     marian, model = marian_and_trivium(std=0.0)
     train_to_copy(marian, steps=120, learning_rate=5e-3)
@@ -281,7 +282,7 @@ def trained() -> tuple[MarianMTModel, TriviumForConditionalGeneration]:
     ],
     ids=["greedy", "beam", "beam-early", "beam-n-best"],
 )
-def test_generates_what_marian_generates(
+def test_generation_matches_marian(
     trained: tuple[MarianMTModel, TriviumForConditionalGeneration], options: dict[str, float]
 ) -> None:
     marian, model = trained
@@ -301,11 +302,11 @@ def test_generates_what_marian_generates(
         "attention_mask": inputs["attention_mask"],
         "generation_config": generation_config,
     }
-    ours, theirs = model.generate(**arguments), marian.generate(**arguments)
-    assert torch.equal(ours.sequences, theirs.sequences)
-    ends = (ours.sequences == EOS).int().argmax(dim=-1)
+    actual, reference = model.generate(**arguments), marian.generate(**arguments)
+    assert torch.equal(actual.sequences, reference.sequences)
+    ends = (actual.sequences == EOS).int().argmax(dim=-1)
     assert len(ends.unique()) > 2, "the sentences end all alike: the test would not see a difference"
-    for step, expected in zip(ours.scores, theirs.scores, strict=True):
+    for step, expected in zip(actual.scores, reference.scores, strict=True):
         torch.testing.assert_close(step, expected, **EXACT)
     if options["num_beams"] > 1:
-        torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores, **EXACT)
+        torch.testing.assert_close(actual.sequences_scores, reference.sequences_scores, **EXACT)

@@ -1,7 +1,7 @@
-"""Transformers' pipelines with Trivium's models, and the one for translation, which transformers no longer has.
+"""Transformers' pipelines with Trivium models, and the translation pipeline, which transformers has removed.
 
-That a pipeline gives what the model gives is tested where the package is installed; that it gives the same, text by
-text or in batches, where the package is absent, in another process.
+With the package installed, pipelines are compared to the model. Without it, in another process, they are compared to
+the results with the package, text by text and in batches.
 """
 
 import copy
@@ -49,9 +49,9 @@ GERMAN = ["Vögel fliegen", "die Katze saß auf der Matte", "zwei Hunde liefen �
 MASKED = ["birds <mask>", "the <mask> sat on the mat", "two dogs ran across the <mask> and came back"]
 CHATS = [[{"role": "user", "content": text}] for text in TEXTS]
 CHAT_TEMPLATE = "<s>{% for message in messages %}{{ message['content'] }}: {% endfor %}"
-DECIDED = {"max_new_tokens": 12, "num_beams": 3}  # a few words
+DECIDED = {"max_new_tokens": 12, "num_beams": 3}  # Texts of a few words.
 
-# For each folder: the task, what is asked, and how.
+# For each folder: the task, the inputs, and the pipeline's arguments.
 QUESTIONS: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "translator": ("translation", TEXTS, DECIDED),
     "filler": ("fill-mask", MASKED, {"top_k": 3}),
@@ -63,14 +63,14 @@ QUESTIONS: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "half": ("feature-extraction", TEXTS, {}),
 }
 
-# Runs where the package is absent, after the function `ask`.
+# Runs without the package, after the function `ask`.
 CLEAN = """
 from transformers import AutoModelForTextEncoding, AutoTokenizer, pipeline
 place, questions = Path(arguments[0]), arguments[1]
 trust = {"trust_remote_code": True, "device": "cpu"}
 answers = {name: ask(pipeline(question[0], str(place / name), **trust), *question[1:])
            for name, question in questions.items()}
-translator = pipeline(model=str(place / "translator"), **trust)  # it is known what the model is for
+translator = pipeline(model=str(place / "translator"), **trust)  # The task follows from the model.
 print(translator.model.config)
 answers["of itself"] = ask(translator, *questions["translator"][1:])
 translator.save_pretrained(place / "again")
@@ -86,23 +86,23 @@ answers["marian"] = ask(pipeline("translation", str(place / "marian"), **trust),
 
 
 def ask(pipe: Any, inputs: list[Any], options: dict[str, Any]) -> list[list[Any]]:
-    """What a pipeline says of each, one by one, and in a batch; without numpy's numbers."""
+    """Return the outputs of a pipeline for single inputs and for a batch, with NumPy scalars converted."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: plain(each) for key, each in value.items()}
+            return {key: plain(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [plain(each) for each in value]
+            return [plain(item) for item in value]
         return value.item() if hasattr(value, "item") else value
 
     alone, together = (plain(pipe(inputs, batch_size=size, **options)) for size in (1, len(inputs)))
-    if pipe.task == "feature-extraction":  # which gives the padding, too
+    if pipe.task == "feature-extraction":  # The output includes the padding.
         together = [[together[i][0][: len(alone[i][0])]] for i in range(len(inputs))]
     return [alone, together]
 
 
 def assert_alike(actual: Any, expected: Any) -> None:
-    """Numbers but for rounding, in float32 for the pipelines that give scores; all else exactly."""
+    """Compare numbers with float32 rounding for pipelines that return scores, and all else exactly."""
     if isinstance(expected, float):
         assert actual == pytest.approx(expected, rel=1e-5, abs=1e-9)
     elif isinstance(expected, dict):
@@ -122,14 +122,14 @@ def custom_pipelines(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_seed() -> Iterator[None]:
+def _seed() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
 
 
-def teach(model: PreTrainedModel, tokenizer: TriviumTokenizer) -> PreTrainedModel:
-    """Let a model learn TEXTS in GERMAN."""
+def train_model(model: PreTrainedModel, tokenizer: TriviumTokenizer) -> PreTrainedModel:
+    """Train a model to translate TEXTS into GERMAN."""
     batch = tokenizer(TEXTS, text_target=GERMAN, padding=True, return_tensors="pt")
     batch["labels"] = batch["labels"].masked_fill(batch["labels"] == tokenizer.pad_token_id, -100)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -142,7 +142,7 @@ def teach(model: PreTrainedModel, tokenizer: TriviumTokenizer) -> PreTrainedMode
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each way to use a model; with two vocabularies for translation, else with one."""
+    """Save a model of every architecture: two vocabularies for translation, one otherwise."""
     place = tmp_path_factory.mktemp("folders")
     one = train_tokenizer(TEXTS * 2, vocab_size=300, add_bos_token=True)
     two = train_tokenizer(TEXTS * 2, target_texts=GERMAN * 2, shared=False, vocab_size=310)
@@ -158,7 +158,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return tiny_model(model_class, std=0.4, vocab_size=len(tokenizer), **config)
 
     config = tiny_config(vocab_size=len(two), decoder_vocab_size=two.target_vocab_size)
-    translator = teach(TriviumForConditionalGeneration(config).double().eval(), two)
+    translator = train_model(TriviumForConditionalGeneration(config).double().eval(), two)
     save("translator", translator, two)
     save("half", TriviumEncoderModel.from_pretrained(place / "translator", dtype=torch.float64), two)
     save("filler", model_of(TriviumForMaskedLM, one, decoder_layers=0), one)
@@ -184,7 +184,7 @@ def translator(folders: Path) -> TranslationPipeline:
 
 @pytest.fixture(scope="module")
 def marian(folders: Path) -> TranslationPipeline:
-    """A model of transformers with a pipeline of ours, saved."""
+    """Save a transformers model with the Trivium translation pipeline."""
     tokenizer = train_tokenizer(TEXTS * 2, vocab_size=300)
     plain = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>", eos_token="</s>", model_max_length=40
@@ -207,18 +207,18 @@ def marian(folders: Path) -> TranslationPipeline:
 
 
 def translated(pipe: TranslationPipeline, text: str, **options: Any) -> list[str]:
-    """What the model itself makes of one text."""
+    """Return the translation of one text by the model itself."""
     inputs = pipe.tokenizer(text, return_tensors="pt")
     return pipe.tokenizer.batch_decode(pipe.model.generate(**inputs, **options), skip_special_tokens=True)
 
 
 def lengths(pipe: TranslationPipeline, texts: list[str], **options: Any) -> list[int]:
-    """Of the translations, where none ends of itself."""
+    """Return the lengths of translations that never generate EOS."""
     results = pipe(texts, return_tensors=True, batch_size=len(texts), suppress_tokens=[0, 2], **options)
     return [len(result["translation_token_ids"]) for result in results]
 
 
-def test_it_is_what_the_model_says_in_any_batch(translator: TranslationPipeline) -> None:
+def test_translation_matches_model_in_any_batch(translator: TranslationPipeline) -> None:
     expected = [{"translation_text": text} for text in GERMAN]
     for size in (1, 2, 3, 8):
         assert translator(TEXTS, batch_size=size) == expected
@@ -228,14 +228,14 @@ def test_it_is_what_the_model_says_in_any_batch(translator: TranslationPipeline)
     assert translator([]) == []
 
 
-def test_it_agrees_with_translate(translator: TranslationPipeline) -> None:
+def test_pipeline_matches_translate(translator: TranslationPipeline) -> None:
     for options in ({"suppress_tokens": [0, 2]}, {"num_beams": 3, "max_length": 4}):
         expected = list(translate(translator.model, translator.tokenizer, TEXTS, batch_size=3, **options))
         found = translator(TEXTS, batch_size=3, **options)
         assert [result["translation_text"] for result in found] == expected != GERMAN
 
 
-def test_several_translations(translator: TranslationPipeline) -> None:
+def test_num_return_sequences(translator: TranslationPipeline) -> None:
     options = {**DECIDED, "num_return_sequences": 3}
     expected = [[{"translation_text": each} for each in translated(translator, text, **options)] for text in TEXTS]
     assert len({each["translation_text"] for several in expected for each in several}) == 9
@@ -243,7 +243,7 @@ def test_several_translations(translator: TranslationPipeline) -> None:
     assert translator(TEXTS[0], **options) == expected[0]
 
 
-def test_generation_arguments_come_early_or_late(folders: Path, translator: TranslationPipeline) -> None:
+def test_generation_arguments_at_init_or_call(folders: Path, translator: TranslationPipeline) -> None:
     expected = translator(TEXTS, **DECIDED)
     early = pipe_of(folders, "translator", batch_size=2, **DECIDED)
     assert early(TEXTS) == expected
@@ -255,7 +255,7 @@ def test_generation_arguments_come_early_or_late(folders: Path, translator: Tran
     assert whole == GenerationConfig(**DECIDED)
 
 
-def test_how_long_a_translation_gets(folders: Path, translator: TranslationPipeline) -> None:
+def test_length_limits_of_translations(folders: Path, translator: TranslationPipeline) -> None:
     longest = max(len(ids) for ids in translator.tokenizer(TEXTS)["input_ids"])
     assert lengths(translator, TEXTS) == [longest + EXTRA_LENGTH] * 3
     assert lengths(translator, TEXTS, max_length=7) == [7] * 3
@@ -270,7 +270,7 @@ def test_how_long_a_translation_gets(folders: Path, translator: TranslationPipel
     assert lengths(saved, TEXTS) == [1 + 5] * 3
 
 
-def test_learned_positions_are_an_end(translator: TranslationPipeline) -> None:
+def test_learned_positions_limit_the_length(translator: TranslationPipeline) -> None:
     tokenizer = translator.tokenizer
     config = {"decoder_vocab_size": tokenizer.target_vocab_size, "position_embedding_type": "learned"}
     model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=10, **config)
@@ -295,7 +295,7 @@ def test_blank_texts_stay_blank(translator: TranslationPipeline) -> None:
     assert TranslationPipeline(translator.model, no_end, device="cpu")("") == [{"translation_text": ""}]
 
 
-def test_sampling_follows_the_seed(translator: TranslationPipeline) -> None:
+def test_sampling_is_reproducible_with_seed(translator: TranslationPipeline) -> None:
     def sampled(seed: int, **options: Any) -> Any:
         set_seed(seed)
         return translator(TEXTS, batch_size=2, do_sample=True, **options)
@@ -304,7 +304,7 @@ def test_sampling_follows_the_seed(translator: TranslationPipeline) -> None:
     assert sampled(1, temperature=3.0, top_k=1) == sampled(2, temperature=1e-4) == translator(TEXTS)
 
 
-def test_a_stream_is_read_as_it_is_needed(translator: TranslationPipeline) -> None:
+def test_generators_are_consumed_lazily(translator: TranslationPipeline) -> None:
     read = 0
 
     def lines() -> Iterator[str]:
@@ -321,19 +321,19 @@ def test_a_stream_is_read_as_it_is_needed(translator: TranslationPipeline) -> No
     assert [*found, *results] == [translator(text, **DECIDED) for text in TEXTS * 3]
 
 
-def test_a_column_of_a_dataset(translator: TranslationPipeline) -> None:
+def test_dataset_column(translator: TranslationPipeline) -> None:
     rows = Dataset.from_dict({"english": TEXTS, "number": [1, 2, 3]})
     results = translator(KeyDataset(rows, "english"), batch_size=2, **DECIDED)
     assert list(results) == [translator(text, **DECIDED) for text in TEXTS]
 
 
 @pytest.mark.parametrize("wrong", [3, None, ("a", "b"), ["a", 3], [{"role": "user", "content": "a"}]])
-def test_only_texts_are_translated(translator: TranslationPipeline, wrong: Any) -> None:
+def test_non_texts_are_refused(translator: TranslationPipeline, wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"text.*list, generator.*dataset.*texts"):
         translator(wrong)
 
 
-def test_wrong_arguments(folders: Path, translator: TranslationPipeline) -> None:
+def test_invalid_arguments_are_refused(folders: Path, translator: TranslationPipeline) -> None:
     with pytest.raises(ValueError, match="num_beam"):
         translator(TEXTS, num_beam=4)
     with pytest.raises(ValueError, match="num_return_sequences"):
@@ -349,7 +349,7 @@ def test_wrong_arguments(folders: Path, translator: TranslationPipeline) -> None
         pipeline("translation", str(folders / "writer"))
 
 
-def test_other_models_translate_too(marian: TranslationPipeline) -> None:
+def test_pipeline_translates_with_other_models(marian: TranslationPipeline) -> None:
     options = {**DECIDED, "suppress_tokens": [0]}
     expected = [{"translation_text": translated(marian, text, **options)[0]} for text in TEXTS]
     assert all(result["translation_text"] for result in expected)
@@ -358,10 +358,10 @@ def test_other_models_translate_too(marian: TranslationPipeline) -> None:
     assert lengths(marian, TEXTS) == [min(longest + EXTRA_LENGTH, 40)] * 3
 
 
-# --- What travels ----------------------------------------------------------------------------------------------------
+# --- Saved folders ---------------------------------------------------------------------------------------------------
 
 
-def test_an_encoder_decoder_brings_its_pipeline_along(folders: Path, tmp_path: Path) -> None:
+def test_encoder_decoder_is_saved_with_its_pipeline(folders: Path, tmp_path: Path) -> None:
     expected = {
         "translation": {
             "impl": "pipeline_translation.TranslationPipeline", "pt": ["AutoModelForSeq2SeqLM"], "type": "text",
@@ -377,19 +377,20 @@ def test_an_encoder_decoder_brings_its_pipeline_along(folders: Path, tmp_path: P
     model.save_pretrained(tmp_path / "model")
     for folder in (tmp_path / "pipeline", tmp_path / "model"):
         assert custom_pipelines(folder) == expected
-        names = {file.name for file in folder.glob("*.py")} | {"tokenization_trivium.py"}
+        names = {file.name for file in folder.glob("*.py")}
+        names |= {"tokenization_backends.py", "tokenization_trivium.py"}
         assert names == {file.name for file in (folders / "translator").glob("*.py")}
-    for trust in (None, False, True):  # where the package is installed, it is all the same
+    for trust in (None, False, True):  # With the package installed the result is the same.
         again = pipeline("translation", str(tmp_path / "pipeline"), device="cpu", trust_remote_code=trust)
         assert type(again) is TranslationPipeline
         assert again(TEXTS) == pipe(TEXTS)
 
 
-def test_another_model_takes_only_the_pipeline_along(folders: Path, marian: TranslationPipeline) -> None:
+def test_other_model_is_saved_with_the_pipeline_only(folders: Path, marian: TranslationPipeline) -> None:
     assert [file.name for file in (folders / "marian").glob("*.py")] == ["pipeline_translation.py"]
 
 
-def test_pipelines_where_the_package_is_absent(folders: Path, marian: TranslationPipeline) -> None:
+def test_pipelines_without_package(folders: Path, marian: TranslationPipeline) -> None:
     answers = {name: ask(pipe_of(folders, name), *QUESTIONS[name][1:]) for name in QUESTIONS}
     answers["marian"] = ask(marian, *QUESTIONS["translator"][1:])
     answers["of itself"] = answers["again"] = answers["translator"]
@@ -399,7 +400,7 @@ def test_pipelines_where_the_package_is_absent(folders: Path, marian: Translatio
     run_without_trivium(CLEAN, str(folders), QUESTIONS, folder=folders, functions=[ask])
     found = json.loads((folders / "answers.json").read_text())
     for entities, text in zip([*found["tagger"][0], *found["tagger"][1]], TEXTS * 2, strict=True):
-        for entity in entities:  # without Trivium's tokenizer, the space before a word belongs to it
+        for entity in entities:  # Without Trivium's tokenizer, the offsets of a word include the space before it.
             entity["start"] += text[entity["start"]] == " "
     assert_alike(found, answers)
     assert custom_pipelines(folders / "again") == custom_pipelines(folders / "translator")
@@ -415,7 +416,7 @@ def test_pipelines_where_the_package_is_absent(folders: Path, marian: Translatio
 
 
 @torch.no_grad()
-def test_fill_mask_is_the_models_best_guess(folders: Path) -> None:
+def test_fill_mask_returns_most_probable_token(folders: Path) -> None:
     pipe = pipe_of(folders, "filler")
     for text, fillings in zip(MASKED, pipe(MASKED, batch_size=3, top_k=2), strict=True):
         inputs = pipe.tokenizer(text, return_tensors="pt")
@@ -426,7 +427,7 @@ def test_fill_mask_is_the_models_best_guess(folders: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["writer", "chatter"])
-def test_text_generation_goes_on_from_texts_and_chats(folders: Path, name: str) -> None:
+def test_text_generation_continues_texts_and_chats(folders: Path, name: str) -> None:
     pipe = pipe_of(folders, name)
     _, prompts, options = QUESTIONS[name]
     for prompt, found in zip(prompts, pipe(prompts, batch_size=3, return_full_text=False, **options), strict=True):
@@ -440,7 +441,7 @@ def test_text_generation_goes_on_from_texts_and_chats(folders: Path, name: str) 
 
 
 @torch.no_grad()
-def test_text_classification_gives_the_models_probabilities(folders: Path) -> None:
+def test_text_classification_matches_model(folders: Path) -> None:
     pipe = pipe_of(folders, "classifier")
     for text, found in zip(TEXTS, pipe(TEXTS, batch_size=3, top_k=None), strict=True):
         expected = pipe.model(**pipe.tokenizer(text, return_tensors="pt")).logits[0].softmax(dim=-1).tolist()
@@ -451,8 +452,8 @@ def test_text_classification_gives_the_models_probabilities(folders: Path) -> No
 
 
 @torch.no_grad()
-def test_token_classification_finds_the_words_of_the_text(folders: Path) -> None:
-    """Neighbours with one label are one entity, with the text that lies between their beginning and their end."""
+def test_token_classification_finds_words(folders: Path) -> None:
+    """Group neighbors with the same label into one entity, with the text from its start to its end."""
     pipe = pipe_of(folders, "tagger")
     found_any = False
     for text, tokens, groups in zip(
@@ -475,10 +476,10 @@ def test_token_classification_finds_the_words_of_the_text(folders: Path) -> None
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["encoder", "half"])
-def test_feature_extraction_gives_the_encodings(folders: Path, name: str) -> None:
+def test_feature_extraction_matches_encoder(folders: Path, name: str) -> None:
     pipe = pipe_of(folders, name)
     encoder = pipe.model
-    if name == "half":  # as the whole has it
+    if name == "half":  # As in the encoder-decoder.
         encoder = AutoModelForSeq2SeqLM.from_pretrained(folders / "translator", dtype="auto").get_encoder()
         cut = AutoModelForTextEncoding.from_pretrained(folders / "translator", dtype="auto")
         assert isinstance(cut, TriviumEncoderModel)

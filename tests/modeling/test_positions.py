@@ -1,4 +1,4 @@
-"""Section 3.5: what the sinusoids are, and that no position scheme has anything to lose on the way through a file."""
+"""Section 3.5: properties of the sinusoids, and that saving loses nothing of any position scheme."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ def encode(position_ids: torch.Tensor, d_model: int = D_MODEL) -> torch.Tensor:
     return sinusoidal_encoding(position_ids, d_model, torch.float64)
 
 
-def test_the_papers_formula() -> None:
+def test_sinusoids_match_formula() -> None:
     table = encode(MANY)[0]
     for position in (0, 1, 2, 17, 999, 4999):
         for i in range(D_MODEL // 2):
@@ -27,7 +27,7 @@ def test_the_papers_formula() -> None:
             assert table[position, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-11)
 
 
-def test_bounded_and_unique() -> None:
+def test_sinusoids_are_bounded_and_unique() -> None:
     table = encode(MANY)[0]
     assert table.abs().max() <= 1
     distances = torch.cdist(table, table).fill_diagonal_(math.inf)
@@ -35,8 +35,8 @@ def test_bounded_and_unique() -> None:
 
 
 @pytest.mark.parametrize("distance", [1, 7, 1000])
-def test_a_shift_is_a_linear_map(distance: int) -> None:
-    """PE(pos + k) = M_k PE(pos), where M_k turns each pair of dimensions: what the paper chose sinusoids for."""
+def test_shift_is_a_linear_map(distance: int) -> None:
+    """PE(pos + k) = M_k PE(pos), where M_k rotates each pair of dimensions: the paper's reason for sinusoids."""
     shift = torch.zeros(D_MODEL, D_MODEL, dtype=torch.float64)
     for i in range(0, D_MODEL, 2):
         angle = distance / 10000 ** (i / D_MODEL)
@@ -46,7 +46,7 @@ def test_a_shift_is_a_linear_map(distance: int) -> None:
 
 
 def test_wavelengths_are_geometric() -> None:
-    """From 2 pi to nearly 10000 * 2 pi, each the same multiple of the one before."""
+    """From 2 pi to nearly 10000 * 2 pi, in a geometric progression."""
     d_model = 512
     wavelengths = 2 * math.pi / angles(torch.ones(1), d_model, 10000.0, torch.float64)[0]
     assert wavelengths[0].item() == pytest.approx(2 * math.pi)
@@ -56,8 +56,8 @@ def test_wavelengths_are_geometric() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_rounds_the_result_only(dtype: torch.dtype) -> None:
-    """Angles computed in half precision would make neighbours at position 5000 alike."""
+def test_half_precision_rounds_only_the_result(dtype: torch.dtype) -> None:
+    """Angles in half precision would make neighbors at position 5000 indistinguishable."""
     table = sinusoidal_encoding(MANY, D_MODEL, dtype)
     assert table.dtype == dtype
     torch.testing.assert_close(table.double(), encode(MANY), rtol=0, atol=torch.finfo(dtype).eps + 1e-3)
@@ -72,14 +72,14 @@ def test_positions_count_real_tokens() -> None:
 
 
 @pytest.mark.parametrize("position", ["sinusoidal", "rotary"])
-def test_any_length(position: str) -> None:
+def test_computed_positions_have_no_length_limit(position: str) -> None:
     model = tiny_model(position_embedding_type=position, max_position_embeddings=4, encoder_layers=1, decoder_layers=1)
     ids = random_ids(1, 600)
     with torch.no_grad():
         assert model(input_ids=ids, decoder_input_ids=ids).logits.isfinite().all()
 
 
-def test_learned_positions_end() -> None:
+def test_learned_positions_have_a_length_limit() -> None:
     config = tiny_config(position_embedding_type="learned", max_position_embeddings=4)
     layer = LearnedPositions(config)
     positions = torch.arange(4)[None]
@@ -89,23 +89,23 @@ def test_learned_positions_end() -> None:
         layer(torch.randn(2, 5, D_MODEL), torch.arange(5)[None])
 
 
-def test_learned_positions_of_packed_texts_compile_to_one_graph() -> None:
-    """A graph that read the largest position would have to wait for it."""
+def test_packed_learned_positions_compile_to_one_graph() -> None:
+    """A graph that read the largest position would have to synchronize."""
     layer = LearnedPositions(tiny_config(position_embedding_type="learned", max_position_embeddings=4))
     states, positions = torch.randn(1, 6, D_MODEL), torch.tensor([[0, 1, 2, 0, 1, 2]])
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(states, positions)[0], layer(states, positions)[0])
 
 
-def test_learned_positions_end_in_generation() -> None:
+def test_generation_stops_at_learned_positions() -> None:
     model = tiny_model(position_embedding_type="learned", max_position_embeddings=4)
     with pytest.raises(ValueError, match="max_position_embeddings=4"):
         model.generate(random_ids(1, 3), max_new_tokens=8, min_new_tokens=8)
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_order_matters(position: str) -> None:
-    """Without positions attention sees a bag of words: the sum over the memory would not change."""
+def test_output_depends_on_token_order(position: str) -> None:
+    """Without positions attention sees a bag of words: a permuted memory would give the same sum."""
     model = tiny_model(position_embedding_type=position)
     ids = random_ids(1, 6)
     start = torch.tensor([[1]])
@@ -116,8 +116,8 @@ def test_order_matters(position: str) -> None:
 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_loading_leaves_nothing_unset(position: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """`from_pretrained` builds the model without memory: a table in a buffer would hold garbage afterwards."""
+def test_loading_initializes_all_position_tables(position: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """`from_pretrained` builds the model on the meta device: a table in a buffer would hold garbage afterwards."""
     model = tiny_model(position_embedding_type=position).float()
     assert not list(model.named_buffers())
     model.save_pretrained(tmp_path)
@@ -131,7 +131,7 @@ def test_loading_leaves_nothing_unset(position: str, dtype: torch.dtype, tmp_pat
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_half_precision_is_near_double(position: str) -> None:
+def test_half_precision_is_close_to_float64(position: str) -> None:
     model = tiny_model(position_embedding_type=position)
     inputs = {"input_ids": random_ids(2, 40), "decoder_input_ids": random_ids(2, 40)}
     with torch.no_grad():

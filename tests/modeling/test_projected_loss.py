@@ -1,4 +1,4 @@
-"""The loss of a model in training: as if it had all its logits, which never are there, and with the same gradients."""
+"""Fused projection and loss: equal to the loss of all logits, which are never materialized, with equal gradients."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -27,7 +27,7 @@ every_model = pytest.mark.parametrize(("model_class", "shape"), MODELS, ids=["wh
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A head of two layers, states that want gradients, and labels of which 9 of 20 count."""
+    """Return a two-layer head, states that require gradients, and labels of which 9 of 20 count."""
     head = nn.Sequential(nn.Linear(WIDTH, 8), nn.GELU(), nn.Linear(8, VOCABULARY)).to(dtype)
     states = torch.randn(4, 5, WIDTH, dtype=dtype, requires_grad=True)
     labels = torch.randint(VOCABULARY, (4, 5))
@@ -42,26 +42,26 @@ def differentiate(loss: torch.Tensor, head: nn.Module, states: torch.Tensor) -> 
 @pytest.mark.parametrize("count", [None, 50])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("at_once", "in_float32"), [(2**28, 2**23), (2**28, 2 * VOCABULARY), (4 * VOCABULARY, 1)])
-def test_it_is_the_loss_of_all_logits(
+def test_matches_loss_of_all_logits(
     monkeypatch: pytest.MonkeyPatch, at_once: int, in_float32: int, smoothing: float, count: int | None
 ) -> None:
-    """With its gradients, in one piece and in parts; scaled, as by a GradScaler."""
-    monkeypatch.setattr(objectives, "MOST_LOGITS", at_once)
-    monkeypatch.setattr(objectives, "MOST_IN_FLOAT32", in_float32)
+    """Compare loss and gradients, in one chunk and in several; scaled, as by a GradScaler."""
+    monkeypatch.setattr(objectives, "MAX_LOGITS", at_once)
+    monkeypatch.setattr(objectives, "MAX_FLOAT32_LOGITS", in_float32)
     head, states, labels = problem()
     expected = label_smoothed_cross_entropy(head(states), labels, smoothing, count)
     loss = projected_cross_entropy(states, head, labels, VOCABULARY, smoothing, count)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
-    for ours, theirs in zip(
+    for actual, reference in zip(
         differentiate(8 * loss, head, states), differentiate(8 * expected, head, states), strict=True
     ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-14)
+        torch.testing.assert_close(actual, reference, rtol=1e-11, atol=1e-14)
     with torch.no_grad():
         assert projected_cross_entropy(states, head, labels, VOCABULARY, smoothing, count).item() == loss.item()
 
 
-def test_nothing_to_learn_is_zero_and_still_reaches_every_weight() -> None:
-    """Which DistributedDataParallel waits for."""
+def test_loss_without_labels_is_zero_and_reaches_all() -> None:
+    """DistributedDataParallel waits for a gradient of every parameter."""
     head, states, labels = problem()
     loss = projected_cross_entropy(states, head, torch.full_like(labels, -100), VOCABULARY, 0.1)
     assert loss.item() == 0
@@ -74,10 +74,10 @@ def test_half_precision_is_summed_in_float32() -> None:
     expected = label_smoothed_cross_entropy(head(states), labels, 0.1)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-    assert [each.dtype for each in differentiate(loss, head, states)] == [torch.bfloat16] * 5
+    assert [gradient.dtype for gradient in differentiate(loss, head, states)] == [torch.bfloat16] * 5
 
 
-def test_a_second_derivative_is_refused_not_wrong() -> None:
+def test_second_derivative_is_refused() -> None:
     head, states, labels = problem()
     loss = projected_cross_entropy(states, head, labels, VOCABULARY)
     loss.backward(retain_graph=True)
@@ -86,43 +86,45 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
 
 
 class Sizes(TorchDispatchMode):
-    """The numbers of elements of all tensors that are made, views and tensors changed in place left out."""
+    """Record the numbers of elements of all tensors created, except views and in-place results."""
 
     def __init__(self) -> None:
         super().__init__()
         self.made: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        tensors, given = (
-            [each for each in tree_iter(tree) if isinstance(each, torch.Tensor)] for tree in (made, (args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        tensors, arguments = (
+            [tensor for tensor in tree_iter(tree) if isinstance(tensor, torch.Tensor)]
+            for tree in (result, (args, kwargs))
         )
-        places = {each.untyped_storage().data_ptr() for each in given}
-        self.made += [each.numel() for each in tensors if each.untyped_storage().data_ptr() not in places]
-        return made
+        storages = {tensor.untyped_storage().data_ptr() for tensor in arguments}
+        self.made += [tensor.numel() for tensor in tensors if tensor.untyped_storage().data_ptr() not in storages]
+        return result
 
 
-def test_there_is_one_copy_of_the_logits_of_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In forward and backward pass; what works on them in float32 works on two rows."""
-    monkeypatch.setattr(objectives, "MOST_IN_FLOAT32", 2 * VOCABULARY)
+def test_logits_of_real_tokens_exist_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In forward and backward; the float32 computation runs on chunks of two rows."""
+    monkeypatch.setattr(objectives, "MAX_FLOAT32_LOGITS", 2 * VOCABULARY)
     head, states, labels = problem()
     with Sizes() as sizes:
         projected_cross_entropy(states, head, labels, VOCABULARY, 0.1).backward()
     assert (labels != -100).sum() == 9
     assert sizes.made.count(9 * VOCABULARY) == 1
-    assert set(sizes.made) & {rows * VOCABULARY for rows in range(3, 21)} <= {8 * VOCABULARY, 9 * VOCABULARY}  # 8: W's
+    # 8: the gradient of the weight.
+    assert set(sizes.made) & {rows * VOCABULARY for rows in range(3, 21)} <= {8 * VOCABULARY, 9 * VOCABULARY}
     with Sizes() as sizes:
         label_smoothed_cross_entropy(head(states), labels, 0.1).backward()
-    assert sizes.made.count(20 * VOCABULARY) > 2  # all tokens, several times: what it saves
+    assert sizes.made.count(20 * VOCABULARY) > 2  # All tokens, several times: the memory that the chunked loss saves.
 
 
 @pytest.mark.parametrize("train", [True, False])
 @every_model
-def test_a_model_gives_the_loss_alone_if_it_is_asked_to(model_class: Any, shape: dict[str, Any], train: bool) -> None:
-    """In training and in evaluation; without labels there is none, and so there are logits."""
+def test_model_skips_logits_if_asked_to(model_class: Any, shape: dict[str, Any], train: bool) -> None:
+    """In training and in evaluation; without labels there is no loss, and logits are returned."""
     model = tiny_model(model_class, label_smoothing=0.2, **shape).train(train)
     batch = copying_batch(sentences=4)
-    if model_class is not TriviumForConditionalGeneration:  # one text, of which a part counts
+    if model_class is not TriviumForConditionalGeneration:  # One text, partly labeled.
         batch["input_ids"], batch["attention_mask"] = random_ids(4, 9), torch.ones(4, 9, dtype=torch.long)
     gradients = []
     for skip in (True, False):
@@ -131,10 +133,10 @@ def test_a_model_gives_the_loss_alone_if_it_is_asked_to(model_class: Any, shape:
         assert (outputs.logits is None) == skip
         outputs.loss.backward()
         gradients.append((outputs.loss, {name: weight.grad for name, weight in model.named_parameters()}))
-    (ours, our_gradients), (theirs, their_gradients) = gradients
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
-    for name, gradient in their_gradients.items():
-        torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+    (fused_loss, fused_gradients), (expected_loss, expected_gradients) = gradients
+    torch.testing.assert_close(fused_loss, expected_loss, rtol=1e-12, atol=0)
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(fused_gradients[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
     assert model(**batch).logits is not None
     del batch["labels"]
     if model_class is TriviumForConditionalGeneration:
@@ -143,8 +145,8 @@ def test_a_model_gives_the_loss_alone_if_it_is_asked_to(model_class: Any, shape:
 
 
 @every_model
-def test_compiled_it_does_not_depend_on_the_labels(model_class: Any, shape: dict[str, Any]) -> None:
-    """One graph, for any number of tokens that count."""
+def test_compiled_graph_does_not_depend_on_labels(model_class: Any, shape: dict[str, Any]) -> None:
+    """Expect one graph for any number of labeled tokens."""
     model = tiny_model(model_class, **shape).train()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     for ignored in (1, 3):
@@ -155,13 +157,13 @@ def test_compiled_it_does_not_depend_on_the_labels(model_class: Any, shape: dict
 
 @pytest.mark.parametrize("own_smoothing", [0.0, 0.1])
 @every_model
-def test_our_trainer_never_makes_logits_that_it_does_not_look_at(
+def test_run_trainer_computes_no_unused_logits(
     model_class: Any, shape: dict[str, Any], own_smoothing: float, tmp_path: Path
 ) -> None:
-    """In training and evaluation, unless it smooths labels itself; the losses are those of a plain Trainer."""
+    """In training and evaluation, unless the Trainer smooths labels; the losses are those of a plain Trainer."""
     names = ["input_ids", "labels"]
     if model_class is TriviumForConditionalGeneration:
-        names.append("decoder_input_ids")  # as its collator makes them, for who takes the labels away
+        names.append("decoder_input_ids")  # As its collator makes them when the Trainer takes the labels away.
     texts = [{name: random_ids(1, 7)[0] for name in names} for _ in range(8)]
     losses, untrained = {}, tiny_model(model_class, **shape).float()
     for trainer_class in (RunTrainer, Seq2SeqTrainer):

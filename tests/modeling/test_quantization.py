@@ -1,4 +1,4 @@
-"""Dynamic quantization replaces every projection: its type must be exactly `nn.Linear`."""
+"""Dynamic quantization replaces every projection, so each must be exactly of type `nn.Linear`."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ MODELS = [
 ]
 
 
-# Both for torchao, a package of its own.
+# Both warnings point to torchao, a separate package.
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize(("model_class", "options", "projections"), MODELS)
 @torch.no_grad()

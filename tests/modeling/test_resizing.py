@@ -1,4 +1,4 @@
-"""Changing the size of the vocabulary: every matrix of it follows, tied or not; two vocabularies are refused."""
+"""Resizing the vocabulary: every matrix follows, tied or not; two vocabularies are refused."""
 
 import pytest
 import torch
@@ -13,13 +13,13 @@ SIZE = {
     "num_attention_heads": 2,
     "ffn_dim": 8,
 }
-CLASSES = {TriviumModel: 2, TriviumForConditionalGeneration: 3}  # with so many matrices, if they are not tied
+CLASSES = {TriviumModel: 2, TriviumForConditionalGeneration: 3}  # The number of matrices if they are not tied.
 
 
 @pytest.mark.parametrize("new_size", [27, 11])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("model_class", CLASSES)
-def test_all_matrices_of_one_vocabulary_are_resized(model_class, tied, new_size, tmp_path):
+def test_all_matrices_of_a_vocabulary_are_resized(model_class, tied, new_size, tmp_path):
     torch.manual_seed(0)
     model = model_class(TriviumConfig(**SIZE, tie_word_embeddings=tied)).eval()
     matrices = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
@@ -45,7 +45,7 @@ def test_all_matrices_of_one_vocabulary_are_resized(model_class, tied, new_size,
     )
 
 
-def test_padding_to_a_multiple_resizes_all_matrices():
+def test_pad_to_multiple_of_resizes_all_matrices():
     model = TriviumForConditionalGeneration(TriviumConfig(**SIZE, tie_word_embeddings=False))
     model.resize_token_embeddings(pad_to_multiple_of=16)
     assert model.config.vocab_size == model.lm_head.out_features == 32

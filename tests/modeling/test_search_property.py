@@ -14,7 +14,7 @@ from tiny import BOS, EOS, NORM_POSITIONS, NORMS, PAD, POSITIONS, shake
 from trivium import TriviumConfig, TriviumForCausalLM, TriviumForConditionalGeneration
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unfeasible length constraints:UserWarning")
-CASES_PER_MODEL = 10  # building a model takes longer than both searches
+CASES_PER_MODEL = 10  # Building a model takes longer than both searches together.
 
 
 @lru_cache(maxsize=1)
@@ -45,7 +45,7 @@ def draw_model(seed: int) -> Any:
 
 
 def draw_mask(rng: random.Random, rows: int, length: int, side: str) -> torch.Tensor:
-    """Return a (rows, length) mask: padded on `side`, now and then with holes or rows that are masked whole."""
+    """Return a (rows, length) mask padded on `side`, sometimes with holes or fully masked rows."""
     kind = rng.choices(("padded", "holes", "whole row"), (8, 1, 1))[0]
     mask = torch.ones(rows, length, dtype=torch.long)
     for row in mask:
@@ -139,9 +139,9 @@ def are_ties(model: Any, inputs: dict[str, Any], found: torch.Tensor, expected: 
     if len(found) != len(expected):
         return False
     returned = len(found) // len(inputs["input_ids"])
-    for i, (ours, other) in enumerate(zip(found, expected, strict=True)):
-        if ours.tolist() != other.tolist():
-            scores = [score(model, inputs, i // returned, sequence) for sequence in (ours, other)]
+    for i, (sequence_a, sequence_b) in enumerate(zip(found, expected, strict=True)):
+        if sequence_a.tolist() != sequence_b.tolist():
+            scores = [score(model, inputs, i // returned, sequence) for sequence in (sequence_a, sequence_b)]
             if scores[0] != pytest.approx(scores[1], rel=1e-6, abs=1e-6):
                 return False
     return True
@@ -149,7 +149,7 @@ def are_ties(model: Any, inputs: dict[str, Any], found: torch.Tensor, expected: 
 
 def check_cases(seeds: range) -> None:
     """Compare both searches, and check that ours finds most of the sequences."""
-    found_by_us = ties = 0
+    found_by_search = ties = 0
     for seed in seeds:
         model, inputs = draw_case(seed)
         try:
@@ -158,13 +158,13 @@ def check_cases(seeds: range) -> None:
             with pytest.raises(type(error), match=re.escape(str(error))):
                 model.generate(**inputs)
             continue
-        found, ours = search(model, **inputs)
-        found_by_us += ours
+        found, search_count = search(model, **inputs)
+        found_by_search += search_count
         if not torch.equal(found, expected):
             ties += 1
             assert are_ties(model, inputs, found, expected), f"seed {seed}: {inputs}\n{found}\n{expected}"
-    print(f"{len(seeds)} cases, {found_by_us} of them found by our searches, {ties} with ties")
-    assert found_by_us > 0.6 * len(seeds)
+    print(f"{len(seeds)} cases, {found_by_search} of them found by our searches, {ties} with ties")
+    assert found_by_search > 0.6 * len(seeds)
     assert ties < 0.02 * len(seeds)
 
 

@@ -1,4 +1,4 @@
-"""A model that lies on two devices, a part of every layer on each (`tp_plan="auto"`), says what it says on one."""
+"""Tensor parallelism over two devices (`tp_plan="auto"`) gives the results of one device."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import Tensors, random_ids, tiny_model
-from together import run_together
+from together import run_distributed
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -19,38 +19,40 @@ WAYS: dict[str, dict[str, Any]] = {
     "TriviumForMaskedLM": {"decoder_layers": 0},
     "TriviumForCausalLM": {"encoder_layers": 0, "position_embedding_type": "rotary"},
 }
-# Grouped keys and values, of two groups; tied embeddings or not; a vocabulary, 31, that two cannot share evenly.
+# Two groups of keys and values; tied or untied embeddings; a vocabulary of 31, which two ranks cannot split evenly.
 SHAPES: dict[str, dict[str, Any]] = {
     "tied": {"num_key_value_heads": 2, "attention_bias": True},
     "untied": {"num_key_value_heads": 2, "tie_word_embeddings": False, "gated_ffn": True},
 }
 
 
-def answers(model: nn.Module, inputs: Tensors) -> dict[str, torch.Tensor]:
-    """Logits, a loss of training, and what is generated."""
+def outputs_of(model: nn.Module, inputs: Tensors) -> dict[str, torch.Tensor]:
+    """Return logits, a training loss, and generated tokens."""
     with torch.no_grad():
-        said = {"logits": model(**inputs).logits}
+        outputs = {"logits": model(**inputs).logits}
         if model.can_generate():
-            said["generated"] = model.generate(inputs["input_ids"], max_new_tokens=4, do_sample=False)
+            outputs["generated"] = model.generate(inputs["input_ids"], max_new_tokens=4, do_sample=False)
         labels = inputs.get("decoder_input_ids", inputs["input_ids"])
-        said["loss"] = model.train()(**inputs, labels=labels).loss
-    return said
+        outputs["loss"] = model.train()(**inputs, labels=labels).loss
+    return outputs
 
 
-def answers_of_two(folders: list[str]) -> dict[str, Any]:
+def sharded_outputs(folders: list[str]) -> dict[str, Any]:
     torch.distributed.init_process_group("gloo")
-    said = {}
+    results = {}
     for folder in folders:
         model_class = getattr(trivium, Path(folder).name.split("-")[0])
         model = model_class.from_pretrained(folder, tp_plan="auto").eval()
-        cut = {name.split(".")[-2] for name, each in model.named_parameters() if isinstance(each, DTensor)}
-        said[folder] = answers(model, torch.load(Path(folder) / "inputs.pt")), cut
-    return said
+        sharded = {
+            name.split(".")[-2] for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)
+        }
+        results[folder] = outputs_of(model, torch.load(Path(folder) / "inputs.pt")), sharded
+    return results
 
 
 @pytest.mark.filterwarnings("ignore:Passing `tp_plan`:FutureWarning")
-def test_two_devices_say_what_one_does(tmp_path: Path) -> None:
-    """In float64, all three ways."""
+def test_two_devices_match_one(tmp_path: Path) -> None:
+    """In float64, for all three architectures."""
     expected = {}
     for way, config in WAYS.items():
         for shape, options in SHAPES.items():
@@ -61,11 +63,13 @@ def test_two_devices_say_what_one_does(tmp_path: Path) -> None:
             if model.config.is_encoder_decoder:
                 inputs["decoder_input_ids"] = random_ids(3, 5)
             torch.save(inputs, folder / "inputs.pt")
-            expected[str(folder)] = answers(model, inputs)
-    for result in run_together(answers_of_two, list(expected), folder=tmp_path):
+            expected[str(folder)] = outputs_of(model, inputs)
+    for result in run_distributed(sharded_outputs, list(expected), folder=tmp_path):
         for folder, answer in expected.items():
-            said, cut = result[folder]
-            assert {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "embed_tokens"} <= cut
-            assert said.keys() == answer.keys()
-            for what, tensor in answer.items():
-                torch.testing.assert_close(said[what], tensor, rtol=1e-9, atol=1e-9, msg=f"{folder}: {what}")
+            outputs, sharded = result[folder]
+            assert {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "embed_tokens"} <= sharded
+            assert outputs.keys() == answer.keys()
+            for output_name, tensor in answer.items():
+                torch.testing.assert_close(
+                    outputs[output_name], tensor, rtol=1e-9, atol=1e-9, msg=f"{folder}: {output_name}"
+                )

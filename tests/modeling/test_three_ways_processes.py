@@ -1,4 +1,4 @@
-"""Every class with several processes and replicas."""
+"""Every class under data parallelism and in replicas."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def batch_for(model: PreTrainedModel) -> Tensors:
-    """Four rows with unequal numbers of labels, the same in every process."""
+    """Return four rows with unequal numbers of labels, identical in every process."""
     generator = torch.Generator().manual_seed(1)
 
     def draw(high: int, *shape: int) -> torch.Tensor:
@@ -51,20 +51,20 @@ def batch_for(model: PreTrainedModel) -> Tensors:
 
 
 def two_steps(model_class: type[Any], processes: int, rank: int) -> dict[str, list[torch.Tensor]]:
-    """Train on a share of the batch; returns the gradients of both steps and the final weights."""
+    """Train on a shard of the batch; return the gradients of both steps and the final weights."""
     torch.manual_seed(0)
     model = tiny_model(model_class, **way_of(model_class), num_labels=3).train()
     batch = batch_for(model)
-    given: dict[str, Any] = {name: rows.chunk(processes)[rank] for name, rows in batch.items()}
+    shard: dict[str, Any] = {name: rows.chunk(processes)[rank] for name, rows in batch.items()}
     if "labels" in batch:
         labels = batch["labels"][:, 1:] if model_class is TriviumForCausalLM else batch["labels"]
-        given["num_items_in_batch"] = (labels != -100).sum() / processes  # for the gradients are averaged
-    trained = DistributedDataParallel(model, find_unused_parameters=False) if processes > 1 else model
+        shard["num_items_in_batch"] = (labels != -100).sum() / processes  # DDP averages the gradients.
+    wrapped_model = DistributedDataParallel(model, find_unused_parameters=False) if processes > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     history: dict[str, list[torch.Tensor]] = {name: [] for name, _ in model.named_parameters()}
     for _ in range(2):
         optimizer.zero_grad()
-        outputs = trained(**given)
+        outputs = wrapped_model(**shard)
         loss = outputs.loss if "loss" in outputs else (outputs[0] * torch.arange(24)).mean()
         loss.backward()
         for name, parameter in model.named_parameters():
@@ -84,7 +84,7 @@ def process(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_match_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With find_unused_parameters=False, so that a parameter without gradient would be an error."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=2)

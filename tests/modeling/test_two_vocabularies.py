@@ -15,7 +15,7 @@ SIZE = {
 }
 
 
-def test_text_config_has_the_vocabulary_of_the_side_that_is_asked_for():
+def test_text_config_has_vocab_size_of_requested_side():
     config = TriviumConfig(**SIZE, decoder_vocab_size=30)
     assert config.get_text_config(encoder=True).vocab_size == 20
     assert config.get_text_config(decoder=True).vocab_size == 30
@@ -28,7 +28,7 @@ def test_text_config_has_the_vocabulary_of_the_side_that_is_asked_for():
 
 
 @pytest.mark.parametrize("decoder_vocab_size", [11, 30])
-def test_beam_search_and_its_scores_are_over_the_target_vocabulary(decoder_vocab_size):
+def test_beam_search_scores_target_vocabulary(decoder_vocab_size):
     torch.manual_seed(0)
     model = TriviumForConditionalGeneration(TriviumConfig(**SIZE, decoder_vocab_size=decoder_vocab_size)).eval()
     out = model.generate(

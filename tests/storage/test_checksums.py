@@ -1,4 +1,4 @@
-"""Checksums: a checkpoint is resumed from only if every file is what was written."""
+"""Checksums: a checkpoint can be resumed from only if every file is unchanged."""
 
 import json
 import shutil
@@ -25,27 +25,27 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def flip(path: Path) -> None:
-    """Flip a bit in the middle of a file: of its tensors, not of what says where they lie."""
+    """Flip a bit in the middle of a file, within the tensors rather than the header."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trained_weights.safetensors"])
-def test_flipped_bit_is_noticed(checkpoint: Path, name: str) -> None:
+def test_flipped_bit_is_detected(checkpoint: Path, name: str) -> None:
     assert find_defect(checkpoint) is None
     flip(checkpoint / name)
     assert find_defect(checkpoint) == f"{name} has changed since it was written: its checksum differs"
 
 
-def test_optimizer_of_another_checkpoint_is_noticed(checkpoint: Path) -> None:
+def test_optimizer_of_another_checkpoint_is_detected(checkpoint: Path) -> None:
     state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     state["param_groups"][0]["lr"] = 1.0
     torch.save(state, checkpoint / "optimizer.pt")
     assert find_defect(checkpoint) == "optimizer.pt has changed since it was written: its checksum differs"
 
 
-def test_missing_file_and_broken_list_are_noticed(checkpoint: Path) -> None:
+def test_missing_file_and_broken_checksums_are_detected(checkpoint: Path) -> None:
     (checkpoint / "config.json").unlink()
     assert find_defect(checkpoint) == "config.json is missing"
     (checkpoint / CHECKSUMS_FILE).write_text("{")
@@ -54,8 +54,8 @@ def test_missing_file_and_broken_list_are_noticed(checkpoint: Path) -> None:
     assert "has checksums of 'md4'" in str(find_defect(checkpoint))
 
 
-def test_training_arguments_may_be_left_out(checkpoint: Path) -> None:
-    """Nothing reads them, and a push does not send them."""
+def test_training_arguments_are_optional(checkpoint: Path) -> None:
+    """They are never read, and a push does not upload them."""
     (checkpoint / "training_args.bin").write_bytes(b"")
     write_checksums(checkpoint)
     listed = read_checksums(checkpoint)
@@ -63,16 +63,14 @@ def test_training_arguments_may_be_left_out(checkpoint: Path) -> None:
     assert set(listed) == {path.name for path in checkpoint.iterdir()} - {CHECKSUMS_FILE, "training_args.bin"}
 
 
-def test_checkpoint_without_checksums_is_resumed_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_checkpoint_without_checksums_resumes_with_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Path(shutil.copytree(OLD_RUN, tmp_path / "run"))
     recipe = load_recipe(run, [f"training.output_dir={run}"])
     assert checkpoint_to_resume(recipe, recipe.training_arguments()) == (run / "checkpoint-3", [])
     assert "checkpoint-3 has no checksums" in caplog.text
 
 
-def test_weights_that_are_not_finite_are_a_defect(checkpoint: Path) -> None:
+def test_non_finite_weights_are_a_defect(checkpoint: Path) -> None:
     weights = load_file(checkpoint / "trained_weights.safetensors")
     name = sorted(weights)[0]
     weights[name].view(-1)[0] = float("nan")

@@ -1,4 +1,4 @@
-"""Checkpoints of several processes: whole or not there, whoever is killed, and good to go on from and to load."""
+"""Checkpoints of several processes: complete or absent, whichever process is killed, resumable and loadable."""
 
 import shutil
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import merge_fsdp_weights
-from dying import die_in_writing
+from dying import kill_while_writing
 from safetensors.torch import load_file
-from together import run_together, start_together
+from together import launch_processes, run_distributed
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from trivium.recipe import load_recipe
@@ -33,18 +33,18 @@ def settings_of(folder: Path, rows: int = 4) -> list[str]:
 
 
 def train_here(settings: list[str], resume: bool = False, dies_in: str | None = None) -> list[float]:
-    """The losses; the process is killed when half of the file whose path ends with `dies_in` is written."""
+    """Train and return the losses; kill the process after half of a file with this ending is written."""
     if dies_in is not None:
-        die_in_writing(dies_in)
+        kill_while_writing(dies_in)
     trainer = train(load_recipe("numbers", settings), resume=resume)
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def assert_same_model(folder: Path, other: Path, tolerance: float = 0) -> None:
-    weights, others = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
-    for name in weights.keys() & others.keys():
-        torch.testing.assert_close(weights[name], others[name], rtol=0, atol=tolerance, msg=name)
-    assert weights.keys() & others.keys() == weights.keys()
+    weights, other_weights = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
+    for name in weights.keys() & other_weights.keys():
+        torch.testing.assert_close(weights[name], other_weights[name], rtol=0, atol=tolerance, msg=name)
+    assert weights.keys() & other_weights.keys() == weights.keys()
 
 
 def loaded(folder: Path) -> AutoModelForSeq2SeqLM:
@@ -57,20 +57,20 @@ def loaded(folder: Path) -> AutoModelForSeq2SeqLM:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["fsdp2", "cpu"])
-def test_one_of_two_is_killed_in_a_checkpoint_and_both_go_on_from_the_one_before(config: str, tmp_path: Path) -> None:
-    """They end with the bits of an unbroken run, whose model and checkpoints load."""
+def test_killed_rank_resumes_from_previous_checkpoint(config: str, tmp_path: Path) -> None:
+    """The result is bit-identical to an unbroken run, whose model and checkpoints load."""
     run, broken = tmp_path / "run", tmp_path / "broken"
     together = {"folder": tmp_path, "config": CONFIGS[config]}
-    losses, others = run_together(train_here, settings_of(run), **together)
-    assert losses == others
+    losses, other_losses = run_distributed(train_here, settings_of(run), **together)
+    assert losses == other_losses
     assert len(losses) == 4
     assert loaded(run).config.architectures == ["TriviumForConditionalGeneration"]
 
-    killed = start_together(train_here, settings_of(broken), False, "checkpoint-4/rng_state_1.pth", **together)
+    killed = launch_processes(train_here, settings_of(broken), False, "checkpoint-4/rng_state_1.pth", **together)
     assert -9 in killed
     assert (broken / ROOM / "partial").exists()
     assert [path.name for path in checkpoints_of(broken)] == ["checkpoint-2"]
-    assert run_together(train_here, settings_of(broken), True, **together) == [losses, losses]
+    assert run_distributed(train_here, settings_of(broken), True, **together) == [losses, losses]
     assert_same_model(broken, run)
     assert [path.name for path in checkpoints_of(broken)] == ["checkpoint-2", "checkpoint-4"]
     assert not (broken / ROOM / "partial").exists()
@@ -78,7 +78,7 @@ def test_one_of_two_is_killed_in_a_checkpoint_and_both_go_on_from_the_one_before
     last = broken / "checkpoint-4"
     if config == "fsdp2":
         assert not (last / "model.safetensors").exists()
-        merge_fsdp_weights(last / "pytorch_model_fsdp_0", last)  # `accelerate merge-weights`
+        merge_fsdp_weights(last / "pytorch_model_fsdp_0", last)  # The result of `accelerate merge-weights`.
     assert_same_model(run, last)
     assert torch.equal(loaded(last).lm_head.weight, loaded(run).lm_head.weight)
     assert len(AutoTokenizer.from_pretrained(last)) == loaded(last).config.vocab_size
@@ -86,24 +86,24 @@ def test_one_of_two_is_killed_in_a_checkpoint_and_both_go_on_from_the_one_before
 
 @pytest.mark.slow(reason="four processes on two cores")
 @pytest.mark.parametrize("config", ["cpu", "fsdp2"])
-def test_a_run_goes_on_with_more_processes(config: str, tmp_path: Path) -> None:
-    """Two of four rows each, then four of two: the same steps, but for other roundings and without dropout."""
+def test_resume_with_more_processes(config: str, tmp_path: Path) -> None:
+    """Two processes of four rows, then four of two: the same steps up to rounding, without dropout."""
     run, together = tmp_path / "run", {"folder": tmp_path, "config": CONFIGS[config]}
-    (losses, _) = run_together(train_here, [*settings_of(run), "model.dropout=0"], **together)
+    (losses, _) = run_distributed(train_here, [*settings_of(run), "model.dropout=0"], **together)
     shutil.copytree(run, tmp_path / "whole")
     shutil.rmtree(run / "checkpoint-4")
-    found = run_together(*(train_here, [*settings_of(run, rows=2), "model.dropout=0"], True), **together, processes=4)
+    found = run_distributed(train_here, [*settings_of(run, rows=2), "model.dropout=0"], True, **together, processes=4)
     assert found[0] == pytest.approx(losses, rel=1e-5)
     assert_same_model(run, tmp_path / "whole", tolerance=1e-5)
 
 
 @pytest.mark.slow
-def test_pieces_that_are_not_all_there_make_no_checkpoint(tmp_path: Path) -> None:
+def test_missing_shards_make_a_checkpoint_defective(tmp_path: Path) -> None:
     settings = [*settings_of(tmp_path / "run"), "training.max_steps=2"]
-    run_together(train_here, settings, folder=tmp_path, config=CONFIGS["fsdp2"])
+    run_distributed(train_here, settings, folder=tmp_path, config=CONFIGS["fsdp2"])
     checkpoint = tmp_path / "run" / "checkpoint-2"
     assert find_defect(checkpoint) is None
-    (checkpoint / "manifest.json").unlink()  # as before there were checksums
+    (checkpoint / "manifest.json").unlink()  # As before checksums were written.
     for broken in ("optimizer_0/__1_0.distcp", "pytorch_model_fsdp_0/.metadata", "pytorch_model_fsdp_0/__0_0.distcp"):
         content = (checkpoint / broken).read_bytes()
         (checkpoint / broken).write_bytes(content[:-1])

@@ -1,4 +1,4 @@
-"""Checkpoints that somebody crafted: what they name is not called, and the error says which file it was."""
+"""Crafted checkpoints: no callable they name is called, and the error names the file."""
 
 import json
 import os
@@ -23,8 +23,8 @@ from trivium.training import train
 OLD_RUN = TESTS / "fixtures" / "run-0.1.0"
 
 
-class Calling:
-    """Pickled, it makes whoever unpickles it call a function."""
+class CallOnUnpickling:
+    """An object whose unpickling calls a function."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self.call = (function, args)
@@ -38,17 +38,19 @@ def listing(storage_data: Any, kinds: Any = None) -> Metadata:
 
 
 SHARD = _StorageInfo("__0_0.distcp", 0, 1)
-# `getattr` reaches everything from what is harmless; state in slots changes the class itself.
+# `getattr` can reach dangerous callables from harmless ones; state in slots modifies the class itself.
 CHANGES_A_CLASS = (
     b"\x80\x04\x8c\x27torch.distributed.checkpoint.filesystem\x8c\x0c_StorageInfo\x93N}\x8c\x06lengthK\x01s\x86b."
 )
 CRAFTED: dict[str, Callable[[Path], bytes]] = {
-    "os.system": lambda canary: pickle.dumps(Calling(os.system, f"touch {canary}")),
-    "eval": lambda canary: pickle.dumps(Calling(eval, f"open({str(canary)!r}, 'w')")),
-    "getattr": lambda canary: pickle.dumps(Calling(getattr, torch.Size, "__class__")),
-    "nested": lambda canary: pickle.dumps(listing({MetadataIndex("a"): Calling(os.system, f"touch {canary}")})),
-    "protocol 0": lambda canary: pickle.dumps(Calling(os.system, f"touch {canary}"), protocol=0),
-    "cut off after a call": lambda canary: pickle.dumps(Calling(os.system, f"touch {canary}"), 0)[:-1],
+    "os.system": lambda canary: pickle.dumps(CallOnUnpickling(os.system, f"touch {canary}")),
+    "eval": lambda canary: pickle.dumps(CallOnUnpickling(eval, f"open({str(canary)!r}, 'w')")),
+    "getattr": lambda canary: pickle.dumps(CallOnUnpickling(getattr, torch.Size, "__class__")),
+    "nested": lambda canary: pickle.dumps(
+        listing({MetadataIndex("a"): CallOnUnpickling(os.system, f"touch {canary}")})
+    ),
+    "protocol 0": lambda canary: pickle.dumps(CallOnUnpickling(os.system, f"touch {canary}"), protocol=0),
+    "cut off after a call": lambda canary: pickle.dumps(CallOnUnpickling(os.system, f"touch {canary}"), 0)[:-1],
     "a class is changed": lambda canary: CHANGES_A_CLASS,
     "another folder": lambda canary: pickle.dumps(listing({MetadataIndex("a"): _StorageInfo("../../x", 0, 1)})),
     "no list": lambda canary: pickle.dumps([1, 2]),
@@ -69,8 +71,8 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def refused(run: Path, canary: Path, file: str) -> None:
-    """Resuming is refused by name, nothing is called, and the run is what it was."""
+def assert_refused(run: Path, canary: Path, file: str) -> None:
+    """Assert that resuming is refused with the file named, nothing is called, and the run is unchanged."""
     before = content_of(run)
     with pytest.raises(UnsafePickleError, match=f"{file} is not safe to unpickle") as error:
         train(load_recipe(run, [f"training.output_dir={run}"]), resume=True)
@@ -80,15 +82,15 @@ def refused(run: Path, canary: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata", "optimizer_1/.metadata"])
-def test_crafted_shard_list_is_refused_wherever_it_lies(run: Path, canary: Path, place: str) -> None:
+def test_crafted_shard_metadata_is_refused_in_any_folder(run: Path, canary: Path, place: str) -> None:
     path = run / "checkpoint-3" / place
     path.parent.mkdir()
     path.write_bytes(CRAFTED["os.system"](canary))
-    refused(run, canary, place)
+    assert_refused(run, canary, place)
 
 
 @pytest.mark.parametrize("kind", CRAFTED)
-def test_crafted_shard_list_is_refused(tmp_path: Path, canary: Path, kind: str) -> None:
+def test_crafted_shard_metadata_is_refused(tmp_path: Path, canary: Path, kind: str) -> None:
     folder = tmp_path / "optimizer_0"
     folder.mkdir()
     (folder / ".metadata").write_bytes(CRAFTED[kind](canary))
@@ -98,7 +100,7 @@ def test_crafted_shard_list_is_refused(tmp_path: Path, canary: Path, kind: str) 
 
 
 def sharded(folder: Path, **objects: Any) -> Path:
-    """Write shards as FSDP does: of an optimizer, with what is no tensor."""
+    """Write the shards of an optimizer as FSDP does, including non-tensor objects."""
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(3)).sum().backward()
@@ -109,7 +111,7 @@ def sharded(folder: Path, **objects: Any) -> Path:
     return folder
 
 
-def test_shard_list_of_torch_is_read(tmp_path: Path) -> None:
+def test_shard_metadata_of_torch_is_read(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "optimizer_0")
     shards = {shard.name: shard for shard in read_shards(folder / ".metadata")}
     expected = dcp.FileSystemReader(folder).read_metadata().storage_data
@@ -122,19 +124,19 @@ def test_shard_list_of_torch_is_read(tmp_path: Path) -> None:
 
 
 def test_crafted_object_in_shards_is_refused(tmp_path: Path, canary: Path) -> None:
-    """torch.distributed.checkpoint unpickles what is no tensor without any restriction."""
-    folder = sharded(tmp_path / "optimizer_0", crafted=Calling(os.system, f"touch {canary}"))
+    """torch.distributed.checkpoint unpickles non-tensor objects without any restriction."""
+    folder = sharded(tmp_path / "optimizer_0", crafted=CallOnUnpickling(os.system, f"touch {canary}"))
     with pytest.raises(UnsafePickleError, match=r"__0_0\.distcp is not safe to unpickle .*posix\.system"):
         check_pickles(tmp_path)
-    # A list that calls it a tensor makes torch read it as one, with weights only.
+    # Metadata that declares the object a tensor makes torch read it with weights_only.
     assert isinstance(
         dcp.FileSystemReader(folder).read_metadata().state_dict_metadata["crafted"], BytesStorageMetadata
     )
     assert not canary.exists()
 
 
-def test_crafted_list_for_one_rank_is_refused(tmp_path: Path, canary: Path) -> None:
-    """Which torch reads where it cannot read the common one."""
+def test_crafted_metadata_of_one_rank_is_refused(tmp_path: Path, canary: Path) -> None:
+    """Torch reads it where it cannot read the common metadata."""
     folder = sharded(tmp_path / "optimizer_0")
     (folder / "__0.metadata").write_bytes(CRAFTED["os.system"](canary))
     with pytest.raises(UnsafePickleError, match=r"__0\.metadata is not safe"):
@@ -142,23 +144,23 @@ def test_crafted_list_for_one_rank_is_refused(tmp_path: Path, canary: Path) -> N
 
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"])
-def test_crafted_file_of_torch_is_named(run: Path, canary: Path, file: str) -> None:
-    torch.save({"state": Calling(os.system, f"touch {canary}")}, run / "checkpoint-3" / file)
-    refused(run, canary, rf"checkpoint-3/{file}")
+def test_crafted_torch_file_is_named(run: Path, canary: Path, file: str) -> None:
+    torch.save({"state": CallOnUnpickling(os.system, f"touch {canary}")}, run / "checkpoint-3" / file)
+    assert_refused(run, canary, rf"checkpoint-3/{file}")
 
 
 def test_crafted_best_checkpoint_is_refused(run: Path, canary: Path) -> None:
-    """It is loaded in the end, though training goes on from another one."""
+    """It is loaded at the end, even if training resumes from another checkpoint."""
     shutil.copytree(run / "checkpoint-3", run / "checkpoint-2")
     (run / "checkpoint-2" / "optimizer_0").mkdir()
     (run / "checkpoint-2" / "optimizer_0" / ".metadata").write_bytes(CRAFTED["os.system"](canary))
     state = run / "checkpoint-3" / "trainer_state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "best_model_checkpoint": "elsewhere/checkpoint-2"}))
-    refused(run, canary, r"checkpoint-2/optimizer_0/\.metadata")
+    assert_refused(run, canary, r"checkpoint-2/optimizer_0/\.metadata")
 
 
 def test_training_arguments_are_never_read(run: Path, canary: Path) -> None:
-    torch.save(Calling(os.system, f"touch {canary}"), run / "checkpoint-3" / "training_args.bin")
+    torch.save(CallOnUnpickling(os.system, f"touch {canary}"), run / "checkpoint-3" / "training_args.bin")
     check_pickles(run / "checkpoint-3")
     assert find_defect(run / "checkpoint-3") is None
     assert not canary.exists()

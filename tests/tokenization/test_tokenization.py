@@ -21,14 +21,14 @@ from trivium.tokenization import TriviumTokenizer, train_tokenizer
 
 
 @pytest.mark.parametrize("tokenizer", TRAINED, ids=map(str, KINDS))
-def test_special_tokens_have_their_ids(tokenizer: TriviumTokenizer) -> None:
+def test_special_tokens_have_fixed_ids(tokenizer: TriviumTokenizer) -> None:
     assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3, 4]) == ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
     ids = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
     assert [*ids, tokenizer.unk_token_id, tokenizer.mask_token_id] == [0, 1, 2, 3, 4]
     assert sorted(tokenizer.added_tokens_decoder) == [0, 1, 2, 3, 4]
 
 
-def test_a_text_and_a_pair_end_with_eos(shared: TriviumTokenizer) -> None:
+def test_texts_and_pairs_end_with_eos(shared: TriviumTokenizer) -> None:
     first, second = (shared.encode(text, add_special_tokens=False) for text in ("the fox", "a dog"))
     assert shared("the fox") == {"input_ids": [*first, 2], "attention_mask": [1] * (len(first) + 1)}
     pair = shared("the fox", "a dog", return_token_type_ids=True)
@@ -37,7 +37,7 @@ def test_a_text_and_a_pair_end_with_eos(shared: TriviumTokenizer) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_pads_on_either_side(two: TriviumTokenizer, side: str) -> None:
+def test_padding_on_either_side(two: TriviumTokenizer, side: str) -> None:
     two.padding_side = side
     batch = two(["fox", "the quick fox"], text_target=["Hund", "ein kleiner Hund"], padding=True, return_tensors="pt")
     pad_at = 0 if side == "left" else -1
@@ -47,7 +47,7 @@ def test_pads_on_either_side(two: TriviumTokenizer, side: str) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", TRAINED, ids=map(str, KINDS))
-def test_special_tokens_in_a_text_are_text_unless_asked(tokenizer: TriviumTokenizer) -> None:
+def test_special_tokens_in_texts_are_split_by_default(tokenizer: TriviumTokenizer) -> None:
     text = "a</s> <pad>b<s><unk>"
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert not set(ids) & {0, 1, 2, 3}
@@ -56,7 +56,7 @@ def test_special_tokens_in_a_text_are_text_unless_asked(tokenizer: TriviumTokeni
 
 
 @pytest.mark.parametrize("tokenizer", TRAINED, ids=map(str, KINDS))
-def test_mask_is_recognised_and_takes_in_the_space_before_it(tokenizer: TriviumTokenizer) -> None:
+def test_mask_token_includes_preceding_space(tokenizer: TriviumTokenizer) -> None:
     ids = tokenizer.encode("the <mask>, <mask>!<mask>", add_special_tokens=False)
     tokens = tokenizer.convert_ids_to_tokens(ids)
     assert ids.count(4) == 3
@@ -64,8 +64,8 @@ def test_mask_is_recognised_and_takes_in_the_space_before_it(tokenizer: TriviumT
 
 
 @pytest.mark.parametrize("special", ["extra", "named", "add_tokens"])
-def test_added_special_tokens_are_tokens_in_texts(special: str, tmp_path: Path) -> None:
-    """Only the reserved ones are guarded; here, when loaded, and without the package."""
+def test_added_special_tokens_are_recognized_in_texts(special: str, tmp_path: Path) -> None:
+    """Only the reserved tokens are split; here, after loading, and without the package."""
     tokenizer = train_tokenizer(SOURCE, vocab_size=400)
     if special == "extra":
         tokenizer.add_special_tokens({"extra_special_tokens": ["<ent>"]})
@@ -76,16 +76,16 @@ def test_added_special_tokens_are_tokens_in_texts(special: str, tmp_path: Path) 
     tokenizer.save_pretrained(tmp_path)
     loaded, stock = TriviumTokenizer.from_pretrained(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
     new = len(tokenizer) - 1
-    everyone = [tokenizer, loaded, stock, copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))]
+    tokenizers = [tokenizer, loaded, stock, copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))]
     if special == "named":
-        everyone.remove(stock)  # which guards them
-    for each in everyone:
-        ids = each.encode("a <ent> fox</s>", add_special_tokens=False)
+        tokenizers.remove(stock)  # This tokenizer splits them.
+    for any_tokenizer in tokenizers:
+        ids = any_tokenizer.encode("a <ent> fox</s>", add_special_tokens=False)
         assert new in ids
         assert 2 not in ids
-        assert each.decode(ids) == "a <ent> fox</s>"
-        if each is not stock:
-            assert each.decode(ids, skip_special_tokens=True) == "a  fox</s>"
+        assert any_tokenizer.decode(ids) == "a <ent> fox</s>"
+        if any_tokenizer is not stock:
+            assert any_tokenizer.decode(ids, skip_special_tokens=True) == "a  fox</s>"
     assert "<ent>" in loaded.all_special_tokens
     new_tokenizer = loaded.train_new_from_iterator(TARGET, vocab_size=300)
     ids = new_tokenizer.encode("<ent>", add_special_tokens=False)
@@ -93,7 +93,7 @@ def test_added_special_tokens_are_tokens_in_texts(special: str, tmp_path: Path) 
     assert new_tokenizer.decode(ids, skip_special_tokens=True) == ""
 
 
-def test_special_tokens_added_to_the_target(two: TriviumTokenizer, tmp_path: Path) -> None:
+def test_special_tokens_added_to_target(two: TriviumTokenizer, tmp_path: Path) -> None:
     size = len(two)
     two.target.add_special_tokens({"extra_special_tokens": ["<neu>"]})
     two.save_pretrained(tmp_path)
@@ -106,8 +106,8 @@ def test_special_tokens_added_to_the_target(two: TriviumTokenizer, tmp_path: Pat
         assert tokenizer.decode(ids, skip_special_tokens=True) == "ein</s>"
 
 
-def test_tokenizers_of_before_recognize_added_special_tokens(tmp_path: Path) -> None:
-    """Version 0.1.0 saved them as tokens that are guarded."""
+def test_old_tokenizers_recognize_added_special_tokens(tmp_path: Path) -> None:
+    """Version 0.1.0 saved them as tokens that are split."""
     tokenizer = train_tokenizer(SOURCE, vocab_size=400)
     tokenizer._tokenizer.add_special_tokens(["<ent>"])
     tokenizer.save_pretrained(tmp_path)
@@ -123,8 +123,8 @@ def test_tokenizers_of_before_recognize_added_special_tokens(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("tokenizer", TRAINED, ids=map(str, KINDS))
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Z", "Cc"]), min_size=1), min_size=1))
-def test_split_words_have_the_tokens_of_the_text(tokenizer: TriviumTokenizer, words: list[str]) -> None:
-    """A model that learned labels of words reads texts in a pipeline."""
+def test_split_words_match_tokens_of_text(tokenizer: TriviumTokenizer, words: list[str]) -> None:
+    """A model trained on word labels reads texts in a pipeline."""
     words = [word for word in words if word.split() == [word]]
     assume(words)
     split = tokenizer([words, words], is_split_into_words=True, return_offsets_mapping=True)
@@ -133,7 +133,7 @@ def test_split_words_have_the_tokens_of_the_text(tokenizer: TriviumTokenizer, wo
         assert word is None or 0 <= start <= end <= len(words[word])
 
 
-def test_prefix_space_is_honoured_and_saved(two: TriviumTokenizer, tmp_path: Path) -> None:
+def test_add_prefix_space_is_applied_and_saved(two: TriviumTokenizer, tmp_path: Path) -> None:
     two.save_pretrained(tmp_path / "without")
     prefixed = TriviumTokenizer.from_pretrained(tmp_path / "without", add_prefix_space=True)
     prefixed.save_pretrained(tmp_path / "with")
@@ -153,7 +153,7 @@ def test_prefix_space_is_honoured_and_saved(two: TriviumTokenizer, tmp_path: Pat
     assert again("fox")["input_ids"] == two("fox")["input_ids"]
 
 
-# --- Around a text ----------------------------------------------------------------------------------------------
+# --- BOS and EOS ------------------------------------------------------------------------------------------------
 
 AROUND = list(itertools.product((False, True), repeat=2))
 around = pytest.mark.parametrize(("bos", "eos"), AROUND)
@@ -169,7 +169,7 @@ def two_vocabularies(bos: bool, eos: bool) -> TriviumTokenizer:
 
 
 @around
-def test_bos_and_eos_are_put_around_texts_and_pairs(bos: bool, eos: bool) -> None:
+def test_bos_and_eos_surround_texts_and_pairs(bos: bool, eos: bool) -> None:
     tokenizer = two_vocabularies(bos, eos)
     assert (tokenizer.add_bos_token, tokenizer.add_eos_token) == (bos, eos)
     for side, pair in ((tokenizer.source, ("the fox", "a dog")), (tokenizer.target, ("ein Hund", "ein Haus"))):
@@ -200,7 +200,7 @@ def test_truncation_leaves_room_for_bos_and_eos(bos: bool, eos: bool) -> None:
 
 @around
 @pytest.mark.parametrize("copied", ["save", "pickle", "deepcopy", "set later", "override"])
-def test_bos_and_eos_survive(copied: str, bos: bool, eos: bool, tmp_path: Path) -> None:
+def test_bos_and_eos_settings_round_trip(copied: str, bos: bool, eos: bool, tmp_path: Path) -> None:
     tokenizer = two_vocabularies(bos, eos)
     if copied == "pickle":
         again = pickle.loads(pickle.dumps(tokenizer))
@@ -219,26 +219,26 @@ def test_bos_and_eos_survive(copied: str, bos: bool, eos: bool, tmp_path: Path) 
     assert again("a", "b") == tokenizer("a", "b")
 
 
-def test_one_of_bos_and_eos_is_overridden_alone(shared: TriviumTokenizer, tmp_path: Path) -> None:
+def test_bos_and_eos_can_be_overridden_separately(shared: TriviumTokenizer, tmp_path: Path) -> None:
     shared.add_bos_token = True
     shared.save_pretrained(tmp_path)
     assert TriviumTokenizer.from_pretrained(tmp_path, add_eos_token=False)("a")["input_ids"][0] == 1
     assert TriviumTokenizer.from_pretrained(tmp_path, add_bos_token=False)("a")["input_ids"][-1] == 2
 
 
-def test_a_backend_keeps_its_own_post_processor_unless_told(shared: TriviumTokenizer) -> None:
-    """As a folder from before there was a choice: only its `tokenizer.json` says what is around a text."""
+def test_backend_keeps_its_post_processor_by_default(shared: TriviumTokenizer) -> None:
+    """As in an old folder, in which only `tokenizer.json` defines BOS and EOS."""
     backend = shared.backend_tokenizer
     backend.post_processor = TemplateProcessing(single="$A </s> </s>", special_tokens=[("</s>", 2)])
     kept = TriviumTokenizer(tokenizer_object=backend)
     assert (kept.add_bos_token, kept.add_eos_token) == (False, True)
     assert kept("a")["input_ids"][-2:] == [2, 2]
-    told = TriviumTokenizer(tokenizer_object=backend, add_eos_token=True)
-    assert told("a")["input_ids"].count(2) == 1
+    overridden = TriviumTokenizer(tokenizer_object=backend, add_eos_token=True)
+    assert overridden("a")["input_ids"].count(2) == 1
 
 
 @around
-def test_the_stock_class_puts_the_same_around(bos: bool, eos: bool, tmp_path: Path) -> None:
+def test_stock_class_adds_same_bos_and_eos(bos: bool, eos: bool, tmp_path: Path) -> None:
     tokenizer = train_tokenizer(SOURCE, vocab_size=310, add_bos_token=bos, add_eos_token=eos)
     tokenizer.save_pretrained(tmp_path)
     stock = PreTrainedTokenizerFast.from_pretrained(tmp_path)
@@ -250,13 +250,14 @@ def test_the_stock_class_puts_the_same_around(bos: bool, eos: bool, tmp_path: Pa
 
 
 @pytest.mark.parametrize("tokenizer", TRAINED, ids=map(str, KINDS))
-def test_offsets_leave_out_the_space_before_a_word(tokenizer: TriviumTokenizer) -> None:
+def test_offsets_exclude_space_before_word(tokenizer: TriviumTokenizer) -> None:
     text = " the  quick\nfox\t<mask>, the <mask>"
     encoding = tokenizer(text, return_offsets_mapping=True)
     spans = encoding["offset_mapping"]
     assert "".join(text[start:end] for start, end in spans) == "thequickfox<mask>,the<mask>"
     assert all(start <= end <= following for (start, end), (following, _) in itertools.pairwise(spans[:-1]))
-    for index in range(len(text)):  # every character has its token, the spaces too, but one that a mask takes in
+    # Every character has a token, including spaces except one that a mask token includes.
+    for index in range(len(text)):
         token = encoding.char_to_token(index)
         assert token is not None or text[index:].startswith(" <mask>")
     assert encoding.char_to_token(text.index("<mask>")) == encoding["input_ids"].index(4)
@@ -267,7 +268,7 @@ def test_offsets_leave_out_the_space_before_a_word(tokenizer: TriviumTokenizer) 
     assert words[encoding.char_to_token(text.index("k"))] < words[encoding.char_to_token(text.index("f"))]
 
 
-def test_offsets_begin_anew_in_a_second_text_and_in_each_given_word() -> None:
+def test_offsets_restart_in_second_text_and_each_word() -> None:
     tokenizer = train_tokenizer(SOURCE, vocab_size=310, add_eos_token=False)
     spans = tokenizer("日", "日b", return_offsets_mapping=True)["offset_mapping"]
     assert spans == [(0, 1), (1, 1), (1, 1), (0, 1), (1, 1), (1, 1), (1, 2)]
@@ -280,7 +281,7 @@ def test_offsets_begin_anew_in_a_second_text_and_in_each_given_word() -> None:
 
 @pytest.mark.filterwarnings("ignore:Random token replacement is not supported")
 @pytest.mark.parametrize("tokenizer", TRAINED, ids=map(str, KINDS))
-def test_whole_words_are_masked(tokenizer: TriviumTokenizer) -> None:
+def test_whole_word_masking(tokenizer: TriviumTokenizer) -> None:
     collate = DataCollatorForLanguageModeling(tokenizer, whole_word_mask=True, mlm_probability=0.5, seed=0)
     texts = ["two greenish foxes jumped,  happily over yesterday's dogs\nthey barked", "übermorgen quixotically"]
     batch = tokenizer(texts, padding=True, return_offsets_mapping=True, return_special_tokens_mask=True)
@@ -296,20 +297,20 @@ def test_whole_words_are_masked(tokenizer: TriviumTokenizer) -> None:
         assert not masked[torch.tensor(batch["special_tokens_mask"]).bool()].any()
     assert {(word, True) for word in " ".join(texts).split()} <= {(word, masked) for word, masked, _ in seen}
     assert {(word, False) for word in " ".join(texts).split()} <= {(word, masked) for word, masked, _ in seen}
-    assert sum(several for _, masked, several in seen if masked) > 5  # or there is nothing to keep together
+    assert sum(several for _, masked, several in seen if masked) > 5  # Otherwise there is nothing to keep together.
 
 
 # --- Chat -------------------------------------------------------------------------------------------------------
 
 
 def chat_ids(chat: TriviumTokenizer, *parts: str | int) -> list[int]:
-    """The ids of plain texts, with special tokens, as ids, between them."""
+    """Return the ids of plain texts with the ids of special tokens between them."""
     ids = ([part] if isinstance(part, int) else chat.encode(part, add_special_tokens=False) for part in parts)
     return list(itertools.chain.from_iterable(ids))
 
 
 @pytest.mark.parametrize("saved", [False, True])
-def test_a_chat_template_writes_special_tokens(chat: TriviumTokenizer, saved: bool, tmp_path: Path) -> None:
+def test_chat_template_emits_special_tokens(chat: TriviumTokenizer, saved: bool, tmp_path: Path) -> None:
     if saved:
         chat.save_pretrained(tmp_path)
         chat = AutoTokenizer.from_pretrained(tmp_path)
@@ -320,9 +321,9 @@ def test_a_chat_template_writes_special_tokens(chat: TriviumTokenizer, saved: bo
     assert chat.apply_chat_template([USER, ASSISTANT], return_dict=False) == expected
     text = chat.apply_chat_template([USER, ASSISTANT], tokenize=False)
     assert text == "<s><|user|>the fox<|assistant|> a dog </s>" == chat.decode(expected)
-    # Plain text is guarded until it is saved.
+    # Special tokens in plain text are split until it is saved.
     assert (chat.encode("</s>", add_special_tokens=False) == [2]) == saved
-    if saved:  # as clients do it that tokenize later
+    if saved:  # As clients do that tokenize later.
         assert chat.encode(text, add_special_tokens=False) == expected
         stock = PreTrainedTokenizerFast.from_pretrained(tmp_path)
         assert stock.encode(text, add_special_tokens=False) == expected
@@ -333,25 +334,25 @@ def test_a_chat_template_writes_special_tokens(chat: TriviumTokenizer, saved: bo
     assert continued == chat_ids(chat, 1, user, "the fox", assistant, " a dog")
 
 
-def test_a_batch_of_chats_is_padded(chat: TriviumTokenizer) -> None:
+def test_batch_of_chats_is_padded(chat: TriviumTokenizer) -> None:
     chat.padding_side = "left"
     chats = [[USER], [USER, ASSISTANT, USER]]
     batch = chat.apply_chat_template(chats, padding=True, return_tensors="pt", add_generation_prompt=True)
-    lengths = [len(chat.apply_chat_template(each, return_dict=False)) + 1 for each in chats]
+    lengths = [len(chat.apply_chat_template(messages, return_dict=False)) + 1 for messages in chats]
     assert batch["attention_mask"].sum(dim=1).tolist() == lengths
     assert batch["input_ids"].shape == (2, max(lengths))
     assert batch["input_ids"][0, 0] == 0
     assert (batch["input_ids"][:, -1] == len(chat) - 1).all()
 
 
-def test_the_assistants_tokens_are_found(chat: TriviumTokenizer) -> None:
-    """Also when what it says begins and ends with a space."""
+def test_assistant_tokens_mask(chat: TriviumTokenizer) -> None:
+    """Also if the message starts and ends with a space."""
     found = chat.apply_chat_template([USER, ASSISTANT, USER, ASSISTANT], return_assistant_tokens_mask=True)
-    said = [i for i, mask in zip(found["input_ids"], found["assistant_masks"], strict=True) if mask]
-    assert said == chat_ids(chat, " a dog ", 2) * 2
+    assistant_ids = [i for i, mask in zip(found["input_ids"], found["assistant_masks"], strict=True) if mask]
+    assert assistant_ids == chat_ids(chat, " a dog ", 2) * 2
 
 
-def test_special_tokens_in_a_message(chat: TriviumTokenizer) -> None:
+def test_special_tokens_in_message_are_split(chat: TriviumTokenizer) -> None:
     message = {"role": "user", "content": "a</s><|user|><s> b"}
     user = chat.convert_tokens_to_ids("<|user|>")
     ids = chat.apply_chat_template([message], return_dict=False)
@@ -364,14 +365,14 @@ def test_special_tokens_in_a_message(chat: TriviumTokenizer) -> None:
     assert chat.decode(ids[2:]) == message["content"]
 
 
-def test_chatting_with_a_model_that_learned_the_new_tokens(chat: TriviumTokenizer) -> None:
+def test_chat_with_model_of_resized_vocabulary(chat: TriviumTokenizer) -> None:
     torch.manual_seed(0)
     model = TriviumForCausalLM(tiny_config(vocab_size=len(chat) - 2, encoder_layers=0)).eval()
     model.resize_token_embeddings(len(chat))
     prompt = chat.apply_chat_template([USER], add_generation_prompt=True, return_tensors="pt")
     with torch.no_grad():
         row = model.get_input_embeddings().weight
-        row[len(chat) - 1] = row[5] * 3  # a new token's embedding reaches the output
+        row[len(chat) - 1] = row[5] * 3  # The embedding of a new token affects the output.
         assert model(**prompt).logits.shape[-1] == len(chat)
     out = model.generate(**prompt, max_new_tokens=5, min_new_tokens=5, do_sample=False)
     assert out.shape == (1, prompt["input_ids"].shape[1] + 5)

@@ -1,4 +1,4 @@
-"""Tokenizers: what is decoded again, labels, two vocabularies, saved folders, training anew."""
+"""Tokenizers: lossless decoding, labels, two vocabularies, saved folders, retraining."""
 
 import copy
 import json
@@ -20,13 +20,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trivium.tokenization import TriviumTokenizer, train_tokenizer
 
-# --- Nothing is lost --------------------------------------------------------------------------------------------
+# --- Lossless decoding ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tokenizer", TRAINED, ids=map(str, KINDS))
 @settings(max_examples=100)
 @given(text=st.text(max_size=60).filter(lambda text: "<mask>" not in text.lower()))
-def test_decoding_gives_back_any_text(tokenizer: TriviumTokenizer, text: str) -> None:
+def test_decoding_is_lossless(tokenizer: TriviumTokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids, skip_special_tokens=True) == tokenizer.backend_tokenizer.normalizer.normalize_str(
         text
@@ -35,7 +35,7 @@ def test_decoding_gives_back_any_text(tokenizer: TriviumTokenizer, text: str) ->
 
 
 @pytest.mark.parametrize("kind", [{}, {"byte_fallback": True}, {"algorithm": "wordpiece"}, {"algorithm": "unigram"}])
-def test_decoding_gives_back_hard_texts_exactly(kind: dict) -> None:
+def test_decoding_is_lossless_for_edge_cases(kind: dict) -> None:
     tokenizer = train_tokenizer(SOURCE, vocab_size=560, normalization=None, **kind)
     texts = [
         "",
@@ -44,7 +44,7 @@ def test_decoding_gives_back_hard_texts_exactly(kind: dict) -> None:
         "👩‍👩‍👧‍👦 🇩🇪 日本語 한국어 שלום مرحبا",
         "e\u0301 = é, \u2581 and \x00\x01\x7f\ufeff\u200b",
         "##a #### <0x41> <0x0A> Ġ Ċ ▁the </s><pad>",
-        "n't . , ' s 've do n't",  # what cleaning up spaces would change
+        "n't . , ' s 've do n't",  # Text that clean_up_tokenization_spaces would change.
         "x" * 500 + "語" * 500,
     ]
     for text in texts:
@@ -80,7 +80,7 @@ def test_decode_drops_ignored_labels(name: str, as_batch: Callable, request: pyt
 # --- Two vocabularies -------------------------------------------------------------------------------------------
 
 
-def test_two_vocabularies_encode_each_its_language_and_decode_the_target(two: TriviumTokenizer) -> None:
+def test_two_vocabularies_encode_both_and_decode_target(two: TriviumTokenizer) -> None:
     text, target = "the quick brown fox", "der schnelle braune Fuchs"
     both = two(text, text_target=target)
     assert both["input_ids"] == two(text)["input_ids"] == two.source(text)["input_ids"]
@@ -104,7 +104,7 @@ def test_sizes(shared: TriviumTokenizer, two: TriviumTokenizer) -> None:
     assert two.target_vocab_size == two.target.vocab_size + 2
 
 
-def test_sides_follow_the_settings(two: TriviumTokenizer) -> None:
+def test_sides_follow_settings(two: TriviumTokenizer) -> None:
     two.truncation_side = "left"
     options = {"truncation": True, "max_length": 9, "max_target_length": 4}
     both = two("the quick brown fox jumps", text_target="der schnelle braune Fuchs", **options)
@@ -124,7 +124,7 @@ def test_special_tokens_must_agree(two: TriviumTokenizer) -> None:
 
 def test_negative_ids_are_refused(shared: TriviumTokenizer) -> None:
     for decode in (shared.decode, lambda ids: shared.batch_decode([ids])):
-        with pytest.raises(ValueError, match="token_ids must be at least 0, or -100 to be left out; got -1"):
+        with pytest.raises(ValueError, match=r"token_ids.*-1,.*at least 0, or -100"):
             decode([5, -1])
 
 
@@ -151,7 +151,7 @@ def test_tokens_added_to_one_side_are_saved(two: TriviumTokenizer, tmp_path: Pat
     assert again.target.convert_tokens_to_ids("<neu>") == again.target_vocab_size - 1
 
 
-def test_saved_files_do_not_depend_on_the_last_call(two: TriviumTokenizer, tmp_path: Path) -> None:
+def test_saved_files_do_not_depend_on_last_call(two: TriviumTokenizer, tmp_path: Path) -> None:
     two.save_pretrained(tmp_path / "a")
     two(SOURCE, text_target=TARGET[:1] * len(SOURCE), padding="max_length", truncation=True, max_length=5)
     two.save_pretrained(tmp_path / "b")
@@ -161,7 +161,7 @@ def test_saved_files_do_not_depend_on_the_last_call(two: TriviumTokenizer, tmp_p
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_a_failed_save_leaves_the_old_files(
+def test_failed_save_keeps_the_old_files(
     two: TriviumTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two.save_pretrained(tmp_path)
@@ -182,11 +182,11 @@ def test_saving_over_another_tokenizer(shared: TriviumTokenizer, two: TriviumTok
     left_over = (tmp_path / "target_tokenizer.json").read_bytes()
     shared.save_pretrained(tmp_path)
     assert not (tmp_path / "target_tokenizer.json").exists()
-    (tmp_path / "target_tokenizer.json").write_bytes(left_over)  # as on the Hub, where a push deletes nothing
+    (tmp_path / "target_tokenizer.json").write_bytes(left_over)  # As on the Hub, where a push deletes nothing.
     assert_same(shared, TriviumTokenizer.from_pretrained(tmp_path))
 
 
-def test_a_missing_target_vocabulary_is_noticed(two: TriviumTokenizer, tmp_path: Path) -> None:
+def test_missing_target_vocabulary_is_detected(two: TriviumTokenizer, tmp_path: Path) -> None:
     two.save_pretrained(tmp_path)
     (tmp_path / "target_tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"'target_tokenizer.json'.*missing"):
@@ -202,21 +202,23 @@ def test_one_side_is_saved_alone(two: TriviumTokenizer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", TRAINED, ids=map(str, KINDS))
-def test_the_stock_class_loads_it_and_agrees(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_stock_class_loads_and_matches(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     stock = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert type(stock) is PreTrainedTokenizerFast
     texts = ["the Quick  fox </s> ##a", "日本 <0x41> é", "the <mask> fox", ""]
-    ours, theirs = (each(texts, padding=True) for each in (tokenizer, stock))
-    assert ours["input_ids"] == theirs["input_ids"]
-    assert ours["attention_mask"] == theirs["attention_mask"]
+    encoded, expected = (any_tokenizer(texts, padding=True) for any_tokenizer in (tokenizer, stock))
+    assert encoded["input_ids"] == expected["input_ids"]
+    assert encoded["attention_mask"] == expected["attention_mask"]
     for skip in (True, False):
         options = {"skip_special_tokens": skip}
-        assert tokenizer.batch_decode(ours["input_ids"], **options) == stock.batch_decode(ours["input_ids"], **options)
+        assert tokenizer.batch_decode(encoded["input_ids"], **options) == stock.batch_decode(
+            encoded["input_ids"], **options
+        )
 
 
-def what_any_class_says(tokenizer: Any) -> Any:
-    """Everything that transformers' own class must have in common with ours, as JSON."""
+def common_behavior(tokenizer: Any) -> Any:
+    """Return all behavior that transformers' class must share with ours, as JSON."""
     texts = ["the Quick  fox </s> ##a", "日本 <0x41> é", "the <mask> fox, <mask>", "", " <s> <pad><unk>"]
     options: list[dict[str, Any]] = [
         {"padding": True},
@@ -227,28 +229,28 @@ def what_any_class_says(tokenizer: Any) -> Any:
         {"add_special_tokens": False},
         {"return_special_tokens_mask": True, "return_token_type_ids": True},
     ]
-    said: list[Any] = [
+    behavior: list[Any] = [
         tokenizer.model_max_length,
         tokenizer.special_tokens_map,
         len(tokenizer),
         tokenizer.padding_side,
     ]
     for chosen in options:
-        said += [dict(tokenizer(texts, **chosen)), dict(tokenizer(texts, texts[::-1], **chosen))]
-    said += [dict(tokenizer(texts, text_target=texts[::-1])), dict(tokenizer(text_target="der Fuchs"))]
+        behavior += [dict(tokenizer(texts, **chosen)), dict(tokenizer(texts, texts[::-1], **chosen))]
+    behavior += [dict(tokenizer(texts, text_target=texts[::-1])), dict(tokenizer(text_target="der Fuchs"))]
     rows = tokenizer(texts, padding=True)["input_ids"]
     for skip in (True, False):
-        said += [tokenizer.batch_decode(rows, skip_special_tokens=skip), tokenizer.decode(rows[1][:3])]
-    return said
+        behavior += [tokenizer.batch_decode(rows, skip_special_tokens=skip), tokenizer.decode(rows[1][:3])]
+    return behavior
 
 
-# After `what_any_class_says`.
+# After `common_behavior`.
 LOAD = """
 said = {}
 for name, ours in arguments[0].items():
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=ours)
     assert type(tokenizer).__module__.startswith("transformers_modules" if ours else "transformers.")
-    said[name] = what_any_class_says(tokenizer)
+    said[name] = common_behavior(tokenizer)
     if ours is None:
         assert AutoTokenizer.from_pretrained(name, trust_remote_code=True)("the fox") == tokenizer("the fox")
         assert tokenizer("the fox")["input_ids"][-1] == 2
@@ -267,10 +269,10 @@ json.dump(said, open("said.json", "w"))
 """
 
 
-def test_loads_without_the_package_from_a_folder_and_from_the_hub(
+def test_loads_without_package_from_folder_and_hub(
     two: TriviumTokenizer, chat: TriviumTokenizer, tmp_path: Path
 ) -> None:
-    """As transformers' own class where that will do, and what was saved from there loads here, again."""
+    """Load as transformers' class where possible, and load the folders it saves with Trivium again."""
     char = train_tokenizer(SOURCE, algorithm="char", vocab_size=100)
     tokenizers = dict(zip("abcdef", TRAINED, strict=True)) | {"char": char, "two": two, "chat": chat}
     trusted: dict[str, bool | None] = {}
@@ -278,32 +280,32 @@ def test_loads_without_the_package_from_a_folder_and_from_the_hub(
     for key, tokenizer in tokenizers.items():
         folder = tmp_path / key
         tokenizer.save_pretrained(folder)
-        ours = True if key in ("two", "chat") else None
-        assert ("auto_map" in json.loads((folder / "tokenizer_config.json").read_text())) == bool(ours)
-        assert (folder / "tokenization_trivium.py").exists() == bool(ours)
-        # There is a model wherever there is a tokenizer, and its code is not to be run unasked.
+        trust = True if key in ("two", "chat") else None
+        assert ("auto_map" in json.loads((folder / "tokenizer_config.json").read_text())) == bool(trust)
+        assert (folder / "tokenization_trivium.py").exists() == bool(trust)
+        # A tokenizer comes with a model, whose code must not run without consent.
         config = {"model_type": "trivium", "auto_map": {"AutoConfig": "configuration_trivium.TriviumConfig"}}
-        (folder / "config.json").write_text(json.dumps({"model_type": "trivium"} if ours else config))
+        (folder / "config.json").write_text(json.dumps({"model_type": "trivium"} if trust else config))
         put_into_cache(tmp_path / "home", f"org/{key}", {"a" * 40: folder}, main="a" * 40)
-        if key == "chat":  # which does not guard special tokens from then on
+        if key == "chat":  # The saved tokenizer no longer splits special tokens.
             tokenizer = TriviumTokenizer.from_pretrained(folder)
-        says = json.loads(json.dumps(what_any_class_says(tokenizer)))
+        behavior = json.loads(json.dumps(common_behavior(tokenizer)))
         if key == "chat":
-            says.append(tokenizer.apply_chat_template([USER])["input_ids"])
+            behavior.append(tokenizer.apply_chat_template([USER])["input_ids"])
         for address in (key, f"org/{key}"):
-            trusted[address], expected[address] = ours, says
-    run_without_trivium(LOAD, trusted, folder=tmp_path, functions=[what_any_class_says])
-    said = json.loads((tmp_path / "said.json").read_text())
-    for address, says in expected.items():
-        assert said[address] == says, address
+            trusted[address], expected[address] = trust, behavior
+    run_without_trivium(LOAD, trusted, folder=tmp_path, functions=[common_behavior])
+    actual = json.loads((tmp_path / "said.json").read_text())
+    for address, behavior in expected.items():
+        assert actual[address] == behavior, address
         again = AutoTokenizer.from_pretrained(tmp_path / f"again-{address.replace('/', '-')}")
         assert isinstance(again, TriviumTokenizer) == bool(trusted[address])
-        said_again = json.loads(json.dumps(what_any_class_says(again)))
-        assert said_again == says[: len(said_again)]
+        said_again = json.loads(json.dumps(common_behavior(again)))
+        assert said_again == behavior[: len(said_again)]
 
 
-def test_code_goes_along_only_while_it_is_needed(two: TriviumTokenizer, tmp_path: Path) -> None:
-    """Also of a tokenizer that was loaded with it."""
+def test_code_is_saved_only_while_needed(two: TriviumTokenizer, tmp_path: Path) -> None:
+    """Also for a tokenizer that was loaded with its code."""
     two.save_pretrained(tmp_path / "two")
     loaded = AutoTokenizer.from_pretrained(tmp_path / "two")
     for name, tokenizer, needed in (("two", loaded, True), ("source", loaded.source, False)):
@@ -316,7 +318,7 @@ def test_code_goes_along_only_while_it_is_needed(two: TriviumTokenizer, tmp_path
 
 
 @pytest.mark.parametrize("tokenizer", TRAINED, ids=map(str, KINDS))
-def test_the_tokenizers_library_alone_gives_the_same_ids(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_tokenizers_library_gives_same_ids(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     alone = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     alone.encode_special_tokens = True
@@ -327,7 +329,7 @@ def test_the_tokenizers_library_alone_gives_the_same_ids(tokenizer: TriviumToken
         )
 
 
-# --- Training anew ----------------------------------------------------------------------------------------------
+# --- Retraining -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tokenizer", TRAINED, ids=map(str, KINDS))

@@ -1,4 +1,4 @@
-"""Means of saved models against float64, and exponential averages along a training."""
+"""Means of saved models against float64, and exponential moving averages during training."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ def trivium(*arguments: str | Path) -> tuple[int, str]:
 @pytest.mark.parametrize("shard", ["5GB", "20KB"], ids=["one-file", "sharded"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_mean_is_that_of_float64(tmp_path: Path, dtype: torch.dtype, tied: bool, shard: str) -> None:
+def test_mean_matches_float64(tmp_path: Path, dtype: torch.dtype, tied: bool, shard: str) -> None:
     folders = [tmp_path / name for name in "abc"]
     for folder in folders:
         save_model(folder, shard, dtype, tie_word_embeddings=tied)
@@ -83,7 +83,7 @@ def test_the_mean_is_that_of_float64(tmp_path: Path, dtype: torch.dtype, tied: b
     assert torch.equal(embeddings, mean["model.encoder.embed_tokens.weight"])
 
 
-def test_the_mean_of_one_is_that_one_to_the_bit(tmp_path: Path) -> None:
+def test_mean_of_one_model_is_bit_identical(tmp_path: Path) -> None:
     model = save_model(tmp_path / "one")
     with torch.no_grad():
         model.lm_head.weight[3] = torch.tensor(-0.0)
@@ -103,25 +103,23 @@ def write_pair(tmp_path: Path, first: torch.Tensor, second: torch.Tensor) -> lis
 
 
 @pytest.mark.parametrize("tensor", [torch.tensor([3, 2**62 + 1]), torch.tensor([True, False])], ids=["int", "bool"])
-def test_what_is_counted_must_be_equal(tmp_path: Path, tensor: torch.Tensor) -> None:
+def test_integer_tensors_must_be_equal(tmp_path: Path, tensor: torch.Tensor) -> None:
     average(write_pair(tmp_path / "x", tensor, tensor), tmp_path / "mean")
     assert_equal(saved(tmp_path / "mean"), {"steps": tensor})
-    with pytest.raises(
-        ValueError, match=r"steps is torch\.\w+, of which there is no mean, and differs in .*/a and .*/b"
-    ):
+    with pytest.raises(ValueError, match=r"steps is torch\.\w+, .*differs .*/a and .*/b"):
         average(write_pair(tmp_path / "y", tensor, tensor.flip(0)), tmp_path / "other")
 
 
-def test_large_numbers_do_not_overflow_on_the_way(tmp_path: Path) -> None:
+def test_mean_of_large_numbers_does_not_overflow(tmp_path: Path) -> None:
     largest = torch.tensor([torch.finfo(torch.float32).max])
     average(write_pair(tmp_path, largest, largest), tmp_path / "mean")
     assert_equal(saved(tmp_path / "mean"), {"steps": largest})
 
 
-# --- Of a run, by the command ----------------------------------------------------------------------------------------
+# --- Command line ----------------------------------------------------------------------------------------------------
 
 
-def test_checkpoints_are_ordered_by_their_steps(tmp_path: Path) -> None:
+def test_checkpoints_are_ordered_by_step(tmp_path: Path) -> None:
     for step in (900, 1000, 1100):
         save_model(tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-best").mkdir()
@@ -144,15 +142,15 @@ def test_checkpoints_are_ordered_by_their_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["run", "out", "--last", "3"], 1, "3 checkpoints or more, but there are: checkpoint-1, checkpoint-2."),
-        (["run/checkpoint-1", "out"], 1, "1 checkpoints or more, but there are: none."),
-        (["run/checkpoint-1", "run/checkpoint-2", "out", "--last", "2"], 2, "--last goes with one run"),
+        (["run", "out", "--last", "3"], 1, "at least 3 checkpoints, but has: checkpoint-1, checkpoint-2."),
+        (["run/checkpoint-1", "out"], 1, "at least 1 checkpoints, but has: none."),
+        (["run/checkpoint-1", "run/checkpoint-2", "out", "--last", "2"], 2, "--last requires one run"),
         (["run/checkpoint-1", "nowhere", "out"], 1, "nowhere is not a saved model: it has no config.json."),
-        (["run/checkpoint-1", "run/checkpoint-1", "out"], 1, "names one twice"),
+        (["run/checkpoint-1", "run/checkpoint-1", "out"], 1, "each folder once"),
         (["run", "run"], 1, "output is run, which already exists"),
     ],
 )
-def test_mistakes_end_with_a_line_and_a_code(
+def test_errors_are_one_line_with_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, message: str
 ) -> None:
     for step in (1, 2):
@@ -163,7 +161,7 @@ def test_mistakes_end_with_a_line_and_a_code(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def cut(file: Path) -> None:
+def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
@@ -187,20 +185,23 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "other vocabulary": (
         lambda folder: train_tokenizer(["x y"], vocab_size=270).save_pretrained(folder),
-        r"tokenizer\.json has another vocabulary in .*/b than in .*/c",
+        r"tokenizer\.json has different vocabularies in .*/b and .*/c",
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"/b has no model\.safetensors"),
-    "empty weights": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "/b/.* is no whole file"),
-    "cut weights": (lambda folder: cut(folder / "model.safetensors"), "/b/.* is no whole file of safetensors"),
+    "empty weights": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b""),
+        "/b/.* is not a complete safetensors file",
+    ),
+    "cut weights": (lambda folder: truncate(folder / "model.safetensors"), "/b/.* is not a complete safetensors file"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), r"/b is not a saved model: it has no"),
-    "cut configuration": (lambda folder: cut(folder / "config.json"), r"/b/config\.json is no JSON"),
+    "cut configuration": (lambda folder: truncate(folder / "config.json"), r"/b/config\.json is not valid JSON"),
     "less": (
         lambda folder: edit_weights(folder, lambda weights: weights.pop(NORM)),
-        rf"{NORM} is not there in .*/b, but of shape \(24,\) in .*/c",
+        rf"{NORM} is missing in .*/b, but of shape \(24,\) in .*/c",
     ),
     "more": (
         lambda folder: edit_weights(folder, lambda weights: weights.update(more=torch.ones(1))),
-        r"more is of shape \(1,\) in .*/b, but not there in .*/c",
+        r"more is of shape \(1,\) in .*/b, but missing in .*/c",
     ),
     "other shape": (
         lambda folder: edit_weights(folder, lambda weights: weights.update({NORM: torch.ones(7)})),
@@ -214,7 +215,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_folder_that_does_not_fit_is_named_and_nothing_is_written(tmp_path: Path, kind: str) -> None:
+def test_incompatible_folder_is_named_and_nothing_written(tmp_path: Path, kind: str) -> None:
     folders = [tmp_path / name for name in "abc"]
     for folder in folders:
         save_model(folder, norm_position="pre")
@@ -226,7 +227,7 @@ def test_a_folder_that_does_not_fit_is_named_and_nothing_is_written(tmp_path: Pa
     assert sorted(tmp_path.iterdir()) == folders
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+def test_missing_shard_is_named(tmp_path: Path) -> None:
     for name in "ab":
         save_model(tmp_path / name, "20KB")
     (gone := sorted((tmp_path / "b").glob("*.safetensors"))[1]).unlink()
@@ -236,11 +237,11 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         average([], tmp_path / "mean")
 
 
-# --- The exponential average, in any Trainer -------------------------------------------------------------------------
+# --- Exponential moving average in any Trainer -----------------------------------------------------------------------
 
 
 class Recorder(TrainerCallback):
-    """What was trained, step by step: after the optimizer, while the step is not at its end."""
+    """Record the trained weights after every optimizer step, before the step ends."""
 
     def __init__(self) -> None:
         self.steps: list[Weights] = []
@@ -279,11 +280,11 @@ def make_trainer(
 
 @pytest.mark.parametrize("decay", [0.9, 0.3])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_the_average_is_that_of_float64(tmp_path: Path, tied: bool, decay: float) -> None:
-    """One update a step, though each step has two batches; 0.3 is reached while 0.9 is still warming up."""
+def test_ema_matches_float64(tmp_path: Path, tied: bool, decay: float) -> None:
+    """One update per step of two batches; the decay of 0.3 is reached, 0.9 is still warming up."""
     recorder = Recorder()
     trainer = make_trainer(
-        *(tmp_path, recorder, ExponentialAverage(decay)), tied=tied, gradient_accumulation_steps=2, max_steps=7
+        tmp_path, recorder, ExponentialAverage(decay), tied=tied, gradient_accumulation_steps=2, max_steps=7
     )
     expected = {name: weight.double() for name, weight in weights_of(trainer.model).items()}
     trainer.train()
@@ -297,16 +298,16 @@ def test_the_average_is_that_of_float64(tmp_path: Path, tied: bool, decay: float
     assert (trainer.model.lm_head.weight is trainer.model.get_input_embeddings().weight) == tied
 
 
-def test_training_goes_on_as_without_an_average(tmp_path: Path) -> None:
+def test_ema_does_not_change_training(tmp_path: Path) -> None:
     plain, averaged = Recorder(), Recorder()
     often: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1}
     make_trainer(tmp_path / "plain", plain, **often).train()
     make_trainer(tmp_path / "averaged", averaged, ExponentialAverage(0.9), **often).train()
-    for ours, theirs in zip(averaged.steps, plain.steps, strict=True):
-        assert_equal(ours, theirs)
+    for actual, expected in zip(averaged.steps, plain.steps, strict=True):
+        assert_equal(actual, expected)
 
 
-def test_the_average_is_evaluated_saved_and_left(tmp_path: Path) -> None:
+def test_ema_is_evaluated_and_saved_then_swapped_out(tmp_path: Path) -> None:
     recorder = Recorder()
     options: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 4}
     trainer = make_trainer(tmp_path, recorder, ExponentialAverage(0.9), **options)
@@ -320,11 +321,11 @@ def test_the_average_is_evaluated_saved_and_left(tmp_path: Path) -> None:
         trainer.model.load_state_dict(model.state_dict())
         assert trainer.evaluate()["eval_loss"] == pytest.approx(loss, rel=1e-6)
     with safe_open(tmp_path / "checkpoint-4" / TRAINED_WEIGHTS_FILE, "pt") as file:
-        assert "lm_head.weight" not in file.keys()  # noqa: SIM118, it is no dictionary
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118 (the value is not a dictionary)
 
 
-def test_the_best_average_is_loaded_at_the_end(tmp_path: Path) -> None:
-    """If a high loss is good, that is the first one."""
+def test_best_ema_is_loaded_at_end(tmp_path: Path) -> None:
+    """If a higher loss is better, the first average is the best."""
     options: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 4, "greater_is_better": True}
     trainer = make_trainer(tmp_path, ExponentialAverage(0.9), load_best_model_at_end=True, **options)
     trainer.train()
@@ -334,7 +335,7 @@ def test_the_best_average_is_loaded_at_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2, "save_steps": 1}], ids=["plain", "parts"])
-def test_resuming_gives_the_average_of_an_unbroken_run(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_resumed_ema_matches_unbroken_run(tmp_path: Path, options: dict[str, Any]) -> None:
     whole = make_trainer(tmp_path / "run", ExponentialAverage(0.9), **options)
     whole.train()
     expected = load_file(tmp_path / "run" / "checkpoint-6" / TRAINED_WEIGHTS_FILE)
@@ -346,7 +347,7 @@ def test_resuming_gives_the_average_of_an_unbroken_run(tmp_path: Path, options: 
     assert_equal(load_file(tmp_path / "run" / "checkpoint-6" / TRAINED_WEIGHTS_FILE), expected)
 
 
-def test_only_what_is_trained_is_averaged(tmp_path: Path) -> None:
+def test_only_trainable_parameters_are_averaged(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, ExponentialAverage(0.9), max_steps=2)
     trainer.model.model.encoder.requires_grad_(False)
     trainer.model.get_input_embeddings().weight.requires_grad_(True)
@@ -357,8 +358,8 @@ def test_only_what_is_trained_is_averaged(tmp_path: Path) -> None:
     assert names == {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
 
 
-def test_an_epoch_that_ends_within_a_step_ends_with_the_average() -> None:
-    """As a stream does that has too few batches: the next epoch begins the step anew."""
+def test_ema_is_updated_when_epoch_ends_within_a_step() -> None:
+    """A stream with too few batches ends like this: the next epoch restarts the step."""
     model = torch.nn.Linear(1, 1, bias=False).double()
     args, state, control = TrainingArguments("x", use_cpu=True), TrainerState(), TrainerControl()
     callback = ExponentialAverage(0.9)
@@ -374,17 +375,15 @@ def test_an_epoch_that_ends_within_a_step_ends_with_the_average() -> None:
         assert model.weight.item() == start + 11
     state.global_step = 1
     callback.on_step_end(args, state, control)
-    assert model.weight.item() == pytest.approx(start + 9)  # 2 / 11 of the start, 9 / 11 of the rest
+    assert model.weight.item() == pytest.approx(start + 9)  # 2 / 11 of the initial and 9 / 11 of the later weights.
 
 
-def test_a_checkpoint_is_complete_before_it_is_pushed_and_only_the_first_process_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_rank_0_writes_ema_and_before_the_push(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, state, control = torch.nn.Linear(2, 3), TrainerState(), TrainerControl()
     args = TrainingArguments(str(tmp_path), use_cpu=True)
     callback = ExponentialAverage(0.9)
     callback.on_train_begin(args, state, control, model=model)
-    callback.on_push_begin(args, state, control)  # there is no checkpoint yet
+    callback.on_push_begin(args, state, control)  # The checkpoint does not exist yet.
     (tmp_path / "checkpoint-0").mkdir()
     with monkeypatch.context() as another_process:
         another_process.setattr(TrainingArguments, "should_save", False)
@@ -394,18 +393,18 @@ def test_a_checkpoint_is_complete_before_it_is_pushed_and_only_the_first_process
     assert_equal(load_file(tmp_path / "checkpoint-0" / TRAINED_WEIGHTS_FILE), weights_of(model))
 
 
-# --- What it refuses -------------------------------------------------------------------------------------------------
+# --- Refusals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, 1.5, float("nan")])
-def test_decay_is_between_0_and_1(decay: float) -> None:
+def test_decay_must_be_between_0_and_1(decay: float) -> None:
     with pytest.raises(ValueError, match=rf"decay.*{decay}.*greater.*0.*less.*1"):
         ExponentialAverage(decay)
     with pytest.raises(ValueError, match=rf"ema_decay.*{decay}.*greater.*0.*less.*1"):
         load_recipe("numbers", [f"ema_decay={str(decay).replace('nan', '.nan')}"])
 
 
-def test_weights_that_are_too_coarse_are_refused(tmp_path: Path) -> None:
+def test_low_precision_weights_are_refused(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, ExponentialAverage(0.9))
     trainer.model.bfloat16()
     with pytest.raises(ValueError, match=r"torch\.bfloat16.*coarse.*dtype=torch\.float32"):
@@ -413,7 +412,7 @@ def test_weights_that_are_too_coarse_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asked_by", ["arguments", "accelerate launch", "DeepSpeed"])
-def test_weights_in_pieces_are_refused(asked_by: str) -> None:
+def test_sharded_weights_are_refused(asked_by: str) -> None:
     args, model = TrainingArguments("x", use_cpu=True), torch.nn.Linear(1, 1)
     if asked_by == "arguments":
         args.fsdp = "full_shard"
@@ -425,7 +424,7 @@ def test_weights_in_pieces_are_refused(asked_by: str) -> None:
         ExponentialAverage(0.9).on_train_begin(args, TrainerState(), TrainerControl(), model=model)
 
 
-def test_a_checkpoint_without_an_average_or_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_without_matching_ema_is_refused(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         make_trainer(tmp_path / name, ExponentialAverage(0.9), max_steps=2, seed=seed).train()
     with pytest.raises(ValueError, match=r"run.*resumed.*another"):
@@ -435,7 +434,7 @@ def test_a_checkpoint_without_an_average_or_of_another_run_is_refused(tmp_path: 
         make_trainer(tmp_path / "a", ExponentialAverage(0.9)).train(str(tmp_path / "a" / "checkpoint-2"))
 
 
-# --- A run of a recipe -----------------------------------------------------------------------------------------------
+# --- EMA in a recipe -------------------------------------------------------------------------------------------------
 
 SMALL = [
     *("ema_decay=0.9", "model.d_model=32", "model.ffn_dim=64", "metrics=[exact_match]"),
@@ -453,7 +452,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_recipe_switches_it_on(run: Path) -> None:
+def test_recipe_enables_ema(run: Path) -> None:
     assert load_recipe(run).ema_decay == 0.9
     assert_equal(saved(run), saved(run / "checkpoint-6"))
     trained = load_file(run / "checkpoint-6" / TRAINED_WEIGHTS_FILE)
@@ -461,7 +460,7 @@ def test_a_recipe_switches_it_on(run: Path) -> None:
     assert not (run / TRAINED_WEIGHTS_FILE).exists()
 
 
-def test_a_run_is_resumed_to_the_bit(run: Path, tmp_path: Path) -> None:
+def test_resumed_run_is_bit_identical(run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(run, tmp_path / "run")
     for step in (4, 6):
         shutil.rmtree(folder / f"checkpoint-{step}")
@@ -470,22 +469,29 @@ def test_a_run_is_resumed_to_the_bit(run: Path, tmp_path: Path) -> None:
         assert_equal(load_file(folder / name), load_file(run / name))
 
 
-def test_the_mean_of_a_run_is_a_whole_model_without_scores(run: Path, tmp_path: Path) -> None:
+def test_mean_of_a_run_is_a_complete_model(run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(run, tmp_path / "run")
     for name in ("README.md", "evaluation_test.json", "predictions_test.txt", "attention.png", "model.onnx"):
         (folder / "checkpoint-6" / name).touch()
     code, output = trivium("average", folder, tmp_path / "mean", "--last", "3")
     assert code == 0, output
     names = {path.name for path in (tmp_path / "mean").iterdir()}
-    others = {path.name for path in (run / "checkpoint-6").iterdir()}
-    no_model = {"trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
-    assert names == others - no_model - {TRAINED_WEIGHTS_FILE} | {"recipe.yaml"}
+    checkpoint_names = {path.name for path in (run / "checkpoint-6").iterdir()}
+    no_model = {
+        "trainer_state.json",
+        "training_args.bin",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "manifest.json",
+    }
+    assert names == checkpoint_names - no_model - {TRAINED_WEIGHTS_FILE} | {"recipe.yaml"}
     code, output = trivium("evaluate", tmp_path / "mean")
     assert code == 0, output
     assert (tmp_path / "mean" / "evaluation_test.json").is_file()
 
 
-def test_encoders_have_a_mean_as_well(tmp_path: Path) -> None:
+def test_mean_of_encoders(tmp_path: Path) -> None:
     models = [shake(TriviumForMaskedLM(tiny_config(decoder_layers=0))) for _ in range(2)]
     for name, model in zip("ab", models, strict=True):
         model.save_pretrained(tmp_path / name)

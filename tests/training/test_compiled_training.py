@@ -1,4 +1,4 @@
-"""`training.torch_compile=true`: one graph, and not another one for each length of a batch."""
+"""`training.torch_compile=true` compiles one graph, without recompiling for every batch length."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,8 @@ SMALL = [
     *("model.d_model=16", "model.ffn_dim=24", "model.dropout=0.1", "training.max_steps=8", "training.logging_steps=1"),
     *("training.eval_strategy='no'", "training.save_strategy='no'", "training.warmup_steps=1"),
     *("training.report_to=none", "training.disable_tqdm=true", "training.use_cpu=true"),
-    *("training.torch_compile=true", "training.torch_compile_backend=eager"),  # the graphs are those of any backend
+    # The graphs do not depend on the backend.
+    *("training.torch_compile=true", "training.torch_compile_backend=eager"),
 ]
 RECIPES = {
     "encoder-decoder": ("numbers", ["model.encoder_layers=1", "model.decoder_layers=1", "tokenizer.vocab_size=300"]),
@@ -38,11 +39,14 @@ def fresh_compiler() -> Iterator[None]:
     "way",
     [
         "decoder-only",
-        *(pytest.param(way, marks=pytest.mark.slow(reason="like it")) for way in ("encoder-decoder", "encoder-only")),
+        *(
+            pytest.param(way, marks=pytest.mark.slow(reason="other architectures compile alike"))
+            for way in ("encoder-decoder", "encoder-only")
+        ),
     ],
 )
-def test_batches_of_many_lengths_are_one_graph_or_two(way: str, tmp_path: Path) -> None:
-    """The first for the shape of the first batch, the second for all shapes."""
+def test_varying_lengths_compile_at_most_two_graphs(way: str, tmp_path: Path) -> None:
+    """One for the shape of the first batch, one with dynamic shapes."""
     name, options = RECIPES[way]
     shapes = set()
     if way != "encoder-decoder":

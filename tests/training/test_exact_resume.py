@@ -1,4 +1,4 @@
-"""A resumed run ends with the weights of an unbroken one, to the bit, wherever in an epoch it is resumed."""
+"""A resumed run is bit-identical to an unbroken one, wherever in an epoch it is resumed."""
 
 from itertools import product
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import PAD, random_ids, tiny_model
-from together import run_together
+from together import run_distributed
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainingArguments, set_seed
 
@@ -19,7 +19,7 @@ from trivium.training.trainer import RunTrainer
 
 pytestmark = pytest.mark.trains
 
-ROWS, BATCH = 20, 4  # 5 batches an epoch: with two batches a step, the third step has one
+ROWS, BATCH = 20, 4  # 5 batches per epoch: with two batches per step, the third step has one.
 STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance", "max_tokens")
 QUICK = [("group_by_length", 1), ("group_by_length", 2), ("random", 2), ("sequential", 2), ("max_tokens", 2)]
 Weights = dict[str, torch.Tensor]
@@ -66,7 +66,7 @@ def resume_everywhere(strategy: str, accumulation: int, folder: Path) -> tuple[W
     """Train for two epochs, then again from a checkpoint in the first, at its end, and in the second.
 
     Returns:
-        The final weights of the unbroken run, and those of the resumed ones by where they were resumed.
+        The final weights of the unbroken run, and those of the resumed runs by checkpoint.
     """
     unbroken = make_trainer(strategy, accumulation, folder, save_strategy="steps", save_steps=1)
     unbroken.train()
@@ -99,7 +99,9 @@ def test_resumed_run_is_bit_identical(strategy: str, accumulation: int, tmp_path
 @pytest.mark.slow(reason="two processes")
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_resume_bit_identical(strategy: str, tmp_path: Path) -> None:
-    results = run_together(resume_everywhere, strategy, 1, tmp_path, folder=tmp_path, config=launch_configs()["cpu"])
+    results = run_distributed(
+        resume_everywhere, strategy, 1, tmp_path, folder=tmp_path, config=launch_configs()["cpu"]
+    )
     for unbroken, resumed in results:
         assert_same_weights(unbroken, resumed)
         assert_same_weights(results[0][0], {"the other process": unbroken})
@@ -115,7 +117,7 @@ def test_length_groups_depend_on_seed_and_epoch_only() -> None:
         assert list(sampler) == orders[-1] not in orders[:-1]
         assert sorted(orders[-1]) == list(range(200))
         batches = [[lengths[i] for i in orders[-1][start : start + 8]] for start in range(0, 200, 8)]
-        assert sum(max(batch) - min(batch) for batch in batches[1:]) / 24 < 15  # 40 in batches of random rows
+        assert sum(max(batch) - min(batch) for batch in batches[1:]) / 24 < 15  # With batches of random rows it is 40.
 
 
 @pytest.mark.parametrize(("data_seed", "seed"), [(None, 3), (7, 7)])

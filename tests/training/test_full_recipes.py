@@ -1,4 +1,4 @@
-"""The recipes of whole papers, from the first step to an evaluation, on little data and in small."""
+"""The recipes that reproduce papers, end to end with tiny models on little data."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sentences as on the Hub, in the form of WMT and with a text beside it, and as parallel text."""
+    """Write sentences with the layout of the Hub, in the format of WMT, and as parallel text."""
     folder = tmp_path_factory.mktemp("corpus")
     for split, count in (("train", 60), ("validation", 8), ("test", 8)):
         pairs = [(row["source"], row["target"]) for row in numbers_corpus()[split].take(count)]
@@ -52,8 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_it_runs(name: str, folder: Path, tmp_path: Path) -> None:
-    """Two steps, an evaluation in between, and the mean of the checkpoints, measured with a signature."""
+def test_recipe_runs(name: str, folder: Path, tmp_path: Path) -> None:
+    """Train for two steps with an evaluation, and evaluate the mean of the checkpoints with a signature."""
     overrides = [each.replace("FOLDER", str(folder)) for each in RECIPES[name]]
     trainer = train(load_recipe(name, [*overrides, f"training.output_dir={tmp_path}/run"]))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -68,8 +68,8 @@ def test_it_runs(name: str, folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["wmt14-base", "wmt14-big"])
-def test_the_learning_rate_is_that_of_the_paper(name: str) -> None:
-    """Equation 3, with the step counted as the schedule does: its first one has a rate of 0."""
+def test_learning_rate_matches_the_paper(name: str) -> None:
+    """Equation 3, with the schedule's count of steps: the first step has a rate of 0."""
     recipe = load_recipe(name, ["training.bf16=false"])
     args, width = recipe.training_arguments(), recipe.model_config().d_model
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
@@ -87,7 +87,7 @@ def test_the_learning_rate_is_that_of_the_paper(name: str) -> None:
         assert args.learning_rate * rate(step) == pytest.approx(paper, rel=1e-12)
 
 
-def test_the_settings_are_those_of_the_paper() -> None:
+def test_settings_match_the_paper() -> None:
     """Section 5 and Table 3."""
     base, big = (load_recipe(name, ["training.bf16=false"]) for name in ("wmt14-base", "wmt14-big"))
     for recipe, steps, kept, dropout in ((base, 100_000, 5, 0.1), (big, 300_000, 20, 0.3)):
@@ -100,8 +100,8 @@ def test_the_settings_are_those_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize(("length", "exponent"), [(10, 0.4), (25, 0.5), (55, 0.55)])
-def test_what_the_length_penalty_of_the_paper_is_in_generate(length: int, exponent: float) -> None:
-    """((5 + n) / 6) ** 0.6 favours longer translations as n ** exponent does, at one length only."""
+def test_length_penalty_of_the_paper_in_generate(length: int, exponent: float) -> None:
+    """((5 + n) / 6) ** 0.6 favors longer translations like n ** exponent, at one length only."""
     longer, shorter = length * 1.001, length / 1.001
     paper = ((5 + longer) / (5 + shorter)) ** 0.6
     assert (longer / shorter) ** exponent == pytest.approx(paper, rel=1e-6)

@@ -1,4 +1,4 @@
-"""Several processes, with DDP and with FSDP2, learn what one does; here on CPU, by gloo."""
+"""Several processes, with DDP and FSDP2 (gloo on CPU), train like one process."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import random_ids, tiny_model
-from together import environment_of, free_port, run_together
+from together import environment_of, free_port, run_distributed
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainingArguments, set_seed
@@ -34,15 +34,15 @@ WAYS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "encoder-only": (TriviumForMaskedLM, {"decoder_layers": 0}),
     "decoder-only": (TriviumForCausalLM, {"encoder_layers": 0, "position_embedding_type": "rotary"}),
 }
-ROWS = 8  # of a step, however it is split
-Case = tuple[str, float, int, bool]  # way, label smoothing, accumulated batches, gradient checkpointing
+ROWS = 8  # Rows per step, however they are split.
+Case = tuple[str, float, int, bool]  # Architecture, label smoothing, gradient accumulation, gradient checkpointing.
 
 
-# --- One training, in one process or several -------------------------------------------------------------------------
+# --- The same training in one process or several ---------------------------------------------------------------------
 
 
 def rows_of(model: nn.Module) -> list[dict[str, torch.Tensor]]:
-    """Rows of very unequal lengths, with labels that do not count among them."""
+    """Return rows of very unequal lengths, with ignored labels among them."""
     torch.manual_seed(1)
     rows = []
     for length in torch.randint(2, 12, (3 * ROWS,)).tolist():
@@ -62,7 +62,7 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def names_of_each_weight(model: nn.Module) -> list[list[str]]:
-    """The names of those weights that have several."""
+    """Return the names of the weights that have several."""
     names: dict[int, list[str]] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(weight), []).append(name)
@@ -73,8 +73,8 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def learn(case: Case, folder: str, processes: int = 1, **options: Any) -> dict[str, Any]:
-    """Train for three steps of `ROWS` rows: losses, norms of the gradient, weights and what shares one."""
+def train_steps(case: Case, folder: str, processes: int = 1, **options: Any) -> dict[str, Any]:
+    """Train for three steps of `ROWS` rows; return losses, gradient norms, weights and the names of tied weights."""
     way, smoothing, accumulated, checkpointing = case
     model_class, shape = WAYS[way]
     set_seed(0)
@@ -111,18 +111,18 @@ def learn(case: Case, folder: str, processes: int = 1, **options: Any) -> dict[s
     }
 
 
-def learn_all(cases: list[Case], folder: str, processes: int, **options: Any) -> list[dict[str, Any]]:
-    return [learn(case, folder, processes, **options) for case in cases]
+def train_cases(cases: list[Case], folder: str, processes: int, **options: Any) -> list[dict[str, Any]]:
+    return [train_steps(case, folder, processes, **options) for case in cases]
 
 
 @cache
-def alone(way: str, smoothing: float) -> dict[str, Any]:
-    """The same in one process, each step's rows at once."""
-    return learn((way, smoothing, 1, False), "unused")
+def train_alone(way: str, smoothing: float) -> dict[str, Any]:
+    """Train in one process, with all rows of a step in one batch."""
+    return train_steps((way, smoothing, 1, False), "unused")
 
 
-def assert_same_learning(found: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-9) -> None:
-    for what in ("losses", "norms"):  # which the Trainer has in float32
+def assert_same_training(found: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-9) -> None:
+    for what in ("losses", "norms"):  # The Trainer keeps this norm in float32.
         assert found[what] == pytest.approx(expected[what], rel=1e-6), what
     assert found["weights"].keys() == expected["weights"].keys()
     for name, weight in found["weights"].items():
@@ -131,11 +131,13 @@ def assert_same_learning(found: dict[str, Any], expected: dict[str, Any], tolera
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("smoothing", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
-def test_one_process_learns_the_same_from_a_batch_in_parts(way: str, smoothing: float) -> None:
-    """In float64: 1 x 8 rows are 8 x 1 and 2 x 4, whatever tokens count, and with activations computed anew."""
-    assert len({round(loss, 3) for loss in alone(way, smoothing)["losses"]}) == 3  # it does learn
+def test_micro_batches_match_full_batch_in_one_process(way: str, smoothing: float) -> None:
+    """In float64, split 8 rows as 8 x 1 and 2 x 4, with unequal token counts and gradient checkpointing."""
+    assert len({round(loss, 3) for loss in train_alone(way, smoothing)["losses"]}) == 3  # The model does learn.
     for accumulated, checkpointing in ((8, False), (2, True)):
-        assert_same_learning(learn((way, smoothing, accumulated, checkpointing), "unused"), alone(way, smoothing))
+        assert_same_training(
+            train_steps((way, smoothing, accumulated, checkpointing), "unused"), train_alone(way, smoothing)
+        )
 
 
 QUICK: list[Case] = [
@@ -156,31 +158,33 @@ WRAPPED = {"cpu": "DistributedDataParallel", "fsdp2": "FSDP"}
     ],
     ids=["2", "2 all", "4"],
 )
-def test_several_processes_learn_what_one_does(config: str, processes: int, cases: list[Case], tmp_path: Path) -> None:
-    """In float64, all three ways: the same losses, norms of the gradient and weights; what is tied stays one."""
-    results = run_together(
-        *(learn_all, cases, str(tmp_path), processes), folder=tmp_path, processes=processes, config=CONFIGS[config]
+def test_distributed_training_matches_one_process(
+    config: str, processes: int, cases: list[Case], tmp_path: Path
+) -> None:
+    """In float64, for all architectures: the same losses, gradient norms and weights; tied weights stay tied."""
+    results = run_distributed(
+        train_cases, cases, str(tmp_path), processes, folder=tmp_path, processes=processes, config=CONFIGS[config]
     )
     for result in results:
         for (way, smoothing, *_), found in zip(cases, result, strict=True):
             assert found["wrapped"].startswith(WRAPPED[config])
             assert len(found["tied"]) == 1
-            assert_same_learning(found, alone(way, smoothing))
+            assert_same_training(found, train_alone(way, smoothing))
 
 
 @pytest.mark.slow(reason="bfloat16 on a CPU")
 @pytest.mark.parametrize("config", WRAPPED)
-def test_several_processes_learn_in_bfloat16(config: str, tmp_path: Path) -> None:
-    """About what is learned in float64, with weights that stay in float32."""
-    results = run_together(
-        *(partial(learn_all, bf16=True), QUICK, str(tmp_path), 2), folder=tmp_path, config=CONFIGS[config]
+def test_distributed_training_in_bfloat16(config: str, tmp_path: Path) -> None:
+    """Compare to float64 with a tolerance; the weights stay in float32."""
+    results = run_distributed(
+        partial(train_cases, bf16=True), QUICK, str(tmp_path), 2, folder=tmp_path, config=CONFIGS[config]
     )
     for (way, smoothing, *_), found in zip(QUICK, results[0], strict=True):
         assert {weight.dtype for weight in found["weights"].values()} == {torch.float32}
-        assert found["losses"] == pytest.approx(alone(way, smoothing)["losses"], rel=0.02)
+        assert found["losses"] == pytest.approx(train_alone(way, smoothing)["losses"], rel=0.02)
 
 
-# --- As users launch it ----------------------------------------------------------------------------------------------
+# --- Launching -------------------------------------------------------------------------------------------------------
 
 NUMBERS = [
     *("data.max_train_samples=100", "data.max_validation_samples=8", "tokenizer.vocab_size=300", "model.dropout=0"),
@@ -190,16 +194,18 @@ NUMBERS = [
 ]
 
 
-def test_accelerate_understands_the_configurations() -> None:
-    """The environment that processes get says what they are to do."""
+def test_accelerate_reads_the_launch_configs() -> None:
+    """Check the environment that the processes get."""
     assert set(CONFIGS) == {"cpu", "ddp", "deepspeed", "fsdp2", "machines"}
     environments = {name: environment_of(path, 2) for name, path in CONFIGS.items() if name != "deepspeed"}
-    assert [name for name, each in environments.items() if each.get("ACCELERATE_USE_FSDP") == "true"] == ["fsdp2"]
+    assert [
+        name for name, environment in environments.items() if environment.get("ACCELERATE_USE_FSDP") == "true"
+    ] == ["fsdp2"]
     assert environments["fsdp2"]["FSDP_VERSION"] == "2"
     assert environments["fsdp2"]["FSDP_STATE_DICT_TYPE"] == "SHARDED_STATE_DICT"
 
 
-def test_the_command_says_where_a_configuration_is() -> None:
+def test_command_prints_path_of_launch_config() -> None:
     runner = CliRunner()
     assert runner.invoke(app, ["launch-config", "fsdp2"]).stdout == f"{CONFIGS['fsdp2']}\n"
     assert runner.invoke(app, ["launch-config"]).stdout.split() == [str(path) for path in CONFIGS.values()]
@@ -211,16 +217,16 @@ def test_the_command_says_where_a_configuration_is() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "use_cpu", "message"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "true", "FSDP is requested, but"),  # whole weights would be trained
-        ("WORLD_SIZE", "2", "false", r"no GPU.*training\.use_cpu=true"),  # each by itself
+        ("ACCELERATE_USE_FSDP", "true", "true", "FSDP is requested, but"),  # Full weights would be trained.
+        ("WORLD_SIZE", "2", "false", r"no GPU.*training\.use_cpu=true"),  # Every process would train alone.
     ],
 )
-def test_what_needs_gpus_is_refused_without_them(
+def test_gpu_options_are_refused_without_gpus(
     variable: str, value: str, use_cpu: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Accelerate would do something else, and not say so."""
+    """Accelerate would silently do something else."""
     if torch.accelerator.is_available():
-        pytest.skip("there are")
+        pytest.skip("a GPU is available")
     monkeypatch.setenv(variable, value)
     settings = [*NUMBERS, f"training.use_cpu={use_cpu}", f"training.output_dir={tmp_path / 'run'}"]
     with pytest.raises(ValueError, match=message):
@@ -236,9 +242,9 @@ def launch(*options: str, recipe: list[str]) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow(reason="processes that import transformers, on one machine and on two that are one")
+@pytest.mark.slow(reason="starts processes that import transformers")
 def test_accelerate_launch(tmp_path: Path) -> None:
-    """One machine with two processes, and two machines with one each, learn what one process does."""
+    """One machine with two processes, and two machines with one each, match one process."""
     alone = train(load_recipe("numbers", [*NUMBERS, f"training.output_dir={tmp_path / 'alone'}", *rows(8)]))
     losses = [entry["loss"] for entry in alone.state.log_history if "loss" in entry]
     together = [*NUMBERS, f"training.output_dir={tmp_path / 'one'}", *rows(4)]
@@ -249,9 +255,9 @@ def test_accelerate_launch(tmp_path: Path) -> None:
         [launch("--config_file", str(CONFIGS["cpu"]), recipe=together)],
         [launch("--config_file", str(CONFIGS["machines"]), *options, recipe=machines) for options in ranks],
     ):
-        said = [process.communicate(timeout=300) for process in launched]
-        assert [process.returncode for process in launched] == [0] * len(launched), said
-        assert sum("The trained model is in" in output for output, _ in said) == 1
+        outputs = [process.communicate(timeout=300) for process in launched]
+        assert [process.returncode for process in launched] == [0] * len(launched), outputs
+        assert sum("The trained model is in" in output for output, _ in outputs) == 1
     for name in ("one", "two"):
         state = json.loads((tmp_path / name / "trainer_state.json").read_text())
         assert [entry["loss"] for entry in state["log_history"] if "loss" in entry] == pytest.approx(losses, rel=1e-5)

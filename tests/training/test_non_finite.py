@@ -1,11 +1,11 @@
-"""A run that becomes NaN: it stops, says why, and keeps its last finite checkpoint."""
+"""A run with NaN stops, reports why, and keeps its last finite checkpoint."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from together import run_together
+from together import run_distributed
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from typer.testing import CliRunner
 
@@ -31,11 +31,11 @@ def settings_of(folder: Path, *more: str) -> list[str]:
     return [*SMALL, f"training.output_dir={folder}", *more]
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 10**9, weights: bool = True) -> None:
-    """Make loss and gradients NaN in these steps, as after a division by zero; else only the loss."""
+def inject_nan(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 10**9, weights: bool = True) -> None:
+    """Make loss and gradients NaN in these steps, as after a division by zero, or only the loss."""
     step = Trainer.training_step
 
-    def spoiled(self: Trainer, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def step_with_nan(self: Trainer, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = step(self, model, *args, **kwargs)
         if not first <= self.state.global_step + 1 <= last:
             return loss
@@ -43,10 +43,10 @@ def spoil(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 10**9, weight
             parameter.grad.fill_(NAN)
         return loss * NAN
 
-    monkeypatch.setattr(Trainer, "training_step", spoiled)
+    monkeypatch.setattr(Trainer, "training_step", step_with_nan)
 
 
-def test_guard_counts_steps_in_a_row(tmp_path: Path) -> None:
+def test_guard_counts_consecutive_steps(tmp_path: Path) -> None:
     skipped = False
     guard = NonFiniteGuard(lambda: skipped)
     args, state, control = TrainingArguments(str(tmp_path), use_cpu=True), TrainerState(), TrainerControl()
@@ -61,19 +61,17 @@ def test_guard_counts_steps_in_a_row(tmp_path: Path) -> None:
     steps(9, 1.0, NAN)
     steps(1, 1.0, 2.0)
     steps(9, float("inf"), 1.0)
-    skipped = True  # by a float16 scaler, which such steps are for
+    skipped = True  # Skipped by a float16 scaler, which exists for such steps.
     steps(20, float("inf"))
     skipped = False
     with pytest.raises(NonFiniteError, match=r"at step 40: .* not finite for 10 optimizer steps in a row"):
         steps(1, NAN)
 
 
-def test_run_that_becomes_nan_stops_and_keeps_its_last_finite_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nan_run_stops_and_keeps_last_finite_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
-        spoil(patched, first=6)
+        inject_nan(patched, first=6)
         result = CliRunner().invoke(app, ["train", "numbers", *settings_of(run, "training.learning_rate=0.01")])
     assert result.exit_code == 1
     message = " ".join(result.stderr.split())
@@ -87,15 +85,15 @@ def test_run_that_becomes_nan_stops_and_keeps_its_last_finite_checkpoint(
     assert trainer.state.global_step == 40
 
 
-def test_loss_alone_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(monkeypatch, first=2, weights=False)
+def test_nan_loss_alone_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inject_nan(monkeypatch, first=2, weights=False)
     with pytest.raises(NonFiniteError, match="Training stopped at step 11"):
         train(load_recipe("numbers", settings_of(tmp_path / "run", "training.max_grad_norm=0")))
 
 
 def test_run_that_ends_with_nan_saves_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
-    spoil(monkeypatch, first=4)
+    inject_nan(monkeypatch, first=4)
     with pytest.raises(NonFiniteError, match="at step 6: the trained weights are not finite"):
         train(load_recipe("numbers", settings_of(run, "training.max_steps=6", "ema_decay=0.9")))
     assert [path.name for path in checkpoints_of(run)] == ["checkpoint-2"]
@@ -111,9 +109,9 @@ def test_weights_are_checked() -> None:
     assert has_finite_weights(torch.nn.Identity())
 
 
-def _train_spoiled(settings: list[str]) -> str:
+def _train_with_nan(settings: list[str]) -> str:
     with pytest.MonkeyPatch.context() as patched:
-        spoil(patched, first=6)
+        inject_nan(patched, first=6)
         try:
             train(load_recipe("numbers", settings))
         except NonFiniteError as error:
@@ -122,7 +120,7 @@ def _train_spoiled(settings: list[str]) -> str:
 
 
 @pytest.mark.slow
-def test_all_processes_stop_at_the_same_step(tmp_path: Path) -> None:
-    said = run_together(_train_spoiled, settings_of(tmp_path / "run"), folder=tmp_path)
-    assert said[0] == said[1]
-    assert "Training stopped at step 20: " in said[0]
+def test_all_ranks_stop_at_the_same_step(tmp_path: Path) -> None:
+    errors = run_distributed(_train_with_nan, settings_of(tmp_path / "run"), folder=tmp_path)
+    assert errors[0] == errors[1]
+    assert "Training stopped at step 20: " in errors[0]

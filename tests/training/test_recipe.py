@@ -11,14 +11,14 @@ FILES = ["data.train=a", "data.validation=b", "data.test=c"]
 
 
 @pytest.mark.parametrize("name", available_recipes())
-def test_every_recipe_that_comes_along_is_whole(name: str) -> None:
+def test_bundled_recipes_are_complete(name: str) -> None:
     recipe = load_recipe(name, ["training.bf16=false", *(FILES if name != "numbers" else [])])
     assert recipe.training_arguments().output_dir == f"runs/{name}"
     assert recipe.model_config(vocab_size=600, bos_token_id=1, eos_token_id=2).vocab_size == 600
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_is_a_recipe(task: str) -> None:
+def test_every_task_has_a_recipe(task: str) -> None:
     inputs = {
         "causal-lm": {"packing": True},
         "masked-lm": {"mlm_probability": 0.3},
@@ -28,7 +28,7 @@ def test_every_task_is_a_recipe(task: str) -> None:
     assert recipe.kind is TASKS[task]
 
 
-def test_what_does_not_change_parameters_goes_with_a_model_to_go_on_from() -> None:
+def test_non_parameter_fields_are_allowed_with_init_from() -> None:
     recipe = Recipe(init_from="somewhere", model={"dropout": 0.3}, training={"output_dir": "x"})
     assert recipe.model == {"dropout": 0.3}
 
@@ -37,11 +37,11 @@ def test_overrides_replace_single_fields() -> None:
     recipe = load_recipe("numbers", ["model.d_model=64", "training.learning_rate=5e-4", "metrics=[chrf]"])
     assert recipe.model_config(vocab_size=600).d_model == 64
     assert recipe.training_arguments().learning_rate == 5e-4
-    assert recipe.training_arguments().warmup_steps == 300  # the rest stays
+    assert recipe.training_arguments().warmup_steps == 300  # All other fields stay.
     assert recipe.metrics == ["chrf"]
 
 
-def test_a_saved_recipe_comes_back(tmp_path: Path) -> None:
+def test_saved_recipe_round_trips(tmp_path: Path) -> None:
     recipe = load_recipe("numbers", ["model.dropout=0.2", "early_stopping_patience=3"])
     recipe.save(tmp_path)
     assert load_recipe(tmp_path) == recipe
@@ -90,7 +90,7 @@ def test_a_saved_recipe_comes_back(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_mistakes_are_named(overrides: list[str], message: str) -> None:
+def test_invalid_fields_are_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_recipe("numbers", overrides)
 
@@ -123,24 +123,24 @@ def test_mistakes_are_named(overrides: list[str], message: str) -> None:
         (["training.max_steps=["], r"numbers\.yaml"),
     ],
 )
-def test_values_of_a_wrong_type_are_named(overrides: list[str], message: str) -> None:
+def test_values_of_wrong_type_are_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_recipe("numbers", overrides)
 
 
-def test_a_folder_may_be_a_path(tmp_path: Path) -> None:
+def test_folder_may_be_a_path(tmp_path: Path) -> None:
     recipe = Recipe(training={"output_dir": tmp_path})
     recipe.save(tmp_path)
     assert load_recipe(tmp_path) == recipe
 
 
-def test_a_typo_is_named_before_what_is_missing() -> None:
+def test_unknown_field_is_reported_before_missing_ones() -> None:
     with pytest.raises(ValueError, match=r"data\.trian.*unknown\. Did you mean train"):
         load_recipe("multi30k", ["data.trian=x"])
 
 
-def test_no_is_a_choice_and_a_language(tmp_path: Path) -> None:
-    """YAML 1.1 reads it as false."""
+def test_no_is_a_string_not_a_boolean(tmp_path: Path) -> None:
+    """YAML 1.1 reads `no` as false."""
     strategies = [f"training.{name}_strategy=no" for name in ("eval", "save", "logging")]
     languages = ["data.source=no", "card.languages=[no, de]", "training.load_best_model_at_end=false"]
     recipe = load_recipe("numbers", [*strategies, *languages])
@@ -207,41 +207,41 @@ def test_interpolation_is_refused_in_overrides(override: str, field: str, secret
 
 
 def test_interpolation_is_refused_in_python(secret: str) -> None:
-    """A recipe that could be saved, but not loaded again."""
+    """Such a recipe could be saved, but not loaded."""
     with pytest.raises(ValueError, match=r"card\.summary.*interpolation"):
         Recipe(training={"output_dir": "x"}, card=CardArguments(summary=secret))
 
 
-def test_dollars_and_braces_stay_as_they_are(tmp_path: Path) -> None:
+def test_literal_dollars_and_braces_are_kept(tmp_path: Path) -> None:
     text = r"$5 {a} $ {b} \$ &#36;{c} $$x$$ \\"
     recipe = Recipe(training={"output_dir": "x"}, card=CardArguments(summary=text, examples=[text]))
     recipe.save(tmp_path)
     assert load_recipe(tmp_path) == recipe
 
 
-def test_what_a_recipe_leaves_open_is_asked_for() -> None:
+def test_missing_fields_are_named() -> None:
     with pytest.raises(ValueError, match=r"data\.train=\.\.\."):
         load_recipe("multi30k", FILES[1:])
 
 
-def test_a_missing_recipe_lists_those_that_there_are(tmp_path: Path) -> None:
+def test_missing_recipe_error_lists_bundled_ones(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere.*multi30k, multi30k-tiny, numbers"):
         load_recipe("nowhere")
     with pytest.raises(FileNotFoundError, match=r"There.*recipe"):
-        load_recipe(tmp_path)  # a folder without one
+        load_recipe(tmp_path)  # A folder without a recipe.
 
 
 @pytest.mark.parametrize(
     "content",
     [b"data: [", b"- 5", b"abc", b"5", b"a: &a [*a]", b"card: {title: \xfc}", b"a: !!set {x}", b"a: " + b"[" * 2000],
 )
-def test_a_file_that_is_no_recipe_is_named(content: bytes, tmp_path: Path) -> None:
+def test_invalid_recipe_file_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.yaml|abc is unknown"):
         load_recipe(path)
 
 
-def test_python_users_are_checked_too() -> None:
+def test_python_api_validates_recipes() -> None:
     with pytest.raises(ValueError, match=r"training\.epochs.*unknown"):
         Recipe(training={"output_dir": "x", "epochs": 3})

@@ -1,4 +1,4 @@
-"""Runs that die: whatever is killed, and whenever, goes on to the very weights of a run that was not."""
+"""Killed runs: whenever a run is killed, resuming leads to the weights of an unbroken run."""
 
 import json
 import random
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from dying import Moment, folder_of, said_by, trained
+from dying import KillMoment, folder_of, log_of, run_training
 from safetensors.torch import load_file
 
 from trivium.recipe import load_recipe
@@ -20,7 +20,7 @@ from trivium.training.callbacks.ema import TRAINED_WEIGHTS_FILE
 
 pytestmark = [pytest.mark.trains, pytest.mark.subprocess]
 
-STEPS, EVERY = 9, 3  # an epoch has 7: step 9 is in the second
+STEPS, EVERY = 9, 3  # An epoch has 7 steps: step 9 is in the second.
 SETTINGS = [
     "model.d_model=16",
     "model.ffn_dim=32",
@@ -55,46 +55,47 @@ def settings_of(folder: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = settings_of(tmp_path_factory.mktemp("unbroken") / "run")
-    assert trained(settings) == 0, said(folder_of(settings))
+    assert run_training(settings) == 0, output_of(folder_of(settings))
     return folder_of(settings)
 
 
 @pytest.fixture
 def run(unbroken: Path, tmp_path: Path) -> Path:
-    """A copy of the unbroken run, to be broken."""
+    """Return a copy of the unbroken run for a test to damage."""
     return Path(shutil.copytree(unbroken, tmp_path / "run"))
 
 
-def said(folder: Path) -> str:
-    return said_by(folder).read_text()
+def output_of(folder: Path) -> str:
+    return log_of(folder).read_text()
 
 
-def told(folder: Path) -> list[dict[str, Any]]:
-    """What was logged, without what the clock said."""
+def log_history(folder: Path) -> list[dict[str, Any]]:
+    """Return the log history without timings."""
     log = json.loads((folder / STATE_FILE).read_text())["log_history"]
     return [
-        {k: v for k, v in each.items() if "runtime" not in k and "per_second" not in k and k != "total_flos"}
-        for each in log
-        if "train_runtime" not in each
+        {k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k and k != "total_flos"}
+        for entry in log
+        if "train_runtime" not in entry
     ]
 
 
 def assert_same_end(folder: Path, unbroken: Path) -> None:
-    """The same model, the same weights, optimizer, schedule and random states to go on with, and the same log."""
+    """Compare models, weights, optimizer, schedule and random states, and the logs."""
     for name in (
         "model.safetensors",
         f"checkpoint-{STEPS}/model.safetensors",
         f"checkpoint-{STEPS}/{TRAINED_WEIGHTS_FILE}",
     ):
-        ours, theirs = load_file(folder / name), load_file(unbroken / name)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+        actual, expected = load_file(folder / name), load_file(unbroken / name)
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[key], expected[key]) for key in actual), name
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        ours, theirs = (
-            torch.load(each / f"checkpoint-{STEPS}" / name, weights_only=False) for each in (folder, unbroken)
+        actual, expected = (
+            torch.load(run_folder / f"checkpoint-{STEPS}" / name, weights_only=False)
+            for run_folder in (folder, unbroken)
         )
-        assert_same(ours, theirs, name)
-    assert told(folder) == told(unbroken)
+        assert_same(actual, expected, name)
+    assert log_history(folder) == log_history(unbroken)
     assert [path.name for path in checkpoints_of(folder)] == [path.name for path in checkpoints_of(unbroken)]
     assert [path.name for path in (folder / ROOM).iterdir()] == ["manifest.json"]
     assert not RunFolder(folder).foreign
@@ -117,77 +118,77 @@ def assert_same(one: Any, other: Any, place: str) -> None:
         assert bool((one == other) if not hasattr(one, "all") else (one == other).all()), place
 
 
-# Half of a file is written; a folder is about to get its name, or to be deleted; the model at the end.
-MOMENTS: dict[str, Moment] = {
+# Half of a file is written; a folder is about to be renamed or deleted; the final model is written.
+MOMENTS: dict[str, KillMoment] = {
     **{
         f"half of {name}": ("half", f"checkpoint-6/{name}")
         for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", STATE_FILE)
     },
     "half of the trained weights": ("half", f"checkpoint-6/{TRAINED_WEIGHTS_FILE}"),
-    "before a checkpoint has its name": ("os.rename", "partial/checkpoint-6"),
-    "before the folder of parts is deleted": ("shutil.rmtree", "/partial"),
+    "before a checkpoint is renamed": ("os.rename", "partial/checkpoint-6"),
+    "before the partial folder is deleted": ("shutil.rmtree", "/partial"),
     "before an old checkpoint is deleted": ("shutil.rmtree", "checkpoint-3"),
-    "before the model has its place": ("os.rename", "/model.safetensors"),
-    "before it is said that all is done": ("os.rename", f"/{STATE_FILE}"),
+    "before the final model is renamed": ("os.rename", "/model.safetensors"),
+    "before the final state is written": ("os.rename", f"/{STATE_FILE}"),
 }
-QUICK = ("half of model.safetensors", "half of trainer_state.json", "before a checkpoint has its name")
+QUICK = ("half of model.safetensors", "half of trainer_state.json", "before a checkpoint is renamed")
 
 
 @pytest.mark.parametrize(
     "moment", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in MOMENTS]
 )
-def test_a_run_that_is_killed_ends_as_if_it_had_not_been(moment: str, unbroken: Path, tmp_path: Path) -> None:
+def test_killed_run_ends_like_unbroken_run(moment: str, unbroken: Path, tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "run")
-    assert trained(settings, dies=MOMENTS[moment]) == -9, said(tmp_path / "run")
-    assert trained(settings, resume=bool(checkpoints_of(tmp_path / "run"))) == 0, said(tmp_path / "run")
+    assert run_training(settings, kill_at=MOMENTS[moment]) == -9, output_of(tmp_path / "run")
+    assert run_training(settings, resume=bool(checkpoints_of(tmp_path / "run"))) == 0, output_of(tmp_path / "run")
     assert_same_end(tmp_path / "run", unbroken)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
-def test_a_run_that_is_killed_again_and_again_ends_all_the_same(seed: int, unbroken: Path, tmp_path: Path) -> None:
-    """At any moment: after a time that nobody chose."""
+def test_repeatedly_killed_run_ends_like_unbroken_run(seed: int, unbroken: Path, tmp_path: Path) -> None:
+    """Kill at random times."""
     settings, chance, kills = settings_of(tmp_path / "run"), random.Random(seed), 0
-    while kills < 5 and trained(
-        settings, resume=bool(checkpoints_of(tmp_path / "run")), dies=chance.uniform(0.2, 4.0)
+    while kills < 5 and run_training(
+        settings, resume=bool(checkpoints_of(tmp_path / "run")), kill_at=chance.uniform(0.2, 4.0)
     ):
         kills += 1
     if kills == 5:
-        assert trained(settings, resume=bool(checkpoints_of(tmp_path / "run"))) == 0, said(tmp_path / "run")
+        assert run_training(settings, resume=bool(checkpoints_of(tmp_path / "run"))) == 0, output_of(tmp_path / "run")
     assert_same_end(tmp_path / "run", unbroken)
 
 
-def test_a_full_disk_is_explained_and_the_run_goes_on_when_there_is_room(unbroken: Path, tmp_path: Path) -> None:
+def test_full_disk_is_reported_and_run_can_be_resumed(unbroken: Path, tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "run", "training.max_steps=4")
-    assert trained(settings) == 0, said(tmp_path / "run")
-    largest = (unbroken / "model.safetensors").stat().st_size // 2
+    assert run_training(settings) == 0, output_of(tmp_path / "run")
+    max_file_size = (unbroken / "model.safetensors").stat().st_size // 2
     settings = settings_of(tmp_path / "run")
-    assert trained(settings, resume=True, largest=largest) == 1
-    message = said(tmp_path / "run")
+    assert run_training(settings, resume=True, max_file_size=max_file_size) == 1
+    message = output_of(tmp_path / "run")
     assert "checkpoint-6 could not be written" in message
     assert "resume from checkpoint-4" in message
     assert [path.name for path in checkpoints_of(tmp_path / "run")] == ["checkpoint-3", "checkpoint-4"]
     assert [path.name for path in (tmp_path / "run" / ROOM).iterdir()] == ["manifest.json"]
-    shutil.rmtree(tmp_path / "run" / "checkpoint-4")  # of a run whose schedule ended there
-    assert trained(settings_of(tmp_path / "run"), resume=True) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")  # From a run whose schedule ended there.
+    assert run_training(settings_of(tmp_path / "run"), resume=True) == 0
 
 
-# --- Checkpoints that cannot be used ---------------------------------------------------------------------------------
+# --- Defective checkpoints -------------------------------------------------------------------------------------------
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 FLAWS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no state": (lambda folder: (folder / STATE_FILE).unlink(), f"it has no {STATE_FILE}"),
-    "half a state": (lambda folder: cut(folder / STATE_FILE), f"{STATE_FILE} is not valid JSON"),
+    "half a state": (lambda folder: truncate(folder / STATE_FILE), f"{STATE_FILE} is not valid JSON"),
     "another state": (lambda folder: (folder / STATE_FILE).write_text("[]"), f"{STATE_FILE} is not valid JSON"),
     "no step": (lambda folder: (folder / STATE_FILE).write_text('{"global_step": "6"}'), "has no global_step"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "it has no weights"),
-    "half the weights": (lambda folder: cut(folder / "model.safetensors"), "model.safetensors is truncated"),
+    "half the weights": (lambda folder: truncate(folder / "model.safetensors"), "model.safetensors is truncated"),
     "no optimizer": (lambda folder: (folder / "optimizer.pt").unlink(), "it has no optimizer"),
-    "half an optimizer": (lambda folder: cut(folder / "optimizer.pt"), "optimizer.pt is truncated"),
+    "half an optimizer": (lambda folder: truncate(folder / "optimizer.pt"), "optimizer.pt is truncated"),
     "no random states": (lambda folder: (folder / "rng_state.pth").unlink(), "it has no random states"),
     "no average": (lambda folder: (folder / TRAINED_WEIGHTS_FILE).unlink(), f"it has no {TRAINED_WEIGHTS_FILE}"),
     "only a model": (
@@ -203,7 +204,7 @@ FLAWS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("flaw", FLAWS)
-def test_a_broken_checkpoint_is_recognised_and_the_one_before_it_taken(run: Path, flaw: str) -> None:
+def test_defective_checkpoint_falls_back_to_previous(run: Path, flaw: str) -> None:
     damage, message = FLAWS[flaw]
     assert last_valid_checkpoint(run, [TRAINED_WEIGHTS_FILE]) == (run / f"checkpoint-{STEPS}", {})
     damage(run / f"checkpoint-{STEPS}")
@@ -213,41 +214,41 @@ def test_a_broken_checkpoint_is_recognised_and_the_one_before_it_taken(run: Path
     assert message in flaws[run / f"checkpoint-{STEPS}"]
 
 
-def test_a_broken_checkpoint_is_set_aside_when_the_run_goes_on(
+def test_defective_checkpoint_is_moved_aside_on_resume(
     run: Path, unbroken: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cut(run / f"checkpoint-{STEPS}" / "optimizer.pt")
+    truncate(run / f"checkpoint-{STEPS}" / "optimizer.pt")
     train(load_recipe("numbers", settings_of(run)), resume=True)
     assert f"checkpoint-{STEPS} is defective: optimizer.pt is truncated. Resuming from" in caplog.text
     assert (run / BROKEN / f"checkpoint-{STEPS}" / "optimizer.pt").exists()
-    ours, theirs = load_file(run / "model.safetensors"), load_file(unbroken / "model.safetensors")
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    actual, expected = load_file(run / "model.safetensors"), load_file(unbroken / "model.safetensors")
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def refused(run: Path, message: str, *more: str, kind: type[Exception] = ValueError) -> None:
-    """The run does not go on, and is what it was, to the byte."""
+def assert_refused(run: Path, message: str, *more: str, kind: type[Exception] = ValueError) -> None:
+    """Assert that resuming is refused and the run is byte-identical afterwards."""
     before = content_of(run)
     with pytest.raises(kind, match=message):
         train(load_recipe("numbers", settings_of(run, *more)), resume=True)
     assert content_of(run) == before
 
 
-def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_unasked(run: Path) -> None:
+def test_run_without_complete_checkpoint_is_not_restarted(run: Path) -> None:
     for checkpoint in checkpoints_of(run):
-        cut(checkpoint / "model.safetensors")
-    refused(run, r"No checkpoint in .* \(checkpoint-9: .*; checkpoint-6: .*\)")
+        truncate(checkpoint / "model.safetensors")
+    assert_refused(run, r"No checkpoint in .* \(checkpoint-9: .*; checkpoint-6: .*\)")
 
 
-def test_what_cannot_be_read_is_not_taken_for_broken(run: Path) -> None:
-    """It may be readable tomorrow; to go on from an older checkpoint would throw steps away."""
+def test_unreadable_checkpoint_is_not_a_defect(run: Path) -> None:
+    """It may become readable; resuming from an older checkpoint would discard steps."""
     weights = run / f"checkpoint-{STEPS}" / "model.safetensors"
     weights.unlink()
-    weights.mkdir()  # as root, tests can read what nobody may
-    refused(run, "model.safetensors", kind=OSError)
+    weights.mkdir()  # Root can read files without permission.
+    assert_refused(run, "model.safetensors", kind=OSError)
 
 
 @pytest.mark.parametrize(
@@ -262,18 +263,18 @@ def test_what_cannot_be_read_is_not_taken_for_broken(run: Path) -> None:
         ("training.eval_steps=1", "is finished after 9 steps"),
     ],
 )
-def test_another_run_is_not_gone_on_with_as_this_one(run: Path, change: str, message: str) -> None:
-    refused(run, message, change)
+def test_resume_with_changed_recipe_is_refused(run: Path, change: str, message: str) -> None:
+    assert_refused(run, message, change)
 
 
-def test_the_same_rows_in_other_parts_go_on_with_a_warning(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_micro_batching_resumes_with_warning(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.rmtree(run / f"checkpoint-{STEPS}")
     parts = ("training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=4")
     assert train(load_recipe("numbers", settings_of(run, *parts)), resume=True).state.global_step == STEPS
     assert "had 16 rows (8 x 2 x 1), and now has 16 rows (4 x 4 x 1)" in caplog.text
 
 
-def test_how_often_to_save_and_to_evaluate_may_change(run: Path) -> None:
+def test_save_and_eval_intervals_may_change(run: Path) -> None:
     shutil.rmtree(run / f"checkpoint-{STEPS}")
     changes = (
         "training.save_steps=1",
@@ -283,10 +284,10 @@ def test_how_often_to_save_and_to_evaluate_may_change(run: Path) -> None:
     )
     train(load_recipe("numbers", settings_of(run, *changes)), resume=True)
     assert [path.name for path in checkpoints_of(run)] == [f"checkpoint-{step}" for step in (6, 7, 8, 9)]
-    assert [each["step"] for each in told(run) if "eval_loss" in each] == [3, 6, 7, 8, 9]
+    assert [entry["step"] for entry in log_history(run) if "eval_loss" in entry] == [3, 6, 7, 8, 9]
 
 
-# --- What a Trainer does not take from a checkpoint ------------------------------------------------------------------
+# --- State that the Trainer does not restore -------------------------------------------------------------------------
 
 
 def steps_of(folder: Path, *more: str, resume: bool = False) -> dict[str, torch.Tensor]:
@@ -295,8 +296,8 @@ def steps_of(folder: Path, *more: str, resume: bool = False) -> dict[str, torch.
 
 
 @pytest.mark.parametrize("steps", [6, 7, 8])
-def test_a_stream_that_was_read_more_than_once_goes_on_where_it_was(tmp_path: Path, steps: int) -> None:
-    """At the end of an epoch and within one; 7 steps are an epoch."""
+def test_repeated_stream_resumes_at_its_position(tmp_path: Path, steps: int) -> None:
+    """At the end of an epoch and within one; an epoch has 7 steps."""
     stream = ("data.streaming=true", "training.train_sampling_strategy=null", f"training.save_steps={steps}")
     whole = steps_of(tmp_path / "run", *stream)
     shutil.rmtree(tmp_path / "run" / f"checkpoint-{STEPS}")
@@ -304,8 +305,8 @@ def test_a_stream_that_was_read_more_than_once_goes_on_where_it_was(tmp_path: Pa
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_early_stopping_goes_on_counting(tmp_path: Path) -> None:
-    """With a rate of 0 nothing gets better: after the first evaluation, two more are enough."""
+def test_early_stopping_keeps_its_patience_counter(tmp_path: Path) -> None:
+    """With a rate of 0 nothing improves: two evaluations after the first are enough."""
     patience = (
         *("early_stopping_patience=2", "training.learning_rate=0", "training.load_best_model_at_end=true"),
         *("training.save_steps=1", "training.eval_steps=1", "training.save_total_limit=9"),

@@ -1,4 +1,4 @@
-"""How text becomes the inputs of a model, for each task: packing, windows, masks, prompts, labels."""
+"""Conversion of text into model inputs for every task: packing, windows, masks, prompts, labels."""
 
 import math
 from typing import Any
@@ -58,7 +58,7 @@ def texts_as_rows(texts: list[str] = TEXTS) -> list[dict[str, str]]:
 
 
 def pack_slowly(documents: list[list[int]], length: int) -> list[list[tuple[int, int, int]]]:
-    """Rows of (id, position, label), a token at a time."""
+    """Return rows of (id, position, label), packed one token at a time."""
     rows: list[list[tuple[int, int, int]]] = [[]]
     for document in documents:
         position = 0
@@ -77,7 +77,7 @@ def some_documents(count: int, longest: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("length", [2, 5, 8, 64])
-def test_packing_is_that_of_a_slow_reference(length: int) -> None:
+def test_packing_matches_slow_reference(length: int) -> None:
     for _ in range(10):
         documents = some_documents(7, 12)
         packed = pack(documents, length, PAD)
@@ -86,7 +86,7 @@ def test_packing_is_that_of_a_slow_reference(length: int) -> None:
         assert rows == pack_slowly(documents, length)
 
 
-def test_a_packed_row_that_is_full_needs_no_padding() -> None:
+def test_full_packed_row_needs_no_padding() -> None:
     assert pack([[5, 6, 7], [8, 9, 10]], 3, PAD)["input_ids"] == [[5, 6, 7], [8, 9, 10]]
     packed = pack([[5, 6, 7, 8, 9]], 3, PAD)
     assert packed["input_ids"] == [[5, 6, 7], [8, 9, PAD]]
@@ -95,9 +95,9 @@ def test_a_packed_row_that_is_full_needs_no_padding() -> None:
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary", "sinusoidal"])
-def test_the_loss_of_packed_rows_is_that_of_the_documents_alone(positions: str) -> None:
+def test_packed_loss_matches_separate_documents(positions: str) -> None:
     model = tiny_model(TriviumForCausalLM, encoder_layers=0, position_embedding_type=positions)
-    documents = [torch.randint(3, 31, (n,)).tolist() for n in (5, 2, 6, 1, 7, 4)]  # 13, then 12 and padding
+    documents = [torch.randint(3, 31, (n,)).tolist() for n in (5, 2, 6, 1, 7, 4)]  # 13 tokens, then 12 and padding.
     batch = {name: torch.tensor(rows) for name, rows in pack(documents, 13, PAD).items()}
     assert batch["input_ids"].shape == (2, 13)
     alone = [torch.tensor([document]) for document in documents]
@@ -116,7 +116,7 @@ def test_texts_are_packed_whole(tokenizer: TriviumTokenizer) -> None:
     expected = [i for text in TEXTS for i in (tokenizer.bos_token_id, *words(tokenizer, text), tokenizer.eos_token_id)]
     assert ids == expected + [tokenizer.pad_token_id] * (-len(expected) % 7)
     collate = make_collator(TASKS["causal-lm"], tokenizer, model_of("causal-lm", config), inputs)
-    assert set(collate(rows)) == {"input_ids", "position_ids", "labels"}  # a mask would hide the restarts
+    assert set(collate(rows)) == {"input_ids", "position_ids", "labels"}  # A mask would hide the restarts.
 
 
 def words(tokenizer: TriviumTokenizer, text: str) -> list[int]:
@@ -130,7 +130,7 @@ def model_of(task: str, config: TriviumConfig) -> PreTrainedModel:
 # --- Texts for a language model --------------------------------------------------------------------------------------
 
 
-def test_without_packing_long_texts_are_cut_and_padding_is_no_label(tokenizer: TriviumTokenizer) -> None:
+def test_long_texts_are_truncated_and_padding_is_ignored(tokenizer: TriviumTokenizer) -> None:
     config = config_for(tokenizer, encoder_layers=0)
     inputs = InputArguments(max_length=6)
     rows = encode_rows(texts_as_rows(), TASKS["causal-lm"], tokenizer, config, inputs)
@@ -143,14 +143,15 @@ def test_without_packing_long_texts_are_cut_and_padding_is_no_label(tokenizer: T
     assert torch.equal(batch["labels"].where(batch["attention_mask"].bool(), 0), batch["input_ids"])
 
 
-def test_a_tokenizer_that_does_not_begin_texts_leaves_them_so(tokenizer: TriviumTokenizer) -> None:
+def test_bos_is_not_added_if_tokenizer_does_not(tokenizer: TriviumTokenizer) -> None:
     plain = train_tokenizer(TEXTS, vocab_size=290, add_bos_token=False)
     row = encode_rows(texts_as_rows(["a cat"]), TASKS["causal-lm"], plain, config_for(plain), InputArguments())[0]
-    assert row["input_ids"] == [*words(plain, "a cat"), plain.eos_token_id]  # one end, though the tokenizer sets one
+    # One EOS, although the tokenizer adds one as well.
+    assert row["input_ids"] == [*words(plain, "a cat"), plain.eos_token_id]
 
 
 @pytest.mark.parametrize("max_length", [2, 3, 5, 6, 100])
-def test_windows_predict_every_token_but_the_first_once(tokenizer: TriviumTokenizer, max_length: int) -> None:
+def test_windows_predict_every_token_but_first_once(tokenizer: TriviumTokenizer, max_length: int) -> None:
     config = config_for(tokenizer)
     for text in TEXTS:
         document = [tokenizer.bos_token_id, *words(tokenizer, text), tokenizer.eos_token_id]
@@ -161,7 +162,7 @@ def test_windows_predict_every_token_but_the_first_once(tokenizer: TriviumTokeni
         assert len(windows) == math.ceil((len(document) - 1) / max_length)
 
 
-def test_texts_are_cut_at_the_models_positions_if_nothing_is_said(both_ends: TriviumTokenizer) -> None:
+def test_texts_are_truncated_at_model_positions(both_ends: TriviumTokenizer) -> None:
     config = config_for(both_ends, max_position_embeddings=6)
     tasks: dict[str, dict[str, Any]] = {
         "causal-lm": {"text": TEXTS[3]},
@@ -179,7 +180,7 @@ def test_texts_are_cut_at_the_models_positions_if_nothing_is_said(both_ends: Tri
 # --- Pairs -----------------------------------------------------------------------------------------------------------
 
 
-def test_pairs_are_sources_and_labels(tokenizer: TriviumTokenizer) -> None:
+def test_pairs_become_sources_and_labels(tokenizer: TriviumTokenizer) -> None:
     closed = train_tokenizer(TEXTS, vocab_size=290)
     config = config_for(closed)
     rows = [{"source": "a cat", "target": "two dogs"}, {"source": "the birds ran", "target": "on"}]
@@ -193,7 +194,7 @@ def test_pairs_are_sources_and_labels(tokenizer: TriviumTokenizer) -> None:
     assert batch["decoder_input_ids"].min() >= 0
 
 
-def test_of_a_completion_only_the_target_is_learned(tokenizer: TriviumTokenizer) -> None:
+def test_completion_labels_cover_target_only(tokenizer: TriviumTokenizer) -> None:
     inputs = InputArguments(prompt="say {source}:")
     row = {"source": "a cat {target}", "target": " two dogs"}
     encoded = encode_rows([row], TASKS["completion"], tokenizer, config_for(tokenizer), inputs)[0]
@@ -220,7 +221,7 @@ def masks(
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("whole", [False, True], ids=["tokens", "words"])
-def test_masks_hide_what_the_labels_say_and_nothing_special(
+def test_masking_covers_labels_and_no_special_tokens(
     both_ends: TriviumTokenizer, whole: bool, side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(both_ends, "padding_side", side)
@@ -237,7 +238,7 @@ def test_masks_hide_what_the_labels_say_and_nothing_special(
     assert ((batch["input_ids"] == both_ends.mask_token_id) & learned).sum() > 0.5 * learned.sum()
 
 
-def test_whole_words_are_masked_or_not(both_ends: TriviumTokenizer) -> None:
+def test_whole_word_masking(both_ends: TriviumTokenizer) -> None:
     batch = masks(both_ends, InputArguments(mlm_probability=0.5, whole_word_mask=True))
     partly, spelled = 0, 0
     for text, labels in zip(TEXTS, batch["labels"], strict=True):
@@ -251,17 +252,18 @@ def test_whole_words_are_masked_or_not(both_ends: TriviumTokenizer) -> None:
         partly += sum(any(hidden) and not all(hidden) for hidden in by_word.values())
         spelled += sum(len(hidden) > 1 and all(hidden) for hidden in by_word.values())
     assert partly == 0
-    assert spelled > 0  # there were words of several pieces to get wrong
+    assert spelled > 0  # Some words have several pieces.
 
 
-def test_masks_follow_from_the_batch_and_the_epoch(both_ends: TriviumTokenizer) -> None:
+def test_masks_are_determined_by_batch_and_epoch(both_ends: TriviumTokenizer) -> None:
     inputs = InputArguments()
     config = config_for(both_ends, decoder_layers=0)
     rows = encode_rows(texts_as_rows(), TASKS["masked-lm"], both_ends, config, inputs)
     collate = make_collator(TASKS["masked-lm"], both_ends, TriviumForMaskedLM(config), inputs)
     state = torch.random.get_rng_state()
     first = collate(rows)
-    assert torch.equal(torch.random.get_rng_state(), state)  # so dropout has its own numbers after a resumption
+    # Masking leaves the random state of dropout alone, which a resumed run restores.
+    assert torch.equal(torch.random.get_rng_state(), state)
     collate(rows[1:])
     again = collate(rows)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -269,7 +271,7 @@ def test_masks_follow_from_the_batch_and_the_epoch(both_ends: TriviumTokenizer) 
     assert len(draws) == 5
 
 
-def test_the_share_of_masks_is_as_asked(both_ends: TriviumTokenizer) -> None:
+def test_masking_probability(both_ends: TriviumTokenizer) -> None:
     texts = [" ".join([str(i), *TEXTS]) for i in range(50)]
     labels = masks(both_ends, InputArguments(mlm_probability=0.3), texts=texts)["labels"]
     real = both_ends(texts, padding=True, return_tensors="pt")["attention_mask"].sum() - 2 * len(texts)
@@ -290,7 +292,7 @@ def test_the_share_of_masks_is_as_asked(both_ends: TriviumTokenizer) -> None:
         ([["a"], "b"], "multi_label_classification", ["a", "b"]),
     ],
 )
-def test_labels_say_what_is_to_be_learned(labels: list[Any], problem_type: str, names: list[str]) -> None:
+def test_problem_type_follows_from_labels(labels: list[Any], problem_type: str, names: list[str]) -> None:
     facts = label_facts(iter(labels))
     assert facts["problem_type"] == problem_type
     assert facts["id2label"] == dict(enumerate(names))
@@ -298,15 +300,15 @@ def test_labels_say_what_is_to_be_learned(labels: list[Any], problem_type: str, 
     assert tiny_config(**facts).num_labels == len(names)
 
 
-def test_fractions_are_a_regression_and_so_is_what_is_called_one() -> None:
+def test_floats_are_regression_and_so_is_explicit_type() -> None:
     regression = {"problem_type": "regression", "num_labels": 1}
     assert label_facts([1, 0.5, 2]) == regression
-    assert label_facts(["0.5", "2"], "regression") == regression  # as a CSV file has them
+    assert label_facts(["0.5", "2"], "regression") == regression  # As a CSV file stores them.
     with pytest.raises(ValueError, match=r"list.*labels.*0\.5"):
         label_facts([[0.5, 1.0]])
 
 
-def test_labels_there_and_back() -> None:
+def test_label_encoding_round_trips() -> None:
     single = tiny_config(**label_facts(["cat", "dog", "eel"]))
     assert [encode_label(label, single) for label in ("eel", "cat")] == [2, 0]
     assert labels_of_targets(torch.tensor([2, 0]), single) == ["eel", "cat"]
@@ -325,7 +327,7 @@ def test_labels_there_and_back() -> None:
     assert labels_of_logits(torch.tensor([[0.5], [-1.0]]), number) == [0.5, -1.0]
 
 
-def test_several_labels_go_by_their_ids_in_whatever_order_they_are_listed() -> None:
+def test_multi_labels_are_ordered_by_id() -> None:
     """A saved configuration lists them by name."""
     config = tiny_config(
         problem_type="multi_label_classification", label2id={"dog": 1, "eel": 0}, id2label={0: "eel", 1: "dog"}
@@ -344,9 +346,7 @@ def test_unknown_labels_are_named() -> None:
 @pytest.mark.parametrize(
     ("labels", "dtype"), [(["a", "b"], torch.int64), ([["a"], ["a", "b"]], torch.float32), ([0.5, 1.0], torch.float32)]
 )
-def test_labelled_texts_are_a_batch_that_the_model_takes(
-    both_ends: TriviumTokenizer, labels: list[Any], dtype: torch.dtype
-) -> None:
+def test_labeled_batches_fit_the_model(both_ends: TriviumTokenizer, labels: list[Any], dtype: torch.dtype) -> None:
     config = config_for(both_ends, decoder_layers=0, **label_facts(labels))
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS[:2], labels, strict=True)]
     encoded = encode_rows(rows, TASKS["classification"], both_ends, config, InputArguments())
@@ -357,7 +357,7 @@ def test_labelled_texts_are_a_batch_that_the_model_takes(
     assert model(**batch).loss > 0
 
 
-# --- What is refused -------------------------------------------------------------------------------------------------
+# --- Refusals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -369,12 +369,12 @@ def test_labelled_texts_are_a_batch_that_the_model_takes(
         ({"mlm_probability": 1.5}, "mlm_probability is 1.5, but"),
     ],
 )
-def test_inputs_that_make_no_rows_are_refused(options: dict[str, Any], message: str) -> None:
+def test_inputs_without_rows_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InputArguments(**options)
 
 
-def test_metrics_fit_the_task_and_the_model() -> None:
+def test_metrics_must_fit_task_and_model() -> None:
     regression, names = tiny_config(**label_facts([0.5])), tiny_config(**label_facts(["a", "b"]))
     kind = TASKS["classification"]
     assert kind.metrics_for(regression) == ("mse", "r2")

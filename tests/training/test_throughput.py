@@ -1,4 +1,4 @@
-"""What a training logs of its speed: counted by hand, against PyTorch's own counter, in several processes, resumed."""
+"""Logged throughput: against hand counts and PyTorch's FLOP counter, over several processes, and after resuming."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def counts_of(batch: dict[str, torch.Tensor], model: Any) -> TokenCounts:
 
 
 def full_batch(model: Any, rows: int = 3, source: int = 7, target: int = 5) -> dict[str, torch.Tensor]:
-    """Without padding, all of it learned from: then the model computes nothing else."""
+    """Return a batch without padding or ignored labels, so that the model computes nothing else."""
     batch = {"input_ids": random_ids(rows, source), "attention_mask": torch.ones(rows, source, dtype=torch.long)}
     if isinstance(model, TriviumForSequenceClassification):
         return {**batch, "labels": torch.zeros(rows, dtype=torch.long)}
@@ -47,22 +47,22 @@ def full_batch(model: Any, rows: int = 3, source: int = 7, target: int = 5) -> d
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 @pytest.mark.parametrize("heads", [4, 2])
 @pytest.mark.parametrize("way", WAYS)
-def test_flops_are_those_that_pytorch_counts(way: str, heads: int, gated: bool) -> None:
+def test_flops_match_pytorch_counter(way: str, heads: int, gated: bool) -> None:
     model_class, layers = WAYS[way]
     model = model_class(tiny_config(num_key_value_heads=heads, gated_ffn=gated, **layers)).train()
     batch = full_batch(model)
-    alone = {} if way == "labels" else {"skip_logits": True}  # as our Trainer asks for the loss
+    alone = {} if way == "labels" else {"skip_logits": True}  # As our Trainer requests the loss.
     with FlopCounterMode(display=False) as counter:
         model(**batch, **alone).loss.backward()
     counts = counts_of(batch, model)
     expected = training_flops(counts, model)
-    if way == "decoder-only":  # the last token of a row has no label: the head is not asked
+    if way == "decoder-only":  # The last token of a row has no label and does not reach the head.
         assert counts.predictions == 3 * 6
     assert counter.get_total_flops() == expected
 
 
-def test_only_what_is_real_is_counted() -> None:
-    """By hand, of two rows; padded ones are as many tokens and pairs as the same without padding."""
+def test_padding_is_not_counted() -> None:
+    """Count two rows by hand; padding changes neither tokens nor attention pairs."""
     model = TriviumForConditionalGeneration(tiny_config())
     ids, labels = torch.full((2, 5), PAD), torch.full((2, 4), -100)
     ids[0, :5], ids[1, :2], labels[0, :1], labels[1, :4] = 7, 7, 7, 7
@@ -73,7 +73,7 @@ def test_only_what_is_real_is_counted() -> None:
     assert counts.tokens == 12
 
 
-def test_packed_texts_are_counted_as_if_each_had_a_row_of_its_own() -> None:
+def test_packed_texts_are_counted_as_separate_rows() -> None:
     model = TriviumForCausalLM(tiny_config(encoder_layers=0))
     texts = [[BOS, *range(5, 5 + n), EOS] for n in (1, 3, 4)]
     packed = {name: torch.tensor(rows) for name, rows in pack(texts, 100, PAD).items()}
@@ -81,7 +81,7 @@ def test_packed_texts_are_counted_as_if_each_had_a_row_of_its_own() -> None:
     assert counts == TokenCounts(padded=100, inputs=14, input_pairs=9 + 25 + 36, predictions=2 + 4 + 5)
 
 
-def test_peaks_are_found_by_the_names_that_torch_gives() -> None:
+def test_peak_flops_by_device_name() -> None:
     assert peak_of("NVIDIA H100 80GB HBM3") == 989.4e12
     assert peak_of("NVIDIA H100 PCIe") == 756e12
     assert peak_of("NVIDIA A100-SXM4-80GB") == 312e12
@@ -97,15 +97,13 @@ def log_of(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
     return [entry for entry in state["log_history"] if "loss" in entry], work
 
 
-def test_the_log_tells_it_however_batches_are_accumulated_and_after_resuming(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_log_with_accumulation_and_after_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trivium.training.callbacks.throughput.peak_flops", lambda device: 1e12)
     options = ["training.gradient_accumulation_steps=2", "training.logging_steps=2", "training.save_steps=3"]
     recipe = recipe_for(tmp_path, *options, "training.max_steps=5", max_tokens=200)
     trainer = train(recipe)
     log, work = log_of(tmp_path)
-    assert len(trainer.batches) > 10  # all in the first epoch
+    assert len(trainer.batches) > 10  # All in the first epoch.
     batches = list(trainer.get_train_dataloader())[:10]
     real = [int((batch["labels"] != -100).sum() + batch["attention_mask"].sum()) for batch in batches]
     padded = [batch["labels"].numel() + batch["attention_mask"].numel() for batch in batches]
@@ -131,7 +129,7 @@ def test_the_log_tells_it_however_batches_are_accumulated_and_after_resuming(
 
 
 @pytest.mark.slow(reason="three processes that import transformers")
-def test_processes_are_counted_together(tmp_path: Path) -> None:
+def test_counts_are_summed_over_processes(tmp_path: Path) -> None:
     trained_on(tmp_path / "alone", 1, "training.gradient_accumulation_steps=2", "training.max_steps=6")
     trained_on(tmp_path / "together", 2, "training.max_steps=6")
     alone, together = (log_of(tmp_path / name) for name in ("alone", "together"))

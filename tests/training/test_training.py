@@ -1,4 +1,4 @@
-"""Runs from recipe to model, in seconds: what `make demo` does in minutes, and the like for every task."""
+"""Short runs from recipe to model, for every task."""
 
 import json
 import platform
@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_leaves_all_that_it_takes_to_use_it(run: Path) -> None:
+def test_run_folder_is_complete(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "recipe.yaml"} <= names
     assert {"checkpoint-3", "checkpoint-6"} <= names
@@ -48,7 +48,7 @@ def test_a_run_leaves_all_that_it_takes_to_use_it(run: Path) -> None:
     assert torch.equal(model.eval()(**inputs).logits, again.eval()(**inputs).logits)
 
 
-def test_the_validation_part_is_translated_and_scored(run: Path) -> None:
+def test_validation_split_is_translated_and_scored(run: Path) -> None:
     log = json.loads((run / "trainer_state.json").read_text())["log_history"]
     evaluations = [entry for entry in log if "eval_loss" in entry]
     assert len(evaluations) == 2
@@ -57,11 +57,11 @@ def test_the_validation_part_is_translated_and_scored(run: Path) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_resuming_gives_the_weights_of_an_unbroken_run(run: Path, tmp_path: Path) -> None:
+def test_resumed_run_matches_unbroken_run(run: Path, tmp_path: Path) -> None:
     whole = AutoModelForSeq2SeqLM.from_pretrained(run).state_dict()
     broken = load_recipe("numbers", small_recipe(tmp_path / "broken"))
     train(broken)
-    # As if it had been stopped after the first checkpoint: the folder of the second is gone.
+    # As if the run had been stopped after the first checkpoint: the folder of the second is deleted.
     for path in (tmp_path / "broken" / "checkpoint-6").iterdir():
         path.unlink()
     (tmp_path / "broken" / "checkpoint-6").rmdir()
@@ -69,13 +69,13 @@ def test_resuming_gives_the_weights_of_an_unbroken_run(run: Path, tmp_path: Path
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_a_folder_that_holds_a_run_is_not_touched_unasked(run: Path) -> None:
+def test_folder_with_a_run_is_refused(run: Path) -> None:
     recipe = load_recipe("numbers", small_recipe(run))
     with pytest.raises(ValueError, match=r"run.*checkpoint-6.*: resume.*overwrite"):
         train(recipe)
 
 
-def test_a_finished_run_is_not_resumed_but_can_be_prolonged(run: Path, tmp_path: Path) -> None:
+def test_finished_run_is_resumed_only_if_extended(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     recipe = load_recipe("numbers", small_recipe(tmp_path / "run"))
     with pytest.raises(ValueError, match=r"finished.*6 steps.*training\.max_steps"):
@@ -88,7 +88,7 @@ def facts_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "trainer_state.json").read_text())["stateful_callbacks"]["RunFacts"]["attributes"]
 
 
-def test_a_run_keeps_what_it_took(run: Path) -> None:
+def test_run_metadata_is_recorded(run: Path) -> None:
     at_3, at_6, at_the_end = (facts_of(run / name) for name in ("checkpoint-3", "checkpoint-6", "."))
     assert 0 < at_3["seconds"] < at_6["seconds"] <= at_the_end["seconds"] < 600
     assert set(at_the_end) == {"seconds", "hardware", "processes", "examples", "versions", "seed", "data"}
@@ -107,8 +107,8 @@ def test_a_run_keeps_what_it_took(run: Path) -> None:
 
 
 @pytest.mark.parametrize("restore", ["true", pytest.param("false", marks=pytest.mark.slow)])
-def test_what_it_took_is_counted_over_all_sessions(run: Path, tmp_path: Path, restore: str) -> None:
-    """Whether or not the Trainer restores the other callbacks; and a checkpoint without facts is no obstacle."""
+def test_run_metadata_is_summed_over_sessions(run: Path, tmp_path: Path, restore: str) -> None:
+    """Whether or not the Trainer restores the other callbacks; a checkpoint without metadata is accepted."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     (folder / "evaluation_test.json").write_text("{}")
@@ -116,14 +116,14 @@ def test_what_it_took_is_counted_over_all_sessions(run: Path, tmp_path: Path, re
 
     def change(checkpoint: str, **facts: Any) -> None:
         path = folder / checkpoint / "trainer_state.json"
-        (folder / checkpoint / "manifest.json").unlink()  # the checksums
+        (folder / checkpoint / "manifest.json").unlink()  # The checksums.
         state = json.loads(path.read_text())
         state["stateful_callbacks"]["RunFacts"]["attributes"].update(facts)
         if not facts:
             del state["stateful_callbacks"]["RunFacts"]
         path.write_text(json.dumps(state))
 
-    def go_on(steps: int) -> dict[str, Any]:
+    def resume_until(steps: int) -> dict[str, Any]:
         options = [f"training.max_steps={steps}", f"training.restore_callback_states_from_checkpoint={restore}"]
         train(load_recipe("numbers", small_recipe(folder, *options)), resume=True)
         assert facts_of(folder / f"checkpoint-{steps}")["seconds"] <= facts_of(folder)["seconds"]
@@ -131,12 +131,12 @@ def test_what_it_took_is_counted_over_all_sessions(run: Path, tmp_path: Path, re
 
     here = facts_of(folder)["hardware"]
     change("checkpoint-6", seconds=1000.0, hardware="8 x A")
-    assert 1000 < go_on(7)["seconds"] < 1600
+    assert 1000 < resume_until(7)["seconds"] < 1600
     assert facts_of(folder)["hardware"] == f"8 x A, then {here}"
-    assert not (folder / "evaluation_test.json").exists()  # of the weights before
-    assert go_on(8)["hardware"] == f"8 x A, then {here}"
+    assert not (folder / "evaluation_test.json").exists()  # The metadata of the starting weights.
+    assert resume_until(8)["hardware"] == f"8 x A, then {here}"
     change("checkpoint-8")
-    assert go_on(9)["seconds"] < 600
+    assert resume_until(9)["seconds"] < 600
 
 
 def test_gpus_are_named_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_gpus_are_named_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(r".+, \d+ cores", describe_hardware(torch.device("cpu"), 1))
 
 
-def test_fine_tuning_goes_on_from_a_saved_model(run: Path, tmp_path: Path) -> None:
+def test_fine_tuning_starts_from_saved_model(run: Path, tmp_path: Path) -> None:
     recipe = load_recipe("numbers", small_recipe(tmp_path / "tuned", "training.learning_rate=0"))
     recipe.model, recipe.init_from = {}, str(run)
     tuned = train(recipe).model.state_dict()
@@ -168,8 +168,8 @@ def test_two_vocabularies_and_streaming(tmp_path: Path) -> None:
     assert len(list(translate(trainer.model, tokenizer, ["half past seven"]))) == 1
 
 
-def test_gradient_accumulation_changes_nothing(tmp_path: Path) -> None:
-    """1 x 16 sentences and 4 x 4, with unequal numbers of target tokens, give the same losses and weights."""
+def test_gradient_accumulation_matches_full_batch(tmp_path: Path) -> None:
+    """Compare 1 x 16 sentences with 4 x 4: same losses and weights, despite unequal numbers of target tokens."""
     common = ["model.dropout=0", "training.train_sampling_strategy=random", "training.eval_strategy='no'"]
     parts = ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=4"]
     whole = train(load_recipe("numbers", small_recipe(tmp_path / "whole", *common)))
@@ -180,13 +180,16 @@ def test_gradient_accumulation_changes_nothing(tmp_path: Path) -> None:
         torch.testing.assert_close(split.model.state_dict()[name], weight, rtol=0, atol=2e-4)
 
 
-def test_the_trainers_own_label_smoothing_gives_the_same_loss(tmp_path: Path) -> None:
-    """Trainer then takes the labels away and smooths by itself: the decoder must still get its inputs."""
+def test_trainer_label_smoothing_gives_same_loss(tmp_path: Path) -> None:
+    """The Trainer then removes the labels and smooths itself: the decoder must still get its inputs."""
     common = ["model.dropout=0", "training.train_sampling_strategy=random", "training.eval_strategy='no'"]
     trainers = ["model.label_smoothing=0", "training.label_smoothing_factor=0.1"]
-    ours = train(load_recipe("numbers", small_recipe(tmp_path / "ours", *common)))
-    theirs = train(load_recipe("numbers", small_recipe(tmp_path / "theirs", *common, *trainers)))
-    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (ours, theirs)]
+    model_smoothing = train(load_recipe("numbers", small_recipe(tmp_path / "model", *common)))
+    trainer_smoothing = train(load_recipe("numbers", small_recipe(tmp_path / "trainer", *common, *trainers)))
+    losses = [
+        [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+        for run in (model_smoothing, trainer_smoothing)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -195,11 +198,11 @@ def test_early_stopping_and_curves(tmp_path: Path) -> None:
     overrides = ["training.learning_rate=0", "training.max_steps=30", "early_stopping_patience=2"]
     overrides += ["training.load_best_model_at_end=true", "training.metric_for_best_model=sacrebleu"]
     trainer = train(load_recipe("numbers", small_recipe(folder, *overrides)))
-    assert trainer.state.global_step == 9  # nothing gets better after the first of the evaluations at 3, 6 and 9
-    assert list(folder.rglob("events.out.tfevents.*"))  # for TensorBoard
+    assert trainer.state.global_step == 9  # Nothing improves after the first of the evaluations at 3, 6 and 9.
+    assert list(folder.rglob("events.out.tfevents.*"))  # For TensorBoard.
 
 
-def test_the_recipe_must_fit_the_data(tmp_path: Path) -> None:
+def test_recipe_must_fit_the_data(tmp_path: Path) -> None:
     for side in ("en", "de"):
         (tmp_path / f"x.{side}").write_text("one\ntwo\n")
     files = ["data.name=null", f"data.train={tmp_path}/x", "training.eval_strategy=steps"]
@@ -208,10 +211,10 @@ def test_the_recipe_must_fit_the_data(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-# --- Translating and measuring ---------------------------------------------------------------------------------------
+# --- Translation and evaluation --------------------------------------------------------------------------------------
 
 
-def test_translations_keep_the_order_and_do_not_depend_on_the_batch(run: Path) -> None:
+def test_translations_are_ordered_and_batch_independent(run: Path) -> None:
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
     texts = ["half past seven", "", "three hundred and forty-two", "  ", "the twenty-first of May", "one"]
     one_by_one = [next(translate(model, tokenizer, [text], max_length=12)) for text in texts]
@@ -220,9 +223,7 @@ def test_translations_keep_the_order_and_do_not_depend_on_the_batch(run: Path) -
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_where_no_batch_size_is_given_batches_have_so_many_tokens(
-    run: Path, beams: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_batch_size_is_a_token_budget(run: Path, beams: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
     texts = ["one", "three hundred and forty-two", "half past seven"] * 4 + ["seven " * 100]
     most, shapes, generate = 40 * beams, [], model.generate
@@ -231,20 +232,20 @@ def test_where_no_batch_size_is_given_batches_have_so_many_tokens(
         shapes.append(tuple(input_ids.shape))
         return generate(input_ids, **kwargs)
 
-    monkeypatch.setattr("trivium.translation.TOKENS_AT_ONCE", most)
+    monkeypatch.setattr("trivium.translation.MAX_BATCH_TOKENS", most)
     monkeypatch.setattr(model, "generate", recorded)
     options = {"max_length": 8, "num_beams": beams}
     together = list(translate(model, tokenizer, texts, **options))
     assert sum(rows for rows, _ in shapes) == len(texts)
     assert all(rows == 1 or rows * length * beams <= most for rows, length in shapes)
-    assert all((rows + 1) * length * beams > most for rows, length in shapes[:-1])  # one more has no room
-    assert shapes[0][0] == 1  # the long one
-    assert max(shapes)[0] > 3  # short ones
+    assert all((rows + 1) * length * beams > most for rows, length in shapes[:-1])  # One more would not fit.
+    assert shapes[0][0] == 1  # The long one.
+    assert max(shapes)[0] > 3  # The short ones.
     monkeypatch.undo()
     assert together == list(translate(model, tokenizer, texts, batch_size=1, **options))
 
 
-def test_translate_refuses_what_it_cannot_do(run: Path) -> None:
+def test_translate_refuses_invalid_arguments(run: Path) -> None:
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
     with pytest.raises(ValueError, match=r"num_return_sequences.*3"):
         next(translate(model, tokenizer, ["one"], num_return_sequences=3, num_beams=3))
@@ -252,7 +253,7 @@ def test_translate_refuses_what_it_cannot_do(run: Path) -> None:
         next(translate(model, tokenizer, ["one"], batch_size=0))
 
 
-def test_perplexity_is_that_of_the_sentences_one_by_one(run: Path) -> None:
+def test_perplexity_matches_single_sentences(run: Path) -> None:
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(run).eval(), AutoTokenizer.from_pretrained(run)
     pairs = numbers_corpus()["test"].take(7)
     scores, translations = evaluate(model, tokenizer, pairs, ["perplexity"], batch_size=3, max_length=5)
@@ -267,7 +268,7 @@ def test_perplexity_is_that_of_the_sentences_one_by_one(run: Path) -> None:
     assert scores["perplexity"]["score"] == pytest.approx(torch.tensor(total / tokens).exp().item(), rel=1e-5)
 
 
-# --- The same from the command line ----------------------------------------------------------------------------------
+# --- Command line ----------------------------------------------------------------------------------------------------
 
 
 def trivium(*arguments: str | Path, stdin: str | None = None) -> tuple[int, str, str]:
@@ -275,7 +276,7 @@ def trivium(*arguments: str | Path, stdin: str | None = None) -> tuple[int, str,
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_evaluate_prints_and_keeps_scores(run: Path) -> None:
+def test_evaluate_prints_and_saves_scores(run: Path) -> None:
     code, output, _ = trivium("evaluate", run, "metrics=[exact_match,chrf]", "--beams", "2")
     assert code == 0
     assert "30 texts" in output
@@ -288,7 +289,7 @@ def test_evaluate_prints_and_keeps_scores(run: Path) -> None:
     assert len((run / "predictions_test.txt").read_text().split("\n")) == 31
 
 
-def test_translate_from_arguments_file_and_standard_input(run: Path, tmp_path: Path) -> None:
+def test_translate_arguments_file_and_stdin(run: Path, tmp_path: Path) -> None:
     texts = ["half past seven", "one euro", "two"]
     code, from_arguments, _ = trivium("translate", run, *texts)
     assert code == 0
@@ -299,7 +300,7 @@ def test_translate_from_arguments_file_and_standard_input(run: Path, tmp_path: P
     assert trivium("translate", run, stdin="\n".join(texts))[1] == from_arguments
 
 
-def test_sampling_is_repeatable(run: Path) -> None:
+def test_sampling_is_reproducible_with_seed(run: Path) -> None:
     draw: list[str | Path] = [
         "translate",
         run,
@@ -320,18 +321,18 @@ def test_sampling_is_repeatable(run: Path) -> None:
     [
         (["train", "nowhere"], 1, "There is no recipe 'nowhere'"),
         (["train", "numbers", "model.width=3"], 1, "model.width is unknown"),
-        (["train", "numbers", "--resume", "--overwrite"], 2, "exclude each other"),
+        (["train", "numbers", "--resume", "--overwrite"], 2, "mutually exclusive"),
         (["train", "numbers", "--resume", "training.output_dir=nowhere"], 1, "There is no checkpoint to resume"),
         (["train", "numbers", "model.d_model=250", "training.output_dir=nowhere"], 1, "Error: d_model is 250, but"),
         (["train", "numbers", "model.d_modle=64"], 1, "Did you mean d_model?"),
         (["translate", "nowhere", "text"], 1, "nowhere is not a saved model"),
         (["translate", ".", "text", "--output", "nowhere/x"], 1, "there is no folder nowhere"),
-        (["translate", ".", "text", "--top-k", "3"], 2, "go with --sample"),
+        (["translate", ".", "text", "--top-k", "3"], 2, "require --sample"),
         (["translate", ".", "--input", "nowhere.txt"], 2, "does not exist"),
         (["evaluate", "nowhere"], 1, "nowhere is not a saved model"),
     ],
 )
-def test_mistakes_end_with_a_line_and_a_code(arguments: list[str], code: int, message: str) -> None:
+def test_errors_are_one_line_with_exit_code(arguments: list[str], code: int, message: str) -> None:
     exit_code, _, errors = trivium(*arguments)
     assert exit_code == code
     assert message in " ".join(errors.replace("│", " ").split())
@@ -339,7 +340,7 @@ def test_mistakes_end_with_a_line_and_a_code(arguments: list[str], code: int, me
     assert not Path("nowhere").exists()
 
 
-def test_an_unfinished_run_names_its_checkpoints(run: Path, tmp_path: Path) -> None:
+def test_unfinished_run_lists_its_checkpoints(run: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3").symlink_to(run / "checkpoint-3")
     code, _, errors = trivium("translate", tmp_path, "one")
     assert code == 1
@@ -357,7 +358,7 @@ def test_unknown_split_is_named(run: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["translate"]])
-def test_help_teaches(command: list[str]) -> None:
+def test_help_has_examples(command: list[str]) -> None:
     code, output, _ = trivium(*command, "--help")
     assert code == 0
     assert "trivium train numbers" in output or "Example" in output

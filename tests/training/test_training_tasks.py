@@ -1,4 +1,4 @@
-"""Runs of every task, from recipe to model: what they leave, go on from, start from and learn."""
+"""Runs of every task from recipe to model: outputs, resumption, initialization and learning."""
 
 import json
 import shutil
@@ -51,12 +51,12 @@ SHAPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Corpus:
-    """A folder of small files."""
+    """A folder of small data files."""
 
     folder: Path
 
     def recipe(self, task: str, output: Path, kind: str = "one", **changes: Any) -> Recipe:
-        """Six steps, two of them with an evaluation and a checkpoint; `training`, `model` and `data` are merged."""
+        """Return a recipe of six steps, evaluated and saved twice, with the overrides merged in."""
         files = {"classification": f"{kind}.jsonl", "translation": "pairs.jsonl", "completion": "pairs.jsonl"}
         path = str(self.folder / files.get(task, "texts.txt"))
         training = {
@@ -117,16 +117,16 @@ def folder_of(trainer: Seq2SeqTrainer) -> Path:
 
 
 def assert_same_weights(one: PreTrainedModel, other: PreTrainedModel) -> None:
-    ours, theirs = one.state_dict(), other.state_dict()
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
+    actual, expected = one.state_dict(), other.state_dict()
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        assert torch.equal(actual[name], expected[name]), name
 
 
-# --- What a run leaves -----------------------------------------------------------------------------------------------
+# --- Outputs of a run ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_a_model_that_its_auto_class_loads(trained: tuple[str, Seq2SeqTrainer]) -> None:
+def test_auto_class_loads_model_of_run(trained: tuple[str, Seq2SeqTrainer]) -> None:
     task, trainer = trained
     folder = folder_of(trainer)
     names = {path.name for path in folder.iterdir()}
@@ -143,7 +143,7 @@ def test_a_run_leaves_a_model_that_its_auto_class_loads(trained: tuple[str, Seq2
     assert load_recipe(folder).task == task
 
 
-def test_a_run_logs_what_it_learns(trained: tuple[str, Seq2SeqTrainer]) -> None:
+def test_run_logs_losses_and_metrics(trained: tuple[str, Seq2SeqTrainer]) -> None:
     task, trainer = trained
     assert len(losses(trainer)) == 6
     assert all(0 < loss < 10 for loss in losses(trainer))
@@ -154,7 +154,9 @@ def test_a_run_logs_what_it_learns(trained: tuple[str, Seq2SeqTrainer]) -> None:
         assert measured <= set(entry)
 
 
-def test_only_for_labels_are_logits_kept(trained: tuple[str, Seq2SeqTrainer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_gathered_only_for_labels(
+    trained: tuple[str, Seq2SeqTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, trainer = trained
     step, kept = trainer.prediction_step, []
 
@@ -168,7 +170,7 @@ def test_only_for_labels_are_logits_kept(trained: tuple[str, Seq2SeqTrainer], mo
     assert set(kept) == {task == "classification"}
 
 
-def test_a_run_can_be_evaluated_from_the_command_line(trained: tuple[str, Seq2SeqTrainer]) -> None:
+def test_run_can_be_evaluated_from_command_line(trained: tuple[str, Seq2SeqTrainer]) -> None:
     task, trainer = trained
     folder = folder_of(trainer)
     result = CliRunner().invoke(app, ["evaluate", str(folder)])
@@ -184,7 +186,7 @@ def test_a_run_can_be_evaluated_from_the_command_line(trained: tuple[str, Seq2Se
 
 
 @pytest.mark.parametrize("task", ["causal-lm", "classification"])
-def test_a_run_from_the_command_line(corpus: Corpus, tmp_path: Path, task: str) -> None:
+def test_run_from_command_line(corpus: Corpus, tmp_path: Path, task: str) -> None:
     recipe = corpus.recipe(task, tmp_path / "elsewhere", training={"max_steps": 1})
     (tmp_path / "recipe").mkdir()
     recipe.save(tmp_path / "recipe")
@@ -197,7 +199,7 @@ def test_a_run_from_the_command_line(corpus: Corpus, tmp_path: Path, task: str) 
     assert list(json.loads((tmp_path / "run" / "evaluation_test.json").read_text())["scores"]) == ["accuracy"]
 
 
-# --- How it goes on --------------------------------------------------------------------------------------------------
+# --- Resumption ------------------------------------------------------------------------------------------------------
 
 RESUMED: dict[str, dict[str, Any]] = {
     "causal-lm": {"inputs": InputArguments(packing=True, max_length=32)},
@@ -208,10 +210,8 @@ RESUMED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["eager", "streaming"])
 @pytest.mark.parametrize("task", RESUMED)
-def test_resuming_any_task_gives_the_weights_of_an_unbroken_run(
-    corpus: Corpus, tmp_path: Path, task: str, streaming: bool
-) -> None:
-    """With dropout, and for `masked-lm` with masks, which both go on as if nothing had been."""
+def test_resumed_task_matches_unbroken_run(corpus: Corpus, tmp_path: Path, task: str, streaming: bool) -> None:
+    """With dropout, and with masks for `masked-lm`, which must both continue the random sequence."""
     changes = {**RESUMED[task], "data": {"streaming": streaming}, "training": {"max_steps": 5, "save_steps": 2}}
     recipe = corpus.recipe(task, tmp_path / "run", **changes)
     whole = train(recipe)
@@ -223,14 +223,14 @@ def test_resuming_any_task_gives_the_weights_of_an_unbroken_run(
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_streams_are_learned_from(corpus: Corpus, tmp_path: Path, task: str) -> None:
+def test_streaming_trains(corpus: Corpus, tmp_path: Path, task: str) -> None:
     trainer = train(corpus.recipe(task, tmp_path / "run", data={"streaming": True}, training={"max_steps": 3}))
     assert len(losses(trainer)) == 3
     assert len(evaluations(trainer)) == 1
 
 
-def test_masks_are_others_in_each_epoch(corpus: Corpus, tmp_path: Path) -> None:
-    """Even where one batch is all there is: the losses of a model that stays the same differ by the masks."""
+def test_masks_differ_between_epochs(corpus: Corpus, tmp_path: Path) -> None:
+    """With a single batch and a constant model, the losses differ only by the masks."""
     still = {"learning_rate": 0.0, "per_device_train_batch_size": 1, "eval_strategy": "no", "max_steps": 4}
     recipe = corpus.recipe(
         "masked-lm",
@@ -245,8 +245,8 @@ def test_masks_are_others_in_each_epoch(corpus: Corpus, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["causal-lm", "completion"])
-def test_the_trainers_loss_is_the_evaluators(corpus: Corpus, tmp_path: Path, task: str) -> None:
-    """Of a model that stays the same, over texts of unequal length, in one batch or in several that add up."""
+def test_trainer_loss_matches_evaluator(corpus: Corpus, tmp_path: Path, task: str) -> None:
+    """For a constant model, over texts of unequal length, in one batch or in several accumulated ones."""
     inputs = InputArguments(prompt="{source}:") if task == "completion" else InputArguments()
     for size, parts in ((60, 1), (15, 4)):
         recipe = corpus.recipe(
@@ -271,19 +271,19 @@ def test_the_trainers_loss_is_the_evaluators(corpus: Corpus, tmp_path: Path, tas
         assert losses(trainer) == pytest.approx([scores["perplexity"]["loss"]], rel=1e-4)
 
 
-# --- What it starts from ---------------------------------------------------------------------------------------------
+# --- Initialization from a saved model -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", [{}, {"add_bos_token": True}, {"add_eos_token": False}], ids=repr)
-def test_a_tokenizer_that_transformers_saved_is_a_start(
-    corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, given: dict[str, bool]
+@pytest.mark.parametrize("tokenizer_options", [{}, {"add_bos_token": True}, {"add_eos_token": False}], ids=repr)
+def test_start_from_tokenizer_saved_by_transformers(
+    corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, tokenizer_options: dict[str, bool]
 ) -> None:
-    """As good a one as ours, though it does not say what it puts around a text."""
+    """It works like ours, although it does not declare its BOS and EOS behavior."""
     shutil.copytree(folder_of(runs["translation"]), tmp_path / "start")
     PreTrainedTokenizerFast.from_pretrained(tmp_path / "start").save_pretrained(tmp_path / "start")
     found = []
     for start in (folder_of(runs["translation"]), tmp_path / "start"):
-        options: dict[str, Any] = {"training": {"max_steps": 1}, "tokenizer": given}
+        options: dict[str, Any] = {"training": {"max_steps": 1}, "tokenizer": tokenizer_options}
         recipe = corpus.recipe("causal-lm", tmp_path / f"from {start.name}", init_from=str(start), **options)
         trainer = train(recipe)
         tokenizer = trainer.processing_class
@@ -295,7 +295,7 @@ def test_a_tokenizer_that_transformers_saved_is_a_start(
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "translation"])
-def test_a_half_of_an_encoder_decoder_is_a_start(
+def test_start_from_half_of_encoder_decoder(
     corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, task: str
 ) -> None:
     start = folder_of(runs["translation"])
@@ -312,11 +312,12 @@ def test_a_half_of_an_encoder_decoder_is_a_start(
         assert torch.equal(new[name], old[name]), name
     ids, tokenizer = trainer.processing_class("red cats")["input_ids"], trainer.processing_class
     assert (ids[0] == tokenizer.bos_token_id) == (half == "decoder")
-    assert (ids[-1] == tokenizer.eos_token_id) == (half == "encoder")  # the start's own, where they do no harm
-    assert load_file(folder_of(trainer) / "model.safetensors")  # a folder that is whole
+    # Fields of the saved model that do not conflict.
+    assert (ids[-1] == tokenizer.eos_token_id) == (half == "encoder")
+    assert load_file(folder_of(trainer) / "model.safetensors")  # The folder is complete.
 
 
-def test_a_masked_language_model_is_a_start_for_a_classifier_and_that_for_another(
+def test_start_classifier_from_masked_lm_and_classifier(
     corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path
 ) -> None:
     still = {"learning_rate": 0.0, "max_steps": 1, "eval_strategy": "no"}
@@ -330,7 +331,7 @@ def test_a_masked_language_model_is_a_start_for_a_classifier_and_that_for_anothe
         start = trainer
 
 
-def test_of_two_vocabularies_each_half_has_its_own(corpus: Corpus, tmp_path: Path) -> None:
+def test_halves_keep_their_own_vocabulary(corpus: Corpus, tmp_path: Path) -> None:
     pairs = [{"en": text, "de": f"größere {i} Straße"} for i, text in enumerate(TEXTS)]
     (tmp_path / "two.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     data = {"train": str(tmp_path / "two.jsonl"), "validation": str(tmp_path / "two.jsonl")}
@@ -355,7 +356,7 @@ def test_of_two_vocabularies_each_half_has_its_own(corpus: Corpus, tmp_path: Pat
         ("causal-lm", {"vocab_size": 300}, r"differ, such as model\.decoder\.embed_tokens\.weight"),
     ],
 )
-def test_a_start_of_another_shape_is_refused(
+def test_start_with_another_shape_is_refused(
     corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, task: str, model: dict[str, Any], message: str
 ) -> None:
     start = str(folder_of(runs["translation"]))
@@ -364,7 +365,7 @@ def test_a_start_of_another_shape_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_start_without_the_half_is_refused(corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path) -> None:
+def test_start_without_the_half_is_refused(corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"decoder_layers.*0.*decoder"):
         train(corpus.recipe("causal-lm", tmp_path / "run", init_from=str(folder_of(runs["masked-lm"]))))
 
@@ -373,14 +374,14 @@ def test_a_start_without_the_half_is_refused(corpus: Corpus, runs: dict[str, Seq
 
 
 @pytest.mark.parametrize("kind", LABELS)
-def test_a_keyword_that_decides_the_label_is_found(corpus: Corpus, tmp_path: Path, kind: str) -> None:
+def test_classifier_learns_a_keyword(corpus: Corpus, tmp_path: Path, kind: str) -> None:
     fast = {"max_steps": 90, "learning_rate": 1e-2, "eval_strategy": "no", "logging_steps": 30, "save_steps": 1000}
     recipe = corpus.recipe("classification", tmp_path, kind, model={"dropout": 0, "label_smoothing": 0}, training=fast)
     train(recipe)
     config = json.loads((tmp_path / "config.json").read_text())
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     rows = [{"text": text, "label": LABELS[kind](text)} for text in TEXTS]
-    scores, said = evaluate(model, AutoTokenizer.from_pretrained(tmp_path), rows, task="classification")
+    scores, predictions = evaluate(model, AutoTokenizer.from_pretrained(tmp_path), rows, task="classification")
     if kind == "number":
         assert config["problem_type"] == "regression"
         assert model.config.num_labels == 1
@@ -393,11 +394,11 @@ def test_a_keyword_that_decides_the_label_is_found(corpus: Corpus, tmp_path: Pat
     assert config["label2id"] == {name: i for i, name in enumerate(names)}
     assert scores["accuracy"]["score"] > 0.95
     truth = [label if kind == "one" else " ".join(sorted(label)) for label in map(LABELS[kind], TEXTS)]
-    hits = sum(x == y for x, y in zip(said, truth, strict=True))
+    hits = sum(x == y for x, y in zip(predictions, truth, strict=True))
     assert hits / len(rows) == scores["accuracy"]["score"]
 
 
-def test_numbers_in_a_table_are_learned_as_such_if_the_recipe_says_so(corpus: Corpus, tmp_path: Path) -> None:
+def test_numeric_labels_are_regression_if_requested(corpus: Corpus, tmp_path: Path) -> None:
     lines = ["text,label", *(f"{text},{text.count('dogs')}" for text in TEXTS)]
     (tmp_path / "stars.csv").write_text("\n".join(lines) + "\n")
     files = dict.fromkeys(("train", "validation"), str(tmp_path / "stars.csv"))
@@ -409,7 +410,7 @@ def test_numbers_in_a_table_are_learned_as_such_if_the_recipe_says_so(corpus: Co
     assert names.model.config.problem_type == "single_label_classification"
 
 
-def test_what_the_labels_do_not_allow_is_refused_before_anything_is_written(corpus: Corpus, tmp_path: Path) -> None:
+def test_invalid_labels_are_refused_before_writing(corpus: Corpus, tmp_path: Path) -> None:
     (tmp_path / "odd.jsonl").write_text('{"text": "red cats", "label": "lukewarm"}\n')
     validation = {"validation": str(tmp_path / "odd.jsonl")}
     with pytest.raises(ValueError, match=r"label 'lukewarm'.*unknown.*training data.*hot"):
@@ -421,7 +422,7 @@ def test_what_the_labels_do_not_allow_is_refused_before_anything_is_written(corp
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_not_deleted_for_one_that_cannot_begin(corpus: Corpus, tmp_path: Path) -> None:
+def test_invalid_run_does_not_delete_existing_one(corpus: Corpus, tmp_path: Path) -> None:
     train(corpus.recipe("classification", tmp_path / "run", training={"max_steps": 3}))
     (tmp_path / "odd.jsonl").write_text('{"text": "red cats", "label": "lukewarm"}\n')
     validation = {"validation": str(tmp_path / "odd.jsonl")}

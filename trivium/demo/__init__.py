@@ -1,6 +1,6 @@
-"""The page on which people try a model, and nothing that it could not take along.
+"""Self-contained demo page of a model.
 
-These files also travel to the Hub, with a Space: they import gradio, torch, transformers and each other, as
+These files are also uploaded with a Space: they may only import gradio, torch, transformers and each other, as
 `from .name import X`.
 """
 

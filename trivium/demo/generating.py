@@ -1,4 +1,4 @@
-"""What a model writes, token by token: what it chose, what else it could have said, and where it looked."""
+"""Generate text token by token, with the probabilities, alternatives and attention of each token."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,24 +12,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 from .introspect import Inputs, Piece
 
 ALTERNATIVES = 6  # shown at each step
-EXTRA_LENGTH = 50  # the paper's longest translation: the text's length + 50 (section 6.1)
+EXTRA_LENGTH = 50  # maximum output length in the paper: input length + 50 (section 6.1)
 
-Named = tuple[str, float]  # a token, or a label, and its probability
+Named = tuple[str, float]  # a token, label or beam, and its probability or score
 
 
 @dataclass(frozen=True)
 class Step:
-    """One token that the model wrote.
+    """A generated token.
 
     Attributes:
-        text: What it adds to the text: nothing for a special token, or in the middle of a character.
-        name: What the token is called among others.
-        probability: What the model itself gave it, before temperature, top-p and the like.
-        alternatives: The likeliest tokens and their probabilities, best first; the token that was chosen is the last
-            of them, if it is none of the best.
-        attention: Where the model looked when it wrote it: a weight for each piece of what it read and, of a
-            decoder-only model, for each token that it wrote before; from the last layer, the mean of its heads.
-        is_special: Whether it stands for no text, like the one that ends a text.
+        text: Text that the token adds; empty for a special token, or in the middle of a character.
+        name: Display name of the token.
+        probability: Probability under the model, before temperature, top-p and other warpers.
+        alternatives: The most probable tokens and their probabilities, best first; the chosen token is the last of
+            them if it is not among the best.
+        attention: Attention weights of the last layer, averaged over heads: one for each input piece and, for a
+            decoder-only model, for each previously generated token.
+        is_special: Whether it is a special token, such as EOS.
     """
 
     text: str
@@ -41,15 +41,15 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Writing:
-    """What was written so far.
+class Generation:
+    """State of a generation.
 
     Attributes:
-        read: The text that the model translates or continues.
-        steps: The tokens that it wrote; of several beams, those of the best.
-        beams: The beams that were found, best first, each with its score: the mean of the tokens' log probabilities,
-            unless the model's length penalty is not 1.
-        is_complete: Whether there is no more to come.
+        read: The input text.
+        steps: The generated tokens; with beam search, those of the best beam.
+        beams: The finished beams and their scores, best first; with a length penalty of 1 a score is the mean of the
+            tokens' log-probabilities.
+        is_complete: Whether generation has finished.
     """
 
     read: list[Piece]
@@ -59,67 +59,67 @@ class Writing:
 
     @property
     def text(self) -> str:
-        """The tokens as a text."""
+        """Return the generated text."""
         return "".join(step.text for step in self.steps)
 
 
-def write(
+def generate_steps(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     inputs: Inputs,
     max_new_tokens: int,
     **generation: Any,
-) -> Iterator[Writing]:
-    """Translate or continue a text, and give all that is written so far after every token.
+) -> Iterator[Generation]:
+    """Translate or continue a text, and yield the state after each token.
 
-    With beams nothing is certain before the end: there is one result, the finished beams.
+    Beam search has no stable prefix before its end, so it yields a single result, the finished beams.
 
     Args:
-        model: An encoder-decoder or decoder-only model with its head, and eager attention.
+        model: An encoder-decoder or decoder-only model with its head and eager attention.
         tokenizer: Its tokenizer.
-        inputs: The text.
-        max_new_tokens: So many tokens at most.
-        **generation: What `generate()` takes, as `num_beams`, or `do_sample` and `temperature`.
+        inputs: The input text.
+        max_new_tokens: Maximum number of generated tokens.
+        **generation: Arguments of `generate()`, such as `num_beams`, or `do_sample` and `temperature`.
     """
     options = {**generation, "max_new_tokens": max_new_tokens, "max_length": None}
-    writing, pen = Writing(inputs.pieces), _Pen(model, tokenizer, inputs)
+    state, builder = Generation(inputs.pieces), _StepBuilder(model, tokenizer, inputs)
     if generation.get("num_beams", 1) > 1:
-        yield _search(model, tokenizer, inputs, pen, **options)
+        yield _beam_search(model, tokenizer, inputs, builder, **options)
         return
-    for token_id, logits, attention in _watch(model, inputs, **options):
-        writing = replace(writing, steps=[*writing.steps, pen.step(token_id, logits, attention)])
-        yield writing
-    yield replace(writing, is_complete=True)
+    for token_id, logits, attention in _stream_tokens(model, inputs, **options):
+        state = replace(state, steps=[*state.steps, builder.step(token_id, logits, attention)])
+        yield state
+    yield replace(state, is_complete=True)
 
 
-class _Pen:
-    """Makes steps of token ids, one after the other."""
+class _StepBuilder:
+    """Convert token ids to steps, decoding them incrementally."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: Inputs) -> None:
-        self.tokenizer = getattr(tokenizer, "target", tokenizer)  # there are tokenizers with two vocabularies
+        self.tokenizer = getattr(tokenizer, "target", tokenizer)  # for two vocabularies
         self.special = set(self.tokenizer.all_special_ids)
         self.counts = [piece.tokens for piece in inputs.pieces]
-        # A continuation is decoded together with its beginning: some tokenizers drop a space where decoding begins.
+        # Decode a continuation together with its prompt: some tokenizers drop a leading space on decode.
         self.ids = [] if model.config.is_encoder_decoder else list(inputs.input_ids)
         self.done = self._decode(self.ids)
 
     def step(self, token_id: int, logits: torch.Tensor, attention: torch.Tensor) -> Step:
-        """The next step, from the token, (vocabulary,) logits and (positions,) attention weights."""
+        """Return the next step from a token id, logits (vocabulary,) and attention weights (positions,)."""
         self.ids.append(token_id)
         text = self._decode(self.ids)
-        # A character may take several tokens: until the last it is none yet, after the end never.
+        # An incomplete multi-token character decodes to U+FFFD: hold it back until its last token.
         new = (text if token_id in self.special else text.rstrip("\ufffd"))[len(self.done) :]
         self.done += new
         probabilities = logits.float().softmax(dim=-1)
         best = probabilities.topk(min(ALTERNATIVES, len(probabilities))).indices.tolist()
-        named = best if token_id in best else [*best[:-1], token_id]
+        candidates = best if token_id in best else [*best[:-1], token_id]
         weights = attention.float().cpu()
         read = weights[: sum(self.counts)].split(self.counts)
         return Step(
             text=new,
             name=self._name(token_id),
             probability=probabilities[token_id].item(),
-            alternatives=[(self._name(each), probabilities[each].item()) for each in named],
+            alternatives=[(self._name(candidate), probabilities[candidate].item()) for candidate in candidates],
             attention=[*(part.sum().item() for part in read), *weights[sum(self.counts) :].tolist()],
             is_special=token_id in self.special,
         )
@@ -132,66 +132,68 @@ class _Pen:
         return text if text and "\ufffd" not in text else str(self.tokenizer.convert_ids_to_tokens(token_id))
 
 
-def _attention_of(model: PreTrainedModel, output: Any) -> torch.Tensor:
-    """(heads, rows, columns) of the only text as (rows, columns)."""
+def _mean_attention(model: PreTrainedModel, output: Any) -> torch.Tensor:
+    """Return the last layer's attention weights averaged over heads, (rows, columns), for a batch of one."""
     layers = output.cross_attentions if model.config.is_encoder_decoder else output.attentions
     mean: torch.Tensor = layers[-1][0].mean(dim=0)
     return mean
 
 
-class _Listener(StoppingCriteria):
-    """Hears of every token as soon as it is chosen, and can call an end to it."""
+class _TokenQueue(StoppingCriteria):
+    """Stopping criterion that queues each token when it is chosen, and stops generation on request."""
 
     def __init__(self) -> None:
-        self.heard: Queue[Any] = Queue()
+        self.queue: Queue[Any] = Queue()
         self.must_stop = threading.Event()
-        self.facts: Any = None  # what the model said when it was asked for the token that is to be chosen
+        self.outputs: Any = None  # logits and attention of the last forward pass
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        self.heard.put((input_ids[0, -1].item(), *self.facts))
+        self.queue.put((input_ids[0, -1].item(), *self.outputs))
         return torch.full((len(input_ids),), self.must_stop.is_set(), device=input_ids.device)
 
 
-def _watch(model: PreTrainedModel, inputs: Inputs, **options: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Let `generate()` run in a thread, and give each token with the logits and the attention that led to it."""
-    listener = _Listener()
+def _stream_tokens(
+    model: PreTrainedModel, inputs: Inputs, **options: Any
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Run `generate()` in a thread, and yield each token with the logits and attention that produced it."""
+    criterion = _TokenQueue()
 
-    def note(module: Any, arguments: Any, output: Any) -> None:
-        listener.facts = output.logits[0, -1], _attention_of(model, output)[-1]
+    def capture(module: Any, arguments: Any, output: Any) -> None:
+        criterion.outputs = output.logits[0, -1], _mean_attention(model, output)[-1]
 
     def generate() -> None:
-        handle = model.register_forward_hook(note)
+        handle = model.register_forward_hook(capture)
         try:
             model.generate(
                 **inputs.tensors(model),
                 **options,
                 output_attentions=True,
                 return_dict_in_generate=True,
-                stopping_criteria=StoppingCriteriaList([listener]),
+                stopping_criteria=StoppingCriteriaList([criterion]),
             )
-            listener.heard.put(None)
+            criterion.queue.put(None)
         except Exception as error:
-            listener.heard.put(error)  # it belongs to who waits for tokens
+            criterion.queue.put(error)  # raised again by the consumer
         finally:
             handle.remove()
 
     thread = threading.Thread(target=generate, daemon=True)
     thread.start()
     try:
-        while (heard := listener.heard.get()) is not None:
-            if isinstance(heard, Exception):
-                raise heard
-            yield heard
-    finally:  # also when nobody wants to hear more
-        listener.must_stop.set()
+        while (item := criterion.queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:  # also if the consumer closes the generator early
+        criterion.must_stop.set()
         thread.join()
 
 
 @torch.inference_mode()
-def _search(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: Inputs, pen: _Pen, **options: Any
-) -> Writing:
-    """Search with beams, and read the best once more to see how the model came to it."""
+def _beam_search(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: Inputs, builder: _StepBuilder, **options: Any
+) -> Generation:
+    """Run beam search, then a forward pass on the best beam for its probabilities and attention."""
     output = model.generate(
         **inputs.tensors(model),
         **options,
@@ -200,22 +202,22 @@ def _search(
         output_scores=True,
     )
     has_encoder = model.config.is_encoder_decoder
-    start = 1 if has_encoder else len(inputs.input_ids)  # of what it wrote
+    start = 1 if has_encoder else len(inputs.input_ids)  # of the generated tokens
     texts = tokenizer.batch_decode(output.sequences[:, start:], skip_special_tokens=True)
     ids = output.sequences[0].tolist()
-    end = next((i + 1 for i in range(start, len(ids)) if ids[i] in _ends(model)), len(ids))  # then comes padding
-    read = output.sequences[:1, : end - 1]
-    names = {**inputs.tensors(model), "decoder_input_ids": read} if has_encoder else {"input_ids": read}
-    again = model(**names, output_attentions=True, use_cache=False)
-    logits, attention = again.logits[0], _attention_of(model, again)
+    end = next((i + 1 for i in range(start, len(ids)) if ids[i] in _eos_token_ids(model)), len(ids))  # without padding
+    prefix = output.sequences[:1, : end - 1]
+    arguments = {**inputs.tensors(model), "decoder_input_ids": prefix} if has_encoder else {"input_ids": prefix}
+    replay = model(**arguments, output_attentions=True, use_cache=False)
+    logits, attention = replay.logits[0], _mean_attention(model, replay)
     steps = [
-        pen.step(ids[i], logits[i - 1], attention[i - 1, : None if has_encoder else i]) for i in range(start, end)
+        builder.step(ids[i], logits[i - 1], attention[i - 1, : None if has_encoder else i]) for i in range(start, end)
     ]
     beams = list(zip(texts, output.sequences_scores.tolist(), strict=True))
-    return Writing(inputs.pieces, steps, beams, is_complete=True)
+    return Generation(inputs.pieces, steps, beams, is_complete=True)
 
 
-def _ends(model: PreTrainedModel) -> list[int]:
-    """The tokens that end a text."""
-    ends = model.generation_config.eos_token_id
-    return ends if isinstance(ends, list) else [ends]
+def _eos_token_ids(model: PreTrainedModel) -> list[int]:
+    """Return the EOS token ids of the generation config as a list."""
+    eos_token_id = model.generation_config.eos_token_id
+    return eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]

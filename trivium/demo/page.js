@@ -1,23 +1,24 @@
-// Draws what the model did. Gradio calls this once, with the `element` to draw in, and `watch` and `props` to hear of
-// what the server tells. Texts become text nodes, never markup: what people type stays what they typed.
+// Renders the events of the server. Gradio runs this once, with the `element` to render in, and `watch` and `props` to
+// receive updates. Texts are inserted as text nodes, never as markup, so that user input cannot inject HTML.
 
-const LOOKED_AT = 5; // named in words, at most
-let told = ""; // what has been drawn: events as lines of JSON, the first of which tells one answer from another
-let stopped = ""; // the first line of an answer that was stopped: what was under way of it comes too late
-let pieces, steps; // what was read, and what was written
-let read, written, details; // the lists of the two on the page, and what is told of one of their tokens
+const MAX_ATTENDED = 5; // tokens listed by attention weight
+const GENERATING = "Generating …";
+let received = ""; // events rendered so far, as JSON lines; the first line is unique to the answer
+let stopped = ""; // first line of a stopped answer, whose late events are ignored
+let pieces, steps; // input pieces and generated steps
+let inputTokens, outputTokens, details; // the two token lists, and the details of the selected token
 
 function make(tag, name, text, ...children) {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  if (text) made.textContent = text;
-  made.append(...children);
-  return made;
+  const node = document.createElement(tag);
+  if (name) node.className = name;
+  if (text) node.textContent = text;
+  node.append(...children);
+  return node;
 }
 
 const percent = (share) => (share < 0.001 && share > 0 ? "<0.1 %" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`);
 
-// Spaces and line breaks at the ends, which nobody would see.
+// Replace leading and trailing whitespace, which would be invisible, by symbols.
 function visible(text) {
   const marks = { "\n": "↵", "\r": "↵", "\t": "⇥" };
   return (text || "∅").replace(/^\s+|\s+$/g, (spaces) => [...spaces].map((space) => marks[space] ?? "␣").join(""));
@@ -25,15 +26,15 @@ function visible(text) {
 
 function status(text) {
   const line = element.querySelector(".status");
-  if (line.textContent !== text) line.textContent = text; // it is read aloud
+  if (line.textContent !== text) line.textContent = text; // screen readers announce each change
 }
 
-// --- Tokens, and the attention between them ------------------------------------------------------------------------
+// --- Tokens and attention ------------------------------------------------------------------------------------------
 
-// A list of tokens that is one stop of the Tab key: the arrow keys go from token to token.
+// A list of tokens that is a single tab stop; arrow keys move between tokens.
 class Tokens {
-  constructor(title, tell) {
-    this.tell = tell;
+  constructor(title, showDetails) {
+    this.showDetails = showDetails;
     this.chips = [];
     this.list = make("div", "tokens");
     this.list.setAttribute("role", "listbox");
@@ -41,17 +42,17 @@ class Tokens {
     this.list.setAttribute("aria-orientation", "horizontal");
     this.list.dir = "auto";
     this.part = make("section", "part", "", make("h2", "", title), this.list);
-    this.list.addEventListener("keydown", (event) => this.go(event));
+    this.list.addEventListener("keydown", (event) => this.navigate(event));
     for (const kind of ["pointerover", "focusin", "click"]) {
       this.list.addEventListener(kind, (event) => {
-        const place = this.chips.indexOf(event.target.closest(".token"));
-        if (place >= 0) this.choose(place, kind === "click");
+        const index = this.chips.indexOf(event.target.closest(".token"));
+        if (index >= 0) this.select(index, kind === "click");
       });
     }
   }
 
   add(text, isSpecial, number) {
-    // No bdi: the list takes its direction from these texts, but not from that of a special token.
+    // No bdi: the direction of the list follows these texts, except for special tokens.
     const word = make("span", "text", visible(text));
     if (isSpecial) word.dir = "ltr";
     const chip = make("span", isSpecial ? "token special" : "token", "", word, make("span", "number", number ?? ""));
@@ -64,87 +65,87 @@ class Tokens {
     return chip;
   }
 
-  go(event) {
-    const now = this.chips.indexOf(document.activeElement);
+  navigate(event) {
+    const current = this.chips.indexOf(document.activeElement);
     const forward = getComputedStyle(this.list).direction === "rtl" ? -1 : 1;
     const steps = { ArrowRight: forward, ArrowLeft: -forward, ArrowDown: 1, ArrowUp: -1, Home: -Infinity, End: Infinity };
-    if (now < 0 || !(event.key in steps)) return;
+    if (current < 0 || !(event.key in steps)) return;
     event.preventDefault();
-    this.chips[Math.min(Math.max(now + steps[event.key], 0), this.chips.length - 1)].focus();
+    this.chips[Math.min(Math.max(current + steps[event.key], 0), this.chips.length - 1)].focus();
   }
 
-  choose(place, mustFocus) {
-    if (mustFocus) this.chips[place].focus();
-    for (const tokens of [read, written]) {
+  select(index, mustFocus) {
+    if (mustFocus) this.chips[index].focus();
+    for (const tokens of [inputTokens, outputTokens]) {
       tokens.chips.forEach((chip, i) => {
-        const isChosen = tokens === this && i === place;
-        if (chip.getAttribute("aria-selected") !== String(isChosen)) chip.setAttribute("aria-selected", isChosen);
+        const isSelected = tokens === this && i === index;
+        if (chip.getAttribute("aria-selected") !== String(isSelected)) chip.setAttribute("aria-selected", isSelected);
       });
     }
-    this.chips.forEach((chip, i) => (chip.tabIndex = i === place ? 0 : -1));
-    this.tell(place);
+    this.chips.forEach((chip, i) => (chip.tabIndex = i === index ? 0 : -1));
+    this.showDetails(index);
   }
 }
 
-// Shade the tokens by their weights; an own list scrolls to the heaviest, the page stays where it is.
+// Shade the tokens by their weights; a scrollable list scrolls to the largest weight, the page does not move.
 function shade(chips, weights) {
   for (const chip of element.querySelectorAll(".token")) {
     chip.style.removeProperty("--weight");
-    if (chip.parentNode === read.list) chip.querySelector(".number").textContent = "";
+    if (chip.parentNode === inputTokens.list) chip.querySelector(".number").textContent = "";
   }
   chips.forEach((chip, i) => {
     chip.style.setProperty("--weight", weights[i]);
-    if (chip.parentNode === read.list && weights[i] >= 0.005) chip.querySelector(".number").textContent = percent(weights[i]);
+    if (chip.parentNode === inputTokens.list && weights[i] >= 0.005) chip.querySelector(".number").textContent = percent(weights[i]);
   });
-  const heaviest = chips[weights.indexOf(Math.max(...weights))];
-  const list = heaviest?.parentNode;
+  const strongest = chips[weights.indexOf(Math.max(...weights))];
+  const list = strongest?.parentNode;
   if (list?.scrollHeight > list?.clientHeight && !list.contains(document.activeElement)) {
-    list.scrollTop = heaviest.offsetTop - list.offsetTop - list.clientHeight / 2;
+    list.scrollTop = strongest.offsetTop - list.offsetTop - list.clientHeight / 2;
   }
 }
 
 function rows(title, named, chosen) {
   const table = make("table", "shares", "", make("caption", "", title));
-  for (const [name, share, words] of named) {
+  for (const [name, share, label] of named) {
     const bar = make("td", "bar");
     bar.style.setProperty("--share", Math.min(Math.max(share, 0), 1));
     const isChosen = name === chosen;
     const head = make("th", "", "", make("bdi", "", visible(name)), isChosen ? "\u00a0✓" : "");
     head.scope = "row";
     if (isChosen) head.title = "chosen";
-    table.append(make("tr", isChosen ? "chosen" : "", "", head, make("td", "share", words ?? percent(share)), bar));
+    table.append(make("tr", isChosen ? "chosen" : "", "", head, make("td", "share", label ?? percent(share)), bar));
   }
   return table;
 }
 
-function heaviest(chips, weights) {
+function strongestTokens(chips, weights) {
   return chips
     .map((chip, i) => [chip.firstChild.textContent, weights[i]])
     .sort((one, other) => other[1] - one[1])
-    .slice(0, LOOKED_AT)
+    .slice(0, MAX_ATTENDED)
     .filter(([, weight]) => weight >= 0.005);
 }
 
-function tellOfWritten(place) {
-  const step = steps[place];
-  const chips = [...read.chips, ...written.chips].slice(0, step.attention.length);
+function showOutputToken(index) {
+  const step = steps[index];
+  const chips = [...inputTokens.chips, ...outputTokens.chips].slice(0, step.attention.length);
   shade(chips, step.attention);
   details.replaceChildren(
-    make("h3", "", `Token ${place + 1}: `, make("bdi", "", visible(step.name))),
-    make("div", "columns", "", rows("What it could have written", step.alternatives, step.name), rows("Where it looked", heaviest(chips, step.attention))),
+    make("h3", "", `Output token ${index + 1}: `, make("bdi", "", visible(step.name))),
+    make("div", "columns", "", rows("Most probable tokens", step.alternatives, step.name), rows("Attention", strongestTokens(chips, step.attention))),
   );
 }
 
-function tellOfRead(place) {
-  const weights = steps.map((step) => step.attention[place] ?? 0);
-  shade(written.chips, weights);
+function showInputToken(index) {
+  const weights = steps.map((step) => step.attention[index] ?? 0);
+  shade(outputTokens.chips, weights);
   details.replaceChildren(
-    make("h3", "", "Read: ", make("bdi", "", visible(pieces[place].text))),
-    make("div", "columns", "", rows("Which tokens looked at it, and how much of their attention it had", heaviest(written.chips, weights))),
+    make("h3", "", "Input token: ", make("bdi", "", visible(pieces[index].text))),
+    make("div", "columns", "", rows("Attention from output tokens", strongestTokens(outputTokens.chips, weights))),
   );
 }
 
-// --- Each kind of drawing --------------------------------------------------------------------------------------------
+// --- Events ----------------------------------------------------------------------------------------------------------
 
 function begin(...parts) {
   const line = make("p", "status");
@@ -153,13 +154,13 @@ function begin(...parts) {
 }
 
 function end(word, beams) {
-  if (written.chips.length && !element.querySelector("[aria-selected=true]")) written.choose(0);
+  if (outputTokens.chips.length && !element.querySelector("[aria-selected=true]")) outputTokens.select(0);
   if (beams.length) {
     const list = make("ol");
     for (const [text, score] of beams) {
       list.append(make("li", "", "", make("bdi", "", text || "∅"), make("span", "score", ` ${score.toFixed(3)}`)));
     }
-    const title = make("h2", "", "Beams, best first, and their scores");
+    const title = make("h2", "", "Beams and their scores, best first");
     element.querySelector(".beams").replaceChildren(title, list);
   }
   status(`${word} after ${steps.length} ${steps.length === 1 ? "token" : "tokens"}.`);
@@ -177,24 +178,24 @@ const draw = {
   read(event) {
     pieces = event.pieces;
     steps = [];
-    read = new Tokens("What it read", tellOfRead);
-    written = new Tokens("What it wrote, token by token", tellOfWritten);
+    inputTokens = new Tokens("Input tokens", showInputToken);
+    outputTokens = new Tokens("Output tokens", showOutputToken);
     details = make("section", "details");
     details.id = "details";
     const result = make("p", "result");
     result.dir = "auto";
-    begin(result, make("div", "beams"), written.part, details, read.part);
-    for (const piece of pieces) read.add(piece.text, piece.is_special);
-    written.part.hidden = details.hidden = true;
-    status("Writing …");
+    begin(result, make("div", "beams"), outputTokens.part, details, inputTokens.part);
+    for (const piece of pieces) inputTokens.add(piece.text, piece.is_special);
+    outputTokens.part.hidden = details.hidden = true;
+    status(GENERATING);
   },
 
   step(event) {
     steps.push(event);
     const text = event.is_special ? event.name : event.text || event.name;
-    const chip = written.add(text, event.is_special, percent(event.probability));
+    const chip = outputTokens.add(text, event.is_special, percent(event.probability));
     chip.style.setProperty("--probability", event.probability);
-    written.part.hidden = details.hidden = false;
+    outputTokens.part.hidden = details.hidden = false;
     element.querySelector(".result").append(event.text);
   },
 
@@ -203,18 +204,18 @@ const draw = {
   },
 
   stopped() {
-    stopped = firstLine(told);
-    if (element.querySelector(".status")?.textContent === "Writing …") end("Stopped", []);
+    stopped = firstLine(received);
+    if (element.querySelector(".status")?.textContent === GENERATING) end("Stopped", []);
   },
 
   fillings({ fillings }) {
-    begin(...fillings.map((named, i) => rows(fillings.length > 1 ? `Mask ${i + 1}` : "The mask", named)));
+    begin(...fillings.map((named, i) => rows(fillings.length > 1 ? `Mask ${i + 1}` : "Mask", named)));
     status(`Filled ${fillings.length === 1 ? "the mask" : `${fillings.length} masks`}.`);
   },
 
   labels({ labels, is_number: isNumber }) {
     const named = labels.map(([name, score]) => (isNumber ? [name, 0, score.toPrecision(4)] : [name, score]));
-    begin(rows(isNumber ? "Its number" : "Labels and their probabilities", named));
+    begin(rows(isNumber ? "Predicted value" : "Labels and their probabilities", named));
     status(`${named[0][0]}: ${named[0][2] ?? percent(named[0][1])}`);
   },
 };
@@ -224,9 +225,9 @@ const firstLine = (value) => value.slice(0, value.indexOf("\n"));
 watch("value", () => {
   const value = props.value ?? "";
   if (stopped && firstLine(value) === stopped) return;
-  const fresh = value.startsWith(told) ? value.slice(told.length) : value; // else it is another answer
-  told = value;
-  for (const line of fresh.split("\n").filter(Boolean)) {
+  const added = value.startsWith(received) ? value.slice(received.length) : value; // otherwise a new answer
+  received = value;
+  for (const line of added.split("\n").filter(Boolean)) {
     const event = JSON.parse(line);
     draw[event.kind](event);
   }

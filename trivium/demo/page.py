@@ -1,4 +1,4 @@
-"""The page: what is typed, how the model shall write, and what came of it."""
+"""Gradio page of the demo: input, generation settings and results."""
 
 import itertools
 import json
@@ -12,34 +12,34 @@ import gradio as gr
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .generating import EXTRA_LENGTH, Writing, write
-from .introspect import Inputs, UnfitText, longest, read
+from .generating import EXTRA_LENGTH, Generation, generate_steps
+from .introspect import Inputs, UnfitText, max_length, read
 from .judging import classify, fill_masks, is_regression
 
 HERE = Path(__file__).parent
-NEW_TOKENS = 100  # of a continuation, unless the model says how many
+NEW_TOKENS = 100  # of a continuation, unless the generation config sets it
 METHODS = {
-    "Greedy": "always the likeliest token",
-    "Beam search": "the likeliest text that several attempts find",
-    "Sampling": "tokens drawn by their probability",
+    "Greedy": "select the most probable token",
+    "Beam search": "keep several hypotheses and return the best",
+    "Sampling": "draw tokens from their distribution",
 }
 
-Event = dict[str, Any]  # something that page.js draws: its `kind`, and what there is to tell
+Event = dict[str, Any]  # an event for page.js: its `kind` and payload
 
 
 @dataclass(frozen=True)
-class _Words:
-    """What the page calls what it does."""
+class _Labels:
+    """Labels of the page for a task."""
 
     label: str
     button: str
     task: str
 
 
-TRANSLATE = _Words("Text to translate", "Translate", "translate")
-CONTINUE = _Words("Beginning of a text", "Continue", "continue")
-FILL = _Words("Text with masks", "Fill", "fill_mask")
-CLASSIFY = _Words("Text to classify", "Classify", "classify")
+TRANSLATE = _Labels("Text to translate", "Translate", "translate")
+CONTINUE = _Labels("Prompt", "Continue", "continue")
+FILL = _Labels("Text with masks", "Fill", "fill_mask")
+CLASSIFY = _Labels("Text to classify", "Classify", "classify")
 
 
 def launch(
@@ -53,22 +53,23 @@ def launch(
 ) -> gr.Blocks:
     """Serve the page until Ctrl-C.
 
-    Nothing of it comes from elsewhere, nothing is told to anybody, and no text is kept.
+    The page loads nothing from other servers, sends no analytics, and stores no text.
 
     Args:
-        model: It translates, continues, fills masks or classifies; its attention becomes the eager one, which is seen.
+        model: A model that translates, continues texts, fills masks or classifies; it is switched to eager attention,
+            which returns the weights.
         tokenizer: Its tokenizer.
-        title: What it is called.
-        summary: A sentence on what it does, in Markdown.
-        examples: Texts to try it with.
-        **options: Of gradio's `launch`: `server_name`, `server_port`, `inbrowser`, `prevent_thread_lock`.
+        title: Title of the page.
+        summary: Description of the model, in Markdown.
+        examples: Example inputs.
+        **options: Arguments of gradio's `launch`: `server_name`, `server_port`, `inbrowser`, `prevent_thread_lock`.
 
     Returns:
-        The page, with `prevent_thread_lock=True`; `close()` ends it.
+        The page; with `prevent_thread_lock=True` at once, and `close()` stops it.
 
     Raises:
-        ValueError: The model does none of these.
-        OSError: The port is taken.
+        ValueError: The model has none of these tasks.
+        OSError: The port is in use.
     """
     page = build(model, tokenizer, title=title, summary=summary, examples=examples)
     page.launch(
@@ -80,7 +81,7 @@ def launch(
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,
-        max_file_size=0,  # nothing is uploaded, but Gradio would take files of any size
+        max_file_size=0,  # the page has no uploads, but Gradio accepts files of any size by default
         **options,
     )
     return page
@@ -94,68 +95,72 @@ def build(
     summary: str = "",
     examples: Sequence[str] = (),
 ) -> gr.Blocks:
-    """The page, not yet served; see `launch`."""
-    words = _words(model)
-    writes = words in (TRANSLATE, CONTINUE)
+    """Build the page without serving it; see `launch`."""
+    labels = _labels_of(model)
+    generates = labels in (TRANSLATE, CONTINUE)
     model.set_attn_implementation("eager")
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(f"<h1>{escape(title)}</h1>", elem_id="heading")
         if summary:
             gr.Markdown(summary, elem_id="summary")
         text = gr.Textbox(
-            label=words.label,
-            # A translation is sent with Enter; a continuation may begin with several lines.
-            lines=3 if words is CONTINUE else 1,
+            label=labels.label,
+            # Enter submits one line; a prompt may have several lines.
+            lines=3 if labels is CONTINUE else 1,
             max_lines=8,
-            info="Shift+Enter sends it." if words is CONTINUE else None,
+            info="Submit with Shift+Enter." if labels is CONTINUE else None,
             elem_id="text",
         )
         if examples:
             gr.Examples([[example] for example in examples], inputs=[text], label="Examples")
         with gr.Row(elem_id="buttons"):
-            send = gr.Button(words.button, variant="primary", scale=3, min_width=120)
-            stop = gr.Button("Stop", visible=writes, min_width=80)
-            mask = gr.Button(f"Insert {tokenizer.mask_token}", visible=words is FILL, min_width=120)
-        settings = _settings(model, words) if writes else []
+            send = gr.Button(labels.button, variant="primary", scale=3, min_width=120)
+            stop = gr.Button("Stop", visible=generates, min_width=80)
+            mask = gr.Button(f"Insert {tokenizer.mask_token}", visible=labels is FILL, min_width=120)
+        settings = _settings(model, labels) if generates else []
         drawing = gr.HTML(
             html_template="",
             js_on_load=(HERE / "page.js").read_text(encoding="utf-8"),
             apply_default_css=False,
             elem_id="drawing",
         )
-        answer = _answer(model, tokenizer, words)
+        answer = _answer(model, tokenizer, labels)
         event = gr.on(
             [send.click, text.submit],
             answer,
             [text, *settings],
             drawing,
             show_progress="hidden",
-            api_name=words.task,
-            concurrency_id="model",  # one text at a time
+            api_name=labels.task,
+            concurrency_id="model",  # answer one request at a time
         )
-        stop.click(None, drawing, drawing, js='told => told + \'{"kind": "stopped"}\\n\'', cancels=[event])
+        stop.click(None, drawing, drawing, js='value => value + \'{"kind": "stopped"}\\n\'', cancels=[event])
         mask.click(None, text, text, js=f"text => (text + ' ' + {json.dumps(tokenizer.mask_token)}).trim()")
     return page.queue()
 
 
-def _words(model: PreTrainedModel) -> _Words:
+def _labels_of(model: PreTrainedModel) -> _Labels:
     if model.can_generate():
         return TRANSLATE if model.config.is_encoder_decoder else CONTINUE
     name = type(model).__name__
-    for ending, words in (("ForMaskedLM", FILL), ("ForSequenceClassification", CLASSIFY)):
+    for ending, labels in (("ForMaskedLM", FILL), ("ForSequenceClassification", CLASSIFY)):
         if name.endswith(ending):
-            return words
-    raise ValueError(f"model is a {name}: there is a page for what translates, continues, fills masks or classifies.")
+            return labels
+    raise ValueError(
+        f"model is a {name}, but the page needs a model that translates or continues texts, fills masks or classifies."
+    )
 
 
-def _settings(model: PreTrainedModel, words: _Words) -> list[gr.components.Component]:
-    """The controls for how the model writes, in the order in which `_options` takes them."""
+def _settings(model: PreTrainedModel, labels: _Labels) -> list[gr.components.Component]:
+    """Return the controls of the generation settings, in the order of the parameters of `_options`."""
     saved = model.generation_config
     beams = saved.num_beams or 1
     method = "Sampling" if saved.do_sample else "Beam search" if beams > 1 else "Greedy"
-    length = min(saved.max_new_tokens or NEW_TOKENS, longest(model.config))
-    with gr.Accordion("How it writes", open=False):
-        choice = gr.Radio([(f"{name}: {what}", name) for name, what in METHODS.items()], value=method, label="Method")
+    length = min(saved.max_new_tokens or NEW_TOKENS, max_length(model.config))
+    with gr.Accordion("Generation settings", open=False):
+        choice = gr.Radio(
+            [(f"{name}: {description}", name) for name, description in METHODS.items()], value=method, label="Method"
+        )
         with gr.Column(visible=method == "Beam search") as for_beams:
             width = gr.Slider(2, max(8, beams), value=beams if beams > 1 else 4, step=1, label="Beams")
         with gr.Column(visible=method == "Sampling") as for_sampling:
@@ -165,7 +170,7 @@ def _settings(model: PreTrainedModel, words: _Words) -> list[gr.components.Compo
                 value=saved.temperature or 1,
                 step=0.05,
                 label="Temperature",
-                info="Above 1 is bolder, below 1 safer.",
+                info="Above 1 samples are more random, below 1 less.",
             )
             top_p = gr.Slider(
                 0.05,
@@ -173,18 +178,18 @@ def _settings(model: PreTrainedModel, words: _Words) -> list[gr.components.Compo
                 value=saved.top_p or 1,
                 step=0.05,
                 label="Top p",
-                info="Only from the likeliest tokens that make up so much.",
+                info="Sample from the most probable tokens with this total probability.",
             )
             seed = gr.Number(
-                0, label="Seed", info="The same seed draws the same.", precision=0, minimum=0, maximum=2**32 - 1
+                0, label="Seed", info="Equal seeds give equal samples.", precision=0, minimum=0, maximum=2**32 - 1
             )
         new_tokens = gr.Slider(
             1,
-            longest(model.config),
+            max_length(model.config),
             value=length,
             step=1,
-            label="Longest continuation, in tokens",
-            visible=words is CONTINUE,
+            label="Maximum length of the continuation, in tokens",
+            visible=labels is CONTINUE,
         )
     choice.change(
         lambda name: [gr.update(visible=name == "Beam search"), gr.update(visible=name == "Sampling")],
@@ -197,54 +202,54 @@ def _settings(model: PreTrainedModel, words: _Words) -> list[gr.components.Compo
     return [choice, width, temperature, top_p, seed, new_tokens]
 
 
-def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, words: _Words) -> Callable[..., Any]:
-    """What happens to a text: events, as lines of JSON, each time all that there were so far.
+def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: _Labels) -> Callable[..., Any]:
+    """Return the event handler: it yields all events so far, as JSON lines.
 
-    A text that grows goes to the browser piece by piece, and costs it little; a list of lists would be compared as a
-    whole at every token.
+    Gradio sends only the suffix of a growing string to the browser; a list of lists would be compared in full at every
+    token.
     """
-    runs = itertools.count(1)  # no two answers begin alike
+    runs = itertools.count(1)  # makes the first line of each answer unique
 
     def answer(text: str, *settings: Any) -> Iterator[str]:
-        told = _line({"kind": "begin", "run": next(runs)})
+        lines = _line({"kind": "begin", "run": next(runs)})
         for event in events(text, *settings):
-            told += _line(event)
-            yield told
+            lines += _line(event)
+            yield lines
 
     def events(text: str, *settings: Any) -> Iterator[Event]:
         try:
             inputs = read(model, tokenizer, text)
-            if words is FILL:
+            if labels is FILL:
                 yield {"kind": "fillings", "fillings": fill_masks(model, tokenizer, inputs)}
-            elif words is CLASSIFY:
+            elif labels is CLASSIFY:
                 yield {"kind": "labels", "labels": classify(model, inputs), "is_number": is_regression(model)}
             else:
                 yield {"kind": "read", "pieces": [asdict(piece) for piece in inputs.pieces]}
-                writings = write(model, tokenizer, inputs, **_options(model, inputs, *settings))
-                yield from _events(writings)
+                states = generate_steps(model, tokenizer, inputs, **_options(model, inputs, *settings))
+                yield from _events(states)
         except UnfitText as problem:
             yield {"kind": "problem", "message": str(problem)}
         except Exception:
-            yield {"kind": "problem", "message": "Something went wrong; the server's log says what."}
+            yield {"kind": "problem", "message": "An error occurred. See the log of the server."}
             raise
 
     return answer
 
 
 def _line(event: Event) -> str:
-    # Gradio warns of what might be a script.
+    # Escape "<", since Gradio warns about possible scripts.
     return json.dumps(event, ensure_ascii=False).replace("<", "\\u003c") + "\n"
 
 
-def _events(writings: Iterator[Writing]) -> Iterator[Event]:
-    """A `step` for each token, and the `end`."""
+def _events(states: Iterator[Generation]) -> Iterator[Event]:
+    """Yield a `step` event for each token, then an `end` event."""
     done = 0
-    for writing in writings:
-        for step in writing.steps[done:]:
+    for state in states:
+        for step in state.steps[done:]:
             yield {"kind": "step", **asdict(step), "attention": [round(weight, 4) for weight in step.attention]}
-        done = len(writing.steps)
-        if writing.is_complete:
-            yield {"kind": "end", "beams": writing.beams}
+        done = len(state.steps)
+        if state.is_complete:
+            yield {"kind": "end", "beams": state.beams}
 
 
 def _options(
@@ -257,21 +262,24 @@ def _options(
     seed: int,
     new_tokens: int,
 ) -> dict[str, Any]:
-    """What `generate()` takes."""
-    room, read = longest(model.config), len(inputs.input_ids)
-    length = min(read + EXTRA_LENGTH, room) if model.config.is_encoder_decoder else min(new_tokens, room - read)
+    """Return the arguments of `generate()`."""
+    limit, num_inputs = max_length(model.config), len(inputs.input_ids)
+    if model.config.is_encoder_decoder:
+        length = min(num_inputs + EXTRA_LENGTH, limit)
+    else:
+        length = min(new_tokens, limit - num_inputs)
     options: dict[str, Any] = {"max_new_tokens": length, "num_beams": 1, "do_sample": False}
     if method == "Beam search":
         options["num_beams"] = beams
     elif method == "Sampling":
         torch.manual_seed(seed or 0)
-        # A whole number comes as an int, which generate() refuses.
+        # Gradio passes whole numbers as int, which generate() refuses.
         options |= {"do_sample": True, "top_k": 0, "temperature": float(temperature), "top_p": float(top_p)}
     return options
 
 
 def _theme() -> gr.themes.Base:
-    """Gradio's own, with fonts that are there already, and with contrasts that everybody can read."""
+    """Return Gradio's default theme with system fonts and accessible contrast."""
     theme = gr.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )

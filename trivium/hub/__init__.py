@@ -1,4 +1,4 @@
-"""Publishing: the model card, the check that others can load a folder, and the push."""
+"""Publish a model on the Hub: model card, portability check, push and Space."""
 
 from trivium.hub.card import has_own_card, render_card
 from trivium.hub.checking import auto_class_of, check_folder

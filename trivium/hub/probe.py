@@ -1,7 +1,7 @@
-"""What a saved model computes for fixed tokens: here, and in a process that has no `trivium`.
+"""Compute the outputs of a saved model for fixed tokens, with and without the `trivium` package.
 
-`trivium push` compares the two, so that nothing is published which others cannot load. This file also runs by itself,
-as `python -I probe.py FOLDER AUTO_CLASS RESULTS`, and therefore imports nothing of the package around it.
+`trivium push` compares the two, so that only models that load without the package are published. This file also runs
+as a script, `python -I probe.py FOLDER AUTO_CLASS RESULTS`, and therefore imports nothing from the package.
 """
 
 import sys
@@ -16,18 +16,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 TEXT = "Half past seven: it's über-easy, isn't it?"
 
 
-class Absent(MetaPathFinder):
-    """Lets nobody import `trivium`, however it is installed."""
+class BlockTrivium(MetaPathFinder):
+    """Import hook that blocks `trivium`, however it is installed."""
 
     def find_spec(self, name: str, *_: object) -> None:
-        """Refuse the package and what is in it; leave all else to the other finders."""
+        """Raise for the package and its submodules; return None otherwise, so that the next finder is tried."""
         if name.split(".")[0] == "trivium":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 @torch.no_grad()
 def compute(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
-    """All that a model returns for two rows of tokens, what it goes on with if it can, and the tokens of a text."""
+    """Return all output tensors for two rows of tokens, the generated tokens if any, and the tokens of a text."""
     config = model.config
     length = min(6, config.max_position_embeddings // 2)
     ids = torch.arange(2 * length).reshape(2, length) * 7
@@ -36,7 +36,7 @@ def compute(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[
     outputs = model(**inputs, **({"decoder_input_ids": decoder_ids} if config.is_encoder_decoder else {}))
     results = {name: value.clone() for name, value in outputs.items() if torch.is_tensor(value)}
     if model.can_generate():
-        # A length that was saved gives way.
+        # `max_length: None` overrides a saved length.
         options = {"do_sample": False, "num_beams": 1, "max_length": None, "max_new_tokens": 4}
         results["generated tokens"] = model.generate(**inputs, **options)
     encoded = tokenizer(TEXT, text_target=TEXT)
@@ -48,8 +48,8 @@ def compute(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[
 
 
 def load_without_trivium(folder: Path, auto_class: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load as others do: with an Auto class and the code in the folder."""
-    sys.meta_path.insert(0, Absent())
+    """Load model and tokenizer as users do: with an Auto class and the code in the folder."""
+    sys.meta_path.insert(0, BlockTrivium())
     model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
     return model.eval(), transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 

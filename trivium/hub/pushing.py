@@ -1,4 +1,4 @@
-"""Sending a saved model to the Hub: what goes into the one commit, and what it means when that fails."""
+"""Push a saved model or a Space to the Hub in a single commit, and explain the errors of the client."""
 
 import fnmatch
 import json
@@ -27,34 +27,46 @@ from trivium.storage.names import RECIPE_FILE
 
 logger = logging.getLogger(__name__)
 
-# What is published, beside the weights: never checkpoints, optimizer states, logs or texts.
+# Files that are published besides the weights: no checkpoints, optimizer states, logs or texts.
 PUBLISHED_MODEL = (
-    *("config.json", "generation_config.json", "*.py"),
-    *("*tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.spm"),
-    *("*.jinja", "additional_chat_templates/*.jinja"),
+    "config.json",
+    "generation_config.json",
+    "*.py",
+    "*tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.spm",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
 )
 PUBLISHED_RUN = (CARD_FILE, "LICENSE*", "*.png", "*.svg", RECIPE_FILE, "evaluation_*.json", STATE_FILE)
-# What `from_pretrained` would find of an earlier model, if it stayed where the new one has none.
+# Stale files of an earlier model that `from_pretrained` would read; deleted if the new model does not have them.
 REPLACED = (
-    *("model.safetensors", "model-*-of-*.safetensors", WEIGHTS_INDEX),
-    *("generation_config.json", "target_tokenizer.json", "chat_template.jinja"),
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    WEIGHTS_INDEX,
+    "generation_config.json",
+    "target_tokenizer.json",
+    "chat_template.jinja",
 )
 
 
 @dataclass(frozen=True)
 class Push:
-    """One commit on the Hub, planned or made.
+    """A commit on the Hub, planned or created.
 
     Attributes:
         repo_id: The repository.
         revision: The branch.
-        files: What the commit brings, by the names in the repository; unchanged files are not sent.
-        deletions: What an earlier model left there and this one has not.
-        head: The commit that it follows; None where the repository is new.
-        creates: What has to be made first: "repository", "branch" or None.
-        private: Whether a new repository is to be private; None leaves it to the namespace's settings.
+        files: Files of the commit, keyed by their paths in the repository; unchanged files are not uploaded.
+        deletions: Stale files of an earlier model to delete.
+        head: The parent commit; None for a new repository.
+        creates: What must be created first: "repository", "branch" or None.
+        private: Whether a new repository is private; None: the default of the namespace.
         repo_type: "model" or "space".
-        commit: Its id, once it is made; `head` if there was nothing to change.
+        commit: The id of the created commit; `head` if there was nothing to change.
     """
 
     repo_id: str
@@ -68,19 +80,19 @@ class Push:
     commit: str | None = None
 
     def size_of(self, name: str) -> int:
-        """How many bytes a file has."""
+        """Return the size of a file in bytes."""
         content = self.files[name]
         return len(content) if isinstance(content, bytes) else content.stat().st_size
 
     @property
     def url(self) -> str:
-        """Where people look at it."""
-        place = f"spaces/{self.repo_id}" if self.repo_type == "space" else self.repo_id
-        return f"{constants.ENDPOINT}/{place}" + ("" if self.revision == "main" else f"/tree/{self.revision}")
+        """Return the URL of the page on the Hub."""
+        path = f"spaces/{self.repo_id}" if self.repo_type == "space" else self.repo_id
+        return f"{constants.ENDPOINT}/{path}" + ("" if self.revision == "main" else f"/tree/{self.revision}")
 
     @property
     def changed(self) -> bool:
-        """Whether there is a new commit."""
+        """Return True if a new commit was created."""
         return self.commit not in (None, self.head)
 
 
@@ -92,25 +104,25 @@ def plan(
     revision: str | None = None,
     token: str | None = None,
 ) -> Push:
-    """Look at a folder and at the repository, and say what `push` would do; write nothing.
+    """Compare a folder with the repository, and return what `push` would do, without writing anything.
 
     Raises:
-        ValueError: The name is not one that a repository can have, or the repository is not as private as wanted.
-        PermissionError: The Hub does not know the user.
+        ValueError: `repo_id` is invalid, or the visibility of the repository differs from `private`.
+        PermissionError: The user is not authenticated.
         ConnectionError: The Hub cannot be reached.
     """
     revision = revision or "main"
     files = published_files(folder)
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
-        found = _look(repo_id, "model", revision, private, token, copy)
+        found = _inspect(repo_id, "model", revision, private, token, copy)
         if not has_own_card(folder):
-            if has_own_card(copy):  # somebody wrote it on the Hub: it stays
+            if has_own_card(copy):  # keep a card that was written on the Hub
                 files.pop(CARD_FILE, None)
             else:
                 files |= render_card(folder, repo_id)
         stale: set[str] = set()
-        with suppress(ValueError):  # what is broken there can be replaced, too
+        with suppress(ValueError):  # a broken model on the Hub can be replaced
             stale |= found.files & code_of(copy)
     stale |= {name for name in found.files if any(fnmatch.fnmatch(name, pattern) for pattern in REPLACED)}
     stale = {name for name in stale - set(files) if "/" not in name}
@@ -118,30 +130,30 @@ def plan(
 
 
 def plan_space(folder: Path, repo_id: str, *, private: bool | None = None, token: str | None = None) -> Push:
-    """Look at a Space's folder, as `write_space` wrote it, and at the Space, and say what `send` would do.
+    """Compare a folder written by `write_space` with the Space, and return what `send` would do.
 
-    A README.md that a person wrote on the Hub stays; what an earlier version of the page left goes.
+    A hand-written README.md on the Hub is kept; stale files of an earlier version of the page are deleted.
 
     Raises:
-        ValueError: As `plan`.
-        PermissionError: As `plan`.
-        ConnectionError: As `plan`.
+        ValueError: As in `plan`.
+        PermissionError: As in `plan`.
+        ConnectionError: As in `plan`.
     """
     files: dict[str, Path | bytes] = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in name.parts):
-            files[name.as_posix()] = path  # caches are there when somebody has started the page
+            files[name.as_posix()] = path  # running the page locally leaves caches
     with tempfile.TemporaryDirectory() as copy:
-        found = _look(repo_id, "space", "main", private, token, Path(copy))
+        found = _inspect(repo_id, "space", "main", private, token, Path(copy))
         if has_own_card(Path(copy)):
             files.pop(CARD_FILE, None)
-    stale = {known for known in found.files if known.startswith(f"{PAGE}/")} - set(files)
+    stale = {path for path in found.files if path.startswith(f"{PAGE}/")} - set(files)
     return Push(repo_id, "main", files, sorted(stale), found.head, found.creates, private, "space")
 
 
 def published_files(folder: Path) -> dict[str, Path | bytes]:
-    """Return the files of a saved model or a run that may be published, by their names.
+    """Return the publishable files of a saved model or a run, keyed by file name.
 
     Raises:
         ValueError: The folder has no weights as safetensors, or its recipe cannot be read.
@@ -153,22 +165,22 @@ def published_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def published_checkpoint(checkpoint: Path) -> dict[str, Path | bytes]:
-    """Return the files that may be published while a run goes on: a checkpoint's, and what its run says of the model.
+    """Return the publishable files during training: those of a checkpoint, and those of its run.
 
-    Evaluations are not among them, which are of other weights, nor is a generated card.
+    Evaluations are excluded, since they were computed with other weights, as is a generated card.
 
     Raises:
-        ValueError: As `published_files`.
+        ValueError: As in `published_files`.
     """
     run = checkpoint.parent
-    about = {name: content for name, content in _files_of_run(run).items() if not name.startswith("evaluation_")}
+    run_files = {name: content for name, content in _files_of_run(run).items() if not name.startswith("evaluation_")}
     if not has_own_card(run):
-        about.pop(CARD_FILE, None)
-    return {**about, **published_files(checkpoint)}
+        run_files.pop(CARD_FILE, None)
+    return {**run_files, **published_files(checkpoint)}
 
 
 def _files_of_run(folder: Path) -> dict[str, Path | bytes]:
-    """Return what a run tells of its model, without the folders of this machine."""
+    """Return the publishable files of a run, without local paths."""
     files: dict[str, Path | bytes] = {**_matching(folder, PUBLISHED_RUN)}
     if RECIPE_FILE in files:
         files[RECIPE_FILE] = public_recipe(load_recipe(folder)).encode()
@@ -187,65 +199,69 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class _Repository:
-    """What there is already."""
+    """Current state of a repository: head commit, what must be created, and files."""
 
     head: str | None
     creates: str | None
     files: frozenset[str] = frozenset()
 
 
-def _look(
+def _inspect(
     repo_id: str, repo_type: str, revision: str, private: bool | None, token: str | None, copy: Path
 ) -> _Repository:
-    """See what a repository has, and fetch its card and its code into the folder `copy`; refuse a name or a wish."""
+    """Return the state of a repository, and download its card and code into `copy`.
+
+    Raises:
+        ValueError: As in `plan`.
+    """
     validate_repo_id(repo_id)
     if "/" not in repo_id:
         raise ValueError(
-            f"repo_id is {repo_id!r}: it takes a user or an organisation, too, as in 'someone/{repo_id}'."
+            f"repo_id is {repo_id!r}, but must name a user or an organization, too, as in 'someone/{repo_id}'."
         )
     api = HfApi(token=token, library_name="trivium")
-    with _mistakes_explained(api, repo_id):
+    with _explain_errors(api, repo_id):
         try:
             refs = api.list_repo_refs(repo_id, repo_type=repo_type)
         except RepositoryNotFoundError as error:
-            if error.response.status_code == 401:  # it may exist, but not for who is not logged in
+            if error.response.status_code == 401:  # it may exist, but be visible only after login
                 raise
             return _Repository(head=None, creates="repository")
         branches = {branch.name: branch.target_commit for branch in refs.branches}
         head = branches.get(revision) or branches["main"]
         info = (api.space_info if repo_type == "space" else api.model_info)(repo_id, revision=head)
-        wanted = [CARD_FILE, "config.json", "tokenizer_config.json", "*.py"]
-        api.snapshot_download(repo_id, repo_type=repo_type, revision=head, allow_patterns=wanted, local_dir=copy)
+        patterns = [CARD_FILE, "config.json", "tokenizer_config.json", "*.py"]
+        api.snapshot_download(repo_id, repo_type=repo_type, revision=head, allow_patterns=patterns, local_dir=copy)
     if info.private is not None and private not in (None, info.private):
         raise ValueError(
-            f"{repo_id} is there already and {'private' if info.private else 'public'}: change that in its "
-            "settings on the Hub."
+            f"private is {private}, but {repo_id} exists and is {'private' if info.private else 'public'}: change its "
+            "visibility in its settings on the Hub."
         )
     files = frozenset(sibling.rfilename for sibling in info.siblings or [])
     return _Repository(head, None if revision in branches else "branch", files)
 
 
-# --- Sending it ------------------------------------------------------------------------------------------------------
+# --- Sending ---------------------------------------------------------------------------------------------------------
 
 
 def send(planned: Push, *, message: str | None = None, token: str | None = None) -> Push:
-    """Make what was planned: the repository or the branch if need be, then one commit, whole or not at all.
+    """Execute a plan: create the repository or branch if needed, then one atomic commit.
 
     Raises:
-        PermissionError: The Hub does not know the user, or does not let them write there.
-        ConnectionError: Somebody else pushed meanwhile, or the Hub could not be reached, or refused.
+        PermissionError: The user is not authenticated, or has no write access.
+        ConnectionError: The repository was changed in the meantime, or the Hub cannot be reached or refuses.
     """
     api = HfApi(token=token, library_name="trivium")
     repo_id, revision, head = planned.repo_id, planned.revision, planned.head
     repo_type = planned.repo_type
-    with _mistakes_explained(api, repo_id):
+    with _explain_errors(api, repo_id):
         if planned.creates == "repository":
             sdk = "gradio" if repo_type == "space" else None
             api.create_repo(repo_id, repo_type=repo_type, space_sdk=sdk, private=planned.private)
             head = api.repo_info(repo_id, repo_type=repo_type).sha
         if planned.creates and revision != "main":
             api.create_branch(repo_id, repo_type=repo_type, branch=revision, revision=head)
-        # Not `upload_folder`: it makes several commits of a large folder.
+        # `upload_folder` would split a large folder into several commits.
         commit = api.create_commit(
             repo_id,
             [
@@ -273,27 +289,28 @@ def push(
 ) -> Push:
     """Check a saved model and publish it on the Hub, in one commit.
 
-    What of an earlier model is left in the repository goes, everything else in it stays. After an interruption the
-    same call sends what is missing; a folder that is there already makes no commit. The folder itself is not changed:
-    a model card is made for the commit, unless a person wrote one.
+    Stale files of an earlier model are deleted from the repository; all other files in it are kept. After an
+    interruption the same call uploads only the missing files; an unchanged folder creates no commit. The folder itself
+    is not modified: a model card is generated for the commit, unless the folder or the repository has a hand-written
+    one.
 
     Args:
-        folder: What `model.save_pretrained` and `tokenizer.save_pretrained` wrote, or a run's.
-        repo_id: "name/of-the-model", with the name of a user or an organisation.
-        private: Whether others may see a repository that is new; None leaves it to the namespace's settings.
-        revision: The branch; "main" by default. A new one starts where "main" is.
-        message: The first line of the commit.
-        token: By default who is logged in with `hf auth login`, or HF_TOKEN.
+        folder: A folder written by `model.save_pretrained` and `tokenizer.save_pretrained`, or the folder of a run.
+        repo_id: "owner/name"; the owner is a user or an organization.
+        private: Whether a new repository is private; None: the default of the namespace.
+        revision: The branch; None: "main". A new branch starts at the head of "main".
+        message: The first line of the commit message.
+        token: An access token; None: HF_TOKEN, or the token of `hf auth login`.
         dry_run: Check and plan, but write nothing.
-        trust_remote_code: Whether the check may run code in the folder that is not the installed package's.
+        trust_remote_code: Whether the check may run code in the folder that differs from the installed package.
 
     Returns:
-        What was done; with `dry_run`, what would be.
+        The push that was executed or, with `dry_run`, planned.
 
     Raises:
-        ValueError: The folder or a name will not do.
-        PermissionError: The Hub does not know the user, or does not let them write there.
-        ConnectionError: Somebody else pushed meanwhile, or the Hub could not be reached, or refused.
+        ValueError: The folder fails the check, or an argument is invalid.
+        PermissionError: The user is not authenticated, or has no write access.
+        ConnectionError: The repository was changed in the meantime, or the Hub cannot be reached or refuses.
     """
     check_folder(Path(folder), trust_remote_code=trust_remote_code)
     planned = plan(Path(folder), repo_id, private=private, revision=revision, token=token)
@@ -301,30 +318,31 @@ def push(
 
 
 def send_in_background(planned: Push, run: Path, *, message: str, token: str | None = None) -> Future[None]:
-    """Send while training goes on; a push that fails is logged, and training goes on.
+    """Send in a background thread during training; a failed push is logged and does not stop training.
 
-    Pushes are sent one after the other.
+    Pushes are sent one after another.
 
     Args:
-        planned: What to send.
-        run: The folder of the run. Until all is sent it holds hard links to the files, which may be deleted meanwhile.
-        message: The first line of the commit.
-        token: As `send`.
+        planned: The push to send.
+        run: The folder of the run. It holds hard links to the files until they are sent, so that the originals may be
+            deleted.
+        message: The first line of the commit message.
+        token: As in `push`.
     """
-    room = run / ROOM
-    room.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="push-", dir=room))
+    work_folder = run / ROOM
+    work_folder.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="push-", dir=work_folder))
     files: dict[str, Path | bytes] = {}
     for name, content in planned.files.items():
         if isinstance(content, bytes):
             files[name] = content
             continue
-        kept = folder / name.replace("/", "--")
+        link = folder / name.replace("/", "--")
         try:
-            os.link(content, kept)
-        except OSError:  # not every file system has links
-            shutil.copy(content, kept)
-        files[name] = kept
+            os.link(content, link)
+        except OSError:  # not every file system supports hard links
+            shutil.copy(content, link)
+        files[name] = link
 
     def send_and_clean() -> None:
         try:
@@ -338,36 +356,36 @@ def send_in_background(planned: Push, run: Path, *, message: str, token: str | N
 
 
 @contextmanager
-def _mistakes_explained(api: HfApi, repo_id: str) -> Iterator[None]:
-    """Say what to do about what the client raises."""
+def _explain_errors(api: HfApi, repo_id: str) -> Iterator[None]:
+    """Convert errors of the client into errors that say what to do."""
     try:
         yield
     except OfflineModeIsEnabled:
         raise
-    except (HTTPError, RuntimeError, OSError) as error:  # RuntimeError: around what happened to an upload
+    except (HTTPError, RuntimeError, OSError) as error:  # RuntimeError wraps a failed upload
         cause: BaseException | None = error
         while cause and not isinstance(cause, HfHubHTTPError):
             cause = cause.__cause__
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-        said = (isinstance(cause, HfHubHTTPError) and cause.server_message) or str(error.__cause__ or error)
-        said = " ".join(said.split())
+        detail = (isinstance(cause, HfHubHTTPError) and cause.server_message) or str(error.__cause__ or error)
+        detail = " ".join(detail.split())
         if status == 401:
             raise PermissionError(
-                f"{api.endpoint} does not know you: log in with `hf auth login`, or set HF_TOKEN to a token that may "
-                "write."
+                f"You are not authenticated at {api.endpoint}: log in with `hf auth login`, or set HF_TOKEN to a "
+                "token with write access."
             ) from error
         if status == 403 or isinstance(error, PermissionError):
             raise PermissionError(
-                f"You may not write to {repo_id}: it is not yours, or your token may only read ({said})."
+                f"You have no write access to {repo_id} ({detail}): use an account and a token that have it."
             ) from error
         if status in (409, 412):
             raise ConnectionError(
-                f"Somebody else has changed {repo_id} meanwhile ({said}); nothing was committed. Look at what they "
-                "did, and run the same again to put yours on top."
+                f"{repo_id} was changed meanwhile by another push ({detail}); nothing was committed. Review that "
+                "change, then push again to commit on top of it."
             ) from error
         if status is not None and status < 500 and status != 429:
-            raise ConnectionError(f"{api.endpoint} refuses: {said}") from error
+            raise ConnectionError(f"{api.endpoint} refuses the request: {detail}") from error
         raise ConnectionError(
-            f"{api.endpoint} cannot be reached or does not answer as it should ({said}). Run the same again: what has "
-            "arrived already is not sent twice, and the repository stays as it was until all has."
+            f"{api.endpoint} cannot be reached, or fails to answer ({detail}). Push again: files that "
+            "were uploaded are not uploaded twice, and the repository is unchanged until the commit."
         ) from error

@@ -1,4 +1,4 @@
-"""A Space: a page on the Hub on which everybody can try a model, the one that `trivium demo` shows here."""
+"""Write a Space: a demo of a model hosted on the Hub, with the page of `trivium demo`."""
 
 import html
 import shutil
@@ -14,7 +14,7 @@ from trivium.hub.checking import auto_class_of
 from trivium.hub.usage import usage_of
 from trivium.storage.atomic import whole_files
 
-PAGE = "trivium_demo"  # what the package with the page is called there, where `trivium` itself is absent
+PAGE = "trivium_demo"  # name of the page's package in the Space, where `trivium` is not installed
 SOURCE = Path(__file__).parent.parent / "demo"
 APP = '''"""Demo of {repo_id}: {url}
 
@@ -22,7 +22,7 @@ To run it locally:
 
     pip install gradio=={gradio} -r requirements.txt
     python app.py           # the model from the Hub
-    python app.py FOLDER    # a model of this kind from a folder
+    python app.py FOLDER    # a model of the same class from a local folder
 """
 
 import sys
@@ -32,7 +32,7 @@ from transformers import {auto_class}, AutoTokenizer
 from {page} import launch
 
 name = sys.argv[1] if len(sys.argv) > 1 else {repo_id!r}
-options = {{"revision": {revision!r}, "trust_remote_code": True}}  # pinned: only this commit was checked
+options = {{"revision": {revision!r}, "trust_remote_code": True}}  # pin the commit that was checked
 model = {auto_class}.from_pretrained(name, **options).eval()
 launch(
     model.to(torch.accelerator.current_accelerator() or "cpu"),
@@ -61,20 +61,23 @@ def write_space(folder: Path, output: Path, repo_id: str, revision: str = "main"
 
     Args:
         folder: The saved model.
-        output: Where; what is there already is replaced, but not a README.md that a person wrote.
-        repo_id: What the model is called on the Hub, from where the page loads it.
-        revision: Its commit, so that the page runs the code that was checked, whatever comes later.
+        output: The folder to write; existing files are replaced, except a hand-written README.md.
+        repo_id: The repository on the Hub from which the page loads the model.
+        revision: Commit of the model to pin, so that the page runs only code that was checked.
 
     Raises:
-        ValueError: gradio is not installed, or there is no page for the model.
+        ValueError: gradio is not installed, or the demo does not support the model.
     """
     try:
         gradio = version("gradio")
     except PackageNotFoundError as error:
-        raise ValueError("A Space needs gradio, whose version it names: `pip install gradio`.") from error
+        raise ValueError(
+            "A Space needs gradio, whose version it pins, but gradio is not installed: `pip install gradio`."
+        ) from error
     if usage_of(TriviumConfig.from_pretrained(folder)).command is None:
         raise ValueError(
-            f"{folder} holds no model that a page is for: one with texts to translate, continue or judge."
+            f"{folder} holds a model without a demo page, but must hold one that translates or continues texts, fills "
+            "masks or classifies texts."
         )
     introduction = introduce(folder, repo_id)
     metadata = SpaceCardData(
@@ -88,24 +91,24 @@ def write_space(folder: Path, output: Path, repo_id: str, revision: str = "main"
         models=[repo_id],
         license=introduction.license,
     )
-    words = {
+    variables = {
         "repo_id": repo_id,
         "url": f"{constants.ENDPOINT}/{repo_id}",
         "title": introduction.title,
         "summary": introduction.summary,
     }
     heading = html.escape(introduction.title, quote=False)
-    readme = README.format(metadata=metadata.to_yaml(), mark=MARK, heading=heading, **words)
+    readme = README.format(metadata=metadata.to_yaml(), mark=MARK, heading=heading, **variables)
     app = APP.format(
         gradio=gradio,
         auto_class=auto_class_of(folder),
         page=PAGE,
         revision=revision,
         examples=introduction.examples,
-        **words,
+        **variables,
     )
-    needed = [Requirement(each) for each in requires("trivium") or []]
-    requirements = [f"{each}\n" for each in needed if each.name in ("torch", "transformers")]
+    dependencies = [Requirement(line) for line in requires("trivium") or []]
+    requirements = [f"{dependency}\n" for dependency in dependencies if dependency.name in ("torch", "transformers")]
     with whole_files(output) as partial:
         if not has_own_card(output):
             (partial / CARD_FILE).write_text(readme, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How a saved model is put to use: the code that its card shows, for each class of model."""
+"""Usage examples that a model card shows, for each model class."""
 
 import json
 import shlex
@@ -9,15 +9,15 @@ from trivium.configuration import TriviumConfig
 
 @dataclass(frozen=True)
 class Usage:
-    """What one class of models is for.
+    """Task and usage example of a model class.
 
     Attributes:
-        task: What the Hub calls it, its `pipeline_tag`.
-        auto_class: The Auto class that loads it.
-        example: A text to try it with, if there is none of its own.
-        code: What is done with `tokenizer`, `model` and TEXT.
-        has_pipeline: Whether transformers, or the model's own code, has a pipeline of the task's name.
-        command: Of `trivium`, the command that takes texts.
+        task: The `pipeline_tag` on the Hub.
+        auto_class: The Auto class that loads the model.
+        example: Default example text, if the card has none.
+        code: Code template that uses `tokenizer` and `model`; TEXT and LENGTH are replaced.
+        has_pipeline: Whether transformers or the model's own code has a pipeline for the task.
+        command: The `trivium` subcommand that takes texts, if any.
     """
 
     task: str
@@ -39,7 +39,7 @@ ONE_LABEL = "print(model.config.id2label[logits.argmax().item()])\n"
 SEVERAL_LABELS = "print([label for i, label in model.config.id2label.items() if logits[i] > 0])\n"
 NUMBER = "print(logits.item())\n"
 
-# What the name of a class ends with, after "Trivium".
+# Keyed by the class name without "Trivium".
 USAGES = {
     "ForConditionalGeneration": Usage(
         "translation",
@@ -103,25 +103,25 @@ print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
     ),
     "EncoderModel": Usage("feature-extraction", "AutoModel", "Good morning.", FEATURES),
     "DecoderModel": Usage("feature-extraction", "AutoModel", "Good morning.", FEATURES),
-    # The encoder alone: features of texts need nothing of the decoder.
+    # Load only the encoder: feature extraction does not need the decoder.
     "Model": Usage("feature-extraction", "AutoModelForTextEncoding", "Good morning.", FEATURES, has_pipeline=False),
 }
 
 
 def usage_of(config: TriviumConfig) -> Usage:
-    """What a saved model is for.
+    """Return the usage of a saved model.
 
     Raises:
-        ValueError: It is of no class of Trivium's.
+        ValueError: The model class is not one of Trivium's.
     """
     name = (config.architectures or ["model of no known class"])[0]
     if name.removeprefix("Trivium") not in USAGES:
-        raise ValueError(f"architectures in config.json says {name!r}, but must be a class of Trivium's.")
+        raise ValueError(f"architectures in config.json is {name!r}, but must be a class of Trivium.")
     return USAGES[name.removeprefix("Trivium")]
 
 
 def pipeline_code(usage: Usage, config: TriviumConfig, name: str, text: str, max_new_tokens: int | None) -> str:
-    """Python that loads the model called `name` as a pipeline and hands it `text`."""
+    """Return Python code that loads the model `name` as a pipeline and runs it on `text`."""
     options = ""
     if max_new_tokens and usage.task in ("translation", "text-generation"):
         options = f", max_new_tokens={max_new_tokens}"
@@ -137,7 +137,7 @@ def pipeline_code(usage: Usage, config: TriviumConfig, name: str, text: str, max
 
 
 def auto_code(usage: Usage, config: TriviumConfig, name: str, text: str, max_new_tokens: int | None) -> str:
-    """Python that loads the model called `name` with its Auto class and hands it `text`."""
+    """Return Python code that loads the model `name` with its Auto class and runs it on `text`."""
     code = usage.code
     if code is LABELS:
         code += {"regression": NUMBER, "multi_label_classification": SEVERAL_LABELS}.get(
@@ -153,16 +153,16 @@ def auto_code(usage: Usage, config: TriviumConfig, name: str, text: str, max_new
 
 
 def command_code(usage: Usage, name: str, text: str) -> str:
-    """What to type in a shell; nothing, if no command takes texts for such a model."""
+    """Return shell commands that run the model on `text`; empty if no subcommand takes texts for its class."""
     if usage.command is None:
         return ""
     folder = name.rsplit("/", 1)[-1]
-    words = [["trivium", usage.command, folder, " ".join(text.split())]]
-    if "/" in name:  # else it is no name on the Hub
-        words.insert(0, ["hf", "download", name, "--local-dir", folder])
-    return "\n".join(shlex.join(line) for line in words)
+    commands = [["trivium", usage.command, folder, " ".join(text.split())]]
+    if "/" in name:  # otherwise it is a local folder
+        commands.insert(0, ["hf", "download", name, "--local-dir", folder])
+    return "\n".join(shlex.join(command) for command in commands)
 
 
 def _quoted(text: str) -> str:
-    """A string as Python code, in one line."""
+    """Return a string as a Python literal in one line."""
     return json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Looking into a model: what it does, as pictures."""
+"""Plots of attention, logit lens, masks, positions, embeddings and learning curves."""
 
 from .alignment import plot_alignment
 from .attention import plot_attention, plot_heads

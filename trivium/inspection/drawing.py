@@ -1,4 +1,4 @@
-"""What the pictures share: their sizes, maps of numbers between tokens, and files."""
+"""Shared parts of the plots: sizes, colors, heat maps and saving."""
 
 import io
 import warnings
@@ -15,28 +15,28 @@ from matplotlib.ticker import MultipleLocator
 
 from trivium.storage.atomic import write_whole
 
-TOKEN_INCHES = 0.24  # a row or a column: as high as its label
-WEIGHTS = "Blues"  # from nothing to much: the darker the more, on screen, in grey print and to the colour-blind
-VALUES = "cividis"  # of either sign: it gets lighter all the way, too
-# Okabe and Ito's colours, which the colour-blind can tell apart, without the yellow, which paper swallows.
+TOKEN_INCHES = 0.24  # size of a row or column, as high as its label
+WEIGHTS = "Blues"  # sequential, monotonic in lightness: readable in grayscale and with color blindness
+VALUES = "cividis"  # for values of either sign; monotonic in lightness as well
+# The colorblind-safe palette of Okabe and Ito, without yellow, which is too faint on paper.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-MARKERS = "osD^v<>P"  # with them, what is told apart by a colour is told apart in grey print, too
+MARKERS = "osD^v<>P"  # distinguish series in grayscale
 FORMATS = (".png", ".svg", ".pdf")
 DOTS_PER_INCH = 150
-MOST_PIXELS = 6e7  # of a PNG: more needs gigabytes to draw
+MAX_PIXELS = 6e7  # of a PNG; rendering more takes gigabytes of memory
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure whole or not at all, as what the name ends with; the same figure gives the same bytes.
+    """Write a figure atomically, in the format of the file extension; equal figures give identical bytes.
 
     Args:
-        figure: What to write.
-        path: Where to; a file of that name is replaced. A PNG has 150 dots per inch, or so many fewer that it stays
-            below 60 million pixels; SVG and PDF are sharp at any size.
+        figure: The figure.
+        path: The output file; an existing file is replaced. A PNG has 150 dpi, reduced as needed to stay below 60
+            million pixels; SVG and PDF are vector formats.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: The name ends with none of `.png`, `.svg` and `.pdf`.
+        FileNotFoundError: The folder of `path` does not exist.
+        ValueError: The extension of `path` is not `.png`, `.svg` or `.pdf`.
     """
     path = check_picture(path)
     kind = path.suffix.lower().removeprefix(".")
@@ -44,11 +44,11 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     content = io.BytesIO()
     no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with rc_context({"svg.hashsalt": "trivium", "pdf.fonttype": 42}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # `legible` has said it, once
+        warnings.filterwarnings("ignore", message="Glyph")  # `legible` has already warned
         figure.savefig(
             content,
             format=kind,
-            dpi=min(DOTS_PER_INCH, (MOST_PIXELS / (width * height)) ** 0.5),
+            dpi=min(DOTS_PER_INCH, (MAX_PIXELS / (width * height)) ** 0.5),
             bbox_inches="tight",
             metadata=no_date.get(kind),
         )
@@ -56,17 +56,19 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def check_picture(path: str | Path) -> Path:
-    """The path of a picture that can be written, before it is drawn.
+    """Check the path of a picture before it is drawn, and return it.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: The name ends with none of `.png`, `.svg` and `.pdf`.
+        FileNotFoundError: The folder of `path` does not exist.
+        ValueError: The extension of `path` is not `.png`, `.svg` or `.pdf`.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"The picture is to be {path}, but its name must end with one of {', '.join(FORMATS)}.")
+        raise ValueError(f"The path of the picture is {path}, but must end with one of {', '.join(FORMATS)}.")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"The picture is to be {path}, but there is no folder {path.parent}.")
+        raise FileNotFoundError(
+            f"The path of the picture is {path}, but there is no folder {path.parent}: create it first."
+        )
     return path
 
 
@@ -78,15 +80,15 @@ def draw_map(
     cmap: str | Colormap,
     vmax: float | None = None,
 ) -> AxesImage:
-    """Draw (rows, columns) numbers as squares, with a label for each row on the left and for each column above.
+    """Draw a matrix as a heat map with square cells, row labels on the left and column labels on top.
 
     Args:
-        axes: Where to.
-        numbers: (rows, columns).
-        row_labels: As many as rows, such as tokens.
-        column_labels: As many as columns.
-        cmap: The colours, or their name.
-        vmax: What the last colour stands for, the first being 0; None: the largest number.
+        axes: The axes to draw in.
+        numbers: The matrix, (rows, columns).
+        row_labels: One label per row, such as tokens.
+        column_labels: One label per column.
+        cmap: The colormap, or its name.
+        vmax: Upper end of the color scale, which starts at 0; None: the largest number.
     """
     image = axes.imshow(numbers, cmap=cmap, vmin=0, vmax=vmax)
     axes.set_xticks(range(len(column_labels)), column_labels, rotation=90)
@@ -98,13 +100,13 @@ def draw_map(
     return image
 
 
-def count_by_tens(count: int) -> list[str]:
-    """Labels where there is no room for one at each place: "0", nine empty ones, "10" and so on."""
-    return [str(place) if place % 10 == 0 else "" for place in range(count)]
+def sparse_labels(count: int) -> list[str]:
+    """Return position labels for small cells: "0", nine empty strings, "10" and so on."""
+    return [str(position) if position % 10 == 0 else "" for position in range(count)]
 
 
 def separate_cells(axes: Axes) -> None:
-    """White lines between the cells, which guide the eye along a long row."""
+    """Draw white lines between cells, so that long rows are easier to follow."""
     axes.xaxis.set_minor_locator(MultipleLocator(1, offset=-0.5))
     axes.yaxis.set_minor_locator(MultipleLocator(1, offset=-0.5))
     axes.grid(which="minor", color="white", linewidth=1)

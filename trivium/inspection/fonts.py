@@ -1,4 +1,4 @@
-"""Fonts for any script: which of those installed have what a label needs."""
+"""Select installed fonts that cover the characters of the labels, for any script."""
 
 import unicodedata
 import warnings
@@ -8,22 +8,34 @@ from contextlib import contextmanager, suppress
 from matplotlib import rc_context, rcParams
 from matplotlib.font_manager import FontProperties, findfont, findSystemFonts, fontManager, get_font
 
-# Packages of Debian; that of symbols has emoji in one colour, for matplotlib cannot draw those of several.
-EAST_ASIA, SYMBOLS, ALL_OTHERS = "fonts-noto-cjk", "fonts-symbola", "fonts-noto-core"
-EAST_ASIAN = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH")  # begin their names
+# Debian packages; Symbola has monochrome emoji, since matplotlib cannot draw color fonts.
+EAST_ASIA, SYMBOLS, OTHER = "fonts-noto-cjk", "fonts-symbola", "fonts-noto-core"
+EAST_ASIAN = (
+    "CJK",
+    "HIRAGANA",
+    "KATAKANA",
+    "HANGUL",
+    "BOPOMOFO",
+    "IDEOGRAPHIC",
+    "FULLWIDTH",
+)  # prefixes of Unicode names
 REGULAR = ("normal", 400, "normal")  # style, weight and stretch
-HAN_STYLES = {"HIRAGANA": "JP", "KATAKANA": "JP", "HANGUL": "KR"}  # beside others Chinese characters look Chinese
+HAN_STYLES = {
+    "HIRAGANA": "JP",
+    "KATAKANA": "JP",
+    "HANGUL": "KR",
+}  # script of the text decides the style of Han characters; default: SC
 
 
 class MissingFontWarning(UserWarning):
-    """No installed font has what a label needs; it is drawn as boxes."""
+    """No installed font covers a label; missing glyphs are drawn as boxes."""
 
 
 @contextmanager
 def legible(texts: Iterable[str]) -> Iterator[None]:
-    """Draw text inside with fonts that have all characters of `texts`, and a dollar as a dollar.
+    """Context manager: draw text with fonts that cover all characters of `texts`, and `$` literally.
 
-    Matplotlib's own font comes first, then as many installed ones as it takes. Where there is none, a
+    Matplotlib's default font comes first, then as many installed fonts as needed. If no font covers a character, a
     `MissingFontWarning` says what to install.
     """
     families, missing = families_for(set("".join(texts)))
@@ -31,26 +43,26 @@ def legible(texts: Iterable[str]) -> Iterator[None]:
         warnings.warn(_what_to_install(missing), MissingFontWarning, stacklevel=4)
     names = [*rcParams["font.family"], *families]
     with rc_context({"font.family": names, "text.parse_math": False}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # which would say it of each character, again and again
+        warnings.filterwarnings("ignore", message="Glyph")  # matplotlib would warn for each missing glyph
         yield
 
 
 def families_for(characters: Iterable[str]) -> tuple[list[str], set[str]]:
-    """Installed font families that together have what matplotlib's own font lacks, and characters that none has."""
+    """Return installed font families that cover what the default font lacks, and characters that no font covers."""
     missing = {character for character in characters if _is_drawn(character)}
     for family in rcParams["font.family"]:
-        missing -= _had_by(family, missing)
+        missing -= _covered_by(family, missing)
     families: list[str] = []
     if not missing:
         return families, missing
     _find_new_fonts()
     installed = _installed_families(_han_style(characters))
     while missing:
-        best = max(installed, key=lambda family: len(_had_by(family, missing)))  # of equals the first
-        if not (had := _had_by(best, missing)):
+        best = max(installed, key=lambda family: len(_covered_by(family, missing)))  # the first of equals
+        if not (covered := _covered_by(best, missing)):
             break
         families.append(best)
-        missing -= had
+        missing -= covered
     return families, missing
 
 
@@ -59,20 +71,20 @@ def _is_drawn(character: str) -> bool:
     return character.isprintable() and not character.isspace() and not is_variant
 
 
-def _had_by(family: str, characters: set[str]) -> set[str]:
+def _covered_by(family: str, characters: set[str]) -> set[str]:
     font = get_font(findfont(FontProperties(family=[family])))
     return {character for character in characters if font.get_char_index(ord(character))}
 
 
 def _find_new_fonts() -> None:
-    """Tell matplotlib of fonts that were installed after it made its list, which it keeps."""
+    """Add fonts that were installed after matplotlib cached its font list."""
     for path in set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}:
-        with suppress(NotImplementedError, OSError, RuntimeError):  # one of coloured bitmaps, or broken
+        with suppress(NotImplementedError, OSError, RuntimeError):  # a color bitmap font, or a broken file
             fontManager.addfont(path)
 
 
 def _installed_families(han_style: str) -> list[str]:
-    """Plain ones first; of fonts for Chinese characters those of the style in question."""
+    """Return regular font families by preference: matching Han style first, then sans-serif before other fonts."""
     regular = [font for font in fontManager.ttflist if (font.style, font.weight, font.stretch) == REGULAR]
     names = {font.name for font in regular if not font.name.startswith("Last Resort")}
     return sorted(
@@ -86,11 +98,11 @@ def _han_style(characters: Iterable[str]) -> str:
 
 
 def _what_to_install(missing: set[str]) -> str:
-    some = sorted(missing)[:8]
+    shown = sorted(missing)[:8]
     packages = sorted({_package_for(character) for character in missing})
     return (
-        f"No font that matplotlib can draw has {' '.join(some)}{' ...' if len(missing) > len(some) else ''}, so there "
-        f"will be boxes: install one, such as Noto's for the script, https://fonts.google.com/noto (on Debian and "
+        f"No installed font has {' '.join(shown)}{' ...' if len(missing) > len(shown) else ''}, so boxes are drawn "
+        "instead: install one that matplotlib supports, such as Noto, https://fonts.google.com/noto (on Debian and "
         f"Ubuntu: apt-get install {' '.join(packages)})."
     )
 
@@ -98,4 +110,4 @@ def _what_to_install(missing: set[str]) -> str:
 def _package_for(character: str) -> str:
     if unicodedata.name(character, "").startswith(EAST_ASIAN):
         return EAST_ASIA
-    return SYMBOLS if unicodedata.category(character).startswith("S") else ALL_OTHERS
+    return SYMBOLS if unicodedata.category(character).startswith("S") else OTHER

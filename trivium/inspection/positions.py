@@ -1,4 +1,4 @@
-"""How a model tells positions apart: the encodings themselves, and how alike they are."""
+"""Plot position encodings and their dot products."""
 
 import torch
 from matplotlib.figure import Figure
@@ -10,22 +10,22 @@ from .drawing import VALUES
 
 
 def plot_positions(model_or_config: PreTrainedModel | PreTrainedConfig, length: int = 128) -> Figure:
-    """Draw the position encoding: a row for each position, a column for each dimension.
+    """Draw the position encoding, with positions as rows and dimensions as columns.
 
-    Sinusoidal positions are what is added to the embeddings (section 3.5), learned ones what was trained in their
-    place, in each stack its own. Of rotary positions it is the cosine and the sine of the angle by which each pair of
-    a head's dimensions is turned.
+    Sinusoidal encodings (section 3.5) and learned embeddings are drawn as added to the token embeddings, learned ones
+    for each stack. Rotary positions are drawn as the cosine and sine of the rotation angle of each pair of dimensions
+    of a head.
 
     Args:
-        model_or_config: A model; its configuration is enough, unless its positions are learned.
-        length: So many positions, from 0.
+        model_or_config: A model, or its configuration unless its positions are learned.
+        length: Number of positions, from 0.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: `length` is below 1, or more than learned positions have; or they are learned, and there is only a
-            configuration.
+        ValueError: `length` is below 1 or above the number of learned positions, or positions are learned and only a
+            configuration is given.
     """
     config = _config_of(model_or_config, length)
     if config.position_embedding_type == "rotary":
@@ -38,14 +38,17 @@ def plot_positions(model_or_config: PreTrainedModel | PreTrainedConfig, length: 
 
 
 def plot_position_products(model_or_config: PreTrainedModel | PreTrainedConfig, length: int = 128) -> Figure:
-    """Draw the dot product of each position with each, and, below, of the one in the middle with all others.
+    """Draw the dot products of all pairs of positions and, below, those of the middle position with all others.
 
-    Of rotary positions it is the product of one vector of length 1, all of whose dimensions are alike, turned to the
-    one position and to the other: it depends on their distance alone.
+    For rotary positions it is the dot product of a unit vector with equal components, rotated to each of the two
+    positions; it depends only on their distance.
 
     Args:
-        model_or_config: As in `plot_positions`, which raises the same.
-        length: So many positions, from 0.
+        model_or_config: As in `plot_positions`.
+        length: Number of positions, from 0.
+
+    Raises:
+        ValueError: As in `plot_positions`.
     """
     config = _config_of(model_or_config, length)
     if config.position_embedding_type == "rotary":
@@ -78,7 +81,7 @@ def _config_of(model_or_config: PreTrainedModel | PreTrainedConfig, length: int)
     if config.position_embedding_type == "learned":
         if model_or_config is config:
             raise ValueError(
-                "position_embedding_type is 'learned': a trained model has them, its configuration has not."
+                "position_embedding_type is 'learned', so a trained model is needed: its configuration has no weights."
             )
         if length > longest:
             raise ValueError(f"length is {length}, but learned positions end at max_position_embeddings={longest}.")
@@ -86,7 +89,7 @@ def _config_of(model_or_config: PreTrainedModel | PreTrainedConfig, length: int)
 
 
 def _tables(model_or_config: PreTrainedModel | PreTrainedConfig, length: int) -> dict[str, torch.Tensor]:
-    """What is added to embeddings, (length, d_model): of each stack its own, if it is learned."""
+    """Return the encodings that are added to embeddings, (length, d_model); one per stack if learned."""
     config = getattr(model_or_config, "config", model_or_config)
     if config.position_embedding_type == "sinusoidal":
         return {"": sinusoidal_encoding(torch.arange(length), config.d_model)}
@@ -98,16 +101,16 @@ def _tables(model_or_config: PreTrainedModel | PreTrainedConfig, length: int) ->
 
 
 def _rotation(config: PreTrainedConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine, each (length, head_dim), the second half of whose dimensions is as the first."""
+    """Return cosine and sine, each (length, head_dim); the second half of the dimensions repeats the first."""
     cos, sin = RotaryPositions(config)(torch.zeros(1), torch.arange(length)[None])[1]
     return cos[0, 0], sin[0, 0]
 
 
 def _draw(tables: dict[str, torch.Tensor], title: str, dimension: str) -> Figure:
-    least, most = (min(table.min().item() for table in tables.values()), max(t.max().item() for t in tables.values()))
+    vmin, vmax = (min(table.min().item() for table in tables.values()), max(t.max().item() for t in tables.values()))
     figure = Figure(figsize=(1 + 4.5 * len(tables), 4.5), layout="constrained")
     for axes, (name, table) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
-        image = axes.imshow(table.numpy(), cmap=VALUES, aspect="auto", vmin=least, vmax=most)
+        image = axes.imshow(table.numpy(), cmap=VALUES, aspect="auto", vmin=vmin, vmax=vmax)
         axes.set(title=name, xlabel=dimension, ylabel="position")
     figure.colorbar(image, ax=axes, label="value").outline.set_visible(False)
     figure.suptitle(title, fontsize="medium")

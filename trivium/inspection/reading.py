@@ -1,4 +1,4 @@
-"""What a model does with a text: its tokens as people read them, and where each of them looks."""
+"""Run a model on a text; collect readable tokens, attention weights and hidden states."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,21 +11,21 @@ from transformers.utils import ModelOutput
 
 from trivium.translation import translate
 
-REPLACEMENT = "\ufffd"  # what the bytes of half a character decode to
-LONGEST_LABEL = 32
+REPLACEMENT = "\ufffd"  # decoded from the bytes of a partial character
+MAX_LABEL_LENGTH = 32
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | {0x09: r"\t", 0x0A: "↵", 0x0D: r"\r"}
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A text, and what a model computed from it.
+    """Tokens of a text and the outputs of a model.
 
     Attributes:
-        output: Of the model, with `attentions` and `hidden_states` of all its layers.
-        source_tokens: What was read, as text.
-        target_tokens: What an encoder-decoder writes.
-        decoder_tokens: What its decoder has read by then: the start token, and all of `target_tokens` but the last.
+        output: Model output, with `attentions` and `hidden_states` of all layers.
+        source_tokens: Input tokens, as text.
+        target_tokens: Target tokens of an encoder-decoder, as text.
+        decoder_tokens: Decoder inputs, as text: the start token, then all of `target_tokens` but the last.
     """
 
     output: ModelOutput
@@ -36,15 +36,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class Attention:
-    """Weights between tokens.
+    """Attention weights between tokens.
 
     Attributes:
-        weights: (layers, heads, rows, columns), float32; a row for each token that looks.
-        name: What it is called, such as "Cross-attention".
-        stack: What its layers are called, such as "decoder layer".
-        row_tokens: As text.
-        column_tokens: As text.
-        row_name: What the tokens of the rows are.
+        weights: (layers, heads, rows, columns), float32; rows are queries, columns are keys.
+        name: Display name, such as "Cross-attention".
+        stack: Display name of a layer, such as "decoder layer".
+        row_tokens: Query tokens, as text.
+        column_tokens: Key tokens, as text.
+        row_name: Axis label of the rows.
     """
 
     weights: torch.Tensor
@@ -56,8 +56,8 @@ class Attention:
 
 
 @contextmanager
-def watched(model: PreTrainedModel) -> Iterator[None]:
-    """The model without dropout, and with the one implementation of attention that returns its weights."""
+def inspection_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Context manager: use eval mode and eager attention, which returns its weights; restore both on exit."""
     implementation, is_training = model.config._attn_implementation, model.training
     model.set_attn_implementation("eager")
     model.eval()
@@ -69,53 +69,55 @@ def watched(model: PreTrainedModel) -> Iterator[None]:
 
 
 def read(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, target: str | None) -> Reading:
-    """Let a model read a text, and an encoder-decoder write `target`, or its own translation.
+    """Run a model on a text; an encoder-decoder also on `target`, or on the translation that it generates.
 
     Raises:
-        ValueError: `source` or `target` has no tokens; `target` is given to a model that writes none; or the model is
-            an encoder-decoder without its head.
+        ValueError: `source` or `target` has no tokens; `target` is given to a model that is not an encoder-decoder; or
+            an encoder-decoder has no head.
     """
     inputs, source_tokens = _encode(model, tokenizer, source)
-    everything = {"output_attentions": True, "output_hidden_states": True}
+    output_options = {"output_attentions": True, "output_hidden_states": True}
     if not model.config.is_encoder_decoder:
         if target is not None:
-            raise ValueError(f"target is {target!r}, but only an encoder-decoder writes one; leave it out.")
-        with watched(model), torch.no_grad():
-            return Reading(model(**inputs, **everything), source_tokens, [], [])
+            raise ValueError(f"target is {target!r}, but only an encoder-decoder takes one: leave it out.")
+        with inspection_mode(model), torch.no_grad():
+            return Reading(model(**inputs, **output_options), source_tokens, [], [])
 
     if target is None:
-        target = own_translation(model, tokenizer, source)
+        target = generate_translation(model, tokenizer, source)
     _check_head(model)
-    with watched(model), torch.no_grad():
+    with inspection_mode(model), torch.no_grad():
         labels = tokenizer(text_target=target, return_tensors="pt")["input_ids"].to(model.device).long()
         if not labels.numel():
-            raise ValueError(f"target is {target!r}, but must have tokens to write.")
-        # Row i reads the target up to token i - 1 and looks at the source in order to write token i.
+            raise ValueError(f"target is {target!r}, but must have at least one token.")
+        # Row i has the target up to token i - 1 as input and attends to the source to predict token i.
         decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
-        output = model(**inputs, decoder_input_ids=decoder_input_ids, **everything)
-    writer = getattr(tokenizer, "target", tokenizer)
-    written, read_before = (token_labels(writer, ids[0].tolist()) for ids in (labels, decoder_input_ids))
-    return Reading(output, source_tokens, written, read_before)
+        output = model(**inputs, decoder_input_ids=decoder_input_ids, **output_options)
+    target_tokenizer = getattr(tokenizer, "target", tokenizer)
+    target_tokens, decoder_tokens = (
+        token_labels(target_tokenizer, ids[0].tolist()) for ids in (labels, decoder_input_ids)
+    )
+    return Reading(output, source_tokens, target_tokens, decoder_tokens)
 
 
-def own_translation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> str:
-    """What an encoder-decoder makes of a text by itself.
+def generate_translation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> str:
+    """Return the translation that an encoder-decoder generates for a text.
 
     Raises:
-        ValueError: It has no head to write with.
+        ValueError: The model has no LM head.
     """
     _check_head(model)
-    with watched(model):
+    with inspection_mode(model):
         return next(translate(model, tokenizer, [source]))
 
 
-def attend(
+def compute_attention(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, target: str | None, kind: str | None
 ) -> Attention:
-    """The attention of all layers and heads, of one kind; None: cross-attention, of a model that has it.
+    """Return the attention weights of one kind, of all layers and heads; None: cross-attention if the model has it.
 
     Raises:
-        ValueError: The model has no attention of this kind; or what `read` raises.
+        ValueError: The model has no attention of this kind; or as in `read`.
     """
     config = model.config
     has = {"encoder": config.encoder_layers, "decoder": config.decoder_layers, "cross": config.is_encoder_decoder}
@@ -123,12 +125,12 @@ def attend(
     kind = kinds[-1] if kind is None else kind
     if kind not in kinds:
         allowed = " or ".join(map(repr, kinds))
-        raise ValueError(f"kind is {kind!r}, but the attention of a {type(model).__name__} is {allowed}.")
-    if kind == "encoder" and config.is_encoder_decoder:  # which works without a decoder, so nothing need be written
+        raise ValueError(f"kind is {kind!r}, but the attention of a {type(model).__name__} must be {allowed}.")
+    if kind == "encoder" and config.is_encoder_decoder:  # needs no target
         if target is not None:
-            raise ValueError(f"target is {target!r}, but the encoder does not look at it; leave it out.")
+            raise ValueError(f"target is {target!r}, but the encoder does not use it: leave it out.")
         inputs, tokens = _encode(model, tokenizer, source)
-        with watched(model), torch.no_grad():
+        with inspection_mode(model), torch.no_grad():
             layers = model.get_encoder()(**inputs, output_attentions=True).attentions
         return Attention(_stacked(layers), "Self-attention", "encoder layer", tokens, tokens, "token")
 
@@ -140,44 +142,44 @@ def attend(
         weights, tokens = _stacked(reading.output.decoder_attentions), reading.decoder_tokens
         return Attention(weights, "Masked self-attention", "decoder layer", tokens, tokens, "token")
     weights, columns = _stacked(reading.output.cross_attentions), reading.source_tokens
-    return Attention(weights, "Cross-attention", "decoder layer", reading.target_tokens, columns, "written token")
+    return Attention(weights, "Cross-attention", "decoder layer", reading.target_tokens, columns, "target token")
 
 
-def choose(attention: Attention, layer: int, head: int | None) -> tuple[torch.Tensor, str]:
-    """The weights, (rows, columns), of one head of a layer, or the mean of all heads; and what they are, in words.
+def select_weights(attention: Attention, layer: int, head: int | None) -> tuple[torch.Tensor, str]:
+    """Return the weights, (rows, columns), of one head or the mean of all heads of a layer, and a title.
 
     Raises:
-        ValueError: There is no such layer or head.
+        ValueError: `layer` or `head` is out of range.
     """
     layers, heads = attention.weights.shape[:2]
     for name, index, count in (("layer", layer, layers), ("head", head, heads)):
         if index is not None and not -count <= index < count:
             raise ValueError(f"{name} is {index}, but must be from 0 to {count - 1}, or from -{count} to -1.")
-    where = f"{attention.name} in {attention.stack} {layer % layers + 1} of {layers}"
+    title = f"{attention.name} in {attention.stack} {layer % layers + 1} of {layers}"
     if head is None:
-        return attention.weights[layer].mean(dim=0), f"{where}, mean of its heads"
-    return attention.weights[layer, head], f"{where}, head {head % heads + 1} of {heads}"
+        return attention.weights[layer].mean(dim=0), f"{title}, mean over heads"
+    return attention.weights[layer, head], f"{title}, head {head % heads + 1} of {heads}"
 
 
 def token_labels(tokenizer: PreTrainedTokenizerBase, ids: list[int], mark_space: bool = False) -> list[str]:
-    """Each token as the text it stands for; what would be invisible gets a sign, a part of a character its bytes.
+    """Return a readable label for each token, with symbols for invisible characters and bytes for partial ones.
 
     Args:
-        tokenizer: Whose tokens they are.
-        ids: Of the tokens.
-        mark_space: Whether the space before a word, where it is in the token, gets a sign as well.
+        tokenizer: The tokenizer.
+        ids: Token ids.
+        mark_space: Whether to mark a leading space of a token as well.
     """
     texts = [_decoded(tokenizer, token_id) for token_id in ids]
     return [("␣" if mark_space and text.startswith(" ") and text.strip() else "") + label_of(text) for text in texts]
 
 
 def label_of(text: str) -> str:
-    """A text without spaces around it, in one line, of which all is visible, and not too long."""
+    """Return a text as a label: stripped, in one line, with invisible characters escaped, truncated."""
     text = text.strip() or ("↵" if "\n" in text else "␣")
     text = text.translate(CONTROLS)
-    if not any(character.isprintable() for character in text):  # a joiner, a mark of direction
+    if not any(character.isprintable() for character in text):  # joiners and direction marks
         text = " ".join(f"U+{ord(character):04X}" for character in text)
-    return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
+    return text if len(text) <= MAX_LABEL_LENGTH else text[: MAX_LABEL_LENGTH - 1] + "…"
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
@@ -193,19 +195,21 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
 def _encode(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """What the model takes, and the tokens as text."""
+    """Return the model inputs and the tokens as text."""
     inputs = tokenizer(source, return_tensors="pt").to(model.device)
     ids = inputs["input_ids"][0].tolist()
     if not ids:
-        raise ValueError(f"source is {source!r}, but must have tokens to look at.")
+        raise ValueError(f"source is {source!r}, but must have at least one token.")
     return dict(inputs), token_labels(getattr(tokenizer, "source", tokenizer), ids)
 
 
 def _check_head(model: PreTrainedModel) -> None:
     if not model.can_generate():
-        raise ValueError(f"model is a {type(model).__name__}, which writes nothing; load it with its head.")
+        raise ValueError(
+            f"model is a {type(model).__name__}, but must have an LM head to generate: load it with its head."
+        )
 
 
 def _stacked(layers: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """(1, heads, rows, columns) of each layer as (layers, heads, rows, columns)."""
+    """Stack the weights of each layer, (1, heads, rows, columns), into (layers, heads, rows, columns)."""
     return torch.stack([layer[0] for layer in layers]).float().cpu()

@@ -1,4 +1,4 @@
-"""Weights in and out of transformers' own classes, and out to other engines: no model is locked in."""
+"""Convert models to and from the native transformers classes, and export them to other inference engines."""
 
 from trivium.interop.conversion import Converted, convert
 

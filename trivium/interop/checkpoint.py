@@ -1,4 +1,4 @@
-"""Weights in files of safetensors: read and written tensor by tensor, never all at once."""
+"""Streaming read and write of safetensors checkpoints: one tensor or shard in memory at a time."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,14 +19,14 @@ from trivium.interop.mapping import Shape
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
-    """The tensors of a saved model, each read when it is asked for; a context manager, which closes the files.
+    """Lazy mapping from names to tensors of a saved model; a context manager that closes the files.
 
     Args:
-        folder: Where the model is.
+        folder: Folder of the saved model.
 
     Raises:
-        FileNotFoundError: There are no weights, or one of their files is missing.
-        ValueError: A file is broken.
+        FileNotFoundError: There are no safetensors weights, or a shard is missing.
+        ValueError: A file is corrupt.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,8 +37,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 try:
                     file = stack.enter_context(safe_open(path, framework="pt"))
                 except SafetensorError as error:
-                    raise ValueError(f"{path} is no whole file of safetensors: {error}.") from error
-                for name in file.keys():  # noqa: SIM118, it is no dictionary
+                    raise ValueError(
+                        f"{path} is not a complete safetensors file: {error}. Save the model again."
+                    ) from error
+                for name in file.keys():  # noqa: SIM118, safe_open is not iterable
                     self._files[name] = file
                     self.shapes[name] = tuple(file.get_slice(name).get_shape())
             self._stack = stack.pop_all()
@@ -60,41 +62,41 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that the weights in `folder` are in, in the order of their names.
+    """Return the safetensors files of the model in `folder`, sorted by name.
 
     Raises:
-        FileNotFoundError: There are none, or one of them is missing.
-        ValueError: The index is broken.
+        FileNotFoundError: There are none, or a shard is missing.
+        ValueError: The shard index is corrupt.
     """
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         return [folder / SAFE_WEIGHTS_NAME]
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if not index.is_file():
         raise FileNotFoundError(
-            f"{folder} has no {SAFE_WEIGHTS_NAME}. Pickled weights (pytorch_model.bin) are not read, for unpickling "
-            "runs what code they bring; https://huggingface.co/spaces/safetensors/convert makes safetensors of them."
+            f"{folder} has no {SAFE_WEIGHTS_NAME}. Pickled weights (pytorch_model.bin) are not loaded, because "
+            "unpickling can run arbitrary code. Convert them with https://huggingface.co/spaces/safetensors/convert."
         )
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         paths = [folder / Path(name).name for name in names]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of files of safetensors: {error!r}.") from error
+        raise ValueError(f"{index} is not a safetensors index: {error!r}.") from error
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(f"{index} names {path.name}, but there is no such file.")
+            raise FileNotFoundError(f"{index} lists {path.name}, but that file is missing. Download the model again.")
     return paths
 
 
 def write_weights(
     folder: Path, steps: Steps, model: PreTrainedModel, max_shard_size: int | str, show_progress: bool = False
 ) -> None:
-    """Take `steps` one by one, and write what they make into files of at most `max_shard_size`.
+    """Compute the tensors in `steps` shard by shard, and save them with an index if there are several shards.
 
     Args:
-        folder: Where to.
-        steps: For each tensor the function that makes it.
-        model: Has tensors of these names, shapes and types, on the meta device.
-        max_shard_size: In bytes, or "5GB".
+        folder: Output folder.
+        steps: Function that computes each tensor, by name.
+        model: Model on the meta device, whose tensors have the same names, shapes and dtypes.
+        max_shard_size: Maximum size of a shard, in bytes or as a string such as "5GB".
         show_progress: Whether to show a progress bar.
     """
     sizes = {name: tensor.nbytes for name, tensor in model.state_dict().items() if name in steps}

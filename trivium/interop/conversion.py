@@ -1,4 +1,4 @@
-"""Folders: a saved model of transformers becomes a Trivium model, and a Trivium model one of theirs."""
+"""Convert saved models between the native transformers classes and Trivium."""
 
 import json
 from collections.abc import Iterator
@@ -29,18 +29,18 @@ from trivium.storage.atomic import check_free, whole_folder
 from trivium.tokenization import TriviumTokenizer
 
 MAX_SHARD_SIZE = "5GB"
-HUB_FILES = ["model*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.jinja"]  # nothing pickled, no code
+HUB_FILES = ["model*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.jinja"]  # no pickles, no code
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.spm")
-TARGET_TOKENIZER = "target_tokenizer"  # the folder of the second of two
+TARGET_TOKENIZER = "target_tokenizer"  # subfolder of the second tokenizer, if there are two
 
 
 class Converted(NamedTuple):
-    """What `convert` made.
+    """Result of `convert`.
 
     Attributes:
-        family: The name of the family that the model came from, or became one of.
-        model: The model without its weights, on the meta device.
-        notes: What is not as it was, a sentence each.
+        family: Name of the native model family, source or target.
+        model: The converted model on the meta device, without weights.
+        notes: Differences from the source model, one clause each.
     """
 
     family: str
@@ -56,183 +56,207 @@ def convert(
     max_shard_size: int | str = MAX_SHARD_SIZE,
     show_progress: bool = False,
 ) -> Converted:
-    """Make a Trivium model of a saved model of transformers, or the other way round, with tokenizer and all.
+    """Convert a saved native transformers model to Trivium or vice versa, including the tokenizer.
 
-    Weights are read and written tensor by tensor: they never are in memory all at once, but file by file.
+    Weights are streamed: at most one output shard is in memory at a time.
 
     Args:
-        source: A saved model, which stays as it is, or the name of one on the Hub.
-        output: A new or an empty folder.
-        to: The family that a Trivium model shall become one of; None: the only one that fits. Any other model
-            becomes a Trivium model.
-        max_shard_size: Larger weights are written in several files; bytes, or a text such as "5GB".
+        source: Folder of a saved model, which is not modified, or a model id on the Hub.
+        output: A new or empty folder.
+        to: Target family of a Trivium model; None selects the only compatible one. Native models are always converted
+            to Trivium.
+        max_shard_size: Maximum size of a weight file, in bytes or as a string such as "5GB".
         show_progress: Whether to show a progress bar.
 
     Returns:
-        What was made.
+        The family, the converted model and notes on differences.
 
     Raises:
-        FileNotFoundError: The model, or a file of it, is not there.
-        ValueError: No model on the other side computes the same, the files are not what they seem, or `output` is
-            there already; the message says what is in the way. Nothing is written then.
+        FileNotFoundError: The model or one of its files does not exist.
+        ValueError: The target has no equivalent model, a file is invalid, or `output` is not empty. Nothing is
+            written then.
     """
     output = Path(output)
     check_free(output)
-    folder = _local(source)
-    said = _said(folder)
-    outward = said.get("model_type") == "trivium"
-    if not outward and to not in (None, "trivium"):
-        raise ValueError(f"to is {to!r}, but {source} is no Trivium model: make one of it first, without `to`.")
+    folder = _resolve(source)
+    config = _read_config(folder)
+    to_native = config.get("model_type") == "trivium"
+    if not to_native and to not in (None, "trivium"):
+        raise ValueError(f"to is {to!r}, but {source} is not a Trivium model. Convert it first, without `to`.")
     with Checkpoint(folder) as weights:
         try:
-            family, before, after, notes = _outward(folder, to) if outward else _inward(folder, said, weights)
+            family, before, after, notes = (
+                _prepare_to_native(folder, to) if to_native else _prepare_to_trivium(folder, config, weights)
+            )
         except StrictDataclassError as error:
-            raise ValueError(f"{folder / 'config.json'} cannot be: {error.__cause__ or error}") from error
-        native, ours = (after, before) if outward else (before, after)
-        exchange = Exchange(family, native, ours)
-        steps = (exchange.outward if outward else exchange.inward)(weights, weights.shapes)
-        fate = "new when it is loaded: a Trivium model has none" if outward else "left behind: Trivium has none"
-        unmatched = exchange.without_ours if outward else exchange.dropped(weights)
-        notes += [f"{name} is {fate}" for name in sorted({name.rpartition(".")[0] for name in unmatched})]
+            raise ValueError(f"{folder / 'config.json'} is invalid: {error.__cause__ or error}") from error
+        native, trivium = (after, before) if to_native else (before, after)
+        exchange = Exchange(family, native, trivium)
+        steps = (exchange.to_native if to_native else exchange.to_trivium)(weights, weights.shapes)
+        unmatched = exchange.native_only if to_native else exchange.dropped(weights)
+        change = "newly initialized on loading" if to_native else "dropped"
+        notes += [
+            f"{name} is {change}: Trivium has none" for name in sorted({name.rpartition(".")[0] for name in unmatched})
+        ]
         after.to(next(iter(steps.values()))().dtype)
         with whole_folder(output) as partial:
             with _no_progress_bar():
-                after.save_pretrained(partial, state_dict={})  # the weights are not there yet
+                after.save_pretrained(partial, state_dict={})  # the weights follow
             write_weights(partial, steps, after, max_shard_size, show_progress)
-            notes += _convert_tokenizer(folder, partial, outward)
+            notes += _convert_tokenizer(folder, partial, to_native)
     return Converted(family.model_type, after, notes)
 
 
-def _local(source: str | Path) -> Path:
-    """The folder of a model, downloaded if it has to be."""
+def _resolve(source: str | Path) -> Path:
+    """Return the local folder of a model; download it from the Hub if `source` is not a folder."""
     if Path(source).is_dir():
         return Path(source)
     try:
         return Path(snapshot_download(str(source), allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
     except (HfHubHTTPError, HFValidationError, FileNotFoundError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(f"{source} is no folder, and no model on the Hub that can be had: {reason}") from error
+        raise FileNotFoundError(f"{source} is neither a folder nor a model on the Hub: {reason}") from error
 
 
-def _said(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json; refuse invalid and quantized ones."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a saved model: it has no config.json.")
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
-    if not isinstance(said, dict):
-        raise ValueError(f"{path} is no configuration, but a {type(said).__name__}.")
-    if "quantization_config" in said:
-        raise ValueError(f"{path} has a quantization_config: convert the model that was quantized.")
-    return said
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a {type(config).__name__}, but must hold a JSON object.")
+    if "quantization_config" in config:
+        raise ValueError(
+            f"{path} has a quantization_config, but quantized models cannot be converted. Convert the original model."
+        )
+    return config
 
 
-def _inward(
-    folder: Path, said: dict[str, Any], weights: Checkpoint
+def _prepare_to_trivium(
+    folder: Path, config: dict[str, Any], weights: Checkpoint
 ) -> tuple[Family, PreTrainedModel, PreTrainedModel, list[str]]:
-    family = FAMILIES.get(said.get("model_type", ""))
+    """Return the family, the empty native and Trivium models, and notes on dropped fields (none)."""
+    family = FAMILIES.get(config.get("model_type", ""))
     if family is None:
         raise ValueError(
-            f"{folder} holds a model of model_type {said.get('model_type')!r}, but must be one of trivium, "
+            f"{folder} holds a model of model_type {config.get('model_type')!r}, but must be one of trivium, "
             f"{', '.join(FAMILIES)}."
         )
-    native_class = (said.get("architectures") or [None])[0]
+    native_class = (config.get("architectures") or [None])[0]
     if native_class not in family.classes:
         raise ValueError(
-            f"{folder} holds a {native_class}, but of the family {family.model_type} Trivium knows "
+            f"{folder} holds a {native_class}, but the supported classes of {family.model_type} are "
             f"{', '.join(family.classes)}."
         )
     native_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    found = {
-        name: any(bool(weights[given].any()) for given in weights if given.endswith(tensor))
-        for name, tensor in family.found.items()
+    presence_flags = {
+        name: any(bool(weights[key].any()) for key in weights if key.endswith(tensor))
+        for name, tensor in family.presence_flags.items()
     }
-    our_class = family.classes[native_class]
-    ours = _empty(getattr(modeling, our_class), family.to_ours(native_config, our_class, **found))
-    native = _empty(getattr(transformers, native_class), native_config)
-    _adopt_generation_config(ours, native, folder)
-    return family, native, ours, []
+    trivium_class = family.classes[native_class]
+    trivium_config = family.to_trivium(native_config, trivium_class, **presence_flags)
+    trivium = _build_empty(getattr(modeling, trivium_class), trivium_config)
+    native = _build_empty(getattr(transformers, native_class), native_config)
+    _copy_generation_config(trivium, native, folder)
+    return family, native, trivium, []
 
 
-def _outward(folder: Path, to: str | None) -> tuple[Family, PreTrainedModel, PreTrainedModel, list[str]]:
+def _prepare_to_native(folder: Path, to: str | None) -> tuple[Family, PreTrainedModel, PreTrainedModel, list[str]]:
+    """Return the family, the empty Trivium and native models, and notes on dropped fields."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    our_class = (config.architectures or [""])[0]
-    if not hasattr(modeling, our_class):
-        raise ValueError(f"{folder} holds a {our_class or 'model of no known class'}, but must hold a Trivium model.")
-    family = _choose(config, our_class, to)
-    ours = _empty(getattr(modeling, our_class), config)
-    native_class = next(theirs for theirs, our in family.classes.items() if our == our_class)
-    native = _empty(getattr(transformers, native_class), family.to_native(config))
-    _adopt_generation_config(native, ours, folder)
-    return family, ours, native, family.left_behind(config)
+    trivium_class = (config.architectures or [""])[0]
+    if not hasattr(modeling, trivium_class):
+        raise ValueError(
+            f"{folder} holds a {trivium_class or 'model of unknown type'}, but must hold a Trivium model."
+        )
+    family = _select_family(config, trivium_class, to)
+    trivium = _build_empty(getattr(modeling, trivium_class), config)
+    native_class = next(native for native, name in family.classes.items() if name == trivium_class)
+    native = _build_empty(getattr(transformers, native_class), family.to_native(config))
+    _copy_generation_config(native, trivium, folder)
+    return family, trivium, native, family.dropped_fields(config)
 
 
-def _choose(config: PreTrainedConfig, our_class: str, to: str | None) -> Family:
+def _select_family(config: PreTrainedConfig, trivium_class: str, to: str | None) -> Family:
+    """Return the family `to`, or the only compatible one.
+
+    Raises:
+        ValueError: `to` is unknown, or no family or several are compatible.
+    """
     if to is not None and to not in FAMILIES:
         raise ValueError(f"to is {to!r}, but must be one of {', '.join(FAMILIES)}.")
-    obstacles = {name: family.obstacles(config, our_class) for name, family in FAMILIES.items() if to in (None, name)}
-    fitting = [name for name, reasons in obstacles.items() if not reasons]
-    if len(fitting) > 1:
-        raise ValueError(f"Several families have models like this {our_class}: say `to`, one of {', '.join(fitting)}.")
-    if not fitting:
-        # One that has such a class at all is nearer.
-        nearest = min(
-            obstacles, key=lambda name: (our_class not in FAMILIES[name].classes.values(), len(obstacles[name]))
+    mismatches = {
+        name: family.mismatches(config, trivium_class) for name, family in FAMILIES.items() if to in (None, name)
+    }
+    compatible = [name for name, reasons in mismatches.items() if not reasons]
+    if len(compatible) > 1:
+        raise ValueError(
+            f"Several families can represent this {trivium_class}. Set `to` to one of {', '.join(compatible)}."
+        )
+    if not compatible:
+        # Prefer families that have an equivalent class at all.
+        closest = min(
+            mismatches,
+            key=lambda name: (trivium_class not in FAMILIES[name].classes.values(), len(mismatches[name])),
         )
         lead = (
-            f"{to} has no model like this {our_class}"
+            f"{to} cannot represent this {trivium_class}"
             if to
-            else (f"No family has a model like this {our_class}; the nearest is {nearest}, but")
+            else f"No family can represent this {trivium_class}; the closest is {closest}, but"
         )
-        raise ValueError(f"{lead}: {'; '.join(obstacles[nearest])}.")
-    return FAMILIES[fitting[0]]
+        raise ValueError(f"{lead}: {'; '.join(mismatches[closest])}.")
+    return FAMILIES[compatible[0]]
 
 
-def _empty(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """A model without weights."""
+def _build_empty(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a model on the meta device, without weights."""
     with torch.device("meta"):
         return model_class(config)
 
 
-def _adopt_generation_config(model: PreTrainedModel, source: PreTrainedModel, folder: Path) -> None:
+def _copy_generation_config(model: PreTrainedModel, source: PreTrainedModel, folder: Path) -> None:
+    """Copy the generation settings saved in `folder`, or else those of `source`, to `model`."""
     if not model.can_generate():
         return
     saved = (folder / "generation_config.json").is_file()
     generation = GenerationConfig.from_pretrained(folder) if saved else source.generation_config
-    said = {name: value for name, value in generation.to_dict().items() if not name.startswith("_")}
-    model.generation_config = GenerationConfig(**said)
-    if hasattr(model.config, "forced_eos_token_id"):  # of seq2seq models; saved twice, it should be the same
+    settings = {name: value for name, value in generation.to_dict().items() if not name.startswith("_")}
+    model.generation_config = GenerationConfig(**settings)
+    if hasattr(model.config, "forced_eos_token_id"):  # seq2seq configurations duplicate it, so keep both in sync
         model.config.forced_eos_token_id = generation.forced_eos_token_id
 
 
-def _convert_tokenizer(folder: Path, output: Path, outward: bool) -> list[str]:
+def _convert_tokenizer(folder: Path, output: Path, to_native: bool) -> list[str]:
+    """Save the tokenizer in `output`, in a native class if the target is; return notes on differences."""
     if not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
-        return ["there is no tokenizer, so none was converted"]
+        return ["the source has no tokenizer, so none was converted"]
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except ImportError as error:  # Marian's wants sentencepiece
+    except ImportError as error:  # MarianTokenizer needs sentencepiece
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"The tokenizer in {folder} needs a package that is not installed: {reason}") from error
-    if not (outward and isinstance(tokenizer, TriviumTokenizer)):
+    if not (to_native and isinstance(tokenizer, TriviumTokenizer)):
         notes = list[str]()
-        if tokenizer.pad_token is None and not outward:  # GPT-2's and LLaMA's; any will do, the mask hides it
+        if tokenizer.pad_token is None and not to_native:  # GPT-2 and LLaMA; padding is masked, so any token works
             tokenizer.pad_token = tokenizer.eos_token
-            notes = [f"the tokenizer has no padding token, so {tokenizer.eos_token} is used to pad"]
+            notes = [f"the tokenizer has no padding token, so {tokenizer.eos_token} is used as padding"]
         tokenizer.save_pretrained(output)
         return notes
-    _stock(tokenizer.source).save_pretrained(output)
+    _to_fast_tokenizer(tokenizer.source).save_pretrained(output)
     if tokenizer.shared_vocabulary:
         return []
-    _stock(tokenizer.target).save_pretrained(output / TARGET_TOKENIZER)
-    return [f"the tokenizer is the source language's, that of the target language is in {TARGET_TOKENIZER}"]
+    _to_fast_tokenizer(tokenizer.target).save_pretrained(output / TARGET_TOKENIZER)
+    return [f"the tokenizer is that of the source language; that of the target language is in {TARGET_TOKENIZER}"]
 
 
-def _stock(tokenizer: TriviumTokenizer) -> PreTrainedTokenizerFast:
-    """Return the same tokenizer in a class of transformers, which recognizes special tokens in texts as all others do.
+def _to_fast_tokenizer(tokenizer: TriviumTokenizer) -> PreTrainedTokenizerFast:
+    """Convert to a stock fast tokenizer, which recognizes special tokens in text.
 
-    Clients that render a chat template or a prompt as text and tokenize it later rely on that.
+    Clients that render a chat template or prompt as text and tokenize it later rely on that.
     """
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.standard_backend,
@@ -249,7 +273,7 @@ def _stock(tokenizer: TriviumTokenizer) -> PreTrainedTokenizerFast:
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Transformers shows one for weights, of which it is given none."""
+    """Hide the progress bar that `save_pretrained` shows for weights, since it saves none here."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -1,16 +1,15 @@
-"""Trivium in CTranslate2, a fast engine for Transformers on CPU and GPU: conversion, and generation with it.
+"""Export to CTranslate2, a fast inference engine for Transformers on CPU and GPU, and generation with it.
 
     to_ctranslate2("runs/numbers", "numbers-int8", quantization="int8")
     model = CTranslate2Model("numbers-int8")
     translations = translate(model, model.tokenizer, ["twenty-one"], num_beams=5)
 
-A converted folder is all that one needs: it has what CTranslate2 reads (`model.bin`, `config.json` and the
-vocabularies), the tokenizer, and Trivium's own configuration and settings for generation. The tokenizer puts `<s>`
-and `</s>` around a text, so CTranslate2 is told to add nothing: it takes
-`tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])`.
+A converted folder is self-contained: it holds the CTranslate2 model (`model.bin`, `config.json` and the vocabularies),
+the tokenizer, and Trivium's configuration and generation settings. The tokenizer adds `<s>` and `</s>`, so CTranslate2
+is configured to add no special tokens: its input is `tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])`.
 
-CTranslate2 knows nothing of heads that classify, of token types in front of a decoder, and of activations other than
-`ACTIVATIONS`; everything else that a `TriviumConfig` can say, it can.
+CTranslate2 does not support classification heads, token types in models with a decoder, or activations other than
+`ACTIVATIONS`. It supports all other options of `TriviumConfig`.
 """
 
 from collections.abc import Iterable
@@ -34,11 +33,11 @@ from trivium.modeling.positions import sinusoidal_encoding
 from trivium.modeling.stacks import TriviumDecoder, TriviumEncoder, TriviumStack
 from trivium.storage.atomic import check_free, whole_folder
 
-CONFIG_FILE = "trivium_config.json"  # CTranslate2 has a config.json of its own
+CONFIG_FILE = "trivium_config.json"  # config.json is CTranslate2's
 CONVERTIBLE = (TriviumForConditionalGeneration, TriviumForCausalLM, TriviumEncoderModel)
-SINUSOIDS = 1024  # CTranslate2 wants sinusoidal positions in a table: at least so long
+MIN_SINUSOIDAL_POSITIONS = 1024  # minimum length of the exported table; CTranslate2 needs a fixed one
 
-# Names of transformers' ACT2FN, and of ctranslate2.specs.Activation for the same function.
+# Names in transformers' ACT2FN, and those of the same functions in ctranslate2.specs.Activation.
 ACTIVATIONS = {
     "relu": "RELU",
     "gelu": "GELU",
@@ -50,12 +49,13 @@ ACTIVATIONS = {
     "sigmoid": "Sigmoid",
     "tanh": "Tanh",
 }
-# By the `early_stopping` of transformers, CTranslate2's `patience`: beam search ends when so many times the beams have
-# ended. For True and "never" that is the same in both. False ends by a rule that CTranslate2 lacks; this comes close.
-# But where `length_penalty` is 0, CTranslate2 goes on until nothing can get better, as transformers for False.
+# CTranslate2's `patience` for each `early_stopping` of transformers: beam search stops once `patience * num_beams`
+# hypotheses are finished. True and "never" are equivalent; the heuristic of False has no equivalent in CTranslate2, so
+# 2.0 approximates it. With `length_penalty=0`, CTranslate2 always searches until no hypothesis can improve, as
+# transformers does for False.
 PATIENCE: dict[bool | str, float] = {True: 1.0, False: 2.0, "never": 1e6}
 
-# What may be said of generation, and what holds where neither the call nor the saved model says anything.
+# Supported generation settings, and their defaults if neither the call nor the saved model sets them.
 SETTINGS: dict[str, Any] = {
     "do_sample": False,
     "early_stopping": False,
@@ -69,7 +69,7 @@ SETTINGS: dict[str, Any] = {
     "top_k": 50,
     "top_p": 1.0,
 }
-# What else of transformers changes the output, and is not to be saved with the model, unless as here.
+# Unsupported generation settings that would change the output: a saved model must have these neutral values.
 NEUTRAL: dict[str, Any] = {
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p", "guidance_scale"), 1),
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
@@ -93,20 +93,21 @@ def to_ctranslate2(
     quantization: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
-    """Write a model as a folder for CTranslate2, with its tokenizer.
+    """Export a model and its tokenizer to a folder for CTranslate2.
 
     Args:
-        source: An encoder-decoder or decoder-only model with its head, or an encoder-only model without one; or the
-            folder where it was saved.
-        output: A new or an empty folder.
-        quantization: How weights are stored: "float32", which is also None, "float16", "bfloat16", "int8", "int16",
+        source: An encoder-decoder or decoder-only model with a head, an encoder-only model without one, or the folder
+            of a saved one.
+        output: A new or empty folder.
+        quantization: Storage type of the weights: "float32" (same as None), "float16", "bfloat16", "int8", "int16",
             "int8_float32", "int8_float16" or "int8_bfloat16".
-        tokenizer: The tokenizer; in a saved folder, there is one.
+        tokenizer: Tokenizer; None loads it from `source`, which then must be a folder.
 
     Raises:
         FileNotFoundError: There is no saved model.
         ImportError: CTranslate2 is not installed.
-        ValueError: CTranslate2 has nothing like this model; the message names the field. Or `output` is there already.
+        ValueError: CTranslate2 does not support the model, in which case the message names the field; or `output` is
+            not empty.
     """
     ctranslate2, output = _ctranslate2(), Path(output)
     model, tokenizer = _load(source, tokenizer)
@@ -114,7 +115,7 @@ def to_ctranslate2(
     if quantization not in (None, *allowed):
         raise ValueError(f"quantization is {quantization!r}, but must be None or one of {', '.join(allowed)}.")
     check_free(output)
-    spec = _Specs(ctranslate2, model, tokenizer).build()
+    spec = _SpecBuilder(ctranslate2, model, tokenizer).build()
     spec.validate()
     spec.optimize(quantization or "float32")
     with whole_folder(output) as partial:
@@ -130,7 +131,7 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not isinstance(source, (str, Path)):
         if tokenizer is None:
-            raise ValueError("tokenizer is None, but a model that is no folder needs the one that belongs to it.")
+            raise ValueError("tokenizer is None, but must be set if source is a model and not a folder.")
         model = source
     else:
         if not (Path(source) / "config.json").is_file():
@@ -144,17 +145,17 @@ def _load(
             )
         model = model_class.from_pretrained(source, config=config)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if type(model).__name__ not in {each.__name__ for each in CONVERTIBLE}:
+    if type(model).__name__ not in {model_class.__name__ for model_class in CONVERTIBLE}:
         raise ValueError(
-            f"The model is a {type(model).__name__}, but CTranslate2 takes only "
-            f"{', '.join(each.__name__ for each in CONVERTIBLE)}. Of a model with another head it can take the "
-            "encoder: give TriviumEncoderModel.from_pretrained(folder) and the tokenizer."
+            f"The model is a {type(model).__name__}, but CTranslate2 supports only "
+            f"{', '.join(model_class.__name__ for model_class in CONVERTIBLE)}. To export only the encoder of a model "
+            "with another head, pass TriviumEncoderModel.from_pretrained(folder) and the tokenizer."
         )
     return model, tokenizer
 
 
-class _Specs:
-    """Says in the words of `ctranslate2.specs` what a model is."""
+class _SpecBuilder:
+    """Builds the `ctranslate2.specs` specification of a model."""
 
     def __init__(self, ctranslate2: ModuleType, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.specs = ctranslate2.specs
@@ -163,7 +164,7 @@ class _Specs:
         self.config: TriviumConfig = model.config
 
     def build(self) -> Any:
-        """The whole model, or a ValueError."""
+        """Return the specification of the whole model; raise a ValueError if it is unsupported."""
         config, specs = self.config, self.specs
         self._check()
         if config.is_encoder_decoder:
@@ -189,17 +190,17 @@ class _Specs:
         config = self.config
         if config.activation_function not in ACTIVATIONS:
             raise ValueError(
-                f"activation_function is {config.activation_function!r}, but CTranslate2 knows only "
+                f"activation_function is {config.activation_function!r}, but CTranslate2 supports only "
                 f"{', '.join(ACTIVATIONS)}."
             )
         if config.type_vocab_size and config.is_encoder_decoder:
             raise ValueError(
-                f"type_vocab_size is {config.type_vocab_size}, but in CTranslate2 it must be 0 where there is a "
-                "decoder: only encoder-only models have token types."
+                f"type_vocab_size is {config.type_vocab_size}, but must be 0: in CTranslate2, only "
+                "encoder-only models have token types."
             )
 
     def encoder(self, encoder: TriviumEncoder) -> Any:
-        """A stack of encoder layers below whatever comes."""
+        """Return the specification of the encoder."""
         config, specs = self.config, self.specs
         spec = specs.transformer_spec.TransformerEncoderSpec(
             config.encoder_layers,
@@ -208,12 +209,12 @@ class _Specs:
             **self._shape(),
         )
         self._stack(spec, spec.embeddings[0], encoder)
-        if config.type_vocab_size:  # which CTranslate2 scales as well
+        if config.type_vocab_size:  # undo embed_scale, which CTranslate2 applies to token types too
             spec.embeddings[1].weight = _floats(encoder.embed_token_types.weight / encoder.embed_tokens.embed_scale)
         return spec
 
     def decoder(self, decoder: TriviumDecoder, head: nn.Linear) -> Any:
-        """A stack of decoder layers, with attention to an encoder or without, and the projection to tokens."""
+        """Return the specification of the decoder, with cross-attention if there is an encoder, and of the LM head."""
         spec = self.specs.transformer_spec.TransformerDecoderSpec(
             self.config.decoder_layers, with_encoder_attention=self.config.is_encoder_decoder, **self._shape()
         )
@@ -238,18 +239,18 @@ class _Specs:
         if config.num_key_value_heads != config.num_attention_heads:
             shape["num_heads_kv"] = config.num_key_value_heads
         if config.position_embedding_type == "rotary":
-            # 0: all dimensions; not interleaved: i and i + head_dim/2 form a pair.
+            # rotary_dim 0 rotates all dimensions; non-interleaved pairs are (i, i + head_dim/2).
             shape |= {"rotary_dim": 0, "rotary_interleave": False, "rotary_base": config.rope_theta}
         return shape
 
     def _stack(self, spec: Any, embeddings: Any, stack: TriviumStack) -> None:
-        """What encoder and decoder share."""
+        """Set the weights that encoder and decoder have in common."""
         embeddings.weight = _floats(stack.embed_tokens.weight)
         spec.scale_embeddings = float(stack.embed_tokens.embed_scale)
         if self.config.position_embedding_type == "learned":
             positions: Any = stack.embed_positions
             spec.position_encodings.encodings = _floats(positions.embedding.weight)
-        elif (length := _positions(self.config)) is not None:  # sinusoidal: CTranslate2's own are not the paper's
+        elif (length := _positions(self.config)) is not None:  # CTranslate2's sinusoids differ from the paper's
             spec.position_encodings.encodings = sinusoidal_encoding(torch.arange(length), self.config.d_model)
         if self.config.normalize_embedding:
             self._norm(spec.layernorm_embedding, stack.embedding_norm)
@@ -262,7 +263,7 @@ class _Specs:
 
     def _attention(self, spec: Any, attention: MultiHeadAttention, residual: Residual) -> None:
         query, memory = [attention.q_proj], [attention.k_proj, attention.v_proj]
-        fused = [query + memory] if len(spec.linear) == 2 else [query, memory]  # what has one input
+        fused = [query + memory] if len(spec.linear) == 2 else [query, memory]  # same input: one matrix
         for linear_spec, layers in zip(spec.linear, [*fused, [attention.o_proj]], strict=True):
             self._linear(linear_spec, *layers)
         self._norm(spec.layer_norm, residual.norm)
@@ -277,7 +278,7 @@ class _Specs:
         self._norm(spec.layer_norm, residual.norm)
 
     def _linear(self, spec: Any, *layers: nn.Linear) -> None:
-        """One projection, or several of the same input, one below the other."""
+        """Set the weight and bias of a linear layer, or of several fused along the output dimension."""
         spec.weight = torch.cat([_floats(layer.weight) for layer in layers])
         if layers[0].bias is not None:
             spec.bias = torch.cat([_floats(layer.bias) for layer in layers])
@@ -289,37 +290,37 @@ class _Specs:
 
 
 def _floats(weight: torch.Tensor) -> torch.Tensor:
-    return weight.detach().to("cpu", torch.float32, copy=True)  # for CTranslate2 quantizes in place
+    return weight.detach().to("cpu", torch.float32, copy=True)  # copied, because CTranslate2 quantizes in place
 
 
 def _positions(config: TriviumConfig) -> int | None:
-    """So many positions a converted model can tell apart; None: without end."""
+    """Return the maximum length of a converted model; None if unlimited."""
     if config.position_embedding_type == "rotary":
         return None
     learned = config.position_embedding_type == "learned"
-    return config.max_position_embeddings if learned else max(config.max_position_embeddings, SINUSOIDS)
+    return config.max_position_embeddings if learned else max(config.max_position_embeddings, MIN_SINUSOIDAL_POSITIONS)
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase, side: str, size: int) -> list[str]:
-    """The tokens of the source's or the target's vocabulary by their ids, and names for ids that no token has."""
+    """Return the source or target vocabulary ordered by id, with placeholders for unused ids."""
     tokens = {token_id: token for token, token_id in getattr(tokenizer, side, tokenizer).get_vocab().items()}
     if max(tokens) >= size:
-        raise ValueError(f"The {side}'s vocabulary has a token of id {max(tokens)}, but the model only {size} tokens.")
+        raise ValueError(f"The {side} tokenizer has token id {max(tokens)}, but the model has only {size} tokens.")
     return [tokens.get(token_id, f"<unused_{token_id}>") for token_id in range(size)]
 
 
 class CTranslate2Model:
-    """A converted encoder-decoder or decoder-only model, which generates as transformers' `generate()` does.
+    """Converted encoder-decoder or decoder-only model with a `generate()` compatible with that of transformers.
 
-    `trivium.translation.translate` and the commands take it in place of a model.
+    It is a drop-in replacement for a model in `trivium.translation.translate` and the commands.
 
     Args:
-        folder: What `to_ctranslate2` wrote.
+        folder: Output folder of `to_ctranslate2`.
         device: "cpu", "cuda" or "auto".
-        **options: What `ctranslate2.Translator` takes: `compute_type`, `intra_threads`, ...
+        **options: Options of `ctranslate2.Translator`: `compute_type`, `intra_threads`, ...
 
     Raises:
-        FileNotFoundError: `folder` is no converted model.
+        FileNotFoundError: `folder` is not a converted model.
         ImportError: CTranslate2 is not installed.
         ValueError: The model does not generate.
     """
@@ -330,119 +331,122 @@ class CTranslate2Model:
             raise FileNotFoundError(f"{folder} is not a converted model: it has no {CONFIG_FILE}.")
         self.config = TriviumConfig.from_json_file(folder / CONFIG_FILE)
         if not self.config.decoder_layers:
-            raise ValueError(f"{folder} holds an encoder, which does not generate: open it with ctranslate2.Encoder.")
+            raise ValueError(f"{folder} holds an encoder, which cannot generate. Load it with ctranslate2.Encoder.")
         self.generation_config = GenerationConfig.from_pretrained(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config, trust_remote_code=False)
         engine = ctranslate2.Translator if self.config.is_encoder_decoder else ctranslate2.Generator
         self.engine = engine(str(folder), device=device, **options)
-        self.device = torch.device("cpu")  # of the tensors that come and go, wherever the engine computes
+        self.device = torch.device("cpu")  # of inputs and outputs, whatever device the engine uses
         self.source_tokens = _vocabulary(self.tokenizer, "source", self.config.vocab_size)
         self.target_tokens = _vocabulary(self.tokenizer, "target", self.config.target_vocab_size)
         self.target_ids = {token: token_id for token_id, token in enumerate(self.target_tokens)}
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:
-        """Open a converted model, or a saved one of Trivium, which is converted for this once.
+        """Load a converted model, or a saved Trivium model, which is converted to a temporary folder first.
 
         Args:
-            folder: Either of them.
-            **options: As of the class; `compute_type="int8"` quantizes either.
+            folder: Folder of a converted or a saved model.
+            **options: Options of the constructor; `compute_type="int8"` quantizes in both cases.
         """
         if (Path(folder) / CONFIG_FILE).is_file():
             return cls(folder, **options)
-        with TemporaryDirectory() as temporary:  # once opened, nothing is read from it
+        with TemporaryDirectory() as temporary:  # its files are not read after loading
             to_ctranslate2(folder, Path(temporary) / "converted")
             return cls(Path(temporary) / "converted", **options)
 
     def generate(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **generation: Any
     ) -> torch.Tensor:
-        """Translate, or go on from, a batch of token ids; the same tokens as from `generate()` of the model.
+        """Translate or continue a batch of token ids, with the same results as the model's own `generate()`.
 
-        The same but for rounding: greedily, and with beams where `early_stopping` is True or "never". Where it is
-        False, nearly all texts get the same, see `PATIENCE`.
+        Up to rounding, results are identical for greedy search, and for beam search if `early_stopping` is True or
+        "never". If it is False, nearly all results are identical; see `PATIENCE`.
 
         Args:
-            input_ids: (batch, length).
-            attention_mask: (batch, length), 1 for a real token, 0 for padding, on either side.
-            **generation: Any of `SETTINGS`; the rest is as saved with the model. What is sampled depends on torch's
-                seed when the model first samples; later ones have no effect.
+            input_ids: Token ids of shape (batch, length).
+            attention_mask: Mask of shape (batch, length), 1 for tokens and 0 for padding, on either side.
+            **generation: Any of `SETTINGS`; the saved settings are the defaults. Sampling is seeded by torch's seed
+                when the model first samples; later seeds have no effect.
 
         Returns:
-            (batch * `num_return_sequences`, longest), padded on the right, each beginning as in transformers: with
-            the decoder's start token, or with the row of `input_ids`, padding included.
+            Token ids of shape (batch * `num_return_sequences`, longest), padded on the right. As in transformers, each
+            row starts with the decoder start token, or with the row of `input_ids` including its padding.
 
         Raises:
-            ValueError: A setting is not among `SETTINGS`, a text has more tokens than the model has positions, or
-                nothing says how long the output may be.
+            ValueError: A setting is not in `SETTINGS`, a text has more tokens than the model has positions, or no
+                maximum length is set.
         """
         settings, is_seq2seq = self._settings(generation), self.config.is_encoder_decoder
-        beginnings = input_ids
+        prefixes = input_ids
         if is_seq2seq:
-            beginnings = input_ids.new_full((len(input_ids), 1), _start_id(self.generation_config))
-        room = self._room(settings, beginnings.shape[1])
+            prefixes = input_ids.new_full((len(input_ids), 1), _start_id(self.generation_config))
+        max_new_tokens = self._max_new_tokens(settings, prefixes.shape[1])
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        texts = [ids[real].tolist() for ids, real in zip(input_ids, mask.bool(), strict=True)]
+        texts = [ids[keep].tolist() for ids, keep in zip(input_ids, mask.bool(), strict=True)]
         self._check_lengths(texts)
         options: dict[str, Any] = {
             "beam_size": settings["num_beams"],
             "patience": PATIENCE[settings["early_stopping"]],
             "num_hypotheses": settings["num_return_sequences"],
             "length_penalty": settings["length_penalty"],
-            "end_token": _listed(settings["eos_token_id"]),
+            "end_token": _as_list(settings["eos_token_id"]),
             "return_end_token": True,
         }
         if settings["do_sample"]:
             options |= {f"sampling_{name.replace('_', '')}": settings[name] for name in ("top_k", "top_p")}
             options["sampling_temperature"] = settings["temperature"]
             _ctranslate2().set_random_seed(int(torch.randint(2**31, ())))
-        written = (self._translate if is_seq2seq else self._continue)(texts, room, options)
-        beginnings = beginnings.repeat_interleave(settings["num_return_sequences"], dim=0)
-        rows = [torch.cat((begun, begun.new_tensor(ids))) for begun, ids in zip(beginnings, written, strict=True)]
+        generated = (self._translate if is_seq2seq else self._continue)(texts, max_new_tokens, options)
+        prefixes = prefixes.repeat_interleave(settings["num_return_sequences"], dim=0)
+        rows = [torch.cat((prefix, prefix.new_tensor(ids))) for prefix, ids in zip(prefixes, generated, strict=True)]
         return pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id or 0)
 
-    def _translate(self, texts: list[list[int]], room: int, options: dict[str, Any]) -> list[list[int]]:
+    def _translate(self, texts: list[list[int]], max_new_tokens: int, options: dict[str, Any]) -> list[list[int]]:
         sources = [[self.source_tokens[token_id] for token_id in ids] for ids in texts]
         results = self.engine.translate_batch(
-            sources, max_input_length=0, min_decoding_length=0, max_decoding_length=room, **options
+            sources, max_input_length=0, min_decoding_length=0, max_decoding_length=max_new_tokens, **options
         )
-        return [[self.target_ids[token] for token in said] for result in results for said in result.hypotheses]
+        return [[self.target_ids[token] for token in tokens] for result in results for tokens in result.hypotheses]
 
-    def _continue(self, texts: list[list[int]], room: int, options: dict[str, Any]) -> list[list[int]]:
-        """Texts of one length at a time: of several lengths CTranslate2 makes something else than of each alone."""
-        written: list[list[list[int]]] = [[]] * len(texts)
+    def _continue(self, texts: list[list[int]], max_new_tokens: int, options: dict[str, Any]) -> list[list[int]]:
+        """Batch texts of equal length: in batches of mixed lengths, CTranslate2 generates different tokens."""
+        sequences: list[list[list[int]]] = [[]] * len(texts)
         for length in {len(ids) for ids in texts}:
-            places = [place for place, ids in enumerate(texts) if len(ids) == length]
-            prompts = [[self.target_tokens[token_id] for token_id in texts[place]] for place in places]
-            results = self.engine.generate_batch(prompts, include_prompt_in_result=False, max_length=room, **options)
-            for place, result in zip(places, results, strict=True):
-                written[place] = result.sequences_ids
-        return [said for hypotheses in written for said in hypotheses]
+            indices = [index for index, ids in enumerate(texts) if len(ids) == length]
+            prompts = [[self.target_tokens[token_id] for token_id in texts[index]] for index in indices]
+            results = self.engine.generate_batch(
+                prompts, include_prompt_in_result=False, max_length=max_new_tokens, **options
+            )
+            for index, result in zip(indices, results, strict=True):
+                sequences[index] = result.sequences_ids
+        return [ids for hypotheses in sequences for ids in hypotheses]
 
     def _settings(self, generation: dict[str, Any]) -> dict[str, Any]:
-        """What was saved with the model, and above it what the call says."""
+        """Return the saved generation settings, overridden by those of the call."""
         for name in generation:
             if name not in SETTINGS:
                 raise ValueError(
-                    f"{name} is {generation[name]!r}, but CTranslate2 is told only {', '.join(SETTINGS)}."
+                    f"{name} is {generation[name]!r}, but CTranslate2 supports only {', '.join(SETTINGS)}."
                 )
         saved = vars(self.generation_config)
         for name, neutral in NEUTRAL.items():
             if saved.get(name) not in (None, neutral):
-                raise ValueError(f"{name} is {saved[name]!r} in the saved settings, but here must be {neutral!r}.")
-        said = {**saved, **generation}
-        settings = {name: default if said.get(name) is None else said[name] for name, default in SETTINGS.items()}
+                raise ValueError(f"{name} is {saved[name]!r} in the saved settings, but must be {neutral!r}.")
+        merged = {**saved, **generation}
+        settings = {name: default if merged.get(name) is None else merged[name] for name, default in SETTINGS.items()}
         if settings["early_stopping"] not in PATIENCE:
             raise ValueError(f"early_stopping is {settings['early_stopping']!r}, but must be True, False or 'never'.")
         return settings
 
-    def _room(self, settings: dict[str, Any], begun: int) -> int:
-        """How many tokens may be written; where the positions end, the output does."""
+    def _max_new_tokens(self, settings: dict[str, Any], prefix_length: int) -> int:
+        """Return the maximum number of new tokens, limited by the model's positions."""
         if settings["max_new_tokens"] is settings["max_length"] is None:
-            raise ValueError("Neither max_length nor max_new_tokens says how long the output may be.")
-        room = settings["max_new_tokens"] or settings["max_length"] - begun
+            raise ValueError("Neither max_length nor max_new_tokens is set. Set one of them to limit the output.")
+        limit = settings["max_new_tokens"] or settings["max_length"] - prefix_length
         positions = _positions(self.config)
-        return room if positions is None else min(room, positions + 1 - begun)  # the last token is not read again
+        # The last token is not fed back, so it needs no position.
+        return limit if positions is None else min(limit, positions + 1 - prefix_length)
 
     def _check_lengths(self, texts: list[list[int]]) -> None:
         longest, positions = max(map(len, texts)), _positions(self.config)
@@ -453,11 +457,11 @@ class CTranslate2Model:
 def _start_id(settings: GenerationConfig) -> int:
     start = settings.bos_token_id if settings.decoder_start_token_id is None else settings.decoder_start_token_id
     if start is None:
-        raise ValueError("decoder_start_token_id is None, but must be the token that translations begin with.")
+        raise ValueError("decoder_start_token_id is None, but must be the first token of every translation.")
     return start
 
 
-def _listed(token_ids: int | list[int] | None) -> list[int]:
+def _as_list(token_ids: int | list[int] | None) -> list[int]:
     if token_ids is None:
         return []
     return token_ids if isinstance(token_ids, list) else [token_ids]

@@ -1,4 +1,7 @@
-"""What a family of models is: its classes, fields and tensors beside ours, stated once and read in both directions."""
+"""Declarative mapping between a transformers model family and Trivium: classes, configuration fields and tensors.
+
+Each mapping is stated once and read in both directions.
+"""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +16,7 @@ from trivium.configuration import TriviumConfig
 Shape = tuple[int, ...]
 Fields = Mapping[str, Any]
 
-# What all have under one name.
+# Fields with the same name in every family.
 COMMON_FIELDS = (
     "vocab_size",
     "max_position_embeddings",
@@ -30,99 +33,100 @@ COMMON_FIELDS = (
 
 
 class Rule:
-    """One native tensor is one of ours, as it is; the other rules say how they differ.
+    """Map a native tensor to a Trivium tensor unchanged; subclasses transform it.
 
     Args:
-        native: The name of their module or tensor, without the prefix of the base model. `{i}` is a layer's number.
-        ours: That of ours, or the names, if one of theirs is several of ours.
+        native: Name of the native module or tensor, without the base model prefix. `{i}` is the layer index.
+        trivium: Name of the Trivium module or tensor, or several names for a fused native tensor.
     """
 
-    def __init__(self, native: str, *ours: str) -> None:
-        self.native, self.ours = native, ours
+    def __init__(self, native: str, *trivium: str) -> None:
+        self.native, self.trivium = native, trivium
 
-    def inward(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:
-        """Our tensors, of these shapes."""
+    def to_trivium(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:
+        """Return the Trivium tensors, of the given shapes."""
         return [native]
 
-    def outward(self, ours: list[torch.Tensor], shape: Shape) -> torch.Tensor:
-        """Theirs, of this shape."""
-        return ours[0]
+    def to_native(self, trivium: list[torch.Tensor], shape: Shape) -> torch.Tensor:
+        """Return the native tensor, of the given shape."""
+        return trivium[0]
 
 
 class Transposed(Rule):
-    """Their matrix is transposed; where it is several of ours, they follow one another, in matrix and bias."""
+    """Transpose the native weight, and split a fused weight or bias along the output dimension."""
 
-    def inward(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:
-        """Transpose and cut."""
-        return list(native.t().split([shape[0] for shape in shapes]))  # t() leaves a vector as it is
+    def to_trivium(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:
+        """Transpose and split."""
+        return list(native.t().split([shape[0] for shape in shapes]))  # t() returns a bias unchanged
 
-    def outward(self, ours: list[torch.Tensor], shape: Shape) -> torch.Tensor:
-        """Put together and transpose."""
-        return torch.cat(ours).t()
+    def to_native(self, trivium: list[torch.Tensor], shape: Shape) -> torch.Tensor:
+        """Concatenate and transpose."""
+        return torch.cat(trivium).t()
 
 
 class Offset(Rule):
-    """Their table begins with rows that stand for no position; going out they are zeros."""
+    """Skip the reserved rows at the start of a native position table; they become zeros in the other direction."""
 
-    def inward(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:
-        """Leave the first rows out."""
+    def to_trivium(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:
+        """Drop the reserved rows."""
         return [native[-shapes[0][0] :]]
 
-    def outward(self, ours: list[torch.Tensor], shape: Shape) -> torch.Tensor:
-        """Put zeros before."""
-        return torch.cat((ours[0].new_zeros(shape[0] - len(ours[0]), *shape[1:]), ours[0]))
+    def to_native(self, trivium: list[torch.Tensor], shape: Shape) -> torch.Tensor:
+        """Prepend rows of zeros."""
+        return torch.cat((trivium[0].new_zeros(shape[0] - len(trivium[0]), *shape[1:]), trivium[0]))
 
 
 class Row(Rule):
-    """Their tensor is a matrix of one row, ours a vector."""
+    """Map a native matrix of shape (1, n) to a Trivium vector of shape (n,)."""
 
-    def inward(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:
-        """Take the row."""
+    def to_trivium(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:
+        """Squeeze the first dimension."""
         return [native[0]]
 
-    def outward(self, ours: list[torch.Tensor], shape: Shape) -> torch.Tensor:
-        """Make it a matrix."""
-        return ours[0][None]
+    def to_native(self, trivium: list[torch.Tensor], shape: Shape) -> torch.Tensor:
+        """Add a first dimension of size 1."""
+        return trivium[0][None]
 
 
 @dataclass(frozen=True)
 class Family:
-    """How the models of one `model_type` of transformers correspond to ours.
+    """Mapping between the models of one transformers `model_type` and Trivium.
 
     Attributes:
-        model_type: Its name.
-        classes: Their classes, and ours for each; going out, the first that has ours is made.
-        fields: Pairs of a field of theirs and one of ours with the same meaning, beyond `COMMON_FIELDS`. A field may
-            come twice; then all its partners must agree. A dot leads into a dictionary: "rope_parameters.rope_theta".
-        ours: What a field of ours must be; a function says it for a configuration.
-        ours_of_class: The same, for single classes of ours only.
-        theirs: The same for theirs, where a field may be absent.
-        incoming: What fields of ours are coming in, while going out they may be anything.
-        training: What fields of ours are, that these models do not have and that only training reads: coming in they
-            are set, going out a different value is left behind.
-        rules: Which tensor of theirs is which of ours.
-        found: A field of ours that says whether there is a tensor, and the name of theirs. It is true if theirs is
-            not all zeros.
-        zeros: Tensors of theirs, besides biases, that are zeros where we have none.
-        computed: Tensors of theirs that are no parameters, and what they must be, given their shape.
-        dropped: Beginnings of names of theirs that we have no place for.
-        ignored: Endings of names in older checkpoints that are no parameters.
-        renamed: Endings of names in older checkpoints, and what they are called now.
-        read: Values of fields of theirs, where the configuration says them in another way.
-        write: Values of fields of theirs, where ours say them in another way.
+        model_type: The `model_type` in transformers.
+        classes: Native class names and their Trivium classes. To native, the first match is chosen.
+        fields: Pairs of a native and a Trivium field with the same meaning, in addition to `COMMON_FIELDS`. A field
+            may be repeated; then all fields paired with it must agree. A dot selects a key of a dictionary field:
+            "rope_parameters.rope_theta".
+        requirements: Required values of Trivium fields; a function computes the value from the configuration.
+        class_requirements: Additional requirements of single Trivium classes.
+        native_requirements: Required values of native fields; an absent field is accepted.
+        import_defaults: Values of Trivium fields when converting to Trivium; converting to native accepts any value.
+        training_fields: Values of Trivium fields that only affect training and that the family lacks. They are set
+            when converting to Trivium; other values are dropped when converting to native.
+        rules: Mapping between the tensors.
+        presence_flags: Trivium fields that state whether an optional tensor exists, and the native name of the tensor.
+            The field is True if the native tensor is not all zeros.
+        zero_if_missing: Native tensors, besides biases, that are filled with zeros if Trivium lacks them.
+        computed: Native tensors that are not parameters, and a function that computes each from its shape.
+        dropped: Name prefixes of native tensors without a Trivium counterpart.
+        ignored: Name suffixes of non-parameters in older checkpoints.
+        renamed: Name suffixes in older checkpoints, and their current names.
+        read: Function that returns native field values to use in place of those stored in the configuration.
+        write: Function that computes native field values that differ from the Trivium fields.
     """
 
     model_type: str
     classes: Mapping[str, str]
     fields: tuple[tuple[str, str], ...]
-    ours: Fields
+    requirements: Fields
     rules: tuple[Rule, ...]
-    ours_of_class: Mapping[str, Fields] = field(default_factory=dict)
-    theirs: Fields = field(default_factory=dict)
-    incoming: Fields = field(default_factory=dict)
-    training: Fields = field(default_factory=dict)
-    found: Mapping[str, str] = field(default_factory=dict)
-    zeros: tuple[str, ...] = ()
+    class_requirements: Mapping[str, Fields] = field(default_factory=dict)
+    native_requirements: Fields = field(default_factory=dict)
+    import_defaults: Fields = field(default_factory=dict)
+    training_fields: Fields = field(default_factory=dict)
+    presence_flags: Mapping[str, str] = field(default_factory=dict)
+    zero_if_missing: tuple[str, ...] = ()
     computed: Mapping[str, Callable[[Shape], torch.Tensor]] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -132,76 +136,87 @@ class Family:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """All fields of theirs with those of ours."""
-        own = {name for pair in self.fields for name in pair}
-        return [(name, name) for name in COMMON_FIELDS if name not in own] + list(self.fields)
+        """All pairs of a native and a Trivium field."""
+        overridden = {name for pair in self.fields for name in pair}
+        return [(name, name) for name in COMMON_FIELDS if name not in overridden] + list(self.fields)
 
-    def required(self, model_class: str) -> dict[str, Any]:
-        """What our fields must be for this class of ours."""
-        return {**self.ours, **self.ours_of_class.get(model_class, {})}
+    def requirements_of(self, model_class: str) -> dict[str, Any]:
+        """Return the required field values of a Trivium class."""
+        return {**self.requirements, **self.class_requirements.get(model_class, {})}
 
-    # --- Coming in ---------------------------------------------------------------------------------------------------
+    # --- To Trivium --------------------------------------------------------------------------------------------------
 
-    def to_ours(self, native: PreTrainedConfig, model_class: str, **found: bool) -> TriviumConfig:
-        """Our configuration, for this class of ours, of a model that has the tensors `found`.
+    def to_trivium(self, native: PreTrainedConfig, model_class: str, **presence_flags: bool) -> TriviumConfig:
+        """Convert a native configuration to that of a Trivium class.
+
+        Args:
+            native: Native configuration.
+            model_class: Name of the Trivium class.
+            **presence_flags: Values of the fields in `presence_flags`.
 
         Raises:
-            ValueError: The model does what ours cannot; the message names all fields in the way.
+            ValueError: Trivium cannot represent the model; the message lists every conflicting field.
         """
         read = self.read(native)
 
         def value(path: str) -> Any:
             return read[path] if path in read else get_path(native, path)
 
-        obstacles = list[str]()
-        for path, expected in self.theirs.items():
-            wanted = expected(native) if callable(expected) else expected
-            if (given := value(path)) not in (wanted, MISSING):
-                obstacles.append(f"{path} is {given!r}, but must be {wanted!r}")
-        fields, said_by = dict[str, Any](), dict[str, str]()
+        mismatches = list[str]()
+        for path, expected in self.native_requirements.items():
+            required = expected(native) if callable(expected) else expected
+            if (actual := value(path)) not in (required, MISSING):
+                mismatches.append(f"{path} is {actual!r}, but must be {required!r}")
+        fields, sources = dict[str, Any](), dict[str, str]()
         for path, name in self.pairs:
-            given = value(path)
-            if given is MISSING or (given is None and name in fields):
+            actual = value(path)
+            if actual is MISSING or (actual is None and name in fields):
                 continue
-            if name in fields and fields[name] != given:
-                before = f"{said_by[name]} is {fields[name]!r} and {path} is {given!r}"
-                obstacles.append(f"{before}, but must be the same ({name})")
-            fields[name], said_by[name] = given, path
-        if obstacles:
-            raise ValueError(f"Trivium has no model like this {self.model_type}: {'; '.join(obstacles)}.")
-        unsaid = {"label_smoothing": 0.0, "decoder_start_token_id": None, **self.incoming, **self.training}
-        needed = {name: value for name, value in self.required(model_class).items() if not callable(value)}
-        config = TriviumConfig(**{**unsaid, **needed, **fields, **found})
-        if obstacles := self.obstacles(config, model_class):
-            raise ValueError(f"Trivium has no model like this {self.model_type}: {'; '.join(obstacles)}.")
+            if name in fields and fields[name] != actual:
+                conflict = f"{sources[name]} is {fields[name]!r} and {path} is {actual!r}"
+                mismatches.append(f"{conflict}, but must be equal ({name})")
+            fields[name], sources[name] = actual, path
+        if mismatches:
+            raise ValueError(f"Trivium has no equivalent of this {self.model_type} model: {'; '.join(mismatches)}.")
+        defaults = {
+            "label_smoothing": 0.0,
+            "decoder_start_token_id": None,
+            **self.import_defaults,
+            **self.training_fields,
+        }
+        constants = {name: value for name, value in self.requirements_of(model_class).items() if not callable(value)}
+        config = TriviumConfig(**{**defaults, **constants, **fields, **presence_flags})
+        if mismatches := self.mismatches(config, model_class):
+            raise ValueError(f"Trivium has no equivalent of this {self.model_type} model: {'; '.join(mismatches)}.")
         return config
 
-    # --- Going out ---------------------------------------------------------------------------------------------------
+    # --- To native ---------------------------------------------------------------------------------------------------
 
-    def obstacles(self, config: TriviumConfig, model_class: str) -> list[str]:
-        """Why a model of ours is none of theirs; nothing, if it is one."""
+    def mismatches(self, config: TriviumConfig, model_class: str) -> list[str]:
+        """Return the reasons why a Trivium model has no equivalent in this family; empty if it has one."""
         if model_class not in self.classes.values():
-            return [f"there is nothing like {model_class}"]
+            return [f"it has no class for {model_class}"]
         return [
-            f"{name} is {value!r}, but must be {wanted!r}"
-            for name, expected in self.required(model_class).items()
-            if (value := getattr(config, name)) != (wanted := expected(config) if callable(expected) else expected)
-        ] + [f"{a} is {x!r} and {b} is {y!r}, but must be the same" for (a, x), (b, y) in self._conflicts(config)]
+            f"{name} is {value!r}, but must be {required!r}"
+            for name, expected in self.requirements_of(model_class).items()
+            if (value := getattr(config, name)) != (required := expected(config) if callable(expected) else expected)
+        ] + [f"{a} is {x!r} and {b} is {y!r}, but must be equal" for (a, x), (b, y) in self._conflicts(config)]
 
     def _conflicts(self, config: TriviumConfig) -> Iterator[tuple[tuple[str, Any], tuple[str, Any]]]:
-        said = dict[str, tuple[str, Any]]()
+        """Yield pairs of Trivium fields that map to the same native field but differ."""
+        first_by_path = dict[str, tuple[str, Any]]()
         for path, name in self.pairs:
-            here = name, getattr(config, name)
-            before = said.setdefault(path, here)
-            if before[1] != here[1]:
-                yield before, here
+            current = name, getattr(config, name)
+            first = first_by_path.setdefault(path, current)
+            if first[1] != current[1]:
+                yield first, current
 
     def to_native(self, config: TriviumConfig) -> PreTrainedConfig:
-        """Their configuration of a model of ours that has no `obstacles`."""
-        usual = AutoConfig.for_model(self.model_type)
+        """Convert a Trivium configuration without `mismatches` to the native one."""
+        default = AutoConfig.for_model(self.model_type)
         fields: dict[str, Any] = {}
-        for path, expected in self.theirs.items():
-            if not callable(expected) and get_path(usual, path) is not MISSING:
+        for path, expected in self.native_requirements.items():
+            if not callable(expected) and get_path(default, path) is not MISSING:
                 set_path(fields, path, expected)
         for path, name in self.pairs:
             set_path(fields, path, copy.deepcopy(getattr(config, name)))
@@ -209,11 +224,11 @@ class Family:
             set_path(fields, path, value)
         return AutoConfig.for_model(self.model_type, **fields)
 
-    def left_behind(self, config: TriviumConfig) -> list[str]:
-        """What our fields say that theirs cannot, and that only training reads."""
+    def dropped_fields(self, config: TriviumConfig) -> list[str]:
+        """Return a note for each training-only field whose value the family cannot represent."""
         return [
-            f"{name}={value!r} is left behind: {self.model_type} has no such field, and only training reads it"
-            for name, expected in {"label_smoothing": 0.0, **self.training}.items()
+            f"{name}={value!r} is dropped: {self.model_type} has no such field, and it only affects training"
+            for name, expected in {"label_smoothing": 0.0, **self.training_fields}.items()
             if (value := getattr(config, name)) != expected
         ]
 
@@ -222,14 +237,14 @@ MISSING: Any = object()
 
 
 def get_path(config: PreTrainedConfig, path: str) -> Any:
-    """The value of a field, or `MISSING`; "a.b" is the entry b of the dictionary a."""
+    """Return the value of a field, or `MISSING`; "a.b" selects key b of the dictionary a."""
     name, _, key = path.partition(".")
     value = getattr(config, name, MISSING)
     return value if not key or value is MISSING else (value or {}).get(key, MISSING)
 
 
 def set_path(fields: dict[str, Any], path: str, value: Any) -> None:
-    """Set what `get_path` gets."""
+    """Set the value of a field; "a.b" sets key b of the dictionary a."""
     name, _, key = path.partition(".")
     if key:
         fields.setdefault(name, {})[key] = value

@@ -1,17 +1,18 @@
-"""Trivium in ONNX: graphs that onnxruntime and other engines run without torch, and generation with them.
+"""ONNX export, and generation with the exported graphs in ONNX Runtime.
 
     to_onnx("runs/numbers", "numbers-onnx")
     model = OnnxModel.from_pretrained("numbers-onnx")
     translations = translate(model, model.tokenizer, ["twenty-one"], num_beams=5)
 
-torch's own exporter draws the graphs, in float32, for batches and texts of any size:
+`torch.onnx.export` traces the graphs in float32, with dynamic batch and sequence dimensions:
 
-    model.onnx      encoder-only: what the model takes, and its logits or states
-    encoder.onnx    encoder-decoder: the source to the keys and values that every decoder layer looks at, `memory.*`
-    decoder.onnx    one step, of one token or of many: it takes the cache, `past_key_values.*`, which at first has
-                    length 0, and gives it back longer, `present.*`; `logits_to_keep` are places that want logits
+    model.onnx      encoder-only: maps the model's inputs to logits or hidden states
+    encoder.onnx    encoder-decoder: maps the source to the cross-attention keys and values, `memory.*`
+    decoder.onnx    one decoding step of one or more tokens: takes the KV cache, `past_key_values.*`, of length 0 in
+                    the first step, and returns the extended one, `present.*`; `logits_to_keep` are the positions to
+                    compute logits for
 
-Beside them lie configuration, settings for generation and tokenizer.
+The folder also holds the configuration, generation settings and tokenizer.
 """
 
 import logging
@@ -52,7 +53,7 @@ from trivium.configuration import TriviumConfig
 from trivium.modeling.cache import self_attention_cache
 from trivium.storage.atomic import check_free, whole_folder
 
-# Every class that can be exported, and what it answers.
+# Exportable model classes and their output types.
 OUTPUTS: dict[str, type[ModelOutput]] = {
     "TriviumForConditionalGeneration": Seq2SeqLMOutput,
     "TriviumForCausalLM": CausalLMOutputWithPast,
@@ -78,23 +79,23 @@ def _require(name: str) -> ModuleType:
 
 
 def to_onnx(source: str | Path, output: str | Path) -> None:
-    """Write a saved model as graphs of ONNX, with configuration, settings for generation and tokenizer.
+    """Export a saved model to ONNX, with its configuration, generation settings and tokenizer.
 
     Args:
-        source: A saved model that has a head, or an encoder without one.
-        output: A new or an empty folder.
+        source: Folder of a saved model with a head, or of an encoder-only model without one.
+        output: A new or empty folder.
 
     Raises:
-        FileNotFoundError: There is no saved model, or no tokenizer.
-        ImportError: onnx or onnxscript are not installed.
-        ValueError: The model is of a class that is not in `OUTPUTS`, or `output` is there already.
+        FileNotFoundError: The model or its tokenizer does not exist.
+        ImportError: onnx or onnxscript is not installed.
+        ValueError: The model class is not in `OUTPUTS`, or `output` is not empty.
     """
     _require("onnx")
     _require("onnxscript")
     output = Path(output)
     check_free(output)
     model, tokenizer = _load(Path(source))
-    with whole_folder(output) as partial, _quietly():
+    with whole_folder(output) as partial, _silence_exporter():
         if model.config.decoder_layers:
             if model.config.is_encoder_decoder:
                 _export_encoder(model, partial / ENCODER)
@@ -103,7 +104,7 @@ def to_onnx(source: str | Path, output: str | Path) -> None:
         else:
             _export_model(model, partial / MODEL)
         tokenizer.save_pretrained(partial)
-        for name in ("auto_map", "custom_pipelines"):  # they name the model's code, which does not go along
+        for name in ("auto_map", "custom_pipelines"):  # they refer to modeling code, which is not exported
             vars(model.config).pop(name, None)
         model.config.to_json_file(partial / "config.json")
 
@@ -119,14 +120,14 @@ def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             f"{folder} holds a model of model_type {config.model_type!r} and architectures {config.architectures}, "
             f"but must hold one of {', '.join(OUTPUTS)}."
         )
-    # Eager attention spells out what becomes of a query that may see nothing; a fused one leaves it to the engine.
+    # Eager attention handles fully masked queries explicitly; fused attention would leave them to the engine.
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
     model = getattr(modeling, name).from_pretrained(folder, config=config, **options)
     return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 class _Encoder(nn.Module):
-    """Map the source to the keys and values that the decoder layers attend to, computed once for all steps."""
+    """Map the source to the cross-attention keys and values of all decoder layers, computed once per sequence."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -147,7 +148,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """A step of the decoder, whose cache comes and goes as plain tensors."""
+    """One decoding step with the KV cache passed as plain tensors."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -168,7 +169,7 @@ class _Decoder(nn.Module):
             options = {
                 "cache": EncoderDecoderCache(cache, self._cache(memory)),
                 "encoder_attention_mask": encoder_attention_mask,
-                "encoder_hidden_states": encoder_attention_mask[..., None].float(),  # only their length matters here
+                "encoder_hidden_states": encoder_attention_mask[..., None].float(),  # only their length is used
             }
         states = self.decoder(input_ids=input_ids, attention_mask=attention_mask, **options).last_hidden_state
         return self.head(states[:, logits_to_keep]), [(layer.keys, layer.values) for layer in cache.layers]
@@ -180,7 +181,7 @@ class _Decoder(nn.Module):
         return cache
 
 
-# What the graphs are drawn from. Sizes differ, and none is 1, which would be taken for 1 for ever.
+# Sizes of the example inputs. They are distinct and not 1, because the exporter specializes on sizes of 1.
 BATCH, SOURCE, PAST, LENGTH, KEPT = 2, 7, 5, 3, 2
 
 
@@ -247,15 +248,15 @@ def _names(prefix: str, config: TriviumConfig) -> list[str]:
 
 
 def _pairs(config: TriviumConfig, batch: int, length: int) -> Pairs:
-    """Zeros for keys and values of each layer; no tensor twice, for the exporter would take two inputs for one."""
+    """Return zero keys and values for each layer, as distinct tensors: the exporter would merge shared inputs."""
     assert config.num_key_value_heads is not None
     shape = batch, config.num_key_value_heads, length, config.head_dim
     return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.decoder_layers)]
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what torch's exporter says of itself and of packages that are not installed."""
+def _silence_exporter() -> Iterator[None]:
+    """Silence the exporter's log messages and warnings, such as those on packages that are not installed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -267,24 +268,24 @@ def _quietly() -> Iterator[None]:
             logger.setLevel(level)
 
 
-# --- Running ---------------------------------------------------------------------------------------------------------
+# --- Inference -------------------------------------------------------------------------------------------------------
 
 
 class OnnxModel(PreTrainedModel):
-    """What `to_onnx` wrote, run by onnxruntime on the CPU with torch's number of threads; in evaluation only.
+    """Exported model, run by ONNX Runtime on the CPU with torch's number of threads; inference only.
 
-    `OnnxModel.from_pretrained` gives an `OnnxForConditionalGeneration`, an `OnnxForCausalLM` or an `OnnxEncoder`.
-    It is called as the model that it was made from, generates as that does, and `trivium.translation.translate`,
-    pipelines and the commands take it in place of that.
+    `OnnxModel.from_pretrained` returns an `OnnxForConditionalGeneration`, an `OnnxForCausalLM` or an `OnnxEncoder`.
+    It is a drop-in replacement for the exported model in `forward`, `generate`, `trivium.translation.translate`,
+    pipelines and commands.
 
     Args:
-        folder: What `to_onnx` wrote.
+        folder: Output folder of `to_onnx`.
 
     Attributes:
-        tokenizer: The tokenizer that belongs to it.
+        tokenizer: Tokenizer of the model.
 
     Raises:
-        FileNotFoundError: `folder` is no exported model of this class.
+        FileNotFoundError: `folder` is not an exported model of this class.
         ImportError: onnxruntime is not installed.
     """
 
@@ -308,14 +309,14 @@ class OnnxModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "OnnxModel":
-        """Open an exported model, or a saved one of Trivium, which is exported for this once.
+        """Load an exported model, or a saved Trivium model, which is exported to a temporary folder first.
 
         Args:
-            folder: Either of them.
+            folder: Folder of an exported or a saved model.
         """
         folder = Path(folder)
         if not any(folder.glob("*.onnx")):
-            with TemporaryDirectory() as temporary:  # once opened, nothing is read from it
+            with TemporaryDirectory() as temporary:  # its files are not read after loading
                 to_onnx(folder, Path(temporary) / "exported")
                 return cls.from_pretrained(Path(temporary) / "exported")
         kind: type[OnnxModel] = OnnxEncoder if (folder / MODEL).is_file() else OnnxForCausalLM
@@ -335,7 +336,7 @@ class OnnxModel(PreTrainedModel):
         logits_to_keep: int | torch.Tensor,
         source: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
-        """The logits of new tokens, whose keys and values go into the cache."""
+        """Return the logits of the new tokens, and append their keys and values to the cache."""
         own: Any = self_attention_cache(cache)
         batch, length = input_ids.shape
         past_length = 0 if own is None else own.get_seq_length()
@@ -349,7 +350,7 @@ class OnnxModel(PreTrainedModel):
         outputs = self._run(DECODER, {**inputs, **dict(past), **source})
         for index in range(0 if own is None else self.config.decoder_layers):
             key, value = (outputs[f"present.{index}.{kind}"] for kind in ("key", "value"))
-            if past_length:  # what came out is the whole of it
+            if past_length:  # the outputs include the past
                 own.layers[index].keys, own.layers[index].values = key, value
             else:
                 own.update(key, value, index)
@@ -361,7 +362,7 @@ class OnnxModel(PreTrainedModel):
         own: Any = self_attention_cache(cache)
         for kind in {type(layer) for layer in own.layers} - {DynamicLayer}:
             raise ValueError(
-                f"cache has layers of the class {kind.__name__}, but here must be a DynamicCache: leave out "
+                f"cache has layers of class {kind.__name__}, but must be a DynamicCache: do not set "
                 "cache_implementation."
             )
         return cache
@@ -370,13 +371,13 @@ class OnnxModel(PreTrainedModel):
         limit = self.config.max_position_embeddings
         if self.config.position_embedding_type == "learned" and length > limit:
             raise ValueError(
-                f"The sequence has {length} tokens, but learned positions end at max_position_embeddings={limit}: "
-                "truncate it."
+                f"The sequence has {length} tokens, but learned positions end at max_position_embeddings={limit}. "
+                "Truncate it."
             )
 
 
 class OnnxEncoder(OnnxModel):
-    """An encoder-only model, with or without a head."""
+    """Encoder-only model, with or without a head."""
 
     graphs = (MODEL,)
 
@@ -386,7 +387,7 @@ class OnnxEncoder(OnnxModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
     ) -> ModelOutput:
-        """Encode, and what the head says of it; inputs are (batch, length)."""
+        """Return the output of the head, or the hidden states without one; inputs are of shape (batch, length)."""
         self._check_length(input_ids.shape[1])
         inputs = {"input_ids": input_ids, "attention_mask": _or_ones(attention_mask, input_ids.shape)}
         if self.config.type_vocab_size:
@@ -395,7 +396,7 @@ class OnnxEncoder(OnnxModel):
 
 
 class OnnxForCausalLM(OnnxModel, GenerationMixin):
-    """A decoder-only model."""
+    """Decoder-only model."""
 
     graphs = (DECODER,)
 
@@ -409,19 +410,19 @@ class OnnxForCausalLM(OnnxModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool = True,
     ) -> CausalLMOutputWithPast:
-        """Predict every next token of (batch, length) ids; see `TriviumForCausalLM.forward`."""
+        """Return next-token logits for ids of shape (batch, length); see `TriviumForCausalLM.forward`."""
         cache = self._new_cache(cache, use_cache)
         logits = self._step(input_ids, attention_mask, cache, logits_to_keep, {})
         return CausalLMOutputWithPast(logits=logits, cache=cache)
 
 
 class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
-    """An encoder-decoder."""
+    """Encoder-decoder model."""
 
     graphs = (ENCODER, DECODER)
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
-        """What `generate()` calls, once for all steps."""
+        """Return the encoder, which `generate()` calls once per sequence."""
         return _EncoderSession(self)
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
@@ -438,13 +439,16 @@ class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool = True,
     ) -> Seq2SeqLMOutput:
-        """Predict every next token of (batch, target_len) ids; see `TriviumForConditionalGeneration.forward`."""
+        """Return next-token logits for ids of shape (batch, target_len).
+
+        See `TriviumForConditionalGeneration.forward`.
+        """
         if encoder_outputs is None:
             encoder_outputs = self.get_encoder()(input_ids, attention_mask)
         cache = self._new_cache(cache, use_cache)
         source = next(iter(encoder_outputs.values()))  # (batch, heads, source_len, head_dim)
-        seen = {"encoder_attention_mask": _or_ones(attention_mask, source.shape[::2]), **encoder_outputs}
-        logits = self._step(decoder_input_ids, decoder_attention_mask, cache, logits_to_keep, seen)
+        memory = {"encoder_attention_mask": _or_ones(attention_mask, source.shape[::2]), **encoder_outputs}
+        logits = self._step(decoder_input_ids, decoder_attention_mask, cache, logits_to_keep, memory)
         return Seq2SeqLMOutput(logits=logits, cache=cache)
 
 
@@ -456,7 +460,7 @@ class _EncoderSession(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> ModelOutput:
-        """Map (batch, source_len) ids to keys and values for the layers of the decoder; of each, beams get a copy."""
+        """Map ids of shape (batch, source_len) to cross-attention keys and values, which beam search expands."""
         self.model._check_length(input_ids.shape[1])
         inputs = {"input_ids": input_ids, "attention_mask": _or_ones(attention_mask, input_ids.shape)}
         return ModelOutput(self.model._run(ENCODER, inputs))

@@ -1,7 +1,7 @@
-"""Scores that need no network: of texts, of labels, and perplexity, as `evaluate` metrics.
+"""Offline metrics for texts, labels and perplexity, with the interface of `evaluate` metrics.
 
-`evaluate.load("sacrebleu")` downloads its script from the Hub. Here the scores come straight from the installed
-libraries, sacrebleu and scikit-learn, behind the same interface:
+`evaluate.load("sacrebleu")` downloads its script from the Hub. These metrics call the installed libraries, sacrebleu
+and scikit-learn, directly, behind the same interface:
 
     >>> load_metric("sacrebleu").compute(predictions=["The cat sat down."], references=["The cat sat down."])["score"]
     100.00000000000004
@@ -20,38 +20,38 @@ METRICS = (*TEXT_METRICS, *LABEL_METRICS, "perplexity")
 
 
 def load_metric(name: str) -> "evaluate.Metric":
-    """Return a fresh metric, whose result has its figure under `"score"`.
+    """Return a new metric, whose result has its main value under `"score"`.
 
-    - `sacrebleu`: BLEU from 0 to 100, cased, on detokenised text, with sacrebleu's 13a tokenizer. The one to publish.
-    - `bleu_lower`: BLEU, lowercased and tokenised on both sides, which is what Multi30k papers print. They tokenise
-      with Moses; 13a stands in for it, since like Moses, and unlike `intl`, it keeps hyphenated words whole.
+    - `sacrebleu`: BLEU from 0 to 100, cased, on detokenized text, with sacrebleu's 13a tokenizer. Report this one.
+    - `bleu_lower`: BLEU, lowercased and tokenized on both sides, as reported in Multi30k papers. They tokenize with
+      Moses; 13a approximates it, since like Moses, and unlike `intl`, it keeps hyphenated words whole.
     - `chrf`: the character n-gram F-score, from 0 to 100.
-    - `ter`: edits for a hundred reference words; lower is better.
-    - `exact_match`: the share of predictions, from 0 to 1, that equal one of their references.
-    - `accuracy`: the share of labels, from 0 to 1, that are right; where several can hold, of sets of labels.
-    - `f1`: the mean over labels of F1, from 0 to 1, each label counting alike (macro average).
-    - `mse`, `r2`: the mean squared error of predicted numbers, and the share of the variance that they explain.
-    - `perplexity`: exp of the mean negative log likelihood of a token, which is given as `loss`; lower is better.
+    - `ter`: the translation edit rate, in edits per 100 reference words; lower is better.
+    - `exact_match`: the fraction of predictions, from 0 to 1, that equal one of their references.
+    - `accuracy`: the fraction of correct labels, from 0 to 1; for multi-label tasks, of exactly matching label sets.
+    - `f1`: the macro-averaged F1 score, from 0 to 1: the unweighted mean over labels.
+    - `mse`, `r2`: the mean squared error of predicted numbers, and the fraction of variance explained.
+    - `perplexity`: exp of the mean negative log-likelihood per token, which is returned as `loss`; lower is better.
 
     The first five take `predictions`, a list of strings, and `references`, a string or a list of strings for each
-    prediction. The first four add sacrebleu's `signature` and its other figures (`bp`, `precisions`, ...), and hand
-    further arguments of `compute` to its class: `compute(..., tokenize="zh")`. The next four take
+    prediction. The first four add sacrebleu's `signature` and its secondary figures (`bp`, `precisions`, ...), and
+    pass further arguments of `compute` to its class: `compute(..., tokenize="zh")`. The next four take
     `predictions` and `references` as labels, lists of labels, or numbers. Perplexity takes `nll`, a list of summed
-    negative log likelihoods in nats (one for each batch, say), and `num_tokens`, how many tokens each is over.
+    negative log-likelihoods in nats (such as one per batch), and `num_tokens`, the number of tokens in each sum.
 
     Args:
         name: One of `METRICS`.
 
     Returns:
-        The metric. `compute` scores what it is given together with all that `add_batch` has collected.
+        The metric. `compute` scores its arguments together with the examples collected by `add_batch`.
 
     Raises:
-        ValueError: If there is no metric of this name.
+        ValueError: There is no metric of this name.
     """
     if name not in METRICS:
-        raise ValueError(f"There is no metric {name!r}; choose one of {', '.join(METRICS)}.")
+        raise ValueError(f"metric is {name!r}, but must be one of {', '.join(METRICS)}.")
     if name in LABEL_METRICS:
-        from .labels import LabelScore  # only now: these libraries take seconds to import
+        from .labels import LabelScore  # deferred: these libraries take seconds to import
 
         return LabelScore(name)
     from .scores import Perplexity, TextScore

@@ -1,4 +1,4 @@
-"""Scores of predicted labels and numbers, by scikit-learn's functions, behind `evaluate`'s interface."""
+"""Metrics for predicted labels and numbers: scikit-learn functions behind the `evaluate` interface."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +20,7 @@ SCORES: dict[str, Callable[[Any, Any], float]] = {
 
 
 class LabelScore(OfflineMetric):
-    """A score of predicted labels, sets of labels or numbers; its `config_name` is a key of `SCORES`."""
+    """Metric for predicted labels, label sets or numbers; `config_name` is a key of `SCORES`."""
 
     def _info(self) -> evaluate.MetricInfo:
         kinds = (List(Value("string")), Value("string"), Value("float64"))

@@ -1,4 +1,4 @@
-"""One file for each family of transformers' models that Trivium exchanges weights with."""
+"""Model families of transformers that convert to and from Trivium, one module per family."""
 
 from trivium.interop.families.bart import BART
 from trivium.interop.families.bert import BERT

@@ -1,8 +1,8 @@
-"""BART (Lewis et al. 2019): encoder and decoder with learned positions and normalised embeddings."""
+"""BART (Lewis et al. 2019): encoder and decoder with learned positions and normalized embeddings."""
 
 from trivium.interop.mapping import Family, Offset, Row, Rule
 
-# What BART and Marian have in common.
+# Shared by BART and Marian.
 POST_NORM = {
     "is_encoder_decoder": True,
     "gated_ffn": False,
@@ -15,7 +15,7 @@ NO_LAYER_DROPPED = {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
 
 
 def stack_rules(stack: str) -> list[Rule]:
-    """Encoder and decoder have the same modules, but for the decoder's attention to the encoder."""
+    """Return the rules of the encoder or the decoder; only the decoder has cross-attention."""
     layer = f"{stack}.layers.{{i}}"
     attentions = {"self_attn": "self_attn"} | ({"encoder_attn": "cross_attn"} if stack == "decoder" else {})
     rules = [
@@ -26,10 +26,10 @@ def stack_rules(stack: str) -> list[Rule]:
         Rule(f"{layer}.fc2", f"{layer}.feed_forward.down_proj"),
         Rule(f"{layer}.final_layer_norm", f"{layer}.feed_forward_residual.norm"),
     ]
-    for theirs, ours in attentions.items():
-        rules += [Rule(f"{layer}.{theirs}.{x}_proj", f"{layer}.{ours}.{x}_proj") for x in "qkv"]
-        rules += [Rule(f"{layer}.{theirs}.out_proj", f"{layer}.{ours}.o_proj")]
-        rules += [Rule(f"{layer}.{theirs}_layer_norm", f"{layer}.{ours}_residual.norm")]
+    for native, trivium in attentions.items():
+        rules += [Rule(f"{layer}.{native}.{x}_proj", f"{layer}.{trivium}.{x}_proj") for x in "qkv"]
+        rules += [Rule(f"{layer}.{native}.out_proj", f"{layer}.{trivium}.o_proj")]
+        rules += [Rule(f"{layer}.{native}_layer_norm", f"{layer}.{trivium}_residual.norm")]
     return rules
 
 
@@ -52,21 +52,21 @@ BART = Family(
         ("scale_embedding", "scale_embedding"),
         ("decoder_start_token_id", "decoder_start_token_id"),
     ),
-    ours={
+    requirements={
         **POST_NORM,
         "position_embedding_type": "learned",
         "normalize_embedding": True,
         "decoder_vocab_size": None,
         "tie_word_embeddings": True,
     },
-    incoming={"attention_bias": True, "ffn_bias": True},
-    theirs={**NO_LAYER_DROPPED, "tie_word_embeddings": True},
+    import_defaults={"attention_bias": True, "ffn_bias": True},
+    native_requirements={**NO_LAYER_DROPPED, "tie_word_embeddings": True},
     rules=(
         *stack_rules("encoder"),
         *stack_rules("decoder"),
         Rule("lm_head", "lm_head"),
         Row("final_logits_bias", "lm_head.bias"),
     ),
-    found={"lm_head_bias": "final_logits_bias"},
+    presence_flags={"lm_head_bias": "final_logits_bias"},
     ignored=("encoder.version", "decoder.version"),
 )

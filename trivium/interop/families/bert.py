@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2018): the paper's encoder, with learned positions, token types and a normalised embedding."""
+"""BERT (Devlin et al. 2018): a post-norm encoder with learned positions, token types and normalized embeddings."""
 
 from trivium.interop.mapping import Family, Rule
 
@@ -27,7 +27,7 @@ BERT = Family(
         ("type_vocab_size", "type_vocab_size"),
         ("layer_norm_eps", "norm_eps"),
     ),
-    ours={
+    requirements={
         "decoder_layers": 0,
         "gated_ffn": False,
         "position_embedding_type": "learned",
@@ -36,10 +36,10 @@ BERT = Family(
         "scale_embedding": False,
         "normalize_embedding": True,
     },
-    incoming={"attention_bias": True, "ffn_bias": True, "classifier_pooling": "cls"},
-    ours_of_class={"TriviumForSequenceClassification": {"classifier_pooling": "cls"}},
-    theirs={"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"},
-    training={"activation_dropout": 0.0},
+    import_defaults={"attention_bias": True, "ffn_bias": True, "classifier_pooling": "cls"},
+    class_requirements={"TriviumForSequenceClassification": {"classifier_pooling": "cls"}},
+    native_requirements={"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"},
+    training_fields={"activation_dropout": 0.0},
     rules=(
         Rule("embeddings.word_embeddings", "encoder.embed_tokens"),
         Rule("embeddings.position_embeddings", "encoder.embed_positions.embedding"),
@@ -61,9 +61,9 @@ BERT = Family(
         Rule("classifier", "classifier"),
         Rule("qa_outputs", "qa_outputs"),
     ),
-    zeros=("embeddings.token_type_embeddings.weight",),
+    zero_if_missing=("embeddings.token_type_embeddings.weight",),
     dropped=("pooler.", "cls.seq_relationship.", "cls.predictions.bias"),
     ignored=("embeddings.position_ids",),
     renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
-    write=lambda config: {"type_vocab_size": max(1, config.type_vocab_size)},  # theirs always adds the type 0
+    write=lambda config: {"type_vocab_size": max(1, config.type_vocab_size)},  # BERT always adds type 0
 )

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): learned positions, norms before the sub-layers; its matrices lie on their side."""
+"""GPT-2 (Radford et al. 2019): pre-norm decoder with learned positions; `Conv1D` weights are transposed."""
 
 from trivium.interop.mapping import Family, Rule, Transposed
 
@@ -20,7 +20,7 @@ GPT2 = Family(
         ("attn_pdrop", "attention_dropout"),
         ("layer_norm_epsilon", "norm_eps"),
     ),
-    ours={
+    requirements={
         "encoder_layers": 0,
         "gated_ffn": False,
         "position_embedding_type": "learned",
@@ -30,9 +30,13 @@ GPT2 = Family(
         "normalize_embedding": False,
         "lm_head_bias": False,
     },
-    incoming={"attention_bias": True, "ffn_bias": True},
-    theirs={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
-    training={"activation_dropout": 0.0},
+    import_defaults={"attention_bias": True, "ffn_bias": True},
+    native_requirements={
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    },
+    training_fields={"activation_dropout": 0.0},
     rules=(
         Rule("wte", "decoder.embed_tokens"),
         Rule("wpe", "decoder.embed_positions.embedding"),

@@ -1,4 +1,4 @@
-"""LLaMA (Touvron et al. 2023): rotary positions, RMS norms before the sub-layers, gated feed-forward."""
+"""LLaMA (Touvron et al. 2023): pre-norm decoder with rotary positions, RMSNorm and a gated FFN."""
 
 from trivium.interop.mapping import Family, Rule
 
@@ -20,7 +20,7 @@ LLAMA = Family(
         ("attention_bias", "attention_bias"),
         ("mlp_bias", "ffn_bias"),
     ),
-    ours={
+    requirements={
         "encoder_layers": 0,
         "gated_ffn": True,
         "position_embedding_type": "rotary",
@@ -30,12 +30,12 @@ LLAMA = Family(
         "normalize_embedding": False,
         "lm_head_bias": False,
     },
-    theirs={
+    native_requirements={
         "head_dim": lambda config: config.hidden_size // config.num_attention_heads,
         "rope_parameters.rope_type": "default",
         "rope_parameters.partial_rotary_factor": 1.0,
     },
-    training={"dropout": 0.0, "activation_dropout": 0.0},
+    training_fields={"dropout": 0.0, "activation_dropout": 0.0},
     rules=(
         Rule("embed_tokens", "decoder.embed_tokens"),
         Rule("layers.{i}.input_layernorm", f"{LAYER}.self_attn_residual.norm"),

@@ -1,7 +1,7 @@
-"""Marian (Junczys-Dowmunt et al. 2018), OPUS-MT's models: the paper's, with biases in all projections.
+"""Marian (Junczys-Dowmunt et al. 2018), as in OPUS-MT: the original Transformer with biases in all projections.
 
-Marian's sinusoids are first all sines and then all cosines, the paper's alternate. So the dimensions of the residual
-stream are in another order, wherever something reads or writes it.
+Marian's sinusoidal encoding concatenates all sines and all cosines, whereas the paper's interleaves them. Conversion
+therefore permutes the residual-stream dimension of every tensor that reads or writes it.
 """
 
 from dataclasses import replace
@@ -15,52 +15,52 @@ from trivium.interop.families.bart import BART, NO_LAYER_DROPPED, POST_NORM
 from trivium.interop.mapping import Fields, Row, Rule, Shape
 from trivium.modeling.positions import sinusoidal_encoding
 
-# The dimension of our tensors that is the residual stream; of all others, biases of what writes it among them, the
-# last.
+# Modules whose weight has the residual stream as its input dimension (1) or output dimension (0). In all other tensors
+# it is the last dimension.
 READING = ("q_proj", "k_proj", "v_proj", "up_proj")
 WRITING = ("o_proj", "down_proj")
 
 
 @cache
 def alternating(d_model: int) -> torch.Tensor:
-    """Where in Marian's order each of our dimensions is: 0, d/2, 1, d/2 + 1, ..."""
+    """Return Marian's index of each Trivium dimension: 0, d/2, 1, d/2 + 1, ..."""
     return torch.arange(d_model).view(2, -1).t().flatten()
 
 
 class Reordered(Rule):
-    """The dimensions of the residual stream are in Marian's order in their tensor, and in the paper's in ours."""
+    """Permute the residual stream between Marian's order (sines, then cosines) and the paper's (interleaved)."""
 
     def _dim(self, tensor: torch.Tensor) -> int | None:
-        module = self.ours[0].rpartition(".")[-1]
+        module = self.trivium[0].rpartition(".")[-1]
         if module in READING:
-            return 1 if tensor.ndim == 2 else None  # a bias has nothing of the stream
+            return 1 if tensor.ndim == 2 else None  # their biases are not in the residual stream
         return 0 if module in WRITING else -1
 
-    def inward(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:
-        """Let sines and cosines alternate."""
+    def to_trivium(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:
+        """Interleave sines and cosines."""
         dim = self._dim(native)
         return [native if dim is None else native.index_select(dim, alternating(native.shape[dim]))]
 
-    def outward(self, ours: list[torch.Tensor], shape: Shape) -> torch.Tensor:
+    def to_native(self, trivium: list[torch.Tensor], shape: Shape) -> torch.Tensor:
         """Put the sines first."""
-        dim = self._dim(ours[0])
-        return ours[0] if dim is None else ours[0].index_select(dim, alternating(shape[dim]).argsort())
+        dim = self._dim(trivium[0])
+        return trivium[0] if dim is None else trivium[0].index_select(dim, alternating(shape[dim]).argsort())
 
 
 def sines_then_cosines(shape: Shape) -> torch.Tensor:
-    """Marian's table of positions."""
+    """Return Marian's sinusoidal position table, of shape (length, d_model)."""
     length, d_model = shape
     table = sinusoidal_encoding(torch.arange(length), d_model, torch.float64)
     return table[:, alternating(d_model).argsort()]
 
 
 def read(config: PreTrainedConfig) -> Fields:
-    """A Marian model with one vocabulary says its size twice."""
+    """Ignore `decoder_vocab_size` if the vocabulary is shared: it repeats `vocab_size`."""
     return {"decoder_vocab_size": None} if config.share_encoder_decoder_embeddings else {}
 
 
 def write(config: TriviumConfig) -> Fields:
-    """Marian's own word for one vocabulary; without tying, it would have a matrix that nothing reads."""
+    """Share embeddings only if they are tied: Marian would otherwise keep an unused matrix."""
     one_matrix = config.decoder_vocab_size is None and config.tie_word_embeddings
     return {"share_encoder_decoder_embeddings": one_matrix, "decoder_vocab_size": config.target_vocab_size}
 
@@ -72,10 +72,10 @@ MARIAN = replace(
     model_type="marian",
     classes={"MarianMTModel": "TriviumForConditionalGeneration", "MarianModel": "TriviumModel"},
     fields=(*BART.fields, ("decoder_vocab_size", "decoder_vocab_size")),
-    ours={**POST_NORM, "position_embedding_type": "sinusoidal", "normalize_embedding": False},
-    theirs=NO_LAYER_DROPPED,
+    requirements={**POST_NORM, "position_embedding_type": "sinusoidal", "normalize_embedding": False},
+    native_requirements=NO_LAYER_DROPPED,
     rules=tuple(
-        rule if isinstance(rule, Row) else Reordered(rule.native, *rule.ours)
+        rule if isinstance(rule, Row) else Reordered(rule.native, *rule.trivium)
         for rule in BART.rules
         if not rule.native.endswith(("embed_positions", "layernorm_embedding"))
     ),

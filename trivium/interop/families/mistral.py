@@ -1,4 +1,4 @@
-"""Mistral (Jiang et al. 2023): LLaMA without biases; its sliding window is not ours."""
+"""Mistral (Jiang et al. 2023): LLaMA without biases; sliding-window attention is not supported."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from trivium.interop.mapping import Fields
 
 
 def read(config: PreTrainedConfig) -> Fields:
-    """A window as wide as the longest text is none, nor is one that no layer looks through."""
+    """Ignore a sliding window that covers the maximum length, or that no layer uses."""
     window, layers = config.sliding_window, getattr(config, "layer_types", None)
     unused = window is not None and (
         window >= config.max_position_embeddings or (layers and "sliding_attention" not in layers)
@@ -22,7 +22,7 @@ MISTRAL = replace(
     model_type="mistral",
     classes={"MistralForCausalLM": "TriviumForCausalLM", "MistralModel": "TriviumDecoderModel"},
     fields=tuple(pair for pair in LLAMA.fields if pair[0] not in ("attention_bias", "mlp_bias")),
-    ours={**LLAMA.ours, "attention_bias": False, "ffn_bias": False},
-    theirs={**LLAMA.theirs, "sliding_window": None},
+    requirements={**LLAMA.requirements, "attention_bias": False, "ffn_bias": False},
+    native_requirements={**LLAMA.native_requirements, "sliding_window": None},
     read=read,
 )

@@ -1,4 +1,4 @@
-"""Qwen2 (Yang et al. 2024): LLaMA with biases for queries, keys and values, and none for the output of attention."""
+"""Qwen2 (Yang et al. 2024): LLaMA with biases on the query, key and value projections, but not on the output."""
 
 from dataclasses import replace
 
@@ -9,7 +9,8 @@ QWEN2 = replace(
     MISTRAL,
     model_type="qwen2",
     classes={"Qwen2ForCausalLM": "TriviumForCausalLM", "Qwen2Model": "TriviumDecoderModel"},
-    # Ours has all four biases or none: coming in, the fourth is zeros; going out, it must be, or all three become so.
-    ours={**LLAMA.ours, "ffn_bias": False},
-    incoming={"attention_bias": True},
+    # Trivium has biases on all four attention projections or on none. To Trivium, the output bias becomes zeros. To
+    # Qwen2, the output bias must be zero, and a model without attention biases gets zeros for the other three.
+    requirements={**LLAMA.requirements, "ffn_bias": False},
+    import_defaults={"attention_bias": True},
 )

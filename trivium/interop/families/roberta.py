@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019): BERT with other heads, and positions that count on from the padding's."""
+"""RoBERTa (Liu et al. 2019): BERT with different heads, and position ids that start after `pad_token_id`."""
 
 from dataclasses import replace
 
@@ -10,17 +10,17 @@ from trivium.interop.mapping import Fields, Offset, Rule
 
 
 def padding_id(config: PreTrainedConfig) -> int:
-    """It must have one; if it has none, this is what it had best be."""
+    """Return `pad_token_id`, or RoBERTa's default of 1 if it is unset."""
     return 1 if config.pad_token_id is None else config.pad_token_id
 
 
 def read(config: PreTrainedConfig) -> Fields:
-    """The first position is the padding's id + 1."""
+    """Subtract the reserved rows: positions start at `pad_token_id + 1`."""
     return {"max_position_embeddings": config.max_position_embeddings - padding_id(config) - 1}
 
 
 def write(config: TriviumConfig) -> Fields:
-    """As BERT, and with room for the padding's position and those before it."""
+    """Add the reserved rows up to `pad_token_id` to the position table; otherwise as BERT."""
     return {
         **BERT.write(config),
         "max_position_embeddings": config.max_position_embeddings + padding_id(config) + 1,
@@ -31,12 +31,14 @@ ROBERTA = replace(
     BERT,
     model_type="roberta",
     classes={
-        name.replace("Bert", "Roberta"): ours for name, ours in BERT.classes.items() if name != "BertForPreTraining"
+        name.replace("Bert", "Roberta"): trivium
+        for name, trivium in BERT.classes.items()
+        if name != "BertForPreTraining"
     },
-    ours={**BERT.ours, "pad_token_id": padding_id},
-    theirs={**BERT.theirs, "pad_token_id": padding_id},
-    # The head for masks knows no other activation.
-    ours_of_class={**BERT.ours_of_class, "TriviumForMaskedLM": {"activation_function": "gelu"}},
+    requirements={**BERT.requirements, "pad_token_id": padding_id},
+    native_requirements={**BERT.native_requirements, "pad_token_id": padding_id},
+    # RobertaLMHead hard-codes GELU.
+    class_requirements={**BERT.class_requirements, "TriviumForMaskedLM": {"activation_function": "gelu"}},
     rules=(
         *(rule for rule in BERT.rules if not rule.native.startswith(("cls.", "pooler.", "embeddings.position"))),
         Offset("embeddings.position_embeddings", "encoder.embed_positions.embedding"),
