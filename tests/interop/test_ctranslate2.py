@@ -385,7 +385,7 @@ def test_invalid_arguments_are_refused(copier, tokenizer, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
     with pytest.raises(ValueError, match=r"model_type 'bert'.*architectures .*Trivium model"):
         to_ctranslate2(tmp_path, tmp_path / "converted")
-    with pytest.raises(ValueError, match="that is there already"):
+    with pytest.raises(ValueError, match="which already exists"):
         to_ctranslate2(copier, tmp_path, tokenizer=tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     with pytest.raises(FileNotFoundError, match=r"converted model.*trivium_config.json"):

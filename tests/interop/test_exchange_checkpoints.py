@@ -378,7 +378,7 @@ def test_existing_output_folder_is_refused(tmp_path: Path) -> None:
     folder = saved_native(tmp_path)
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "mine.txt").write_text("mine")
-    assert "is there already" in conversion_error(folder, tmp_path / "ours")
+    assert "already exists" in conversion_error(folder, tmp_path / "ours")
     assert files_of(tmp_path / "ours") == {"mine.txt": b"mine"}
 
 

@@ -147,7 +147,7 @@ def test_checkpoints_are_ordered_by_step(tmp_path: Path) -> None:
         (["run/checkpoint-1", "run/checkpoint-2", "out", "--last", "2"], 2, "--last requires one run"),
         (["run/checkpoint-1", "nowhere", "out"], 1, "nowhere is not a saved model: it has no config.json."),
         (["run/checkpoint-1", "run/checkpoint-1", "out"], 1, "each folder once"),
-        (["run", "run"], 1, "output is run, but that is there already"),
+        (["run", "run"], 1, "output is run, which already exists"),
     ],
 )
 def test_errors_are_one_line_with_exit_code(

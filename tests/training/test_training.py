@@ -322,7 +322,7 @@ def test_sampling_is_reproducible_with_seed(run: Path) -> None:
         (["train", "nowhere"], 1, "There is no recipe 'nowhere'"),
         (["train", "numbers", "model.width=3"], 1, "model.width is unknown"),
         (["train", "numbers", "--resume", "--overwrite"], 2, "mutually exclusive"),
-        (["train", "numbers", "--resume", "training.output_dir=nowhere"], 1, "There is no checkpoint in nowhere"),
+        (["train", "numbers", "--resume", "training.output_dir=nowhere"], 1, "There is no checkpoint to resume"),
         (["train", "numbers", "model.d_model=250", "training.output_dir=nowhere"], 1, "Error: d_model is 250, but"),
         (["train", "numbers", "model.d_modle=64"], 1, "Did you mean d_model?"),
         (["translate", "nowhere", "text"], 1, "nowhere is not a saved model"),
