@@ -305,7 +305,7 @@ def load_initial_model(recipe: Recipe, labels: dict[str, Any]) -> PreTrainedMode
             recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **{**labels, **recipe.model}
         )
     except OSError as error:
-        if Path(recipe.init_from).is_dir():
+        if recipe.init_from is None or Path(recipe.init_from).is_dir():
             raise
         raise FileNotFoundError(
             f"init_from is {recipe.init_from!r}, but there is no such folder, and no model of this name could be "
