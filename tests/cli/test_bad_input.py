@@ -113,7 +113,7 @@ def test_invalid_recipe_values_are_named(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("start", ["no/such/folder", "./nowhere", "/nowhere", "no such name"])
+@pytest.mark.parametrize("start", ["no/such/folder", "runs/nowhere", "./nowhere", "/nowhere", "no such name"])
 def test_missing_init_from_folder_is_named(start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text("data: {name: numbers}\ntraining: {output_dir: x}\n")

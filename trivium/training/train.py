@@ -300,9 +300,17 @@ def load_initial_model(recipe: Recipe, labels: dict[str, Any]) -> PreTrainedMode
     Raises:
         ValueError: Parameters outside the head are missing, unexpected or of another shape.
     """
-    model, report = recipe.kind.model_class.from_pretrained(
-        recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **{**labels, **recipe.model}
-    )
+    try:
+        model, report = recipe.kind.model_class.from_pretrained(
+            recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **{**labels, **recipe.model}
+        )
+    except OSError as error:
+        if recipe.init_from is None or Path(recipe.init_from).is_dir():
+            raise
+        raise FileNotFoundError(
+            f"init_from is {recipe.init_from!r}, but there is no such folder, and no model of this name could be "
+            "loaded from the Hub. Set it to the folder of a saved model, or to the name of a model on the Hub."
+        ) from error
     names = [*report["missing_keys"], *report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])]
     if mismatches := sorted(name for name in names if name.startswith(f"{model.base_model_prefix}.")):
         raise ValueError(
