@@ -1,4 +1,8 @@
-"""What all Trivium models have in common: initialisation, the loss, saving, and what transformers may do with them."""
+"""The base class of all Trivium models: initialization, loss, saving, and the features that transformers may use.
+
+Saving imports `auto_map`, which imports every model: the one import circle, and inside a function. A folder needs the
+code of all classes that its `auto_map` names, and transformers copies what this file imports.
+"""
 
 import copy
 import sys

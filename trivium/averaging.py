@@ -16,8 +16,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from trivium.interop.checkpoint import Checkpoint, weight_files
-from trivium.recipe import RECIPE_FILE
 from trivium.storage.atomic import check_free, whole_folder
+from trivium.storage.names import RECIPE_FILE
 
 # What a saved model is made of, but for its weights: no scores, logs or optimizer states.
 COPIED = ("*config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*.spm", "*.jinja", "*.py", "LICENSE*")

@@ -25,9 +25,9 @@ from trivium.configuration import PRESETS, TriviumConfig, preset_config
 from trivium.data import DataArguments
 from trivium.metrics import METRICS
 from trivium.storage.atomic import write_whole
+from trivium.storage.names import RECIPE_FILE
 from trivium.tasks import TASKS, InputArguments, Task
 
-RECIPE_FILE = "recipe.yaml"
 CLASSIFIER_FIELDS = ("problem_type", "label2id", "id2label", "num_labels")
 # Of the Trainer, and what they may be where batches are not of rows but of tokens.
 OF_BATCHES_OF_ROWS: tuple[tuple[str, list[Any]], ...] = (

@@ -150,7 +150,8 @@ def evaluate(
     with mistakes_explained():
         check_saved_model(model)
         from trivium.hub.public import data_name
-        from trivium.recipe import RECIPE_FILE, load_recipe
+        from trivium.recipe import load_recipe
+        from trivium.storage.names import RECIPE_FILE
 
         if not (model / RECIPE_FILE).is_file():
             raise FileNotFoundError(

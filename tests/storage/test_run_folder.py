@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from paths import TESTS
 from together import run_together
 
-from trivium.recipe import RECIPE_FILE, Recipe, load_recipe
+from trivium.recipe import Recipe, load_recipe
 from trivium.storage.checkpoints import checkpoints_of, delete_old_checkpoints, set_aside
 from trivium.storage.manifest import (
     BROKEN,
@@ -26,6 +27,7 @@ from trivium.storage.manifest import (
     run_files,
     start_manifest,
 )
+from trivium.storage.names import RECIPE_FILE
 from trivium.training.distributed import lock_run
 from trivium.training.train import Start, choose_start, prepare_folder, train
 
@@ -309,6 +311,7 @@ def test_refused_run_leaves_no_folder_behind(tmp_path: Path) -> None:
 
 
 def _lock_and_say(run: Path) -> str:
+    PartialState(cpu=True)
     try:
         with lock_run(run):
             return "held"

@@ -478,7 +478,14 @@ def test_the_mean_of_a_run_is_a_whole_model_without_scores(run: Path, tmp_path: 
     assert code == 0, output
     names = {path.name for path in (tmp_path / "mean").iterdir()}
     others = {path.name for path in (run / "checkpoint-6").iterdir()}
-    no_model = {"trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    no_model = {
+        "trainer_state.json",
+        "training_args.bin",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "manifest.json",
+    }
     assert names == others - no_model - {TRAINED_WEIGHTS_FILE} | {"recipe.yaml"}
     code, output = trivium("evaluate", tmp_path / "mean")
     assert code == 0, output

@@ -33,7 +33,8 @@ from trivium.configuration import TriviumConfig
 from trivium.data.loading import PAIR, SPLITS
 from trivium.hub.public import data_name, load_card_arguments, public_recipe, without_home
 from trivium.hub.usage import Usage, auto_code, command_code, pipeline_code, usage_of
-from trivium.recipe import RECIPE_FILE, CardArguments, Recipe, load_recipe
+from trivium.recipe import CardArguments, Recipe, load_recipe
+from trivium.storage.names import RECIPE_FILE
 from trivium.tasks import prompts_of
 
 CARD_FILE = "README.md"

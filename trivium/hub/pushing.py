@@ -20,9 +20,10 @@ from trivium.hub.card import CARD_FILE, has_own_card, render_card
 from trivium.hub.checking import WEIGHTS, WEIGHTS_INDEX, check_folder, code_of, weights_of
 from trivium.hub.public import public_recipe
 from trivium.hub.space import PAGE
-from trivium.recipe import RECIPE_FILE, load_recipe
+from trivium.recipe import load_recipe
 from trivium.storage.checkpoints import STATE_FILE
 from trivium.storage.manifest import ROOM
+from trivium.storage.names import RECIPE_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -21,10 +21,17 @@ from tempfile import TemporaryDirectory
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from trivium.recipe import RECIPE_FILE
 from trivium.storage.atomic import sync, write_whole
 from trivium.storage.checksums import CHECKSUMS_FILE, read_checksums
-from trivium.storage.names import CHECKPOINT_FILES, MODEL_FILES, STATE_FILE, check_relative, code_files, matches
+from trivium.storage.names import (
+    CHECKPOINT_FILES,
+    MODEL_FILES,
+    RECIPE_FILE,
+    STATE_FILE,
+    check_relative,
+    code_files,
+    matches,
+)
 from trivium.storage.pickles import TRAINING_ARGUMENTS_FILE
 
 logger = logging.getLogger(__name__)

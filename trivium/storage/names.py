@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "trainer_state.json"  # the Trainer writes it last
 MODEL_FILES = (  # what a Trainer, a model and a tokenizer save beside one another
     *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),

@@ -11,9 +11,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from transformers import Seq2SeqTrainingArguments, TrainerState
 
-from trivium.recipe import RECIPE_FILE, Recipe, load_recipe
+from trivium.recipe import Recipe, load_recipe
 from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, has_end, last_whole_checkpoint
 from trivium.storage.checksums import CHECKSUMS_FILE
+from trivium.storage.names import RECIPE_FILE
 from trivium.storage.pickles import check_pickles
 from trivium.training.callbacks.ema import TRAINED_WEIGHTS_FILE
 from trivium.training.resumable import patience_spent

@@ -23,9 +23,10 @@ from transformers import (
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
 from trivium.metrics import load_metric
-from trivium.recipe import RECIPE_FILE, Recipe
+from trivium.recipe import Recipe
 from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, failure_explained, set_aside
 from trivium.storage.manifest import CARD, MANIFEST, RunFolder, record, start_manifest
+from trivium.storage.names import RECIPE_FILE
 from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_targets, make_collator
 from trivium.tokenization import train_tokenizer
 from trivium.training.callbacks import ExponentialAverage, RunFacts
