@@ -5,7 +5,7 @@ It keeps everything in memory. What it answers is what the client reads (`hf_api
 fixture `hub` sets what a client in the tests' own process needs, `HubServer.environment` what another process needs.
 To have it as a program:
 
-    python tests/hub_server.py --port 8765
+    python tests/helpers/hub_server.py --port 8765
 """
 
 import argparse
