@@ -357,7 +357,7 @@ def test_a_space_follows_its_model(folder: Path, hub: HubServer) -> None:
 
     (folder / "space" / PAGE / "__pycache__").mkdir()
     (folder / "space" / PAGE / "__pycache__" / "page.pyc").touch()  # it was started here
-    assert "All of the page was there already: there is no new commit." in push(folder, REPO, "--space")[1]
+    assert "The Space is up to date: there is no new commit." in push(folder, REPO, "--space")[1]
     assert len(hub.commits(space)) == 2
     # What an earlier version of the page left goes; the words of a person stay, and whatever else is there.
     hub.commit(space, {f"{PAGE}/old.py": b"", "README.md": b"Mine.", "notes.txt": b"mine"})
