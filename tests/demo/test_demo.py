@@ -350,8 +350,8 @@ def test_space_follows_its_model(folder: Path, hub: HubServer) -> None:
     assert not any(name.startswith("space") for name in hub.files(REPO))
 
     (folder / "space" / PAGE / "__pycache__").mkdir()
-    (folder / "space" / PAGE / "__pycache__" / "page.pyc").touch()  # As after running the page locally.
-    assert "All of the page was there already: there is no new commit." in push(folder, REPO, "--space")[1]
+    (folder / "space" / PAGE / "__pycache__" / "page.pyc").touch()  # it was started here
+    assert "The Space is up to date: there is no new commit." in push(folder, REPO, "--space")[1]
     assert len(hub.commits(space)) == 2
     # Files of an earlier version of the page are deleted; text edited by users and all other files are kept.
     hub.commit(space, {f"{PAGE}/old.py": b"", "README.md": b"Mine.", "notes.txt": b"mine"})
