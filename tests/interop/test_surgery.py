@@ -149,8 +149,8 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
     parts = split(model)
     joined, _ = join(*parts)
     warm, _ = join(parts.encoder, parts.decoder)
-    for model in (parts.encoder, parts.decoder, joined, warm):
-        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    for each_model in (parts.encoder, parts.decoder, joined, warm):
+        assert {parameter.dtype for parameter in each_model.parameters()} == {dtype}
     assert {weight.dtype for weight in parts.cross_attention.values()} == {dtype}
     assert_same_weights(joined.state_dict(), model.state_dict())
 
