@@ -35,6 +35,12 @@ from trivium import (
     TriviumForTokenClassification,
 )
 
+# PEFT 0.21 reads and sets what transformers 5.24 has renamed.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning"),
+]
+
 ENCODER_ONLY, DECODER_ONLY = {"decoder_layers": 0, "num_labels": 3}, {"encoder_layers": 0}
 MODELS: dict[str, tuple[type[PreTrainedModel], dict[str, int], Any]] = {
     "SEQ_2_SEQ_LM": (TriviumForConditionalGeneration, {}, AutoPeftModelForSeq2SeqLM),

@@ -15,7 +15,12 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from trivium import TriviumForCausalLM, TriviumTokenizer
 
-pytestmark = pytest.mark.trains
+pytestmark = [
+    pytest.mark.trains,
+    pytest.mark.filterwarnings(
+        "ignore:.*gradient_checkpointing. is deprecated:FutureWarning"
+    ),  # TRL 1.16 and PEFT 0.21
+]
 
 # It marks assistant messages with `generation`, which `assistant_only_loss` requires.
 CHAT_TEMPLATE = (

@@ -73,7 +73,9 @@ def test_commands_run(working_folder: Path, hub: HubServer, monkeypatch: pytest.
         page.close(verbose=False)
 
     monkeypatch.setattr(gradio.Blocks, "block_thread", read)
-    monkeypatch.setattr("trivium.hub.check_folder", lambda folder: None)  # test_hub.py tests the checks of folders.
+    monkeypatch.setattr(
+        "trivium.hub.check_folder", lambda folder, **options: None
+    )  # test_hub.py tests the checks of folders.
     shorter = {"train": SMALL, "resume": ["training.max_steps=8"]}
     for call in COMMANDS:
         options = shorter.get("resume" if "--resume" in call else call[0], [])

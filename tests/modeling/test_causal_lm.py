@@ -235,6 +235,8 @@ def test_sampling_follows_distribution() -> None:
     torch.testing.assert_close(frequencies.double(), expected, rtol=0, atol=0.03)
 
 
+# transformers passes both to the assistant.
+@pytest.mark.filterwarnings("ignore:Passing `generation_config` together with generation-related arguments")
 def test_assisted_generation_matches_greedy() -> None:
     """Verify and truncate candidates of a differently shaped assistant, of the model itself, and of prompt lookup."""
     model, assistant = language_model(0.3), language_model(0.3, d_model=16, decoder_layers=1)
