@@ -43,7 +43,8 @@ PROCESSORS = {
     NoRepeatNGramLogitsProcessor,
     SuppressTokensLogitsProcessor,
 }
-INPUTS = {"attention_mask", "encoder_outputs", "logits_to_keep", "position_ids", "use_cache", "cache"}
+# `labels` have no effect on a search; Seq2SeqTrainer passes them in evaluation.
+INPUTS = {"attention_mask", "encoder_outputs", "labels", "logits_to_keep", "position_ids", "use_cache", "cache"}
 NEG_INF = -1e9  # added to the scores of candidates that must not be selected, as in transformers
 MIN_SCORE = NEG_INF / 10  # the score of a sequence of allowed tokens is above it, any other score below
 

@@ -1,3 +1,4 @@
+import gc
 import logging
 import os
 import warnings
@@ -59,3 +60,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
         yield server
+
+
+def pytest_collection_finish() -> None:
+    """Exempt everything imported so far from garbage collection, which Trainer runs in every training."""
+    gc.collect()
+    gc.freeze()

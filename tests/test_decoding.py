@@ -238,6 +238,16 @@ def test_int32_prompts_return_int64_sequences(num_beams: int) -> None:
     assert torch.equal(found, model.generate(**inputs, num_beams=num_beams))
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_labels_do_not_change_the_search(num_beams: int) -> None:
+    """Seq2SeqTrainer passes the labels of an evaluation to `generate()`."""
+    model, inputs = half_trained_copy(TriviumForConditionalGeneration), {**sources(), "num_beams": num_beams}
+    expected, _ = search(model, **inputs)
+    found, search_count = search(model, **inputs, labels=random_ids(7, 4, vocab_size=VOCABULARY))
+    assert search_count == 1
+    assert torch.equal(found, expected)
+
+
 def raise_logit(outputs: Any) -> Any:
     """Raise the logit of token 6."""
     outputs.logits[..., 6] += 30.0

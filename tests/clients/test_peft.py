@@ -37,7 +37,7 @@ from trivium import (
 
 # PEFT 0.21 reads and sets what transformers 5.24 has renamed.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning"),
 ]
 

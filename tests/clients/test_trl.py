@@ -18,7 +18,7 @@ from trivium import TriviumForCausalLM, TriviumTokenizer
 pytestmark = [
     pytest.mark.trains,
     pytest.mark.filterwarnings(
-        "ignore:.*gradient_checkpointing. is deprecated:FutureWarning"
+        "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
     ),  # TRL 1.16 and PEFT 0.21
 ]
 
