@@ -341,6 +341,7 @@ def test_packed_gradients_match_separate_texts() -> None:
 
 
 @pytest.mark.slow(reason="flex attention compiles a kernel for every mask: more than a minute on a CPU")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch compiles deprecated calls of its own
 @torch.no_grad()
 def test_packed_texts_with_flex_attention() -> None:
     """Compare in float32: flex attention supports no float64 on CPU."""
