@@ -68,13 +68,15 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     `trust_remote_code`, and it encodes and decodes identically. So does
     `tokenizers.Tokenizer.from_file(folder + "/tokenizer.json")` with `encode_special_tokens` set to True. The
     following needs this class:
-        - Decoding ignores labels of -100, and offsets exclude spaces.
-        - Words of `is_split_into_words=True` are joined by spaces.
-        - `skip_special_tokens=True` drops special tokens that you added.
-        - A lone surrogate raises a `ValueError`.
-        - `from_pretrained` accepts `add_prefix_space`, and one of `add_bos_token` and `add_eos_token` without changing
-          the other (elsewhere, pass both); these two attributes show what is added to a text.
-        - `train_new_from_iterator` preserves the ids of special tokens.
+
+    - Decoding ignores labels of -100, and offsets exclude spaces.
+    - Words of `is_split_into_words=True` are joined by spaces.
+    - `skip_special_tokens=True` drops special tokens that you added.
+    - A lone surrogate raises a `ValueError`.
+    - `from_pretrained` accepts `add_prefix_space`, and one of `add_bos_token` and `add_eos_token` without changing
+      the other (elsewhere, pass both); these two attributes show what is added to a text.
+    - `train_new_from_iterator` preserves the ids of special tokens.
+
     With two vocabularies or a chat template the code is saved as well, and loading needs `trust_remote_code=True`.
 
     Args:
