@@ -1,6 +1,5 @@
 """Average the weights of saved models, such as the last checkpoints of a run (Vaswani et al. 2017, section 6.1)."""
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from trivium.interop.checkpoint import Checkpoint, weight_files
 from trivium.storage.atomic import check_free, whole_folder
+from trivium.storage.json_object import read_json_object
 from trivium.storage.names import RECIPE_FILE
 
 # Files of a saved model besides its weights; scores, logs and optimizer states are not copied.
@@ -169,10 +169,4 @@ def _copy_recipe(folder: Path, output: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not a saved model: it has no {path.name}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, but holds a {type(content).__name__}.")
-    return content
+    return read_json_object(path)

@@ -1,6 +1,5 @@
 """Shared by the commands: option types, model loading, text output and error reporting."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -103,10 +102,12 @@ def check_saved_model(folder: Path) -> dict[str, Any]:
         checkpoints = ", ".join(str(path) for path in sorted(folder.glob("checkpoint-*")))
         hint = f" Its run is unfinished; the checkpoints are {checkpoints}." if checkpoints else ""
         raise FileNotFoundError(f"{folder} is not a saved model: it has no config.json.{hint}")
-    config = _read_json_object(path)
+    from trivium.storage.json_object import read_json_object
+
+    config = read_json_object(path)
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
-            _read_json_object(folder / name)
+            read_json_object(folder / name)
 
     from safetensors import SafetensorError, safe_open
     from tokenizers import Tokenizer
@@ -128,16 +129,6 @@ def check_saved_model(folder: Path) -> dict[str, Any]:
                 f"{weights} is not a complete safetensors file: {error}. Save or download the model again."
             ) from error
     return config
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, but must hold a JSON object.")
-    return content
 
 
 def architecture_of(config: dict[str, Any]) -> str:

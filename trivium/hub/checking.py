@@ -1,7 +1,6 @@
 """Check that a saved model loads without `trivium` and computes the same results, before it is published."""
 
 import ast
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 import trivium
 from trivium.hub import probe
+from trivium.storage.json_object import read_json_object
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -85,13 +85,7 @@ def auto_class_of(folder: Path) -> str:
 def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{file.parent} has no {file.name}: it is not a saved model.")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object, but holds a {type(content).__name__}.")
-    return content
+    return read_json_object(file)
 
 
 def code_of(folder: Path) -> set[str]:

@@ -1,6 +1,5 @@
 """Convert saved models between the native transformers classes and Trivium."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from trivium.interop.exchange import Exchange
 from trivium.interop.families import FAMILIES
 from trivium.interop.mapping import Family
 from trivium.storage.atomic import check_free, whole_folder
+from trivium.storage.json_object import read_json_object
 from trivium.tokenization import TriviumTokenizer
 
 MAX_SHARD_SIZE = "5GB"
@@ -123,12 +123,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a saved model: it has no config.json.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__}, but must hold a JSON object.")
+    config = read_json_object(path)
     if "quantization_config" in config:
         raise ValueError(
             f"{path} has a quantization_config, but quantized models cannot be converted. Convert the original model."

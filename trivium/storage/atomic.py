@@ -56,8 +56,13 @@ def whole_files(folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{PARTIAL}-", dir=folder) as temporary:
         yield Path(temporary)
-        for path in [path for path in Path(temporary).rglob("*") if path.is_file()]:
-            sync(path)
-            place = folder / path.relative_to(temporary)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(place)
+        move_files(Path(temporary), folder)
+
+
+def move_files(source: Path, folder: Path) -> None:
+    """Sync all files below `source` to the disk, and move each of them atomically to the same place in `folder`."""
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        sync(path)
+        place = folder / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(place)

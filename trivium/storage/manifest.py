@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from trivium.storage.atomic import sync, write_whole
+from trivium.storage.atomic import move_files, write_whole
 from trivium.storage.checksums import CHECKSUMS_FILE, read_checksums
 from trivium.storage.names import (
     CHECKPOINT_FILES,
@@ -88,13 +88,8 @@ def run_files(run: Path) -> Iterator[Path]:
     room.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="files-", dir=room) as temporary:
         yield Path(temporary)
-        files = sorted(path for path in Path(temporary).rglob("*") if path.is_file())
-        record(run, *(path.relative_to(temporary).as_posix() for path in files))
-        for path in files:
-            sync(path)
-            place = run / path.relative_to(temporary)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(place)
+        record(run, *(path.as_posix() for path in walk(Path(temporary))))
+        move_files(Path(temporary), run)
     with suppress(OSError):  # Remove the folder if it is empty, as with a Trainer without a manifest.
         room.rmdir()
 
