@@ -258,6 +258,7 @@ def test_invalid_folders_are_refused(tokenizer: TriviumTokenizer, tmp_path: Path
     assert not output.exists()
 
 
+@pytest.mark.slow(reason=LONG)
 def test_failed_write_leaves_nothing_behind(
     tokenizer: TriviumTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
