@@ -400,6 +400,11 @@ def _check_inputs(recipe: Recipe) -> None:
             raise ValueError(
                 f"inputs.{name} is {value}, but is only for {', '.join(tasks)}; the task is {recipe.task}."
             )
+    if recipe.inputs.packing_strategy != InputArguments.packing_strategy and not recipe.inputs.packing:
+        raise ValueError(
+            f"inputs.packing_strategy is {recipe.inputs.packing_strategy}, but is only for packed texts. Set "
+            "inputs.packing=true, or leave it out."
+        )
 
 
 def _check_tokenizer(recipe: Recipe) -> None:

@@ -102,7 +102,15 @@ TASKS: Mapping[str, Task] = {
     "completion": Task(
         TriviumForCausalLM, PAIR, True, False, encode_completions, (*TEXT_METRICS, "perplexity"), ("prompt",)
     ),
-    "causal-lm": Task(TriviumForCausalLM, TEXT, True, False, encode_texts, ("perplexity", "accuracy"), ("packing",)),
+    "causal-lm": Task(
+        TriviumForCausalLM,
+        TEXT,
+        True,
+        False,
+        encode_texts,
+        ("perplexity", "accuracy"),
+        ("packing", "packing_strategy"),
+    ),
     "masked-lm": Task(
         TriviumForMaskedLM,
         TEXT,

@@ -22,6 +22,7 @@ from transformers import (
 
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
+from trivium.data.packing import packing_facts
 from trivium.metrics import load_metric
 from trivium.recipe import Recipe
 from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, explain_write_failure, set_aside
@@ -31,6 +32,7 @@ from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_
 from trivium.tokenization import train_tokenizer
 from trivium.training.callbacks import ExponentialAverage, RunFacts
 from trivium.training.callbacks.push import check_hub_arguments
+from trivium.training.callbacks.throughput import DataReport
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
 from trivium.training.resume import checkpoint_to_resume
 from trivium.training.trainer import RunTrainer
@@ -169,6 +171,8 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
     if model.can_generate():
         model.generation_config.update(**recipe.generation)
     encoded = encode_data(data, task, tokenizer, model.config, recipe.inputs)
+    if recipe.inputs.packing and isinstance(encoded["train"], Dataset):
+        facts.packing = packing_facts(encoded["train"])
     trainer = RunTrainer(
         model=model,
         args=args,
@@ -183,6 +187,9 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         max_tokens=recipe.inputs.max_tokens,
         buffer_size=recipe.inputs.buffer_size,
     )
+    if facts.packing is not None:
+        statistics = {f"packed_{name}": facts.packing[name] for name in ("rows", "cuts")}
+        trainer.add_callback(DataReport({**statistics, "padding": facts.packing["padding"]}, trainer.log))
     if recipe.ema_decay is not None:
         average = ExponentialAverage(recipe.ema_decay)
         average.check_weights(model)

@@ -26,6 +26,8 @@ class RunFacts(TrainerCallback, ExportableState):
         versions: Versions of trivium, torch, transformers and Python.
         seed: Seed of the weights, of dropout and, unless `data_seed` is set, of the data order.
         data: Fingerprint of the training data (`trivium.data.fingerprint()`), or None.
+        packing: Rows, tokens, padding and cuts of packed training data (`packing_facts()`); None if they are streamed
+            or not packed.
 
     Args:
         data: Fingerprint of the training data; None skips the check on resumption.
@@ -36,6 +38,7 @@ class RunFacts(TrainerCallback, ExportableState):
 
     def __init__(self, data: str | None = None) -> None:
         self.data = data
+        self.packing: dict[str, float] | None = None
         self.seed: int | None = None
         self.seconds = 0.0
         self.hardware = ""
