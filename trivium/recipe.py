@@ -407,6 +407,14 @@ def _check_inputs(recipe: Recipe) -> None:
         )
 
 
+def _check_prepared(recipe: Recipe) -> None:
+    if recipe.data.prepared is not None and recipe.data.streaming:
+        raise ValueError(
+            f"data.prepared is {recipe.data.prepared!r} and data.streaming is True, but prepared data are read from "
+            "the disk. Set data.streaming=false."
+        )
+
+
 def _check_tokenizer(recipe: Recipe) -> None:
     if recipe.task != "translation" and not recipe.tokenizer.shared:
         raise ValueError(
@@ -451,6 +459,7 @@ SECTION_CHECKS = (
     _check_task,
     _check_metrics,
     _check_inputs,
+    _check_prepared,
     _check_tokenizer,
     _check_model,
     _check_training,
