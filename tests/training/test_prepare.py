@@ -63,6 +63,8 @@ def test_prepared_language_model_trains_alike(
     facts = [run.state.stateful_callbacks["RunFacts"]["attributes"] for run in (plain, trainer)]
     for name in ("data", "packing", "examples"):
         assert facts[0][name] == facts[1][name] is not None
+    assert facts[0]["encoding"]["rows_per_second"] > 0
+    assert facts[1]["encoding"] is None
     assert facts[1]["packing"]["cuts"] == manifest["splits"]["train"]["cuts"]
     for name, weight in plain.model.state_dict().items():
         assert torch.equal(weight, trainer.model.state_dict()[name])

@@ -188,8 +188,7 @@ def prepare_split(
             )
             encoded.save_to_disk(partial / "saved")
             facts = {"examples": end - start, "rows": len(encoded), "seconds": time.perf_counter() - began}
-            columns = ["input_ids", "labels"] if config.is_encoder_decoder else ["input_ids"]
-            facts["tokens"] = sum(int(lengths_of(encoded, column).sum()) for column in columns)
+            facts["tokens"] = count_tokens(encoded, config)
             if recipe.inputs.packing:
                 packing = packing_facts(encoded)
                 facts |= {"padding": facts["tokens"] - packing["tokens"], "cuts": packing["cuts"]}
@@ -217,6 +216,31 @@ def encode_group(
     [start] = batch["start"]
     group = rows[start : min(start + ENCODED_ROWS, end)]
     return dict(TASKS[task].encode(group, tokenizer, config, inputs))
+
+
+def count_tokens(encoded: Dataset, config: TriviumConfig) -> int:
+    """Count the tokens of encoded rows, with the padding of packed ones."""
+    columns = ["input_ids", "labels"] if config.is_encoder_decoder else ["input_ids"]
+    return sum(int(lengths_of(encoded, column).sum()) for column in columns)
+
+
+def encoding_rates(
+    data: DatasetDict, encoded: DatasetDict, config: TriviumConfig, began: float
+) -> dict[str, float] | None:
+    """Return rows and tokens per second of an encoding that has just ended, or None if it came from the cache.
+
+    Args:
+        data: The splits before encoding.
+        encoded: The encoded splits.
+        config: Configuration of the model.
+        began: Value of `time.time()` before encoding.
+    """
+    seconds = time.time() - began
+    files = [Path(file["filename"]) for rows in encoded.values() for file in rows.cache_files]
+    if any(file.stat().st_mtime < began for file in files):
+        return None
+    rows, tokens = map(sum, zip(*((len(data[n]), count_tokens(encoded[n], config)) for n in encoded), strict=True))
+    return {"rows_per_second": rows / seconds, "tokens_per_second": tokens / seconds}
 
 
 def _compact(kind: Any) -> Any:

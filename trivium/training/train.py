@@ -1,5 +1,6 @@
 """Train a model from a recipe, with transformers' Trainer: validate, build, run."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import (
     AutoTokenizer,
     EarlyStoppingCallback,
@@ -34,7 +35,7 @@ from trivium.training.callbacks import ExponentialAverage, RunFacts
 from trivium.training.callbacks.push import check_hub_arguments
 from trivium.training.callbacks.throughput import DataReport
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
-from trivium.training.prepare import Prepared, load_prepared
+from trivium.training.prepare import Prepared, encoding_rates, load_prepared
 from trivium.training.resume import checkpoint_to_resume
 from trivium.training.trainer import RunTrainer
 
@@ -164,7 +165,10 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
             f"training.eval_strategy is {args.eval_strategy.value}, but data has no validation split. Set "
             "data.validation, or training.eval_strategy=no."
         )
-    facts = RunFacts(data_fingerprint(recipe, data["train"], prepared) if args.should_save else None)
+    data_hash = None
+    if args.should_save:
+        data_hash = fingerprint(recipe.data, data["train"]) if prepared is None else prepared.manifest["data"]
+    facts = RunFacts(data_hash)
     if start.checkpoint is not None:
         facts.check_data(TrainerState.load_from_json(str(start.checkpoint / STATE_FILE)))
     set_seed(args.seed)
@@ -173,7 +177,10 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
     if model.can_generate():
         model.generation_config.update(**recipe.generation)
     if prepared is None:
+        began = time.time()
         encoded = encode_data(data, task, tokenizer, model.config, recipe.inputs)
+        if isinstance(encoded, DatasetDict):
+            facts.encoding = encoding_rates(data, encoded, model.config, began)
     else:
         prepared.check_model(model.config, tokenizer, recipe)
         encoded = data
@@ -203,11 +210,6 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
     if recipe.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
     return trainer
-
-
-def data_fingerprint(recipe: Recipe, rows: Dataset | IterableDataset, prepared: Prepared | None) -> str:
-    """Return the fingerprint of the raw training data, which is the same whether they are prepared or not."""
-    return fingerprint(recipe.data, rows) if prepared is None else prepared.manifest["data"]
 
 
 # --- Run -------------------------------------------------------------------------------------------------------------
