@@ -66,6 +66,7 @@ PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
         "_weight_conversions": None,
     },
     nn.Module: {
+        "_apply": "self fn recurse",
         "_compiled_call_impl": None,
         "_forward_hooks": None,
         "_forward_pre_hooks": None,

@@ -328,7 +328,7 @@ OTHER: dict[str, Any] = {
     "activation_function": "gelu",
     "position_embedding_type": "rotary",
     "max_position_embeddings": 65,
-    "rope_theta": 20000.0,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 20000.0},
     "norm_type": "rmsnorm",
     "norm_position": "pre",
     "norm_eps": 1e-6,
