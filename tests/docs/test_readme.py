@@ -24,9 +24,9 @@ from urllib.request import urlopen
 import pytest
 from hub_server import HubServer
 from pages import ROOT, blocks, commands
-from runs import SMALL, small_recipe
 from typer.testing import CliRunner
 
+from runs import SMALL, small_recipe
 from trivium.recipe import load_recipe
 from trivium.training import train
 from trivium_cli import app
