@@ -108,6 +108,26 @@ def test_interrupted_preparation_goes_on(tmp_path: Path, texts: list[str], monke
     assert manifest == whole
 
 
+def test_interrupted_start_and_deletion_go_on(
+    tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("shakespeare", [*texts, f"data.prepared={tmp_path}/prepared"])
+    with monkeypatch.context() as patch:
+        rename = Path.rename
+        patch.setattr(Path, "rename", lambda path, to: exit(1) if to.name == "tokenizer" else rename(path, to))
+        with pytest.raises(SystemExit):
+            prepare(recipe)
+    manifest = prepare(recipe)
+    with monkeypatch.context() as patch:
+        rmtree = shutil.rmtree
+        patch.setattr(shutil, "rmtree", lambda path, **kw: exit(1) if path.name == "tokenizer" else rmtree(path, **kw))
+        with pytest.raises(SystemExit):
+            prepare(recipe, overwrite=True)
+    with pytest.raises(ValueError, match="unfinished"):
+        train(recipe)
+    assert prepare(recipe, overwrite=True)["data"] == manifest["data"]
+
+
 def test_changed_fields_and_files_are_refused(tmp_path: Path, texts: list[str]) -> None:
     base = [*texts, f"training.output_dir={tmp_path}/run", f"data.prepared={tmp_path}/prepared"]
     prepare(load_recipe("shakespeare", base))

@@ -126,7 +126,6 @@ def prepare(recipe: Recipe, *, processes: int = 1, overwrite: bool = False) -> d
         config = model.config
         del model
         if unfinished is None:
-            tokenizer.save_pretrained(folder / TOKENIZER)
             manifest = {
                 "version": 1,
                 "complete": False,
@@ -136,7 +135,12 @@ def prepare(recipe: Recipe, *, processes: int = 1, overwrite: bool = False) -> d
                 "model": model_facts(config, tokenizer, recipe),
                 "labels": labels_of(config) if "label" in recipe.kind.columns else {},
             }
+            # The manifest comes first, so that a folder with an unfinished tokenizer is recognized.
             write_manifest(folder, manifest)
+            partial = folder / f"{TOKENIZER}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            tokenizer.save_pretrained(partial)
+            partial.rename(folder / TOKENIZER)
         else:
             manifest = unfinished.manifest
             unfinished.check_model(config, tokenizer, recipe)
@@ -281,7 +285,7 @@ def load_prepared(recipe: Recipe) -> Prepared | None:
 
 
 def read_unfinished(folder: Path, recipe: Recipe, rows_hash: str) -> Prepared | None:
-    """Return the unfinished data in a folder, or None if there are none.
+    """Return the unfinished data in a folder, or None if there are no encoded rows.
 
     Raises:
         ValueError: They are finished, or belong to another recipe or to other data.
@@ -296,6 +300,8 @@ def read_unfinished(folder: Path, recipe: Recipe, rows_hash: str) -> Prepared | 
         )
     now = {**fields_of(recipe), "the fingerprint of the training data": rows_hash}
     _refuse_changes(folder, {**manifest["recipe"], "the fingerprint of the training data": manifest["data"]}, now)
+    if not (folder / TOKENIZER).is_dir():
+        return None  # Interrupted before any row was encoded, or while the data were deleted.
     logger.warning("The preparation in %s was interrupted, and goes on.", folder)
     return Prepared(folder, manifest)
 
@@ -306,9 +312,11 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def delete(folder: Path) -> None:
-    """Delete prepared data; the manifest last, so that a folder that is deleted only in part is recognized."""
-    for name in (*SPLITS, TOKENIZER):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    """Delete prepared data: rows, tokenizer, manifest, so that an interrupted deletion leaves an unfinished folder."""
+    write_manifest(folder, {**read_json_object(folder / MANIFEST_FILE), "complete": False})
+    for name in (*SPLITS, TOKENIZER, f"{TOKENIZER}.partial"):
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
     (folder / MANIFEST_FILE).unlink()
 
 
