@@ -104,7 +104,10 @@ class LearnedPositions(nn.Module):
             ValueError: A position is not below `max_position_embeddings`. Packed sequences, whose positions restart,
                 may be longer.
         """
-        if position_ids.shape[-1] > self.embedding.num_embeddings and not torch.compiler.is_compiling():
+        # Compiled code cannot read a value, nor can a CUDA graph while it is captured.
+        is_captured = position_ids.is_cuda and torch.cuda.is_current_stream_capturing()
+        is_traced = torch.compiler.is_compiling() or is_captured
+        if not is_traced and position_ids.shape[-1] > self.embedding.num_embeddings:
             self.check_length(int(position_ids.max()) + 1)
         return hidden_states + self.embedding(position_ids), None
 
