@@ -9,6 +9,7 @@ They are faster because finished sentences are not computed on, the beams of a s
 its source, and a step calls the decoder's layers and little else.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -62,13 +63,18 @@ class TriviumGenerationMixin(GenerationMixin):
         return super().generate(*args, streamer=None if streamer is None else PromptStreamer(streamer), **kwargs)
 
     def _validate_generation_mode(
-        self, generation_mode: GenerationMode, generation_config: GenerationConfig, mode_kwargs: dict[str, Any]
+        self,
+        generation_mode: GenerationMode,
+        generation_config: GenerationConfig,
+        generation_mode_kwargs: dict[str, Any],
     ) -> None:
         """Validate as in transformers, except that beam search may have a streamer."""
-        if generation_mode == GenerationMode.BEAM_SEARCH and "streamer" in mode_kwargs:
-            mode_kwargs["streamer"].num_beams = generation_config.num_beams
-            mode_kwargs = {name: value for name, value in mode_kwargs.items() if name != "streamer"}
-        super()._validate_generation_mode(generation_mode, generation_config, mode_kwargs)
+        if generation_mode == GenerationMode.BEAM_SEARCH and "streamer" in generation_mode_kwargs:
+            generation_mode_kwargs["streamer"].num_beams = generation_config.num_beams
+            generation_mode_kwargs = {
+                name: value for name, value in generation_mode_kwargs.items() if name != "streamer"
+            }
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
     def _prepare_cache_for_generation(
         self,
@@ -106,7 +112,7 @@ class TriviumGenerationMixin(GenerationMixin):
     ) -> Any:
         if not self._can_search(input_ids, logits_processor, stopping_criteria, generation_config, kwargs):
             return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
-        with torch.inference_mode():
+        with self._without_gradients():
             decoder = IncrementalDecoder(self, input_ids, **kwargs)
             sequences = greedy_search(decoder, input_ids, logits_processor, generation_config)
         return sequences.clone()  # inference tensors cannot be changed in place, a copy made here can
@@ -129,12 +135,19 @@ class TriviumGenerationMixin(GenerationMixin):
             return result
         if self._can_search(input_ids, logits_processor, stopping_criteria, generation_config, kwargs):
             num_beams = generation_config.num_beams
-            with torch.inference_mode():
+            with self._without_gradients():
                 decoder = IncrementalDecoder(self, input_ids, num_beams, **kwargs)
                 sequences = beam_search(decoder, input_ids[::num_beams], logits_processor, generation_config)
             if sequences is not None:
                 return sequences.clone()
         return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+
+    def _without_gradients(self) -> AbstractContextManager[Any]:
+        """Return inference mode, or no_grad if a quantizer has made tensor subclasses of the weights.
+
+        Some of these, such as quanto's of 4 bits, fail in inference mode.
+        """
+        return torch.inference_mode() if getattr(self, "hf_quantizer", None) is None else torch.no_grad()
 
     def _can_search(
         self,

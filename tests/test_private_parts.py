@@ -41,6 +41,7 @@ PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
         "_sample": (
             "self input_ids logits_processor stopping_criteria generation_config synced_gpus streamer **model_kwargs"
         ),
+        "_validate_generation_mode": "self generation_mode generation_config generation_mode_kwargs",
     },
     PreTrainedConfig: {
         "_attn_implementation": None,
