@@ -9,12 +9,13 @@ They are faster because finished sentences are not computed on, the beams of a s
 its source, and a step calls the decoder's layers and little else.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache, QuantizedCache
 from transformers.generation import (
     EosTokenCriteria,
     ForcedBOSTokenLogitsProcessor,
@@ -29,9 +30,11 @@ from transformers.generation import (
     StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from .attention import NO_CONTEXT
 from .positions import LearnedPositions, token_positions
+from .streaming import PromptStreamer
 
 # Processors without a state, whose result for a row does not depend on the other rows: rows may leave the batch.
 PROCESSORS = {
@@ -52,6 +55,27 @@ MIN_SCORE = NEG_INF / 10  # the score of a sequence of allowed tokens is above i
 class TriviumGenerationMixin(GenerationMixin):
     """`generate()` of transformers, with the searches of this module where only sequences are returned."""
 
+    def generate(self, *args: Any, streamer: BaseStreamer | None = None, **kwargs: Any) -> Any:
+        """Generate as in transformers; beam search, too, accepts a streamer, and passes it the best sequences.
+
+        A search may replace any token until it ends, so the streamer receives the tokens at the end, one by one.
+        """
+        return super().generate(*args, streamer=None if streamer is None else PromptStreamer(streamer), **kwargs)
+
+    def _validate_generation_mode(
+        self,
+        generation_mode: GenerationMode,
+        generation_config: GenerationConfig,
+        generation_mode_kwargs: dict[str, Any],
+    ) -> None:
+        """Validate as in transformers, except that beam search may have a streamer."""
+        if generation_mode == GenerationMode.BEAM_SEARCH and "streamer" in generation_mode_kwargs:
+            generation_mode_kwargs["streamer"].num_beams = generation_config.num_beams
+            generation_mode_kwargs = {
+                name: value for name, value in generation_mode_kwargs.items() if name != "streamer"
+            }
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+
     def _prepare_cache_for_generation(
         self,
         generation_config: GenerationConfig,
@@ -59,7 +83,20 @@ class TriviumGenerationMixin(GenerationMixin):
         generation_mode: GenerationMode,
         *sizes: Any,
     ) -> None:
-        """Create no cache where the searches of this module run: they create their own, whose rows they may drop."""
+        """Create no cache where the searches of this module run: they create their own, whose rows they may drop.
+
+        The quantized cache of an encoder-decoder, which transformers lacks, has the keys and values of the target;
+        those of the source do not grow.
+        """
+        if (
+            self.config.is_encoder_decoder
+            and generation_config.cache_implementation == "quantized"
+            and model_kwargs.get("cache") is None
+        ):
+            config = self.config.get_text_config(decoder=True)
+            options = {"backend": "quanto", "config": config, **(generation_config.cache_config or {})}
+            model_kwargs["cache"] = EncoderDecoderCache(QuantizedCache(**options), DynamicCache(config=config))
+            return
         searches = generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.BEAM_SEARCH)
         plain = searches and self._returns_sequences_only(generation_config)
         if not plain or model_kwargs.get("cache") is not None:
@@ -75,7 +112,7 @@ class TriviumGenerationMixin(GenerationMixin):
     ) -> Any:
         if not self._can_search(input_ids, logits_processor, stopping_criteria, generation_config, kwargs):
             return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
-        with torch.inference_mode():
+        with self._without_gradients():
             decoder = IncrementalDecoder(self, input_ids, **kwargs)
             sequences = greedy_search(decoder, input_ids, logits_processor, generation_config)
         return sequences.clone()  # inference tensors cannot be changed in place, a copy made here can
@@ -86,16 +123,31 @@ class TriviumGenerationMixin(GenerationMixin):
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
+        streamer: BaseStreamer | None = None,
         **kwargs: Any,
     ) -> Any:
+        if streamer is not None:
+            result = self._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+            sequences = result if isinstance(result, torch.Tensor) else result.sequences
+            for tokens in sequences[:: generation_config.num_return_sequences, input_ids.shape[1] :].T.cpu():
+                streamer.put(tokens)
+            streamer.end()
+            return result
         if self._can_search(input_ids, logits_processor, stopping_criteria, generation_config, kwargs):
             num_beams = generation_config.num_beams
-            with torch.inference_mode():
+            with self._without_gradients():
                 decoder = IncrementalDecoder(self, input_ids, num_beams, **kwargs)
                 sequences = beam_search(decoder, input_ids[::num_beams], logits_processor, generation_config)
             if sequences is not None:
                 return sequences.clone()
         return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+
+    def _without_gradients(self) -> AbstractContextManager[Any]:
+        """Return inference mode, or no_grad if a quantizer has made tensor subclasses of the weights.
+
+        Some of these, such as quanto's of 4 bits, fail in inference mode.
+        """
+        return torch.inference_mode() if getattr(self, "hf_quantizer", None) is None else torch.no_grad()
 
     def _can_search(
         self,
