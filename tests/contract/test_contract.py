@@ -59,7 +59,7 @@ from tests.generation.test_utils import GenerationTesterMixin  # noqa: E402
 from tests.test_configuration_common import ConfigTester  # noqa: E402
 from tests.test_modeling_common import ModelTesterMixin, ids_tensor  # noqa: E402
 
-# The common tests look up by these names which classes take which labels, and which have no head.
+# The common tests use these names to look up which classes take which labels, and which have no head.
 modeling_auto.MODEL_MAPPING_NAMES["trivium"] = ("TriviumModel", "TriviumEncoderModel", "TriviumDecoderModel")
 modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForConditionalGeneration"
 modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES["trivium"] = "TriviumForMaskedLM"
@@ -115,14 +115,15 @@ class TriviumModelTester:
 
     def get_config(self) -> TriviumConfig:
         config = TriviumConfig(**{**SIZES, **self.choices})
-        config.base_model_tp_plan = {}  # The stacks have plans; with None here the tests would skip them.
+        # The tests are skipped if this is None, although the stacks have tensor parallel plans.
+        config.base_model_tp_plan = {}
         return config
 
     def prepare_config_and_inputs_for_common(self) -> tuple[TriviumConfig, dict[str, Any]]:
         config = self.get_config()
         shape = [self.batch_size, self.seq_length]
         input_ids = ids_tensor(shape, config.vocab_size).clamp(3)  # Without special tokens.
-        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).tril()}  # Padded on the right.
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).tril()}  # Pad on the right.
         if config.type_vocab_size:
             inputs["token_type_ids"] = ids_tensor(shape, config.type_vocab_size)
         if config.is_encoder_decoder:
@@ -132,11 +133,11 @@ class TriviumModelTester:
 
 
 class CommonTests(ModelTesterMixin):
-    """The common tests for one configuration, `choices`; subclasses add unittest.TestCase."""
+    """Run the common tests on the configuration `choices`; subclasses add unittest.TestCase."""
 
     choices: dict[str, Any] = {}
     all_model_classes: tuple[type[PreTrainedModel], ...] = ()
-    test_can_init_all_missing_weights_before_2023 = True  # Also for files without a copyright year.
+    test_can_init_all_missing_weights_before_2023 = True  # The common test requires a copyright year in the file.
 
     def setUp(self) -> None:
         self.model_tester = TriviumModelTester(self.choices)
@@ -154,7 +155,7 @@ class CommonTests(ModelTesterMixin):
 
 
 class CommonGenerationTests(CommonTests, GenerationTesterMixin):
-    """The common tests of models that generate."""
+    """Common tests of generative models."""
 
     def test_left_padding_compatibility(self) -> None:
         """As in transformers, whose test skips configurations with fields called `encoder_...`."""
@@ -250,7 +251,7 @@ class DecoderOnlyTests(CommonGenerationTests):
         positions = torch.cat([torch.arange(length) for length in mask.sum(dim=1).tolist()])[None]
         for implementation in ("sdpa", "eager"):
             model.set_attn_implementation(implementation)
-            for real in (mask, mask.flip(1)):  # Padded on the right, then on the left.
+            for real in (mask, mask.flip(1)):  # Pad on the right, then on the left.
                 padded = model(inputs["input_ids"], attention_mask=real).logits[real]
                 packed = model(inputs["input_ids"][real][None], position_ids=positions, use_cache=False)
                 torch.testing.assert_close(packed.logits[0], padded)

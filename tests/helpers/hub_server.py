@@ -242,7 +242,8 @@ class Handler(BaseHTTPRequestHandler):
 
     hub: HubServer
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # A body after its headers would wait 40 ms for their acknowledgement.
+    # Send headers and body at once: a separate body would wait 40 ms for a delayed ACK.
+    disable_nagle_algorithm = True
 
     def handle_request(self) -> None:
         request = Request(self.command, self.path)

@@ -1,4 +1,4 @@
-"""Plots of positions, masks, runs and embeddings, their files, and `trivium plot`."""
+"""Plots of positions, masks, runs and embeddings; their files; `trivium plot`."""
 
 import inspect
 import json
@@ -65,13 +65,14 @@ def test_sinusoids_match_the_paper() -> None:
 
 
 def test_rotary_angles_have_one_frequency_per_pair() -> None:
-    config = tiny_config(position_embedding_type="rotary", d_model=32, rope_theta=500.0)  # 4 pairs in each head.
+    # Each head has 4 pairs of dimensions.
+    config = tiny_config(position_embedding_type="rotary", d_model=32, rope_theta=500.0)
     angles = torch.tensor([[position / 500 ** (2 * i / 8) for i in range(4)] for position in range(30)])
     figure = plot_positions(config, 30)
     torch.testing.assert_close(heatmap_of(figure, 0), angles.cos())
     torch.testing.assert_close(heatmap_of(figure, 1), angles.sin())
     assert [axes.get_title() for axes in figure.axes[:2]] == ["cosine", "sine"]
-    between = (angles[:, None] - angles[None]).cos().mean(dim=-1)  # Of rotated unit vectors.
+    between = (angles[:, None] - angles[None]).cos().mean(dim=-1)  # These are products of rotated unit vectors.
     torch.testing.assert_close(heatmap_of(plot_position_products(config, 30)), between)
 
 
@@ -212,7 +213,7 @@ def test_unknown_words_are_refused(tokenizer: TriviumTokenizer) -> None:
 
 
 def test_font_fallback_for_missing_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of the fonts bundled with matplotlib lacks accented letters, another has them."""
+    """One of the fonts bundled with matplotlib lacks accented letters; another has them."""
     monkeypatch.setattr(fonts, "findSystemFonts", lambda: [])
     with rc_context({"font.family": ["cmr10"]}):
         assert fonts.families_for("abc") == ([], set())
@@ -228,7 +229,7 @@ def test_font_fallback_for_missing_glyphs(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_newly_installed_fonts_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after their installation: matplotlib caches its list of fonts."""
+    """Simulate newly installed fonts, which are missing from matplotlib's cached list."""
     manager = font_manager.fontManager
     cached_fonts = [font for font in manager.ttflist if font.name != "DejaVu Sans"]
     monkeypatch.setattr(manager, "ttflist", cached_fonts)
@@ -236,7 +237,7 @@ def test_newly_installed_fonts_are_found(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(fonts, "findSystemFonts", lambda: [new, __file__])  # The second file is not a font.
     manager._findfont_cached.cache_clear()
     with rc_context({"font.family": ["cmr10"]}):
-        families, missing = fonts.families_for("☺⠿ℵ")  # Hardly any other font has all of these characters.
+        families, missing = fonts.families_for("☺⠿ℵ")  # Hardly any other font covers all of these characters.
     assert (families, missing) == (["DejaVu Sans"], set())
 
 
@@ -252,7 +253,7 @@ def test_missing_font_names_the_package_to_install(
     with pytest.warns(MissingFontWarning, match=f"has .*{re.escape(text[0])}.*apt-get install {package}\\)"):
         figure = plot_learning_curves(write_run(tmp_path / text))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # The hint is logged once.
+        warnings.simplefilter("error")  # The hint is logged only once.
         save_figure(figure, tmp_path / "curves.png")
 
 
@@ -418,7 +419,7 @@ def test_gallery_shows_output_of_its_commands() -> None:
     assert made == re.findall(r"!\[[^]]+\]\(pictures/(.+)\)", text)
     assert {path.name for path in (ROOT / "docs" / "pictures").iterdir()} >= set(made)
     assert {arguments[1] for arguments in commands} == set(COMMANDS), "there is one of every kind"
-    for line in re.findall(r"`(plot_\w+)\((.*?)\)`", text):  # In the order of the table.
+    for line in re.findall(r"`(plot_\w+)\((.*?)\)`", text):  # Rows keep the order of the table.
         parameters = str(inspect.signature(getattr(inspection, line[0])))
         names = [each.split("=")[0].strip("* ") for each in re.sub(r"\(.*?\)", "", line[1]).split(",")]
         assert [name for name in names if name] == re.findall(r"(\w+):", parameters), line

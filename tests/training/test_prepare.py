@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from runs import small_recipe
 from typer.testing import CliRunner
 
-from runs import small_recipe
 from trivium.data import numbers_corpus
 from trivium.recipe import load_recipe
 from trivium.training import prepare, train

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from runs import small_recipe
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from runs import small_recipe
 from trivium import TriviumForConditionalGeneration
 from trivium.data import fingerprint, load_data, numbers_corpus
 from trivium.evaluation import evaluate
