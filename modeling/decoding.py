@@ -36,7 +36,7 @@ from .attention import NO_CONTEXT
 from .positions import LearnedPositions, token_positions
 from .streaming import PromptStreamer
 
-# Processors without a state, whose result for a row does not depend on the other rows: rows may leave the batch.
+# Stateless processors, whose result for a row does not depend on other rows, so that rows may leave the batch.
 PROCESSORS = {
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,

@@ -1,4 +1,4 @@
-"""Pack documents of a language model into rows of one length."""
+"""Pack documents into rows of fixed length for language modeling."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from datasets import Dataset
 from trivium.modeling.loss import IGNORE_INDEX
 
 STRATEGIES = ("concatenate", "best-fit")
-STATISTICS = ("num_tokens", "num_cuts")  # columns of a packed row that are not model inputs
+STATISTICS = ("num_tokens", "num_cuts")  # metadata columns of a packed row
 
 
 class Segment(NamedTuple):
-    """A document, or the part of one, that lies in one row.
+    """A document, or a part of one, within a row.
 
     Attributes:
         tokens: Its token ids.
@@ -50,7 +50,7 @@ def pack(
         position_ids: list[int] = []
         labels: list[int] = []
         for tokens, continues in row:
-            # The model does not predict the first token of a row, so its label is kept there.
+            # The model never predicts the first token of a row, so its label is kept.
             labels += tokens if continues and not input_ids else [IGNORE_INDEX, *tokens[1:]]
             input_ids += tokens
             position_ids += range(len(tokens))
@@ -102,8 +102,8 @@ def best_fit(documents: list[list[int]], length: int) -> list[list[Segment]]:
         for start in range(0, len(document), length)
     ]
     rows: list[list[int]] = []  # indices of segments
-    rows_by_space: dict[int, list[int]] = {}  # indices of rows; those without space are left out
-    spaces: list[int] = []  # the keys of `rows_by_space`, ascending
+    rows_by_space: dict[int, list[int]] = {}  # row indices by free space; full rows are left out
+    spaces: list[int] = []  # sorted keys of `rows_by_space`
     for index in sorted(range(len(segments)), key=lambda i: -len(segments[i].tokens)):  # stable
         size = len(segments[index].tokens)
         place = bisect_left(spaces, size)

@@ -8,7 +8,7 @@ from .drawing import TOKEN_INCHES, WEIGHTS, draw_map, separate_cells, sparse_lab
 from .fonts import legible
 from .reading import compute_attention, select_weights
 
-MAX_INCHES = 24  # of a grid of heads, as far as the minimal cell size allows
+MAX_INCHES = 24  # maximum width and height of a grid of heads, unless the minimal cell size requires more
 MIN_LABEL = 0.09  # inches; with smaller cells tokens are labeled by position
 
 
