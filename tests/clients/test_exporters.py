@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from model_classes import LAYERS as MODELS
 from tiny import mask_of, random_ids, tiny_model
 from torch.export import Dim
 from transformers import PreTrainedModel, exporters
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from ways import LAYERS as MODELS
 
 from trivium import (
     TriviumForCausalLM,

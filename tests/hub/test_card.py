@@ -15,12 +15,12 @@ from clean import run_without_trivium
 from huggingface_hub import InferenceClient, ModelCard
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from model_classes import LAYERS as CLASSES
 from paths import ROOT
 from tiny import shake, tiny_config
 from transformers import PreTrainedModel, TrainerState
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from typer.testing import CliRunner
-from ways import LAYERS as CLASSES
 
 from trivium import (
     TriviumForCausalLM,

@@ -16,6 +16,7 @@ import torch
 import transformers
 from clean import put_into_cache, run_without_trivium
 from datasets import Dataset
+from model_classes import LAYERS as CLASSES
 from paths import ROOT
 from tiny import tiny_config, tiny_model
 from torch.distributed.device_mesh import init_device_mesh
@@ -32,7 +33,6 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from ways import LAYERS as CLASSES
 
 from trivium import (
     TriviumConfig,

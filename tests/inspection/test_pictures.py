@@ -37,7 +37,7 @@ from trivium.inspection import (
     plot_learning_curves,
     plot_logit_lens,
     plot_masks,
-    plot_neighbours,
+    plot_neighbors,
     plot_position_products,
     plot_positions,
     save_figure,
@@ -156,7 +156,7 @@ def translator(tokenizer: TriviumTokenizer, **options: Any) -> TriviumForConditi
 
 def test_neighbors_are_nearest_by_cosine(tokenizer: TriviumTokenizer) -> None:
     model = translator(tokenizer)
-    figure = plot_neighbours(model, tokenizer, ["two", "Straße"], count=5)
+    figure = plot_neighbors(model, tokenizer, ["two", "Straße"], count=5)
     table = model.model.encoder.embed_tokens.weight.detach()
     for axes, word in zip(figure.axes, ["two", "Straße"], strict=False):
         own = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
@@ -176,7 +176,7 @@ def test_neighbors_are_nearest_by_cosine(tokenizer: TriviumTokenizer) -> None:
 def test_each_side_has_its_own_embeddings() -> None:
     tokenizer = train_tokenizer(TEXTS[::2], target_texts=TEXTS[1::2], vocab_size=300, shared=False)
     model = translator(tokenizer.source, decoder_vocab_size=tokenizer.target_vocab_size)
-    figure = plot_neighbours(model, tokenizer, ["zwei"], count=3, side="target")
+    figure = plot_neighbors(model, tokenizer, ["zwei"], count=3, side="target")
     own = tokenizer.target(" zwei", add_special_tokens=False)["input_ids"]
     table = model.model.decoder.embed_tokens.weight.detach()
     cosines = torch.nn.functional.cosine_similarity(table, table[own].mean(dim=0, keepdim=True))
@@ -188,7 +188,7 @@ def test_each_side_has_its_own_embeddings() -> None:
 
 
 def test_labels_on_map_do_not_overlap(tokenizer: TriviumTokenizer) -> None:
-    figure = plot_neighbours(translator(tokenizer), tokenizer, ["two", "zwei", "road"], count=6)
+    figure = plot_neighbors(translator(tokenizer), tokenizer, ["two", "zwei", "road"], count=6)
     names = figure.axes[3].texts
     assert len(names) >= 18
     boxes = [name.get_window_extent() for name in names]
@@ -206,7 +206,13 @@ def test_unknown_words_are_refused(tokenizer: TriviumTokenizer) -> None:
         (["two"], {"count": 999}, "count is 999, but must be from 1 to"),
     ):
         with pytest.raises(ValueError, match=message):
-            plot_neighbours(model, tokenizer, words, **options)
+            plot_neighbors(model, tokenizer, words, **options)
+
+
+def test_former_spelling_of_plot_neighbors_warns() -> None:
+    with pytest.warns(FutureWarning, match="use plot_neighbors instead"):
+        assert inspection.plot_neighbours is plot_neighbors
+    assert trivium("neighbours", "--help")[0] == 0
 
 
 # --- Fonts -----------------------------------------------------------------------------------------------------------
@@ -335,7 +341,7 @@ COMMANDS = {
     "positions": ["FOLDER", "--length", "20"],
     "masks": ["gpt2", "--length", "3", "--length", "2", "--left"],
     "curves": ["FOLDER", "FOLDER"],
-    "neighbours": ["FOLDER", "two", "road", "--count", "3", "--side", "target"],
+    "neighbors": ["FOLDER", "two", "road", "--count", "3", "--side", "target"],
     "lens": ["FOLDER", "two dogs", "--target", "zwei Hunde"],
 }
 
@@ -351,7 +357,7 @@ def expected(command: str, folder: Path) -> Figure:
         "positions": lambda: plot_positions(model, 20),
         "masks": lambda: plot_masks(preset_config("gpt2"), (3, 2), padding_side="left"),
         "curves": lambda: plot_learning_curves(folder, folder),
-        "neighbours": lambda: plot_neighbours(model, tokenizer, ["two", "road"], count=3, side="target"),
+        "neighbors": lambda: plot_neighbors(model, tokenizer, ["two", "road"], count=3, side="target"),
         "lens": lambda: plot_logit_lens(*pair),
     }
     return figures[command]()

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from distributed_runs import run_distributed
 from tiny import Tensors, random_ids, tiny_model
-from together import run_distributed
 from torch import nn
 from torch.distributed.tensor import DTensor
 

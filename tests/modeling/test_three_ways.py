@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from model_classes import BOTH, CLASSES, DECODER_ONLY, ENCODER_ONLY, WAYS, way_of
 from safetensors import safe_open
 from tiny import NORM_POSITIONS, SAME_WEIGHTS, random_ids, tiny_config, tiny_model
 from transformers import AutoConfig, PreTrainedModel
-from ways import BOTH, CLASSES, DECODER_ONLY, ENCODER_ONLY, WAYS, way_of
 
 from trivium import (
     TriviumConfig,

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from model_classes import CLASSES, way_of
 from tiny import mask_of, tiny_model
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
-from ways import CLASSES, way_of
 
 from trivium import (
     TriviumDecoderModel,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import merge_fsdp_weights
-from dying import kill_while_writing
+from distributed_runs import launch_processes, run_distributed
+from killed_runs import kill_while_writing
 from safetensors.torch import load_file
-from together import launch_processes, run_distributed
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from trivium.recipe import load_recipe

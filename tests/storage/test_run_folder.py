@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from accelerate import PartialState
+from distributed_runs import run_distributed
 from paths import TESTS
-from together import run_distributed
 
 from trivium.recipe import Recipe, load_recipe
 from trivium.storage.checkpoints import checkpoints_of, delete_old_checkpoints, set_aside

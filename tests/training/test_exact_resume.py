@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from distributed_runs import run_distributed
 from tiny import PAD, random_ids, tiny_model
-from together import run_distributed
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainingArguments, set_seed
 

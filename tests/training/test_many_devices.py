@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from distributed_runs import environment_of, free_port, run_distributed
 from safetensors.torch import load_file
 from tiny import random_ids, tiny_model
-from together import environment_of, free_port, run_distributed
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainingArguments, set_seed

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from together import run_distributed
+from distributed_runs import run_distributed
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from typer.testing import CliRunner
 

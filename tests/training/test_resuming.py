@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from dying import KillMoment, folder_of, log_of, run_training
+from killed_runs import KillMoment, folder_of, log_of, run_training
 from safetensors.torch import load_file
 
 from trivium.recipe import load_recipe
