@@ -113,10 +113,10 @@ class LearnedPositions(nn.Module):
 
 
 class RotaryEmbedding(nn.Module):
-    """Sines and cosines of rotary positions, with the frequencies of transformers for every `rope_type`.
+    """Sines and cosines of rotary positions, with transformers' frequencies for every `rope_type`.
 
-    Frequencies are buffers that are not saved. Moving the module, or casting it, computes them anew: half precision
-    could not distinguish large positions.
+    The frequencies are non-persistent buffers. They are recomputed when the module is moved or cast, since half
+    precision could not distinguish large positions.
     """
 
     inv_freq: torch.Tensor

@@ -158,7 +158,7 @@ class CommonGenerationTests(CommonTests, GenerationTesterMixin):
     """Common tests of generative models."""
 
     def test_left_padding_compatibility(self) -> None:
-        """As in transformers, whose test skips configurations with fields called `encoder_...`."""
+        """Repeat the common test, which skips configurations with fields called `encoder_...`."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         written = "decoder_input_ids" if config.is_encoder_decoder else "input_ids"
         for model_class in self.all_model_classes:
@@ -179,13 +179,13 @@ class CommonGenerationTests(CommonTests, GenerationTesterMixin):
 
 
 class EncoderDecoderTests(CommonGenerationTests):
-    """Encoder-decoder models."""
+    """Common tests of encoder-decoder models."""
 
     all_model_classes = (TriviumModel, TriviumForConditionalGeneration)
     is_encoder_decoder = True
 
     def test_inputs_embeds_matches_input_ids(self) -> None:
-        """As in transformers, but the target is embedded by the decoder, which may have its own embedding."""
+        """Repeat the common test, but embed the target with the decoder, which may have its own embedding."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         model = TriviumModel(config).eval()
         by_ids = model(**inputs).last_hidden_state
@@ -194,7 +194,7 @@ class EncoderDecoderTests(CommonGenerationTests):
         torch.testing.assert_close(model(**inputs).last_hidden_state, by_ids)
 
     def test_can_capture_specific_layers_hidden_states(self) -> None:
-        """As in transformers, whose test skips encoder-decoders because it looks for `hidden_states` in the output."""
+        """Repeat the common test, which skips encoder-decoders because it looks for `hidden_states` in the output."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         for model_class in self.all_model_classes:
             model = model_class(config).eval()
@@ -206,7 +206,7 @@ class EncoderDecoderTests(CommonGenerationTests):
                 torch.testing.assert_close(part[name][-1], whole[name][-1])
 
     def test_generate_with_static_cache(self) -> None:
-        """As in transformers, whose test skips encoder-decoders because their cache has two parts."""
+        """Repeat the common test, which skips encoder-decoders because their cache has two parts."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         model = TriviumForConditionalGeneration(config).eval()
         dynamic, static = (
@@ -227,7 +227,7 @@ class EncoderDecoderTests(CommonGenerationTests):
 
 
 class EncoderOnlyTests(CommonTests):
-    """Encoder-only models."""
+    """Common tests of encoder-only models."""
 
     all_model_classes = (
         TriviumEncoderModel,
@@ -239,12 +239,12 @@ class EncoderOnlyTests(CommonTests):
 
 
 class DecoderOnlyTests(CommonGenerationTests):
-    """Decoder-only models."""
+    """Common tests of decoder-only models."""
 
     all_model_classes = (TriviumDecoderModel, TriviumForCausalLM)
 
     def test_sdpa_padding_matches_padding_free_with_position_ids(self) -> None:
-        """As in transformers, but in float32: logits of unit variance are rounded too coarsely in bfloat16."""
+        """Repeat the common test in float32: bfloat16 rounds logits of unit variance too coarsely."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         mask = inputs["attention_mask"].bool()
         model = TriviumForCausalLM(config).eval()
@@ -262,11 +262,11 @@ class DecoderOnlyTests(CommonGenerationTests):
 
 
 class TestPaper(EncoderDecoderTests, unittest.TestCase):
-    """Sinusoids, post-norm, all embeddings tied."""
+    """The paper's model: sinusoids, post-norm, all embeddings tied."""
 
 
 class TestTwoVocabularies(EncoderDecoderTests, unittest.TestCase):
-    """A separate target vocabulary, learned positions, biases."""
+    """Model with a separate target vocabulary, learned positions and biases."""
 
     choices = {"decoder_vocab_size": 90, "position_embedding_type": "learned", "attention_bias": True}
 
@@ -282,30 +282,30 @@ class TestTwoVocabularies(EncoderDecoderTests, unittest.TestCase):
 
 
 class TestModern(EncoderDecoderTests, unittest.TestCase):
-    """Rotary positions, grouped-query attention, gated feed-forward network, pre-RMSNorm, untied."""
+    """Model with rotary positions, grouped-query attention, gated FFN and pre-RMSNorm, untied."""
 
     choices = MODERN
 
 
 class TestBERT(EncoderOnlyTests, unittest.TestCase):
-    """Learned positions, token types, normalized embeddings, biases, a tied head."""
+    """Model like BERT: learned positions, token types, normalized embeddings, biases, tied head."""
 
     choices = {**choices_of("bert-base"), "decoder_layers": 0}
 
 
 class TestModernEncoder(EncoderOnlyTests, unittest.TestCase):
-    """As TestModern, encoder-only."""
+    """Encoder-only model with the options of TestModern."""
 
     choices = {**MODERN, "decoder_layers": 0}
 
 
 class TestGPT2(DecoderOnlyTests, unittest.TestCase):
-    """Learned positions, pre-norm, biases, a tied head."""
+    """Model like GPT-2: learned positions, pre-norm, biases, tied head."""
 
     choices = {**choices_of("gpt2"), "encoder_layers": 0}
 
 
 class TestLLaMA(DecoderOnlyTests, unittest.TestCase):
-    """Rotary positions, grouped-query attention, gated feed-forward network, pre-RMSNorm, a tied head."""
+    """Model like LLaMA: rotary positions, grouped-query attention, gated FFN, pre-RMSNorm, tied head."""
 
     choices = {**choices_of("llama-135m"), "encoder_layers": 0, "num_key_value_heads": 2}

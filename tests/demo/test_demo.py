@@ -390,9 +390,9 @@ for attempt in range(100):
         break
     except Exception:
         time.sleep(0.2)
-told = list(client.submit("the cat ran", api_name="/translate"))
+events = list(client.submit("the cat ran", api_name="/translate"))
 assert "trivium" not in sys.modules
-Path("answer.jsonl").write_text(told[-1])
+Path("answer.jsonl").write_text(events[-1])
 import os
 os._exit(0)
 """

@@ -1,4 +1,4 @@
-"""Parse the pages of the documentation into code blocks, headings and links."""
+"""Parse documentation pages into code blocks, headings and links."""
 
 import io
 import re

@@ -198,7 +198,7 @@ def test_recipe_on_card_matches_run(run: Path, tmp_path: Path) -> None:
     assert (again.data.train, again.data.test) == ("corpus/train", "corpus/test")
     again.data, again.card = recipe.data, recipe.card
     assert again == recipe
-    assert "secret" not in text, "the folders of a machine are nobody's business"
+    assert "secret" not in text, "local paths must not be published"
 
 
 def test_hub_metadata(run: Path) -> None:

@@ -245,7 +245,7 @@ def test_encoder_outputs_match_input_ids() -> None:
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("norm_position", ["post", "pre"])
 def test_gradient_checkpointing_matches_gradients(norm_position: str, reentrant: bool, skip_logits: bool) -> None:
-    """With dropout, which recomputation has to repeat."""
+    """Enable dropout, which recomputation has to repeat."""
     model = tiny_model(norm_position=norm_position, dropout=0.2, attention_dropout=0.2).train()
     data = copying_batch(sentences=4)
     gradients = []

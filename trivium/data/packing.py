@@ -17,7 +17,7 @@ class Segment(NamedTuple):
     """A document, or a part of one, within a row.
 
     Attributes:
-        tokens: Its token ids.
+        tokens: Token ids of the segment.
         continues: True if the document begins in another segment.
     """
 
@@ -64,7 +64,7 @@ def pack(
 
 
 def concatenate(documents: list[list[int]], length: int) -> Iterator[list[Segment]]:
-    """Join the documents and cut the result every `length` tokens; only the last row has padding.
+    """Concatenate the documents and cut the result every `length` tokens; only the last row has padding.
 
     Yields:
         The segments of each row.
@@ -86,15 +86,15 @@ def concatenate(documents: list[list[int]], length: int) -> Iterator[list[Segmen
 
 
 def best_fit(documents: list[list[int]], length: int) -> list[list[Segment]]:
-    """Put whole documents into rows, and cut only those that are longer than a row.
+    """Pack whole documents into rows, and cut only those that are longer than a row.
 
-    This is best-fit decreasing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"): from the longest
-    segment to the shortest, each goes into the row with the least space that is enough. A document longer than a row
-    is first cut every `length` tokens.
+    This is best-fit decreasing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"): segments are placed
+    from longest to shortest, each in the fullest row that has enough space left. Documents longer than a row are first
+    cut every `length` tokens.
 
     Returns:
-        The segments of each row. Rows, and segments within a row, are in the order of the documents, so that rows that
-        are not shuffled, as those of a stream, are not sorted by length.
+        The segments of each row. Rows, and segments within a row, follow the order of the documents, so that
+        unshuffled rows, such as those of a stream, are not sorted by length.
     """
     segments = [
         Segment(document[start : start + length], start > 0)
@@ -125,7 +125,7 @@ def best_fit(documents: list[list[int]], length: int) -> list[list[Segment]]:
 
 
 def packing_facts(rows: Dataset) -> dict[str, float]:
-    """Count what packing did to all `rows` that were encoded with it.
+    """Return statistics of packed rows, for the log and the run metadata.
 
     Returns:
         `rows`; `tokens`, without padding; `padding`: its fraction of all tokens; `cuts`: the number of places at which

@@ -1,4 +1,4 @@
-"""Tokenize and pack the data of a recipe once, for runs that read them many times."""
+"""Tokenize and pack the data of a recipe in advance, for repeated use."""
 
 import hashlib
 import json
@@ -86,13 +86,13 @@ class Prepared:
 def prepare(recipe: Recipe, *, processes: int = 1, overwrite: bool = False) -> dict[str, Any]:
     """Tokenize and pack the training and validation data of a recipe into the folder `data.prepared`.
 
-    The rows are those that training would encode itself, for any number of processes. An interrupted preparation goes
-    on: finished pieces of a split are kept, an unfinished one is prepared anew.
+    The rows are identical to those that training would encode itself, for any number of processes. An interrupted
+    preparation is resumed: finished pieces of a split are kept, unfinished ones are prepared again.
 
     Args:
         recipe: The recipe, with `data.prepared`.
-        processes: Number of processes that encode.
-        overwrite: Delete data that were prepared in the folder before; other files are never deleted.
+        processes: Number of encoding processes.
+        overwrite: Delete data that were prepared in the folder earlier; other files are never deleted.
 
     Returns:
         The manifest: fields of the recipe, fingerprints, and counts of each split.
@@ -231,7 +231,7 @@ def count_tokens(encoded: Dataset, config: TriviumConfig) -> int:
 def encoding_rates(
     data: DatasetDict, encoded: DatasetDict, config: TriviumConfig, began: float
 ) -> dict[str, float] | None:
-    """Return rows and tokens per second of an encoding that has just ended, or None if it came from the cache.
+    """Return the rows and tokens encoded per second, or None if the encoding came from the cache.
 
     Args:
         data: The splits before encoding.
@@ -248,7 +248,7 @@ def encoding_rates(
 
 
 def _compact(kind: Any) -> Any:
-    """Return int32 for a list of int64: tokens, positions and labels are smaller than that."""
+    """Replace a list of int64 by int32, which is enough for tokens, positions and labels."""
     return List(Value("int32")) if kind == List(Value("int64")) else kind
 
 
@@ -285,7 +285,7 @@ def load_prepared(recipe: Recipe) -> Prepared | None:
 
 
 def read_unfinished(folder: Path, recipe: Recipe, rows_hash: str) -> Prepared | None:
-    """Return the unfinished data in a folder, or None if there are no encoded rows.
+    """Return the unfinished prepared data in a folder, or None if no rows were encoded.
 
     Raises:
         ValueError: They are finished, or belong to another recipe or to other data.
@@ -302,7 +302,7 @@ def read_unfinished(folder: Path, recipe: Recipe, rows_hash: str) -> Prepared | 
     _refuse_changes(folder, {**manifest["recipe"], "the fingerprint of the training data": manifest["data"]}, now)
     if not (folder / TOKENIZER).is_dir():
         return None  # The process was interrupted before any row was encoded, or during a deletion.
-    logger.warning("The preparation in %s was interrupted, and goes on.", folder)
+    logger.warning("The preparation in %s was interrupted. Resuming it.", folder)
     return Prepared(folder, manifest)
 
 
