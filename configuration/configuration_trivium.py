@@ -147,7 +147,7 @@ class TriviumConfig(PreTrainedConfig):
             ValueError: The configuration belongs to another model family, or `head_dim` disagrees with the fields.
         """
         model_type, head_dim = kwargs.pop("model_type", self.model_type), kwargs.pop("head_dim", None)
-        # A subclass with a type of its own also takes the configuration of the model that it extends.
+        # A subclass with its own model_type also accepts the configuration of the model that it extends.
         allowed = dict.fromkeys(each.model_type for each in type(self).__mro__ if issubclass(each, TriviumConfig))
         if model_type not in allowed:
             raise ValueError(

@@ -38,14 +38,14 @@ MAX_LINES = 14
 MIN_WORDS = 4
 # Two masks, because this repository refers to transformers as another library.
 MASKS = (("trivium", "zeta"), ("torchtitan", "zeta"), ("transformers'", "hublib's"), ("transformers", "hublib"))
-# Directives for tools and commented-out code are not prose.
+# Skip tool directives; they are not prose.
 DIRECTIVE = re.compile(
     r"#\s*(noqa|type:|pyre|pyright|ruff:|fmt:|mypy:|pragma|!|-\*-|Copied from|Adapted from|[-=#*]+\s*$)", re.I
 )
 
 
 class Item(NamedTuple):
-    """A docstring or a comment, and where it stands."""
+    """A docstring or comment with its location."""
 
     kind: str
     path: str
@@ -68,7 +68,7 @@ def comments(source: str, path: str) -> list[Item]:
 
     License headers, directives for tools and comments of fewer than `MIN_WORDS` words are left out.
     """
-    blocks: list[tuple[int, int, bool, list[str]]] = []  # first line, last line, on lines of its own, texts
+    blocks: list[tuple[int, int, bool, list[str]]] = []  # first line, last line, whether it has its own lines, texts
     first_code_line = None
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -88,7 +88,7 @@ def comments(source: str, path: str) -> list[Item]:
 
 
 def yaml_comments(source: str, path: str) -> list[Item]:
-    """Return the comments of a YAML file that stand on lines of their own, joined as in Python files."""
+    """Return the full-line comments of a YAML file, joined as in Python files."""
     items: list[Item] = []
     last = -1
     for number, line in enumerate(source.splitlines(), start=1):

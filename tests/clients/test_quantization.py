@@ -1,6 +1,6 @@
 """bitsandbytes, quanto and torchao quantize all projections, and saving works where the package supports it.
 
-They are not in `make install`: `make quantization` tests with an environment of its own.
+The packages are not in `make install`: `make quantization` tests them in a separate environment.
 """
 
 from pathlib import Path

@@ -107,7 +107,7 @@ def test_bert_as_pretrained(architecture: str, tmp_path: Path) -> None:
 
 @exact
 def test_roberta_as_published(tmp_path: Path) -> None:
-    """With a pooler, which masked language modeling does not need, and a position buffer."""
+    """The checkpoint has a pooler, which masked language modeling does not need, and a position buffer."""
     native = native_model("roberta-masked-lm")
     native.save_pretrained(tmp_path / "native")
 
@@ -125,7 +125,7 @@ def test_roberta_as_published(tmp_path: Path) -> None:
 
 @exact
 def test_gpt2_as_published(tmp_path: Path) -> None:
-    """Without prefix, with mask buffers and a duplicate of the output projection."""
+    """The checkpoint lacks the prefix, and has mask buffers and a duplicate of the output projection."""
     native = native_model("gpt2")
     native.save_pretrained(tmp_path / "native")
 

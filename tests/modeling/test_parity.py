@@ -129,7 +129,7 @@ def torch_logits(transformer: nn.Module, inputs: Tensors) -> torch.Tensor:
     return hidden @ transformer.embedding.T
 
 
-@pytest.mark.filterwarnings("ignore:enable_nested_tensor")  # This disables torch's fast path.
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")  # disables torch's fast path
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])

@@ -154,7 +154,7 @@ def test_long_texts_are_truncated_and_padding_is_ignored(tokenizer: TriviumToken
 def test_bos_is_not_added_if_tokenizer_does_not(tokenizer: TriviumTokenizer) -> None:
     plain = train_tokenizer(TEXTS, vocab_size=290, add_bos_token=False)
     row = encode_rows(texts_as_rows(["a cat"]), TASKS["causal-lm"], plain, config_for(plain), InputArguments())[0]
-    # One EOS, although the tokenizer adds one as well.
+    # There is a single EOS, although the tokenizer adds one as well.
     assert row["input_ids"] == [*words(plain, "a cat"), plain.eos_token_id]
 
 

@@ -45,7 +45,7 @@ MAX_CURVE_ROWS = 10
 MAX_LISTED_LABELS = 30
 NEW_TOKENS = 100  # for code examples, if the generation config has no length
 
-# For each metric: its name on the Hub, its display name, and the format of its score.
+# Name on the Hub, display name and score format of each metric.
 METRICS = {
     "sacrebleu": ("sacrebleu", "sacreBLEU", "{:.2f}"),
     "bleu_lower": ("sacrebleu", "sacreBLEU, lowercased", "{:.2f}"),

@@ -136,7 +136,7 @@ class Family:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """All pairs of a native and a Trivium field."""
+        """Return all pairs of a native and a Trivium field."""
         overridden = {name for pair in self.fields for name in pair}
         return [(name, name) for name in COMMON_FIELDS if name not in overridden] + list(self.fields)
 

@@ -153,7 +153,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """One decoding step with the KV cache passed as plain tensors."""
+    """Run a decoding step with the KV cache passed as plain tensors."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()

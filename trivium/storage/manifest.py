@@ -154,7 +154,7 @@ class RunFolder:
                     (self.run / folder).rmdir()
 
     def _is_reserved(self, path: Path) -> bool:
-        """Return True if a run uses this file name, or if the file lies in a checkpoint."""
+        """Return True if a run uses this file name, or if the file is inside a checkpoint."""
         if len(path.parts) == 1:
             # A link to a checkpoint folder is listed as a file; a real folder is listed by its files.
             is_checkpoint_link = _checkpoint_in(path / "file") is not None

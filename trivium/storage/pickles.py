@@ -47,7 +47,7 @@ def check_pickles(checkpoint: Path) -> None:
 
 def _check_torch_file(path: Path) -> None:
     path.open("rb").close()  # Raise an OSError here if the file cannot be read.
-    if not zipfile.is_zipfile(path):  # It is truncated, or in torch's legacy format: `find_defect` reports it.
+    if not zipfile.is_zipfile(path):  # The file is truncated, or in torch's legacy format: `find_defect` reports it.
         return
     try:
         with safe_globals():  # These globals belong to NumPy arrays, which RNG states contain.

@@ -217,7 +217,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
 
 
 def prepare_folder(recipe: Recipe, start: Start) -> None:
-    """Delete the files of an earlier run, then write the recipe, so that it never lies beside foreign weights."""
+    """Delete the files of an earlier run, then write the recipe, so that it is never beside foreign weights."""
     folder = RunFolder(start.run)
     if folder.is_run:
         folder.adopt()  # The manifest comes first, so that the folder is recognized if the process is killed here.

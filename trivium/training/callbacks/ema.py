@@ -1,4 +1,4 @@
-"""A callback that keeps an exponential moving average (EMA) of the weights."""
+"""Callback that keeps an exponential moving average (EMA) of the weights."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A callback that stops training when the loss or the gradients are no longer finite."""
+"""Callback that stops training when the loss or the gradients are no longer finite."""
 
 from collections.abc import Callable
 from pathlib import Path

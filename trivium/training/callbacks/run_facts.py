@@ -1,4 +1,4 @@
-"""A callback that records metadata of a training run, for the model card and for reproducing the run."""
+"""Callback that records metadata of a training run, for the model card and for reproducing the run."""
 
 import os
 import platform
