@@ -41,7 +41,7 @@ test-slow: install  ## slow tests
 QUANTIZATION := build/quantization
 
 quantization: $(QUANTIZATION)/installed  ## tests of bitsandbytes, quanto and torchao, in an environment of their own
-	$(QUANTIZATION)/bin/python -m pytest -m slow tests/clients/test_quantization.py
+	$(QUANTIZATION)/bin/python -m pytest -m slow tests/clients/test_quantizers.py
 
 $(QUANTIZATION)/installed: pyproject.toml constraints.txt
 	test -d $(QUANTIZATION) || $(PYTHON) -m venv $(QUANTIZATION)
