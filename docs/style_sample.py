@@ -128,7 +128,8 @@ def own_items() -> list[Item]:
 
 
 def mask(text: str) -> str:
-    """Replace the packages' names and cut the text after `MAX_LINES` lines."""
+    """Replace the packages' names, strip the dashes of dividers, and cut the text after `MAX_LINES` lines."""
+    text = re.sub(r"^-{3,} *| *-{3,}$", "", text, flags=re.MULTILINE)
     for name, replacement in MASKS:
         for style in (str.lower, str.capitalize):
             text = text.replace(style(name), style(replacement))
@@ -172,7 +173,7 @@ def main() -> None:
     counts = {"docstring": arguments.docstrings, "comment": arguments.comments}
     labeled = [("own", item) for item in draw(own_items(), counts, generator)]
     if arguments.other:
-        others = [item for file in find_files(arguments.other) for item in read_items([file], Path(file.anchor))]
+        others = [item for path in arguments.other for item in read_items(find_files([path]), path.parent)]
         labeled += [("other", item) for item in draw(others, counts, generator)]
     generator.shuffle(labeled)
 
