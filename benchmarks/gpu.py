@@ -54,7 +54,7 @@ def training_step(model: nn.Module, batch: dict[str, torch.Tensor], **options: b
 
 
 def main() -> None:
-    """Measure, and print two tables."""
+    """Run the benchmark and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["base", "big"], choices=list(SHAPES))
     parser.add_argument("--rows", type=int, default=64)

@@ -36,7 +36,7 @@ from .attention import NO_CONTEXT
 from .positions import LearnedPositions, token_positions
 from .streaming import PromptStreamer
 
-# Processors without a state, whose result for a row does not depend on the other rows: rows may leave the batch.
+# Stateless processors, whose result for a row does not depend on other rows, so that rows may leave the batch.
 PROCESSORS = {
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
@@ -56,9 +56,9 @@ class TriviumGenerationMixin(GenerationMixin):
     """`generate()` of transformers, with the searches of this module where only sequences are returned."""
 
     def generate(self, *args: Any, streamer: BaseStreamer | None = None, **kwargs: Any) -> Any:
-        """Generate as in transformers; beam search, too, accepts a streamer, and passes it the best sequences.
+        """Generate as in transformers, but also accept a streamer in beam search.
 
-        A search may replace any token until it ends, so the streamer receives the tokens at the end, one by one.
+        A beam search may replace any token until it ends, so the streamer receives the best sequences at the end.
         """
         return super().generate(*args, streamer=None if streamer is None else PromptStreamer(streamer), **kwargs)
 
@@ -68,7 +68,7 @@ class TriviumGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig,
         generation_mode_kwargs: dict[str, Any],
     ) -> None:
-        """Validate as in transformers, except that beam search may have a streamer."""
+        """Validate as in transformers, but allow a streamer in beam search."""
         if generation_mode == GenerationMode.BEAM_SEARCH and "streamer" in generation_mode_kwargs:
             generation_mode_kwargs["streamer"].num_beams = generation_config.num_beams
             generation_mode_kwargs = {
@@ -83,10 +83,10 @@ class TriviumGenerationMixin(GenerationMixin):
         generation_mode: GenerationMode,
         *sizes: Any,
     ) -> None:
-        """Create no cache where the searches of this module run: they create their own, whose rows they may drop.
+        """Create no cache for the searches of this module, which create their own and drop rows from it.
 
-        The quantized cache of an encoder-decoder, which transformers lacks, has the keys and values of the target;
-        those of the source do not grow.
+        In a quantized cache of an encoder-decoder, which transformers lacks, only keys and values of the target are
+        quantized, since those of the source do not grow.
         """
         if (
             self.config.is_encoder_decoder

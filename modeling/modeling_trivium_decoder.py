@@ -55,7 +55,7 @@ class TriviumDecoderPreTrainedModel(TriviumPreTrainedModel):
         source = config if folder is None else folder
         if source is not None and not isinstance(source, PreTrainedConfig):
             saved = cls.config_class.get_config_dict(source, **kwargs)[0]
-            if saved.get("encoder_layers") == 0:  # the usual case: avoid the slow construction of a configuration
+            if saved.get("encoder_layers") == 0:  # common case: avoid the slow construction of a configuration
                 return False
             config = cls.config_class.from_dict(saved) if saved else config
         if not isinstance(config, PreTrainedConfig):

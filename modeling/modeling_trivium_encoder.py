@@ -338,7 +338,7 @@ class TriviumForQuestionAnswering(TriviumEncoderPreTrainedModel):
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            length = start_logits.shape[-1]  # a classification over positions
+            length = start_logits.shape[-1]  # classification over positions
             start_positions = start_positions.masked_fill(start_positions >= length, IGNORE_INDEX)
             end_positions = end_positions.masked_fill(end_positions >= length, IGNORE_INDEX)
             start_loss = label_smoothed_cross_entropy(start_logits, start_positions)

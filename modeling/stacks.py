@@ -258,7 +258,8 @@ class TriviumDecoder(TriviumStack):
             inputs_embeds=inputs_embeds,
             attention_mask=None if mask_is_redundant else attention_mask,
             cache=self_attention_cache(cache),
-            position_ids=position_ids,  # where they restart, a packed sequence begins, which does not see earlier ones
+            # a packed sequence begins where positions restart, and does not see earlier ones
+            position_ids=position_ids,
         )
         if position_ids is None:
             past_length = cache.get_seq_length() if cache is not None else 0

@@ -5,7 +5,7 @@ from transformers.generation.streamers import BaseStreamer
 
 
 class PromptStreamer(BaseStreamer):
-    """Pass the tokens of `generate()` on to a streamer, the prompt of each sentence once instead of once per beam.
+    """Forward the tokens of `generate()` to a streamer, with each prompt once instead of once per beam.
 
     Args:
         streamer: Receives prompts, (batch, prompt_len), then the next tokens, (batch,), until it is ended.
@@ -16,7 +16,7 @@ class PromptStreamer(BaseStreamer):
         self.num_beams = 1
 
     def put(self, value: torch.Tensor) -> None:
-        """Pass on prompts, (batch * num_beams, prompt_len), or the next tokens, (batch,)."""
+        """Forward prompts, (batch * num_beams, prompt_len), or the next tokens, (batch,)."""
         self.streamer.put(value[:: self.num_beams] if value.ndim == 2 else value)
 
     def end(self) -> None:

@@ -317,7 +317,7 @@ def _yaml_errors(prefix: str = "") -> Iterator[None]:
         raise ValueError(f"{prefix}{field_name}{sentence}.") from error
     except YAMLError as error:
         raise ValueError(f"{prefix}{error}") from error
-    except TypeError as error:  # OmegaConf's, which does not say where
+    except TypeError as error:  # OmegaConf's message does not name the field
         raise ValueError(
             f"{prefix}An override gives a map where the recipe has a list, or a list where it has a map. Write it as "
             "the recipe does."

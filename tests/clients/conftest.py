@@ -39,7 +39,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Go offline even if huggingface_hub was imported before the environment was set."""
+    """Go offline even if huggingface_hub was imported before the environment variable was set."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 

@@ -1,6 +1,6 @@
-"""bitsandbytes, quanto and torchao replace all projections of the stacks, and can save them if the package can.
+"""bitsandbytes, quanto and torchao quantize all projections, and saving works where the package supports it.
 
-They are not in `make install`: `make quantization` tests with an environment of its own.
+The packages are not in `make install`: `make quantization` tests them in a separate environment.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ from trivium import (
 
 pytestmark = pytest.mark.slow
 
-# Sizes that blocks of 64 weights divide.
+# Use sizes divisible by the quantization block size of 64.
 SIZES = {"d_model": 64, "ffn_dim": 128, "vocab_size": 31}
 MODELS: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any], set[str]]] = {
     "encoder-decoder": (TriviumForConditionalGeneration, AutoModelForSeq2SeqLM, {}, {"lm_head"}),
@@ -59,7 +59,7 @@ def quantization(method: str) -> Any:
     if method == "bitsandbytes-8":
         return BitsAndBytesConfig(load_in_8bit=True)
     if method == "bitsandbytes-4":
-        # Its kernel for CPUs needs more outputs than most classifiers have.
+        # Its CPU kernel needs more outputs than most classifiers have.
         options = {"llm_int8_skip_modules": ["lm_head", "mlm_head.decoder", "out_proj"]}
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **options)
     if method.startswith("quanto"):
@@ -79,7 +79,8 @@ def quantized_modules(model: nn.Module, kind: str) -> set[str]:
     }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of the packages themselves
+# The packages themselves cause these warnings.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", MODELS)
 @torch.no_grad()
@@ -99,7 +100,7 @@ def test_every_projection_is_quantized(tmp_path: Path, way: str, method: str) ->
         kept = {"classifier.out_proj"}
     projections = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert quantized_modules(quantized, kind) == projections - kept
-    if can_be_saved:  # before the first call, after which bitsandbytes cannot restore 4-bit weights exactly
+    if can_be_saved:  # Save before the first call, after which bitsandbytes cannot restore 4-bit weights exactly.
         quantized.save_pretrained(tmp_path / "quantized")
     logits = quantized(**inputs).logits.float()
     assert 0 < (logits - expected).norm() < tolerance * expected.norm()

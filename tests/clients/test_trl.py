@@ -1,4 +1,4 @@
-"""TRL: fine-tuning of the decoder on texts, prompts and conversations, and preference optimization."""
+"""TRL: supervised fine-tuning on texts, prompts and conversations, and preference optimization."""
 
 import shutil
 from collections.abc import Callable
@@ -19,10 +19,10 @@ pytestmark = [
     pytest.mark.trains,
     pytest.mark.filterwarnings(
         "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
-    ),  # TRL 1.16 and PEFT 0.21
+    ),  # TRL 1.16 and PEFT 0.21 cause these warnings.
 ]
 
-# It marks assistant messages with `generation`, which `assistant_only_loss` requires.
+# The template marks assistant messages with `generation`, which `assistant_only_loss` requires.
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<s>' if loop.first }}{{ m.role }}:{% if m.role == 'assistant' %}"
     "{% generation %} {{ m.content }}</s>{% endgeneration %}{% else %} {{ m.content }} {% endif %}{% endfor %}"
@@ -92,7 +92,7 @@ def test_fine_tuning_labels(tmp_path: Path, folder: Path, texts: list[str], kind
     assert len(packed.train_dataset) < len(texts)
     torch.testing.assert_close(
         torch.tensor(packed_losses), torch.tensor(losses), rtol=1e-3, atol=1e-3
-    )  # No text attends to another.
+    )  # Packed texts do not attend to each other.
 
     trainer.save_model(str(tmp_path / "trained"))
     again = TriviumForCausalLM.from_pretrained(tmp_path / "trained").eval()
@@ -103,10 +103,11 @@ def test_fine_tuning_labels(tmp_path: Path, folder: Path, texts: list[str], kind
 
 
 def test_split_special_tokens_would_lose_eos(tmp_path: Path, folder: Path, texts: list[str]) -> None:
-    """The reason for `split_special_tokens=False` in `load_tokenizer`."""
+    """This is why `load_tokenizer` sets `split_special_tokens=False`."""
     arguments = SFTConfig(str(tmp_path), **OPTIONS)
     trainer = SFTTrainer(str(folder), args=arguments, train_dataset=data_of("text", texts))
-    assert label_texts(trainer) == [f"<s>{text}</s>" for text in texts]  # The decoded text looks the same.
+    # The decoded texts are equal although the ids differ.
+    assert label_texts(trainer) == [f"<s>{text}</s>" for text in texts]
     assert all(trainer.processing_class.eos_token_id not in row for row in trainer.train_dataset["input_ids"])
 
 
@@ -133,7 +134,8 @@ def test_preference_optimization(tmp_path: Path, folder: Path, texts: list[str])
     )
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # ln 2: no preference yet.
+    # The initial loss is ln 2, since policy and reference model are equal.
+    assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
     assert log[-1]["loss"] < 0.5
     assert log[-1]["rewards/accuracies"] == 1
 

@@ -24,11 +24,12 @@ from trivium.training.trainer import RunTrainer
 
 pytestmark = pytest.mark.trains
 
-STREAMED = ["data.streaming=true", "inputs.buffer_size=70"]  # For 200 rows: two full buffers and a partial one.
+# For 200 rows, this makes two full buffers and a partial one.
+STREAMED = ["data.streaming=true", "inputs.buffer_size=70"]
 
 
 def rows_of(pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
-    """Return rows that hold their index, with the source and target lengths of `pairs`."""
+    """Return rows that contain their index, with the source and target lengths in `pairs`."""
     return [{"place": i, "input_ids": [0] * pair[0], "labels": [0] * pair[1]} for i, pair in enumerate(pairs)]
 
 
@@ -53,11 +54,11 @@ def test_every_row_is_in_one_batch_within_the_budget(
     assert len(batches) % multiple == 0
     counts = Counter(i for batch in batches for i in batch)
     assert set(counts) == set(range(len(pairs)))
-    last = (len(pairs) - 1) // buffer_size * buffer_size  # Where the last buffer begins.
+    last = (len(pairs) - 1) // buffer_size * buffer_size  # The last buffer begins here.
     twice = {i for i, count in counts.items() if count > 1}
     assert counts.total() - len(pairs) < multiple
     assert all(i >= last for i in twice)
-    if twice:  # Every remaining batch held one row and could not be halved.
+    if twice:  # Each remaining batch has a single row and cannot be halved.
         assert all(len(batch) == 1 for batch in batches if batch[0] >= last)
     for batch in batches:
         sides = np.array([pairs[i] for i in batch]).T
@@ -104,7 +105,7 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 def test_processes_get_equal_numbers_of_steps(processes: int) -> None:
-    """With two batches per process and step, dispatched as Accelerate does: nothing is repeated or dropped."""
+    """Two batches per process and step, dispatched as by Accelerate: no row is repeated or dropped."""
     for rows in (100, 101, 997):
         pairs = random_pairs(rows)
         shards = [
@@ -125,7 +126,7 @@ def test_processes_get_equal_numbers_of_steps(processes: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resume_within_epoch_matches_unbroken_run(tmp_path: Path, workers: int) -> None:
-    """With dropout, from the third of four steps of an epoch, in the second epoch, and into the third."""
+    """Resume with dropout, in the second epoch after two of its four steps, and train into the third."""
     recipe = recipe_for(
         tmp_path,
         *STREAMED,
@@ -164,7 +165,7 @@ def test_conflicting_options_are_refused(overrides: list[str], message: str, tmp
 
 
 def trained_on(folder: Path, processes: int, *overrides: str, resume: bool = False) -> list[tuple[Any, Any]]:
-    """Train in `processes` processes; return for each all its rows, and those of each batch, without padding."""
+    """Train in `processes` processes; return the rows of each, in total and per batch, without padding."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -178,7 +179,7 @@ def trained_on(folder: Path, processes: int, *overrides: str, resume: bool = Fal
     for part in parts:
         part.start()
     for part in parts:
-        part.join(120)  # The other process would wait for a failed one.
+        part.join(120)  # A failed process must not leave the other one waiting.
         if part.exitcode is None:
             part.kill()
     assert [part.exitcode for part in parts] == [0] * processes
@@ -206,7 +207,7 @@ def _train(folder: Path, settings: list[str], resume: bool, rank: int, processes
 
 @pytest.mark.slow
 def test_two_processes_train_on_the_rows_of_one(tmp_path: Path) -> None:
-    """In epochs of four steps of two batches each."""
+    """Each epoch has four steps of two batches."""
     alone = trained_on(tmp_path / "alone", 1, "training.gradient_accumulation_steps=2", "training.max_steps=6")
     together = trained_on(tmp_path / "together", 2, "training.max_steps=6")
     rows, batches = alone[0]

@@ -1,4 +1,4 @@
-"""Features of `generate()` in transformers: continuous batching, early exit, quantized caches, streaming of beams."""
+"""Features of transformers' `generate()`: continuous batching, early exit, quantized caches, beam streaming."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def test_continuous_batching_matches_generate(positions: str, attention: str) ->
     prompts = [random_ids(length).tolist() for length in (3, 7, 5, 1)]
     expected = [model.generate(torch.tensor([ids]), config)[0, len(ids) :].tolist() for ids in prompts]
     model.set_attn_implementation(attention)
-    # Fewer tokens in a step than prompts have, so that requests wait and prompts are read in parts.
+    # A step takes fewer tokens than a prompt has, so requests wait and prompts are prefilled in chunks.
     engine = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=8)
     outputs = model.generate_batch(prompts, config, continuous_batching_config=engine)
     assert [list(output.generated_tokens) for output in outputs.values()] == expected
@@ -34,7 +34,7 @@ def test_continuous_batching_matches_generate(positions: str, attention: str) ->
 # --- Early exit ------------------------------------------------------------------------------------------------------
 
 
-# transformers passes both itself.
+# transformers passes both of these itself.
 @pytest.mark.filterwarnings("ignore:Passing `generation_config`:FutureWarning")
 def test_early_exit_drafts_with_first_layers() -> None:
     model = tiny_model(TriviumForCausalLM, encoder_layers=0)
@@ -60,7 +60,7 @@ def test_early_exit_drafts_with_first_layers() -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 2])
 def test_decoder_of_encoder_decoder_has_quantized_cache(num_beams: int) -> None:
-    """transformers refuses it. The backend "fp8" needs no other package."""
+    """transformers rejects this cache. The backend "fp8" needs no other package."""
     model = tiny_model().float()
     ids, mask = random_ids(2, 6), mask_of([6, 4])
     options: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 8, "num_beams": num_beams}
@@ -92,7 +92,7 @@ class Recorder(BaseStreamer):
         self.ended = True
 
 
-@pytest.mark.parametrize("in_dict", [False, True])  # by our search, by that of transformers
+@pytest.mark.parametrize("in_dict", [False, True])  # with Trivium's search, with transformers' loop
 @pytest.mark.parametrize("options", [{"num_beams": 1}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
 def test_streamer_receives_best_sequences(options: dict[str, int], in_dict: bool) -> None:
     model = tiny_model()

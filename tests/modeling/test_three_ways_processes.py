@@ -1,15 +1,15 @@
-"""Every class under data parallelism and in replicas."""
+"""Every model class with DistributedDataParallel and DataParallel."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from model_classes import CLASSES, way_of
 from tiny import mask_of, tiny_model
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
-from ways import CLASSES, way_of
 
 from trivium import (
     TriviumDecoderModel,
@@ -85,7 +85,7 @@ def process(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_match_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With find_unused_parameters=False, so that a parameter without gradient would be an error."""
+    """find_unused_parameters=False makes a parameter without gradient an error."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=2)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]

@@ -99,7 +99,7 @@ output = model(**inputs)
 start, end = output.start_logits[0].argmax(), output.end_logits[0].argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
 """,
-        has_pipeline=False,  # transformers 5 has none
+        has_pipeline=False,  # transformers 5 has no such pipeline
     ),
     "EncoderModel": Usage("feature-extraction", "AutoModel", "Good morning.", FEATURES),
     "DecoderModel": Usage("feature-extraction", "AutoModel", "Good morning.", FEATURES),
@@ -153,12 +153,12 @@ def auto_code(usage: Usage, config: TriviumConfig, name: str, text: str, max_new
 
 
 def command_code(usage: Usage, name: str, text: str) -> str:
-    """Return shell commands that run the model on `text`; empty if no subcommand takes texts for its class."""
+    """Return shell commands that run the model on `text`; empty if no subcommand supports its class."""
     if usage.command is None:
         return ""
     folder = name.rsplit("/", 1)[-1]
     commands = [["trivium", usage.command, folder, " ".join(text.split())]]
-    if "/" in name:  # otherwise it is a local folder
+    if "/" in name:  # without a namespace, it is a local folder
         commands.insert(0, ["hf", "download", name, "--local-dir", folder])
     return "\n".join(shlex.join(command) for command in commands)
 

@@ -29,7 +29,7 @@ from trivium.tasks.encode import (
     encode_texts,
 )
 
-ENCODED_ROWS = 1000  # number of rows to encode at once; the texts among them are packed together
+ENCODED_ROWS = 1000  # number of rows to encode, and to pack, together
 
 
 @dataclass(frozen=True)

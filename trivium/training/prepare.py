@@ -1,4 +1,4 @@
-"""Tokenize and pack the data of a recipe once, for runs that read them many times."""
+"""Tokenize and pack the data of a recipe in advance, for repeated use."""
 
 import hashlib
 import json
@@ -32,9 +32,9 @@ from trivium.tasks.task import ENCODED_ROWS
 logger = logging.getLogger(__name__)
 
 MANIFEST_FILE, FACTS_FILE = "manifest.json", "facts.json"
-TOKENIZER = "tokenizer"  # folder of the tokenizer
+TOKENIZER = "tokenizer"  # folder name of the tokenizer
 SPLITS = ("train", "validation")  # Only `trivium evaluate` reads the test split, as text.
-PIECE_ROWS = 100 * ENCODED_ROWS  # rows that are prepared at once, and again after an interruption
+PIECE_ROWS = 100 * ENCODED_ROWS  # rows per piece, the unit of resumption
 # Fields of `data` and `inputs` that do not change the prepared rows.
 UNUSED_DATA = ("prepared", "streaming", "test", "max_test_samples")
 UNUSED_INPUTS = ("max_length", "max_tokens", "buffer_size", "mlm_probability")  # `check_model` compares the length.
@@ -42,7 +42,7 @@ UNUSED_INPUTS = ("max_length", "max_tokens", "buffer_size", "mlm_probability")  
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data that were prepared for a recipe.
+    """Prepared data of a recipe.
 
     Attributes:
         folder: Their folder.
@@ -54,7 +54,7 @@ class Prepared:
 
     @property
     def tokenizer(self) -> Path:
-        """Return the folder of the tokenizer."""
+        """Return the folder of the saved tokenizer."""
         return self.folder / TOKENIZER
 
     @property
@@ -66,7 +66,7 @@ class Prepared:
         return labels
 
     def load(self) -> DatasetDict:
-        """Load the encoded splits, which are mapped from the disk."""
+        """Load the encoded splits, memory-mapped."""
         splits = {}
         for split, facts in self.manifest["splits"].items():
             pieces = [load_from_disk(str(self.folder / split / name)) for name in facts["pieces"]]
@@ -86,13 +86,13 @@ class Prepared:
 def prepare(recipe: Recipe, *, processes: int = 1, overwrite: bool = False) -> dict[str, Any]:
     """Tokenize and pack the training and validation data of a recipe into the folder `data.prepared`.
 
-    The rows are those that training would encode itself, for any number of processes. An interrupted preparation goes
-    on: finished pieces of a split are kept, an unfinished one is prepared anew.
+    The rows are identical to those that training would encode itself, for any number of processes. An interrupted
+    preparation is resumed: finished pieces of a split are kept, unfinished ones are prepared again.
 
     Args:
         recipe: The recipe, with `data.prepared`.
-        processes: Number of processes that encode.
-        overwrite: Delete data that were prepared in the folder before; other files are never deleted.
+        processes: Number of encoding processes.
+        overwrite: Delete data that were prepared in the folder earlier; other files are never deleted.
 
     Returns:
         The manifest: fields of the recipe, fingerprints, and counts of each split.
@@ -162,7 +162,7 @@ def prepare_split(
     config: TriviumConfig,
     processes: int,
 ) -> dict[str, Any]:
-    """Prepare the pieces of a split that are not finished yet, and return the counts of the split."""
+    """Prepare the missing pieces of a split, and return its counts."""
     options = {"rows": rows, "task": recipe.task, "tokenizer": tokenizer, "config": config, "inputs": recipe.inputs}
     first = Dataset.from_dict(encode_group({"start": [0]}, end=min(len(rows), ENCODED_ROWS), **options))
     features = Features({name: _compact(kind) for name, kind in first.features.items()})
@@ -216,7 +216,7 @@ def encode_group(
     config: TriviumConfig,
     inputs: InputArguments,
 ) -> dict[str, list[Any]]:
-    """Encode the rows from `batch["start"]`, at most to `end`, that training would encode at once."""
+    """Encode a group of rows, from `batch["start"]` up to `end`, as training would."""
     [start] = batch["start"]
     group = rows[start : min(start + ENCODED_ROWS, end)]
     return dict(TASKS[task].encode(group, tokenizer, config, inputs))
@@ -231,7 +231,7 @@ def count_tokens(encoded: Dataset, config: TriviumConfig) -> int:
 def encoding_rates(
     data: DatasetDict, encoded: DatasetDict, config: TriviumConfig, began: float
 ) -> dict[str, float] | None:
-    """Return rows and tokens per second of an encoding that has just ended, or None if it came from the cache.
+    """Return the rows and tokens encoded per second, or None if the encoding came from the cache.
 
     Args:
         data: The splits before encoding.
@@ -248,7 +248,7 @@ def encoding_rates(
 
 
 def _compact(kind: Any) -> Any:
-    """Return int32 for a list of int64: tokens, positions and labels are smaller than that."""
+    """Replace a list of int64 by int32, which is enough for tokens, positions and labels."""
     return List(Value("int32")) if kind == List(Value("int64")) else kind
 
 
@@ -274,7 +274,7 @@ def load_prepared(recipe: Recipe) -> Prepared | None:
     _refuse_changes(folder, manifest["recipe"], fields_of(recipe))
     for file, (size, modified, digest) in manifest["files"].items():
         if not Path(file).is_file():
-            continue  # The raw data need not be at hand.
+            continue  # The raw data may be absent.
         stat = Path(file).stat()
         if stat.st_size != size or (stat.st_mtime_ns != modified and hash_file(file) != digest):
             raise ValueError(
@@ -285,7 +285,7 @@ def load_prepared(recipe: Recipe) -> Prepared | None:
 
 
 def read_unfinished(folder: Path, recipe: Recipe, rows_hash: str) -> Prepared | None:
-    """Return the unfinished data in a folder, or None if there are no encoded rows.
+    """Return the unfinished prepared data in a folder, or None if no rows were encoded.
 
     Raises:
         ValueError: They are finished, or belong to another recipe or to other data.
@@ -301,8 +301,8 @@ def read_unfinished(folder: Path, recipe: Recipe, rows_hash: str) -> Prepared | 
     now = {**fields_of(recipe), "the fingerprint of the training data": rows_hash}
     _refuse_changes(folder, {**manifest["recipe"], "the fingerprint of the training data": manifest["data"]}, now)
     if not (folder / TOKENIZER).is_dir():
-        return None  # Interrupted before any row was encoded, or while the data were deleted.
-    logger.warning("The preparation in %s was interrupted, and goes on.", folder)
+        return None  # The process was interrupted before any row was encoded, or during a deletion.
+    logger.warning("The preparation in %s was interrupted. Resuming it.", folder)
     return Prepared(folder, manifest)
 
 
@@ -312,7 +312,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def delete(folder: Path) -> None:
-    """Delete prepared data: rows, tokenizer, manifest, so that an interrupted deletion leaves an unfinished folder."""
+    """Delete prepared data in the order rows, tokenizer, manifest: an interrupted deletion looks unfinished."""
     write_manifest(folder, {**read_json_object(folder / MANIFEST_FILE), "complete": False})
     for name in (*SPLITS, TOKENIZER, f"{TOKENIZER}.partial"):
         if (folder / name).exists():
@@ -330,7 +330,7 @@ def fields_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def model_facts(config: TriviumConfig, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> dict[str, Any]:
-    """Return what encoding takes from the model and its tokenizer, keyed by the fields of the recipe that set it."""
+    """Return the values that encoding reads from model and tokenizer, keyed by the recipe fields that set them."""
     facts: dict[str, Any] = {"inputs.max_length (null: the model's)": max_length_of(config, recipe.inputs)}
     if "label" in recipe.kind.columns:
         facts["the labels"] = labels_of(config)
@@ -344,19 +344,19 @@ def labels_of(config: TriviumConfig) -> dict[str, Any]:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash what determines the encoding of a text: vocabulary, rules and special tokens."""
+    """Hash everything that determines the encoding of a text: vocabulary, rules and special tokens."""
     digest = hashlib.sha256(json.dumps([tokenizer("")["input_ids"], tokenizer.pad_token_id]).encode())
     with TemporaryDirectory() as temporary:
         tokenizer.save_pretrained(temporary)
         for path in sorted(Path(temporary).glob("*tokenizer.json")):
             content = read_json_object(path)
-            # The last call of the tokenizer sets these two, and the next call replaces them.
+            # Calls of the tokenizer overwrite these two fields.
             digest.update(json.dumps({**content, "padding": None, "truncation": None}, sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def raw_files(recipe: Recipe) -> Iterator[tuple[str, list[Any]]]:
-    """Yield each local file of the training and validation data with its size, its time of change and its hash."""
+    """Yield path, size, modification time and hash of each local training and validation file."""
     for split in SPLITS:
         path = getattr(recipe.data, split)
         if recipe.data.name is None and path is not None:

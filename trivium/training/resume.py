@@ -28,7 +28,7 @@ CHANGEABLE_FIELDS = (
     "generation.",
     "metrics",
     "early_stopping_patience",
-    "data.prepared",  # The prepared rows are those that would be encoded.
+    "data.prepared",  # Prepared rows equal those that training would encode.
     "data.validation",
     "data.max_validation_samples",
     "data.test",
@@ -100,7 +100,7 @@ def checkpoint_to_resume(recipe: Recipe, args: Seq2SeqTrainingArguments) -> tupl
         )
     state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
     best = run / Path(state.best_model_checkpoint or "").name
-    if best != checkpoint and best in checkpoints_of(run):  # The Trainer loads it at the end of training.
+    if best != checkpoint and best in checkpoints_of(run):  # The Trainer loads this checkpoint at the end of training.
         check_pickles(best)
     if (run / RECIPE_FILE).is_file():
         check_same_batch_size(run, load_recipe(run), state, args)
@@ -131,7 +131,7 @@ def steps_of_finished_run(
     except ValueError:
         return None
     is_same_run = str(state.log_history[: len(checkpoint.log_history)]) == str(checkpoint.log_history)
-    if not is_same_run or state.global_step != checkpoint.global_step:  # The model is of another run or step.
+    if not is_same_run or state.global_step != checkpoint.global_step:  # The final model is of another run or step.
         return None
     if args.max_steps > 0:
         finished = state.global_step >= args.max_steps

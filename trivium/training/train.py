@@ -68,7 +68,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     with lock_run(Path(args.output_dir)):
         start = broadcast_from_main(lambda: choose_start(recipe, args, resume, overwrite))
         trainer = build_trainer(recipe, args, start)
-        if args.should_save:  # only on the main process
+        if args.should_save:  # on the main process only
             prepare_folder(recipe, start)
         return run_training(trainer, start.checkpoint)
 
@@ -105,7 +105,8 @@ def check_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     if recipe.ema_decay is not None:
         ExponentialAverage.check_arguments(args)
     if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # There are none, and searching for them slows down every step.
+        # There are no unused parameters, and searching for them slows down every step.
+        args.ddp_find_unused_parameters = False
     args.remove_unused_columns = False  # The collator removes the columns that the model does not take.
     return args
 
@@ -216,7 +217,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
 
 
 def prepare_folder(recipe: Recipe, start: Start) -> None:
-    """Delete the files of an earlier run, then write the recipe, so that it never lies beside foreign weights."""
+    """Delete the files of an earlier run, then write the recipe, so that it is never beside foreign weights."""
     folder = RunFolder(start.run)
     if folder.is_run:
         folder.adopt()  # The manifest comes first, so that the folder is recognized if the process is killed here.
@@ -249,8 +250,8 @@ def run_training(trainer: RunTrainer, checkpoint: Path | None) -> RunTrainer:
     if trainer.has_shards:  # Gather the shards: the final model is saved unsharded.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     with explain_write_failure("The model", run):
-        trainer.save_model(_internal_call=True)  # An internal call does not push.
-        trainer.save_state()  # After the model, because this file marks the run as finished.
+        trainer.save_model(_internal_call=True)  # An internal call saves without pushing.
+        trainer.save_state()  # This file is saved after the model, because it marks the run as finished.
     if args.push_to_hub:
         before = set(run.iterdir())
         trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)

@@ -127,7 +127,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
             statistics = {"batches_per_epoch": len(self.batches), "tokens_per_batch": self.batches.mean_tokens}
             self.add_callback(DataReport({**statistics, "padding": self.batches.padding}, self.log))
         else:
-            assert buffer_size is not None  # A recipe always sets it.
+            assert buffer_size is not None  # A recipe always sets this.
             batches_per_step = super().get_total_train_batch_size(self.args) // self._train_batch_size
             self.batch_stream = TokenBatchStream(
                 self.train_dataset, columns, max_tokens, buffer_size, batches_per_step, self._data_seed

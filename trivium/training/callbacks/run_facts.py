@@ -1,4 +1,4 @@
-"""A callback that records metadata of a training run, for the model card and for reproducing the run."""
+"""Callback that records metadata of a training run, for the model card and for reproducing the run."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 
-HARDWARE_SEPARATOR = ", then "  # between the machines of a run that was resumed on other hardware
+HARDWARE_SEPARATOR = ", then "  # separates the machines of a run that was resumed on other hardware
 
 
 class RunFacts(TrainerCallback, ExportableState):

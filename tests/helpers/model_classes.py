@@ -29,7 +29,7 @@ CLASSES = [*BOTH, *ENCODER_ONLY, *DECODER_ONLY]
 WAYS: dict[str, dict[str, Any]] = {"both": {}, "encoder": {"decoder_layers": 0}, "decoder": {"encoder_layers": 0}}
 
 
-# The number of layers that makes a configuration fit each class.
+# Fields that set the number of layers, for each class.
 LAYERS: dict[type[PreTrainedModel], dict[str, int]] = {
     **{model_class: {} for model_class in BOTH},
     **{model_class: {"decoder_layers": 0} for model_class in ENCODER_ONLY},
