@@ -22,6 +22,7 @@ from transformers.models.auto import modeling_auto
 
 from trivium import (
     TriviumConfig,
+    TriviumDecoderForSequenceClassification,
     TriviumDecoderModel,
     TriviumEncoderModel,
     TriviumForCausalLM,
@@ -63,7 +64,10 @@ from tests.test_modeling_common import ModelTesterMixin, ids_tensor  # noqa: E40
 modeling_auto.MODEL_MAPPING_NAMES["trivium"] = ("TriviumModel", "TriviumEncoderModel", "TriviumDecoderModel")
 modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForConditionalGeneration"
 modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES["trivium"] = "TriviumForMaskedLM"
-modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["trivium"] = "TriviumForSequenceClassification"
+modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["trivium"] = (
+    "TriviumForSequenceClassification",
+    "TriviumDecoderForSequenceClassification",
+)
 modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES["trivium"] = "TriviumForTokenClassification"
 modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES["trivium"] = "TriviumForQuestionAnswering"
 modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForCausalLM"
@@ -235,7 +239,7 @@ class EncoderOnlyTests(CommonTests):
 class DecoderOnlyTests(CommonGenerationTests):
     """Decoder-only models."""
 
-    all_model_classes = (TriviumDecoderModel, TriviumForCausalLM)
+    all_model_classes = (TriviumDecoderModel, TriviumForCausalLM, TriviumDecoderForSequenceClassification)
 
     def test_sdpa_padding_matches_padding_free_with_position_ids(self) -> None:
         """As in transformers, but in float32: logits of unit variance are rounded too coarsely in bfloat16."""

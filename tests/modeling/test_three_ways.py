@@ -15,6 +15,7 @@ from ways import BOTH, CLASSES, DECODER_ONLY, ENCODER_ONLY, WAYS, way_of
 
 from trivium import (
     TriviumConfig,
+    TriviumDecoderForSequenceClassification,
     TriviumDecoderModel,
     TriviumEncoderModel,
     TriviumForCausalLM,
@@ -337,6 +338,7 @@ AUTO: dict[str, dict[str, type[Any]]] = {
         "AutoModel": TriviumDecoderModel,
         "AutoModelForPreTraining": TriviumForCausalLM,
         "AutoModelForCausalLM": TriviumForCausalLM,
+        "AutoModelForSequenceClassification": TriviumDecoderForSequenceClassification,
     },
 }
 PRETRAINED = {"both": TriviumForConditionalGeneration, "encoder": TriviumForMaskedLM, "decoder": TriviumForCausalLM}
