@@ -3,6 +3,7 @@
 They are not in `make install`: `make quantization` tests with an environment of its own.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,10 @@ def test_every_projection_is_quantized(tmp_path: Path, way: str, method: str) ->
     else:
         with pytest.raises(ValueError, match="not serializable"):
             quantized.save_pretrained(tmp_path / "quantized")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_docs_page(tmp_path: Path, run_page: Callable[[str], dict[str, Any]]) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: see `make quantization`")
+    tiny_model(TriviumForCausalLM, encoder_layers=0).save_pretrained(tmp_path / "runs" / "shakespeare")
+    assert quantized_modules(run_page("Quantization")["model"], "Linear8bitLt")

@@ -445,6 +445,8 @@ def test_trivium_tokenizer_converts_to_native(tmp_path: Path) -> None:
     trivium_model("gpt2", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "ours")
     tokenizer.save_pretrained(tmp_path / "ours")
     assert convert(tmp_path / "ours", tmp_path / "native").notes == []
+    model_config = json.loads((tmp_path / "native" / "config.json").read_text())
+    assert model_config["n_ctx"] == model_config["n_positions"]  # llama.cpp's converter reads the old name
     stock = AutoTokenizer.from_pretrained(tmp_path / "native")
     config = json.loads((tmp_path / "native" / "tokenizer_config.json").read_text())
     # The newer name of the same class.
