@@ -169,7 +169,8 @@ class CommonGenerationTests(CommonTests, GenerationTesterMixin):
                     mask: torch.nn.functional.pad(inputs[mask], (5, 0)),
                 }
                 output = model(**padded)[0]
-                torch.testing.assert_close(output[:, 5:] if ids == written else output, expected)
+                is_padded = ids == written and output.ndim == 3  # a classifier has one output for each text
+                torch.testing.assert_close(output[:, 5:] if is_padded else output, expected)
 
     @unittest.skipIf(HAS_GENERATION, "the generation tests are there")
     def test_generation(self) -> None:
