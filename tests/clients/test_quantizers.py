@@ -3,6 +3,7 @@
 The packages are not in `make install`: `make quantization` tests them in a separate environment.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,10 @@ def test_every_projection_is_quantized(tmp_path: Path, way: str, method: str) ->
     else:
         with pytest.raises(ValueError, match="not serializable"):
             quantized.save_pretrained(tmp_path / "quantized")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_docs_page(tmp_path: Path, run_page: Callable[[str], dict[str, Any]]) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: see `make quantization`")
+    tiny_model(TriviumForCausalLM, encoder_layers=0).save_pretrained(tmp_path / "runs" / "shakespeare")
+    assert quantized_modules(run_page("Quantization")["model"], "Linear8bitLt")

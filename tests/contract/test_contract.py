@@ -22,6 +22,7 @@ from transformers.models.auto import modeling_auto
 
 from trivium import (
     TriviumConfig,
+    TriviumDecoderForSequenceClassification,
     TriviumDecoderModel,
     TriviumEncoderModel,
     TriviumForCausalLM,
@@ -63,7 +64,10 @@ from tests.test_modeling_common import ModelTesterMixin, ids_tensor  # noqa: E40
 modeling_auto.MODEL_MAPPING_NAMES["trivium"] = ("TriviumModel", "TriviumEncoderModel", "TriviumDecoderModel")
 modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForConditionalGeneration"
 modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES["trivium"] = "TriviumForMaskedLM"
-modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["trivium"] = "TriviumForSequenceClassification"
+modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["trivium"] = (
+    "TriviumForSequenceClassification",
+    "TriviumDecoderForSequenceClassification",
+)
 modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES["trivium"] = "TriviumForTokenClassification"
 modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES["trivium"] = "TriviumForQuestionAnswering"
 modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForCausalLM"
@@ -171,7 +175,8 @@ class CommonGenerationTests(CommonTests, GenerationTesterMixin):
                     mask: torch.nn.functional.pad(inputs[mask], (5, 0)),
                 }
                 output = model(**padded)[0]
-                torch.testing.assert_close(output[:, 5:] if ids == written else output, expected)
+                is_padded = ids == written and output.ndim == 3  # a classifier has one output for each text
+                torch.testing.assert_close(output[:, 5:] if is_padded else output, expected)
 
     @unittest.skipIf(HAS_GENERATION, "the generation tests are there")
     def test_generation(self) -> None:
@@ -241,7 +246,7 @@ class EncoderOnlyTests(CommonTests):
 class DecoderOnlyTests(CommonGenerationTests):
     """Common tests of decoder-only models."""
 
-    all_model_classes = (TriviumDecoderModel, TriviumForCausalLM)
+    all_model_classes = (TriviumDecoderModel, TriviumForCausalLM, TriviumDecoderForSequenceClassification)
 
     def test_sdpa_padding_matches_padding_free_with_position_ids(self) -> None:
         """Repeat the common test in float32: bfloat16 rounds logits of unit variance too coarsely."""

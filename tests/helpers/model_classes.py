@@ -5,6 +5,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from trivium import (
+    TriviumDecoderForSequenceClassification,
     TriviumDecoderModel,
     TriviumEncoderModel,
     TriviumForCausalLM,
@@ -24,7 +25,7 @@ ENCODER_ONLY = [
     TriviumForTokenClassification,
     TriviumForQuestionAnswering,
 ]
-DECODER_ONLY = [TriviumDecoderModel, TriviumForCausalLM]
+DECODER_ONLY = [TriviumDecoderModel, TriviumForCausalLM, TriviumDecoderForSequenceClassification]
 CLASSES = [*BOTH, *ENCODER_ONLY, *DECODER_ONLY]
 WAYS: dict[str, dict[str, Any]] = {"both": {}, "encoder": {"decoder_layers": 0}, "decoder": {"encoder_layers": 0}}
 

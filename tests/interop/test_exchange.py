@@ -201,7 +201,13 @@ def test_conversion_round_trips(name: str, tmp_path: Path) -> None:
     assert not {name for name in set(before) ^ set(after) if not any(part in name for part in unused)}
     configs = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("native", "back")]
     unlike = {name for name in {*configs[0], *configs[1]} if configs[0].get(name) != configs[1].get(name)}
-    assert unlike <= {"classifier_dropout", "n_inner", "sliding_window", "forced_eos_token_id"}  # Spelled differently.
+    assert unlike <= {
+        "classifier_dropout",
+        "n_ctx",
+        "n_inner",
+        "sliding_window",
+        "forced_eos_token_id",
+    }  # Spelled differently.
 
 
 def test_native_folder_needs_no_trivium_code(tmp_path: Path) -> None:
@@ -445,6 +451,8 @@ def test_trivium_tokenizer_converts_to_native(tmp_path: Path) -> None:
     trivium_model("gpt2", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "ours")
     tokenizer.save_pretrained(tmp_path / "ours")
     assert convert(tmp_path / "ours", tmp_path / "native").notes == []
+    model_config = json.loads((tmp_path / "native" / "config.json").read_text())
+    assert model_config["n_ctx"] == model_config["n_positions"]  # llama.cpp's converter reads the old name
     stock = AutoTokenizer.from_pretrained(tmp_path / "native")
     config = json.loads((tmp_path / "native" / "tokenizer_config.json").read_text())
     # This is the newer name of the same class.

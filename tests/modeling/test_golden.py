@@ -11,9 +11,11 @@ import torch
 from paths import TESTS
 from tiny import tiny_config
 from transformers import PreTrainedModel
+from ways import LAYERS
 
 from trivium import (
     TriviumConfig,
+    TriviumDecoderForSequenceClassification,
     TriviumForQuestionAnswering,
     TriviumForSequenceClassification,
     TriviumForTokenClassification,
@@ -40,6 +42,7 @@ HEADS: dict[str, type[PreTrainedModel]] = {  # Other heads than that of the pre-
     "sequence-classification": TriviumForSequenceClassification,
     "token-classification": TriviumForTokenClassification,
     "question-answering": TriviumForQuestionAnswering,
+    "decoder-sequence-classification": TriviumDecoderForSequenceClassification,
 }
 CONFIGS: dict[str, TriviumConfig] = {
     **{name: preset_config(name) for name in PRESETS},
@@ -47,7 +50,7 @@ CONFIGS: dict[str, TriviumConfig] = {
 }
 MODELS: dict[str, tuple[type[PreTrainedModel], TriviumConfig]] = {
     **{name: (AnyModelForPreTraining.model_class_for(config), config) for name, config in CONFIGS.items()},
-    **{name: (head, tiny_config(decoder_layers=0, num_labels=3)) for name, head in HEADS.items()},
+    **{name: (head, tiny_config(**LAYERS[head], num_labels=3)) for name, head in HEADS.items()},
 }
 
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from trivium import (
     TriviumConfig,
+    TriviumDecoderForSequenceClassification,
     TriviumDecoderModel,
     TriviumEncoderModel,
     TriviumForCausalLM,
@@ -341,6 +342,7 @@ AUTO: dict[str, dict[str, type[Any]]] = {
         "AutoModel": TriviumDecoderModel,
         "AutoModelForPreTraining": TriviumForCausalLM,
         "AutoModelForCausalLM": TriviumForCausalLM,
+        "AutoModelForSequenceClassification": TriviumDecoderForSequenceClassification,
     },
 }
 PRETRAINED = {"both": TriviumForConditionalGeneration, "encoder": TriviumForMaskedLM, "decoder": TriviumForCausalLM}

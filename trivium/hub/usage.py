@@ -38,6 +38,9 @@ logits = model(**tokenizer(TEXT, return_tensors="pt")).logits[0]
 ONE_LABEL = "print(model.config.id2label[logits.argmax().item()])\n"
 SEVERAL_LABELS = "print([label for i, label in model.config.id2label.items() if logits[i] > 0])\n"
 NUMBER = "print(logits.item())\n"
+CLASSIFICATION = Usage(
+    "text-classification", "AutoModelForSequenceClassification", "Good morning.", LABELS, command="classify"
+)
 
 # Keyed by the class name without "Trivium".
 USAGES = {
@@ -75,9 +78,8 @@ print([tokenizer.decode(token) for token in best])
 """,
         command="fill-mask",
     ),
-    "ForSequenceClassification": Usage(
-        "text-classification", "AutoModelForSequenceClassification", "Good morning.", LABELS, command="classify"
-    ),
+    "ForSequenceClassification": CLASSIFICATION,
+    "DecoderForSequenceClassification": CLASSIFICATION,
     "ForTokenClassification": Usage(
         "token-classification",
         "AutoModelForTokenClassification",
