@@ -6,9 +6,10 @@ these searches do not cover is left to transformers: see `_can_search`, and `bea
 allowed tokens.
 
 They are faster because finished sentences are not computed on, the beams of a sentence share the keys and values of
-its source, and a step calls the decoder's layers and little else.
+its source, and a step computes the decoder's layers and little else (`decoding_step`).
 """
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ from transformers.generation import (
 )
 
 from .attention import NO_CONTEXT
+from .decoding_step import PlainLayers, is_plain
 from .positions import LearnedPositions, token_positions
 
 # Processors without a state, whose result for a row does not depend on the other rows: rows may leave the batch.
@@ -230,10 +232,18 @@ class IncrementalDecoder:
             position_ids, context = token_positions(None, 1, past_length, ids.device), NO_CONTEXT
         else:
             position_ids, context = self.decoder.prepare(states, self.mask, cache=self.self_cache)
-        states = self.decoder.run_layers(
-            states, position_ids, context, self.memory, self.memory_context, cache=self.cache
-        )
+        if past_length and ids.shape[1] == 1 and self.plain_layers is not None:
+            states = self.plain_layers(states, position_ids, context, self.memory_context)
+        else:
+            states = self.decoder.run_layers(
+                states, position_ids, context, self.memory, self.memory_context, cache=self.cache
+            )
         return self.head(states[:, -1:])[:, -1].float()
+
+    @cached_property
+    def plain_layers(self) -> PlainLayers | None:
+        """The decoder's layers for one token of every row; None if its modules have to be called."""
+        return PlainLayers(self.decoder, self.self_cache, self.cross_cache) if is_plain(self.decoder) else None
 
     def select(self, rows: torch.Tensor, sentences: torch.Tensor | None = None) -> None:
         """Keep these rows, in this order; a row may be taken more than once.
