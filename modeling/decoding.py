@@ -32,7 +32,7 @@ from transformers.generation import (
 )
 
 from .attention import NO_CONTEXT
-from .decoding_step import PlainLayers, is_plain
+from .decoding_step import PlainLayers, is_plain, plain_head
 from .positions import LearnedPositions, token_positions
 
 # Processors without a state, whose result for a row does not depend on the other rows: rows may leave the batch.
@@ -190,7 +190,7 @@ class IncrementalDecoder:
         encoder_outputs: Any = None,
         **kwargs: Any,
     ) -> None:
-        self.head, self.decoder, self.num_beams = model.lm_head, model.model.decoder, num_beams
+        self.head, self.decoder, self.num_beams = plain_head(model.lm_head), model.model.decoder, num_beams
         self.prompts = input_ids[::num_beams]
         self.self_cache, self.cross_cache = DynamicCache(), DynamicCache()
         self.cache: Cache = self.self_cache

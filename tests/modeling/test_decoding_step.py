@@ -6,13 +6,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from searches import search
+from searches import search, search_with_transformers
 from tiny import EXACT, mask_of, random_ids, shake, tiny_config
 from torch import nn
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration
+from trivium.modeling import decoding_step
 from trivium.modeling.decoding import IncrementalDecoder
-from trivium.modeling.decoding_step import PlainLayers, is_plain
+from trivium.modeling.decoding_step import FEW_ROWS, PlainLayers, is_plain, plain_head, project_few_rows
 from trivium.modeling.feed_forward import FeedForward
 from trivium.modeling.layers import DecoderLayer
 
@@ -132,3 +133,50 @@ def test_projections_of_another_type_are_called() -> None:
     assert is_plain(model.model.decoder)
     inputs = {"input_ids": random_ids(3, 4), "max_length": 10, "eos_token_id": None, "do_sample": False}
     assert torch.equal(model.generate(**inputs), model.generate(**inputs, use_cache=False))
+
+
+@pytest.mark.parametrize("rows", [1, 2, FEW_ROWS])
+@pytest.mark.parametrize("bias", [False, True])
+def test_projection_of_few_rows_matches_linear(rows: int, bias: bool) -> None:
+    linear = nn.Linear(24, 30, bias=bias).double()
+    states = torch.randn(rows, 24, dtype=torch.float64)
+    projected = project_few_rows(states, linear.weight, linear.bias)
+    torch.testing.assert_close(projected, linear(states), **EXACT)
+    assert projected.is_contiguous()
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_projection_of_few_rows_finds_the_same_tokens(monkeypatch: pytest.MonkeyPatch, num_beams: int) -> None:
+    monkeypatch.setattr(decoding_step, "MIN_WEIGHTS", 0)
+    model = shake(TriviumForConditionalGeneration(tiny_config(vocab_size=30)).eval(), std=0.5)
+    inputs = {"input_ids": random_ids(4, 5, vocab_size=30), "num_beams": num_beams, "max_length": 12}
+    rows = []
+    project = project_few_rows
+    monkeypatch.setattr(decoding_step, "project_few_rows", lambda x, *rest: rows.append(len(x)) or project(x, *rest))
+    found, search_count = search(model, **inputs)
+    assert search_count == 1
+    assert torch.equal(found, search_with_transformers(model, **inputs))
+    assert rows
+    assert max(rows) <= FEW_ROWS
+
+
+HEADS: dict[str, Callable[[], nn.Module]] = {
+    "odd vocabulary": lambda: nn.Linear(24, 31),
+    "half precision": lambda: nn.Linear(24, 30).bfloat16(),
+    "another type": lambda: AddedRank(24, 30),
+    "hook": lambda: hooked(nn.Linear(24, 30)),
+}
+
+
+def hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda *_: None)
+    return module
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_other_heads_are_called(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(decoding_step, "MIN_WEIGHTS", 0)
+    head = HEADS[kind]().eval()
+    assert plain_head(head) is head
+    ordinary = nn.Linear(24, 30).eval()
+    assert plain_head(ordinary) is not ordinary
