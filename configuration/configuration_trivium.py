@@ -22,6 +22,19 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging  # noqa
 
 logger = logging.get_logger(__name__)
 
+# Keys of `rope_parameters` that each `rope_type` of transformers needs and allows, besides `rope_theta`.
+ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
+    "default": (set(), set()),
+    "linear": ({"factor"}, set()),
+    "dynamic": ({"factor"}, set()),
+    "yarn": (
+        {"factor", "original_max_position_embeddings"},
+        {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
+    ),
+    "longrope": ({"short_factor", "long_factor", "original_max_position_embeddings"}, {"factor", "attention_factor"}),
+    "llama3": ({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}, set()),
+}
+
 # Field names of other model families, and the Trivium fields to use instead. transformers stores unknown names as
 # attributes that no Trivium model reads, so each of these raises a warning.
 UNSUPPORTED_ALIASES = {
@@ -34,10 +47,13 @@ UNSUPPORTED_ALIASES = {
     **dict.fromkeys(("n_head", "num_heads"), "num_attention_heads"),
     **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), "num_attention_heads"),
     **dict.fromkeys(("n_layer", "num_layers"), "encoder_layers and decoder_layers"),
-    **dict.fromkeys(("rope_parameters", "rope_scaling"), "rope_theta"),
     **{"n_embd": "d_model", "num_kv_heads": "num_key_value_heads", "mlp_bias": "ffn_bias"},
     **{"qkv_bias": "attention_bias", "num_decoder_layers": "decoder_layers", "num_encoder_layers": "encoder_layers"},
 }
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf  # rejects NaN, too
 
 
 @strict
@@ -62,7 +78,9 @@ class TriviumConfig(PreTrainedConfig):
         position_embedding_type: "sinusoidal" (section 3.5), "learned", or "rotary" (in self-attention only).
         max_position_embeddings: Maximum sequence length with learned positions. Sinusoidal and rotary positions have
             no limit; for them it is the length that the model is intended for.
-        rope_theta: Base of the wavelengths of rotary positions.
+        rope_parameters: Wavelengths of rotary positions, as in transformers: their base `rope_theta` (default 10000),
+            and with a `rope_type` other than "default" how a trained context is stretched: "linear", "dynamic",
+            "yarn", "longrope" or "llama3", each with its own keys (`factor`, ...). `rope_theta` may be passed alone.
         norm_type: "layernorm" or "rmsnorm".
         norm_position: "post" as in the paper, LayerNorm(x + Sublayer(x)), or "pre", x + Sublayer(LayerNorm(x)).
         norm_eps: Epsilon added to the variance.
@@ -102,7 +120,7 @@ class TriviumConfig(PreTrainedConfig):
     activation_dropout: float | int = 0.0
     position_embedding_type: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
     max_position_embeddings: int = 1024
-    rope_theta: float | int = 10000.0
+    rope_parameters: dict[str, Any] | None = None
     norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_position: Literal["post", "pre"] = "post"
     norm_eps: float = 1e-5
@@ -149,7 +167,9 @@ class TriviumConfig(PreTrainedConfig):
             logger.warning_once(
                 "num_hidden_layers sets the number of encoder layers only: set encoder_layers and decoder_layers."
             )
-        super().__post_init__(**kwargs)
+        self.rope_parameters = dict(kwargs.pop("rope_scaling", None) or self.rope_parameters or {})
+        super().__post_init__(**kwargs)  # moves `rope_theta` into `rope_parameters`
+        self.rope_parameters.pop("type", None)  # the former name of `rope_type`
         if head_dim is not None and head_dim * self.num_attention_heads != self.d_model:
             raise ValueError(
                 f"head_dim is {head_dim}, but must be d_model / num_attention_heads ({self.d_model} / "
@@ -157,11 +177,25 @@ class TriviumConfig(PreTrainedConfig):
             )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a field by its name or alias; `@strict` checks the type by the field's own name only."""
+        """Set a field by its name or alias; `@strict` checks the type by the field's own name only.
+
+        New `rope_parameters` keep the `rope_theta` that the model was trained with, unless they have their own.
+        """
         if name in self.attribute_map:
             setattr(self, self.attribute_map[name], value)
-        else:
-            super().__setattr__(name, value)
+            return
+        if name == "rope_parameters" and isinstance(value, dict) and "rope_theta" in (self.rope_parameters or {}):
+            value = {"rope_type": "default", "rope_theta": self.rope_theta, **value}
+        super().__setattr__(name, value)
+
+    @property
+    def rope_theta(self) -> Any:
+        """Return the base of the wavelengths of rotary positions."""
+        return (self.rope_parameters or {}).get("rope_theta", self.default_theta)
+
+    @rope_theta.setter
+    def rope_theta(self, value: float) -> None:
+        self.rope_parameters = {**(self.rope_parameters or {}), "rope_theta": value}
 
     @property
     def head_dim(self) -> int:
@@ -255,9 +289,8 @@ class TriviumConfig(PreTrainedConfig):
         for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}, but must be in [0, 1).")
-        for name in ("norm_eps", "rope_theta"):
-            if not 0 < (value := getattr(self, name)) < math.inf:  # rejects NaN, too; JSON has neither
-                raise ValueError(f"{name} is {value}, but must be above 0 and finite.")
+        if not 0 < self.norm_eps < math.inf:  # rejects NaN, too; JSON has neither
+            raise ValueError(f"norm_eps is {self.norm_eps}, but must be above 0 and finite.")
         if self.d_model % self.num_attention_heads:
             raise ValueError(
                 f"d_model is {self.d_model}, but must be a multiple of num_attention_heads "
@@ -282,6 +315,7 @@ class TriviumConfig(PreTrainedConfig):
             raise ValueError(
                 f"activation_function is {self.activation_function!r}, but must be one of {', '.join(sorted(ACT2FN))}."
             )
+        self._validate_rope_parameters()
         self._validate_special_tokens()
 
     def _validate_variant(self) -> None:
@@ -303,6 +337,40 @@ class TriviumConfig(PreTrainedConfig):
                 f"type_vocab_size is {self.type_vocab_size}, but must be 0 with {layers}: only the encoder embeds "
                 "token types."
             )
+
+    def _validate_rope_parameters(self) -> None:
+        parameters = {"rope_type": "default", **(self.rope_parameters or {})}
+        rope_type, pairs = parameters["rope_type"], self.head_dim // 2
+        if rope_type not in ROPE_KEYS:
+            raise ValueError(f"rope_type is {rope_type!r}, but must be one of {', '.join(map(repr, ROPE_KEYS))}.")
+        if rope_type != "default" and self.position_embedding_type != "rotary":
+            raise ValueError(
+                f"rope_type is {rope_type!r}, but must be 'default' with position_embedding_type="
+                f"{self.position_embedding_type!r}: only rotary positions can be scaled."
+            )
+        if (share := parameters.pop("partial_rotary_factor", 1.0)) != 1.0:
+            raise ValueError(f"partial_rotary_factor is {share!r}, but must be 1.0: heads are rotated as a whole.")
+        required, optional = ROPE_KEYS[rope_type]
+        allowed = {"rope_type", "rope_theta", "original_max_position_embeddings", *required, *optional}
+        for keys, problem in ((required - parameters.keys(), "lacks"), (parameters.keys() - allowed, "has")):
+            if keys:
+                raise ValueError(
+                    f"rope_parameters {problem} {', '.join(sorted(keys))}; rope_type={rope_type!r} needs "
+                    f"{', '.join(sorted(required)) or 'no other key'} and allows {', '.join(sorted(allowed))}."
+                )
+        for name, value in parameters.items():
+            if name in ("short_factor", "long_factor"):
+                if not isinstance(value, list) or len(value) != pairs or not all(map(_is_positive, value)):
+                    raise ValueError(
+                        f"{name} is {value!r}, but must be a list of {pairs} numbers above 0, one for each pair of "
+                        "dimensions of a head."
+                    )
+            elif name == "factor" and not (_is_positive(value) and value >= 1):
+                raise ValueError(f"factor is {value!r}, but must be a finite number of at least 1.")
+            elif name not in ("rope_type", "truncate") and not _is_positive(value):
+                raise ValueError(f"{name} is {value!r}, but must be a number above 0 and finite.")
+        if rope_type == "llama3" and not (low := parameters["low_freq_factor"]) < parameters["high_freq_factor"]:
+            raise ValueError(f"low_freq_factor is {low}, but must be below high_freq_factor.")
 
     def _validate_special_tokens(self) -> None:
         shared_size = min(self.vocab_size, self.target_vocab_size)

@@ -101,7 +101,8 @@ class PlainLayers:
 
     def __init__(self, decoder: TriviumDecoder, self_cache: Cache, cross_cache: Cache) -> None:
         self.embed_positions = decoder.embed_positions.forward
-        self.embedding_norm, self.norm = decoder.embedding_norm.forward, decoder.norm.forward
+        self.embedding_norm = decoder.embedding_norm.forward
+        self.norm = None if decoder.norm is None else decoder.norm.forward
         layers: Any = decoder.layers[: decoder.config.decoder_layers]
         self.layers = [PlainLayer(layer, self_cache, cross_cache) for layer in layers]
 
@@ -125,7 +126,7 @@ class PlainLayers:
         context = context._replace(rotation=rotation)
         for layer in self.layers:
             hidden_states = layer(hidden_states, context, memory_context)
-        return self.norm(hidden_states)
+        return hidden_states if self.norm is None else self.norm(hidden_states)
 
 
 class PlainLayer:

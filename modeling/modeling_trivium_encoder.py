@@ -181,8 +181,11 @@ class ClassificationHead(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.out_proj = nn.Linear(config.d_model, config.num_labels)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Map (batch, length, d_model), with a mask of shape (batch, length), to logits (batch, labels)."""
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Map (batch, length, d_model), with a mask of shape (batch, length), to logits (batch, labels).
+
+        Without a mask all positions are real; pooled states, (batch, 1, d_model), give the logits of their texts.
+        """
         return self.out_proj(self.dropout(self.dense(self._pool(hidden_states, attention_mask)).tanh()))
 
     def _pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

@@ -2,12 +2,15 @@
 
 All three share the interface `(hidden_states, position_ids) -> (hidden_states, rotation)`. The first two are added to
 the embedded input before the first layer; rotary positions leave it unchanged and return the rotation that every
-self-attention applies to queries and keys. There are no buffers: sines and cosines are computed from the position ids
-on the fly, so sequences can have any length and loading cannot leave a buffer uninitialized.
+self-attention applies to queries and keys. Sines and cosines are computed from the position ids on the fly, so
+sequences can have any length. The only buffers are the frequencies of rotary positions.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
 from .configuration_trivium import TriviumConfig
 
@@ -101,9 +104,58 @@ class LearnedPositions(nn.Module):
             ValueError: A position is not below `max_position_embeddings`. Packed sequences, whose positions restart,
                 may be longer.
         """
-        if position_ids.shape[-1] > self.embedding.num_embeddings and not torch.compiler.is_compiling():
+        # Compiled code cannot read a value, nor can a CUDA graph while it is captured.
+        is_captured = position_ids.is_cuda and torch.cuda.is_current_stream_capturing()
+        is_traced = torch.compiler.is_compiling() or is_captured
+        if not is_traced and position_ids.shape[-1] > self.embedding.num_embeddings:
             self.check_length(int(position_ids.max()) + 1)
         return hidden_states + self.embedding(position_ids), None
+
+
+class RotaryEmbedding(nn.Module):
+    """Sines and cosines of rotary positions, with the frequencies of transformers for every `rope_type`.
+
+    Frequencies are buffers that are not saved. Moving the module, or casting it, computes them anew: half precision
+    could not distinguish large positions.
+    """
+
+    inv_freq: torch.Tensor
+    original_inv_freq: torch.Tensor
+
+    def __init__(self, config: TriviumConfig) -> None:
+        super().__init__()
+        self.config = config
+        # These names are those that `dynamic_rope_update` reads.
+        self.rope_type = (config.rope_parameters or {}).get("rope_type", "default")
+        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
+        self.register_frequencies(torch.empty(0))
+
+    def register_frequencies(self, like: torch.Tensor) -> None:
+        """Compute the frequencies on the device of `like` and in its dtype, but at least in float32."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        if self.rope_type == "default":
+            first_position = torch.ones((), device=like.device)
+            inv_freq = angles(first_position, self.config.head_dim, self.config.rope_theta, dtype)
+            self.attention_scaling = 1.0
+        else:
+            inv_freq, self.attention_scaling = ROPE_INIT_FUNCTIONS[self.rope_type](self.config, like.device)
+        self.max_seq_len_cached = self.original_max_seq_len
+        self.register_buffer("inv_freq", inv_freq.to(dtype), persistent=False)
+        self.register_buffer("original_inv_freq", self.inv_freq.clone(), persistent=False)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "RotaryEmbedding":
+        super()._apply(fn, recurse)
+        self.register_frequencies(self.inv_freq)
+        return self
+
+    @dynamic_rope_update
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> Rotation:
+        """Return (cos, sin), each (batch or 1, length, head_dim), in the dtype of the hidden states."""
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        angle = position_ids[..., None].to(dtype) * self.inv_freq.to(position_ids.device, dtype)
+        angle = torch.cat((angle, angle), dim=-1)  # dimensions i and i + head_dim/2 form a pair and share an angle
+        cos, sin = angle.cos() * self.attention_scaling, angle.sin() * self.attention_scaling
+        return cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)
 
 
 class RotaryPositions(nn.Module):
@@ -114,14 +166,12 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__()
-        self.head_dim, self.base = config.head_dim, config.rope_theta
+        self.rotary_emb = RotaryEmbedding(config)
 
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, Rotation | None]:
         """Return the hidden states unchanged, and (cos, sin), each (batch or 1, 1, length, head_dim)."""
-        angle = angles(position_ids, self.head_dim, self.base, hidden_states.dtype)
-        # Dimensions i and i + head_dim/2 form a pair and share an angle.
-        angle = torch.cat((angle, angle), dim=-1)[:, None]  # (batch or 1, 1, length, head_dim)
-        return hidden_states, (angle.cos().to(hidden_states.dtype), angle.sin().to(hidden_states.dtype))
+        cos, sin = self.rotary_emb(hidden_states, position_ids)
+        return hidden_states, (cos[:, None], sin[:, None])
 
 
 def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:

@@ -18,6 +18,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from .configuration_trivium import TriviumConfig
 from .loss import IGNORE_INDEX, label_smoothed_cross_entropy, projected_cross_entropy
 from .normalization import NORMS
+from .positions import RotaryEmbedding
 
 
 class TriviumPreTrainedModel(PreTrainedModel):
@@ -52,6 +53,8 @@ class TriviumPreTrainedModel(PreTrainedModel):
             initialization.ones_(module.weight)
             if getattr(module, "bias", None) is not None:
                 initialization.zeros_(module.bias)
+        elif isinstance(module, RotaryEmbedding):  # loading leaves buffers that are not saved uninitialized
+            module.register_frequencies(module.inv_freq)
 
     @property
     def label_smoothing(self) -> float:

@@ -17,6 +17,7 @@ import torch
 # Hypothesis must not fail a test because of its timing.
 hypothesis.settings.register_profile("trivium", deadline=None)
 hypothesis.settings.load_profile("trivium")
+gc.disable()  # Until all tests are collected: the imports create millions of objects and no garbage.
 torch.set_num_threads(1)  # The models are tiny: threads cost more than they save, and xdist already uses all cores.
 
 
@@ -64,5 +65,17 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 
 def pytest_collection_finish() -> None:
     """Exempt everything imported so far from garbage collection, which Trainer runs in every training."""
+    freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freeze_imports() -> Iterator[None]:
+    """Exempt what the tests of a file imported too: transformers imports its models on first use."""
+    yield
+    freeze()
+
+
+def freeze() -> None:
     gc.collect()
     gc.freeze()

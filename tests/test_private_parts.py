@@ -41,6 +41,7 @@ PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
         "_sample": (
             "self input_ids logits_processor stopping_criteria generation_config synced_gpus streamer **model_kwargs"
         ),
+        "_validate_generation_mode": "self generation_mode generation_config generation_mode_kwargs",
     },
     PreTrainedConfig: {
         "_attn_implementation": None,
@@ -66,6 +67,7 @@ PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
         "_weight_conversions": None,
     },
     nn.Module: {
+        "_apply": "self fn recurse",
         "_compiled_call_impl": None,
         "_forward_hooks": None,
         "_forward_pre_hooks": None,

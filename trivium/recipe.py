@@ -400,6 +400,19 @@ def _check_inputs(recipe: Recipe) -> None:
             raise ValueError(
                 f"inputs.{name} is {value}, but is only for {', '.join(tasks)}; the task is {recipe.task}."
             )
+    if recipe.inputs.packing_strategy != InputArguments.packing_strategy and not recipe.inputs.packing:
+        raise ValueError(
+            f"inputs.packing_strategy is {recipe.inputs.packing_strategy}, but is only for packed texts. Set "
+            "inputs.packing=true, or leave it out."
+        )
+
+
+def _check_prepared(recipe: Recipe) -> None:
+    if recipe.data.prepared is not None and recipe.data.streaming:
+        raise ValueError(
+            f"data.prepared is {recipe.data.prepared!r} and data.streaming is True, but prepared data are read from "
+            "the disk. Set data.streaming=false."
+        )
 
 
 def _check_tokenizer(recipe: Recipe) -> None:
@@ -446,6 +459,7 @@ SECTION_CHECKS = (
     _check_task,
     _check_metrics,
     _check_inputs,
+    _check_prepared,
     _check_tokenizer,
     _check_model,
     _check_training,

@@ -44,7 +44,7 @@ COMMON_FIELDS = (
     "activation_function",
     "position_embedding_type",
     "max_position_embeddings",
-    "rope_theta",
+    "rope_parameters",
     "norm_type",
     "norm_position",
     "norm_eps",
@@ -183,7 +183,8 @@ def _assemble(
     new_parameters = sorted(name for name, parameter in model.named_parameters() if parameter.is_meta)
     reference = next(iter(weights.values()))
     for module in model.modules():
-        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(tensor.is_meta for tensor in tensors):
             module.to(reference.dtype).to_empty(device=reference.device, recurse=False)
             model._init_weights(module)
         module._is_hf_initialized = True  # as after from_pretrained: an enclosing model must not reinitialize it

@@ -446,6 +446,7 @@ FILES = {"--input", "--output", "--batch-size"}
 SAMPLING = {"--sample", "--temperature", "--top-k", "--top-p", "--seed", "--beams"}
 OPTIONS = {
     "train": {"--resume", "--overwrite"},
+    "prepare": {"--processes", "--overwrite"},
     "average": {"--last"},
     "evaluate": TRUST | {"--split", "--beams", "--batch-size"},
     "translate": TRUST | FILES | SAMPLING | {"--length-penalty", "--max-length", "--engine"},

@@ -252,7 +252,14 @@ def test_right_to_left_text(page: Page) -> None:
     assert boxes[0] > boxes[1]
 
 
-@pytest.mark.parametrize("kind", [TriviumForCausalLM, TriviumForMaskedLM, TriviumForSequenceClassification])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        TriviumForCausalLM,
+        pytest.param(TriviumForMaskedLM, marks=pytest.mark.slow),
+        pytest.param(TriviumForSequenceClassification, marks=pytest.mark.slow),
+    ],
+)
 def test_pages_of_other_architectures(
     browser: Browser, kind: type[PreTrainedModel], tokenizer: TriviumTokenizer
 ) -> None:

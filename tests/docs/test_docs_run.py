@@ -48,6 +48,8 @@ def run_commands(code: str) -> None:
         short = []
         if call[0] == "demo":  # It serves until interrupted: tests/demo/test_demo.py covers it.
             continue
+        if call[0] == "prepare":
+            short = ["--overwrite", *IN_SHORT]
         if call[0] == "train":
             goes_on = "--resume" in call
             short = (

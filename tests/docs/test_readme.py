@@ -76,7 +76,7 @@ def test_commands_run(working_folder: Path, hub: HubServer, monkeypatch: pytest.
     monkeypatch.setattr(
         "trivium.hub.check_folder", lambda folder, **options: None
     )  # test_hub.py tests the checks of folders.
-    shorter = {"train": SMALL, "resume": ["training.max_steps=8"]}
+    shorter = {"train": SMALL, "prepare": SMALL, "resume": ["training.max_steps=8"]}
     for call in COMMANDS:
         options = shorter.get("resume" if "--resume" in call else call[0], [])
         options = [option for option in options if option.split("=")[0] not in " ".join(call)]
@@ -90,7 +90,7 @@ def test_commands_run(working_folder: Path, hub: HubServer, monkeypatch: pytest.
     assert (working_folder / "runs" / "fast" / "model.bin").is_file()
     assert "model.safetensors" in hub.files("someone/numbers")
     assert {call[0] for call in COMMANDS} == {
-        *("train", "evaluate", "translate", "demo", "plot", "split", "convert", "push")
+        *("train", "prepare", "evaluate", "translate", "demo", "plot", "split", "convert", "push")
     }
 
 

@@ -242,6 +242,7 @@ class Handler(BaseHTTPRequestHandler):
 
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # A body after its headers would wait 40 ms for their acknowledgement.
 
     def handle_request(self) -> None:
         request = Request(self.command, self.path)

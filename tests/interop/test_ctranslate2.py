@@ -355,6 +355,12 @@ def test_tied_weights_are_written_once(tokenizer, tmp_path):
     [
         (lambda: tiny_model(activation_function="mish"), "activation_function is 'mish', but .* only relu, gelu, "),
         (lambda: tiny_model(type_vocab_size=2), "type_vocab_size is 2, but must be 0: in CTranslate2"),
+        (
+            lambda: tiny_model(
+                position_embedding_type="rotary", rope_parameters={"rope_type": "linear", "factor": 2.0}
+            ),
+            "rope_type is 'linear', but must be 'default'",
+        ),
         (lambda: tiny_model(vocab_size=30), "source tokenizer has token id 30, but .* only 30"),
         (lambda: tiny_model(vocab_size=31, decoder_vocab_size=30), "target tokenizer has token id 30"),
         (lambda: tiny_model(TriviumModel), "The model is a TriviumModel, but CTranslate2 supports only"),

@@ -185,13 +185,13 @@ def test_old_configuration_spellings(tmp_path: Path) -> None:
 
 
 WINDOW = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": None}
-ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+ROPE = {"rope_type": "proportional", "rope_theta": 10000.0}
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "expected_error"),
     [
-        ("llama", {"rope_parameters": ROPE}, "rope_parameters.rope_type is 'linear', but must be 'default'"),
+        ("llama", {"rope_parameters": ROPE}, "rope_type is 'proportional', but must be one of 'default', 'linear'"),
         ("llama", {"head_dim": 8}, "head_dim is 8, but must be 6"),
         ("llama", {"hidden_act": "softsquare"}, "config.json is invalid: activation_function is 'softsquare', but"),
         ("llama", {"vocab_size": "many"}, "config.json is invalid: Field 'vocab_size'"),

@@ -221,6 +221,13 @@ def test_every_head_matches(
     check_head(model, exported(model, tokenizer, tmp_path))
 
 
+@pytest.mark.slow
+def test_scaled_decoder_matches(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 5}
+    model = make_model(TriviumForCausalLM, **DECODER_ONLY, position_embedding_type="rotary", rope_parameters=rope)
+    check_writer(model, exported(model, tokenizer, tmp_path))
+
+
 # --- Refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +238,17 @@ def test_decoder_without_head_is_refused(
     model = make_model(model_class, **(DECODER_ONLY if model_class is TriviumDecoderModel else {}))
     folder = saved(model, tokenizer, tmp_path)
     with pytest.raises(ValueError, match=rf"{model_class.__name__}.*one.*TriviumForConditionalGen"):
+        to_onnx(folder, tmp_path / "exported")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_changing_frequencies_are_refused(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0}
+    model = make_model(TriviumForCausalLM, **DECODER_ONLY, position_embedding_type="rotary", rope_parameters=rope)
+    folder = saved(model, tokenizer, tmp_path)
+    with pytest.raises(
+        ValueError, match="rope_type is 'dynamic', but must be 'default', 'linear', 'yarn' or 'llama3'"
+    ):
         to_onnx(folder, tmp_path / "exported")
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -258,6 +276,7 @@ def test_invalid_folders_are_refused(tokenizer: TriviumTokenizer, tmp_path: Path
     assert not output.exists()
 
 
+@pytest.mark.slow(reason=LONG)
 def test_failed_write_leaves_nothing_behind(
     tokenizer: TriviumTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

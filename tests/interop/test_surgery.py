@@ -45,7 +45,20 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 all_tyings = pytest.mark.parametrize("tying", TYING.values(), ids=TYING)
-all_kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+# By default each kind with one tying, and each tying with one kind.
+all_combinations = pytest.mark.parametrize(
+    ("kind", "tying"),
+    [
+        pytest.param(
+            KINDS[kind],
+            TYING[tying],
+            id=f"{kind}-{tying}",
+            marks=() if tying == "one-vocabulary-tied" or kind == "of-everything" else pytest.mark.slow,
+        )
+        for kind in KINDS
+        for tying in TYING
+    ],
+)
 
 
 def translations(model: TriviumForConditionalGeneration) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,8 +74,7 @@ def translations(model: TriviumForConditionalGeneration) -> tuple[torch.Tensor, 
 # --- Round trips -----------------------------------------------------------------------------------------------------
 
 
-@all_tyings
-@all_kinds
+@all_combinations
 def test_split_and_join_is_bit_identical(kind: dict[str, Any], tying: dict[str, Any]) -> None:
     model = tiny_model(**kind, **tying)
     joined, new_parameters = join(*split(model))
@@ -87,8 +99,7 @@ def test_split_and_join_without_head(tying: dict[str, Any]) -> None:
     assert_same_weights(joined.state_dict(), model.state_dict())
 
 
-@all_tyings
-@all_kinds
+@all_combinations
 def test_parts_match_from_pretrained(kind: dict[str, Any], tying: dict[str, Any], tmp_path: Path) -> None:
     model = tiny_model(**kind, **tying)
     model.generation_config.update(num_beams=4, length_penalty=0.6)
@@ -111,7 +122,7 @@ def test_parts_match_from_pretrained(kind: dict[str, Any], tying: dict[str, Any]
     assert join(*parts).model.generation_config.to_dict() == model.generation_config.to_dict()
 
 
-@all_kinds
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_split_encoder_matches_activations(kind: dict[str, Any]) -> None:
     model = tiny_model(**kind)
     ids, mask = random_ids(2, 6), mask_of([6, 3])
@@ -317,7 +328,7 @@ OTHER: dict[str, Any] = {
     "activation_function": "gelu",
     "position_embedding_type": "rotary",
     "max_position_embeddings": 65,
-    "rope_theta": 20000.0,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 20000.0},
     "norm_type": "rmsnorm",
     "norm_position": "pre",
     "norm_eps": 1e-6,

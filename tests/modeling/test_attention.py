@@ -203,7 +203,7 @@ def test_rotation_matches_llama() -> None:
     config = tiny_config(position_embedding_type="rotary", rope_theta=500.0)
     query, key, _ = random_heads()
     positions = torch.tensor([[0, 1, 5, 1000, 31]])
-    _, rotation = RotaryPositions(config)(query, positions)
+    _, rotation = RotaryPositions(config).double()(query, positions)
     assert rotation is not None
     frequencies = 500.0 ** -(torch.arange(0, 6, 2).double() / 6)
     angles = positions.double()[..., None] * frequencies

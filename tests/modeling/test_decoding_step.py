@@ -12,9 +12,9 @@ from torch import nn
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration
 from trivium.modeling import decoding_step
-from trivium.modeling.decoding import IncrementalDecoder
 from trivium.modeling.decoding_step import FEW_ROWS, PlainLayers, is_plain, plain_head, project_few_rows
 from trivium.modeling.feed_forward import FeedForward
+from trivium.modeling.incremental_decoder import IncrementalDecoder
 from trivium.modeling.layers import DecoderLayer
 
 VARIANTS: list[dict[str, Any]] = [

@@ -119,7 +119,7 @@ def test_output_depends_on_token_order(position: str) -> None:
 def test_loading_initializes_all_position_tables(position: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """`from_pretrained` builds the model on the meta device: a table in a buffer would hold garbage afterwards."""
     model = tiny_model(position_embedding_type=position).float()
-    assert not list(model.named_buffers())
+    assert {name.rsplit(".")[-1] for name, _ in model.named_buffers()} <= {"inv_freq", "original_inv_freq"}
     model.save_pretrained(tmp_path)
     loaded = TriviumForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype, attn_implementation="eager")
     inputs = {"input_ids": random_ids(2, 6), "attention_mask": mask_of([6, 4]), "decoder_input_ids": random_ids(2, 5)}

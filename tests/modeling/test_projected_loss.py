@@ -144,7 +144,11 @@ def test_model_skips_logits_if_asked_to(model_class: Any, shape: dict[str, Any],
     assert model(**batch, skip_logits=True).logits is not None
 
 
-@every_model
+@pytest.mark.parametrize(
+    ("model_class", "shape"),
+    [MODELS[0], *(pytest.param(*each, marks=pytest.mark.slow) for each in MODELS[1:])],
+    ids=["whole", "encoder", "decoder"],
+)
 def test_compiled_graph_does_not_depend_on_labels(model_class: Any, shape: dict[str, Any]) -> None:
     """Expect one graph for any number of labeled tokens."""
     model = tiny_model(model_class, **shape).train()

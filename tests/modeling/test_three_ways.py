@@ -153,7 +153,11 @@ def build_decoder(model: PreTrainedModel) -> TriviumForCausalLM:
 @by_name("target", [*ENCODER_ONLY, *DECODER_ONLY])
 @pytest.mark.parametrize(
     ("source", "max_shard_size"),
-    [(TriviumForConditionalGeneration, "1GB"), (TriviumForConditionalGeneration, "20KB"), (TriviumModel, "20KB")],
+    [
+        (TriviumForConditionalGeneration, "1GB"),
+        pytest.param(TriviumForConditionalGeneration, "20KB", marks=pytest.mark.slow),
+        (TriviumModel, "20KB"),
+    ],
     ids=["one-file", "sharded", "without-head"],
 )
 @tying_modes

@@ -73,7 +73,11 @@ def log_history(folder: Path) -> list[dict[str, Any]]:
     """Return the log history without timings."""
     log = json.loads((folder / STATE_FILE).read_text())["log_history"]
     return [
-        {k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k and k != "total_flos"}
+        {
+            k: v
+            for k, v in entry.items()
+            if not any(name in k for name in ("runtime", "per_second", "data_wait", "total_flos"))
+        }
         for entry in log
         if "train_runtime" not in entry
     ]

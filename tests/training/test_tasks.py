@@ -16,6 +16,7 @@ from trivium import (
     TriviumTokenizer,
 )
 from trivium.configuration import TriviumConfig
+from trivium.data.packing import STATISTICS
 from trivium.modeling.loss import IGNORE_INDEX
 from trivium.tasks import (
     TASKS,
@@ -81,7 +82,10 @@ def test_packing_matches_slow_reference(length: int) -> None:
     for _ in range(10):
         documents = some_documents(7, 12)
         packed = pack(documents, length, PAD)
+        counts = [packed.pop(name) for name in STATISTICS]
         rows = [list(zip(*columns, strict=True)) for columns in zip(*packed.values(), strict=True)]
+        assert counts[0] == [length] * (len(rows) - 1) + [(sum(map(len, documents)) - 1) % length + 1]
+        assert counts[1] == [int(row[0][1:] == (0, row[0][0])) for row in rows]
         assert list(packed) == ["input_ids", "position_ids", "labels"]
         assert rows == pack_slowly(documents, length)
 
@@ -99,6 +103,8 @@ def test_packed_loss_matches_separate_documents(positions: str) -> None:
     model = tiny_model(TriviumForCausalLM, encoder_layers=0, position_embedding_type=positions)
     documents = [torch.randint(3, 31, (n,)).tolist() for n in (5, 2, 6, 1, 7, 4)]  # 13 tokens, then 12 and padding.
     batch = {name: torch.tensor(rows) for name, rows in pack(documents, 13, PAD).items()}
+    for name in STATISTICS:
+        del batch[name]
     assert batch["input_ids"].shape == (2, 13)
     alone = [torch.tensor([document]) for document in documents]
     total = sum(model(ids, labels=ids, num_items_in_batch=1).loss for ids in alone)
@@ -111,7 +117,7 @@ def test_texts_are_packed_whole(tokenizer: TriviumTokenizer) -> None:
     config = config_for(tokenizer, encoder_layers=0)
     inputs = InputArguments(packing=True, max_length=7)
     rows = encode_rows(texts_as_rows(), TASKS["causal-lm"], tokenizer, config, inputs)
-    assert {len(values) for row in rows for values in row.values()} == {7}
+    assert {len(row[name]) for row in rows for name in row if name not in STATISTICS} == {7}
     ids = [token for row in rows for token in row["input_ids"]]
     expected = [i for text in TEXTS for i in (tokenizer.bos_token_id, *words(tokenizer, text), tokenizer.eos_token_id)]
     assert ids == expected + [tokenizer.pad_token_id] * (-len(expected) % 7)

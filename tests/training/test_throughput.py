@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from test_batch_stream import trained_on
 from test_batching import recipe_for
 from tiny import BOS, EOS, PAD, random_ids, tiny_config
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import TrainerControl, TrainerState
 
 from trivium import (
     TriviumForCausalLM,
@@ -20,6 +22,7 @@ from trivium import (
 )
 from trivium.tasks import pack
 from trivium.training import train
+from trivium.training.callbacks.throughput import Throughput, Work
 from trivium.training.flops import COUNTED, TokenCounts, count_tokens, peak_of, training_flops
 
 pytestmark = pytest.mark.trains
@@ -77,6 +80,7 @@ def test_packed_texts_are_counted_as_separate_rows() -> None:
     model = TriviumForCausalLM(tiny_config(encoder_layers=0))
     texts = [[BOS, *range(5, 5 + n), EOS] for n in (1, 3, 4)]
     packed = {name: torch.tensor(rows) for name, rows in pack(texts, 100, PAD).items()}
+    assert packed["num_cuts"].sum() == 0
     counts = counts_of(packed, model)
     assert counts == TokenCounts(padded=100, inputs=14, input_pairs=9 + 25 + 36, predictions=2 + 4 + 5)
 
@@ -89,6 +93,31 @@ def test_peak_flops_by_device_name() -> None:
     assert peak_of("NVIDIA L40S") == 362e12
     assert peak_of("NVIDIA A10G") == 70e12
     assert peak_of("Tesla T4") is None
+
+
+def test_warning_when_training_waits_for_batches(caplog: pytest.LogCaptureFixture) -> None:
+    throughput = Throughput()
+    for waiting, expected in ((0.1, 0), (0.3, 1), (0.5, 1)):  # warn only once
+        throughput._since_last_log = Work(tokens=8, padded=10, flops=1.0, seconds=1.0, waiting=waiting)
+        assert throughput.since_last_log()["data_wait"] == waiting
+        assert caplog.text.count("dataloader_num_workers") == expected
+    assert "30 % of the time" in caplog.text
+
+
+def test_time_until_a_batch_arrives_counts_as_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("trivium.training.callbacks.throughput.time.perf_counter", lambda: now)
+    model = TriviumForCausalLM(tiny_config(encoder_layers=0))
+    args = SimpleNamespace(device=torch.device("cpu"), world_size=1, n_gpu=0)
+    state, control = TrainerState(), TrainerControl(should_log=True)
+    throughput = Throughput()
+    throughput.on_train_begin(args, state, control, model=model)
+    for loaded, end in ((50.0, 54.0), (55.0, 58.0)):  # the first batch takes long, and does not count
+        start, now = now, loaded
+        throughput.begin_step([{"input_ids": random_ids(2, 4), "labels": random_ids(2, 4)}], start)
+        now = end
+        throughput.on_step_end(args, state, control)
+    assert (throughput.work.seconds, throughput.work.waiting) == (8.0, 1.0)
 
 
 def log_of(folder: Path) -> tuple[list[dict[str, float]], dict[str, float]]:

@@ -91,7 +91,8 @@ def facts_of(folder: Path) -> dict[str, Any]:
 def test_run_metadata_is_recorded(run: Path) -> None:
     at_3, at_6, at_the_end = (facts_of(run / name) for name in ("checkpoint-3", "checkpoint-6", "."))
     assert 0 < at_3["seconds"] < at_6["seconds"] <= at_the_end["seconds"] < 600
-    assert set(at_the_end) == {"seconds", "hardware", "processes", "examples", "versions", "seed", "data"}
+    expected = {"seconds", "hardware", "processes", "examples", "versions", "seed", "data", "packing", "encoding"}
+    assert set(at_the_end) == expected
     assert at_the_end["hardware"]
     assert platform.node() not in at_the_end["hardware"]
     assert (at_the_end["processes"], at_the_end["examples"], at_the_end["seed"]) == (1, 400, 42)

@@ -208,8 +208,17 @@ RESUMED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("streaming", [False, True], ids=["eager", "streaming"])
-@pytest.mark.parametrize("task", RESUMED)
+@pytest.mark.parametrize(
+    ("task", "streaming"),
+    [
+        ("causal-lm", False),
+        pytest.param("causal-lm", True, marks=pytest.mark.slow),
+        pytest.param("masked-lm", False, marks=pytest.mark.slow),
+        ("masked-lm", True),
+        pytest.param("classification", False, marks=pytest.mark.slow),
+        pytest.param("classification", True, marks=pytest.mark.slow),
+    ],
+)
 def test_resumed_task_matches_unbroken_run(corpus: Corpus, tmp_path: Path, task: str, streaming: bool) -> None:
     """With dropout, and with masks for `masked-lm`, which must both continue the random sequence."""
     changes = {**RESUMED[task], "data": {"streaming": streaming}, "training": {"max_steps": 5, "save_steps": 2}}

@@ -34,7 +34,7 @@ def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
     selection = (args.config_name, args.source, args.target, args.text, args.label, args.whole_files, args.max_ratio)
     digest.update(json.dumps([*selection, args.max_train_samples, args.train if args.name else None]).encode())
     for file in _files(args, rows):
-        digest.update((_hash_file(file) if Path(file).is_file() else file).encode())
+        digest.update((hash_file(file) if Path(file).is_file() else file).encode())
     return f"files:{digest.hexdigest()}"
 
 
@@ -49,7 +49,7 @@ def _files(args: DataArguments, rows: IterableDataset) -> list[str]:
     return [file for name, files in data_files.items() if str(name) == split for file in files]
 
 
-def _hash_file(file: str) -> str:
+def hash_file(file: str) -> str:
     """Return a hash of the bytes of a file, followed by its suffix if that selects a reader."""
     suffix = Path(file).suffix
     with open(file, "rb") as content:

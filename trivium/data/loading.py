@@ -56,6 +56,8 @@ class DataArguments:
         text: Column of texts, for tasks without sentence pairs.
         label: Column of labels: strings or integers; lists of them for multi-label classification; or floats for
             regression.
+        prepared: Folder of data that `trivium prepare` encoded, to train on them without encoding; None to encode them
+            before training.
         whole_files: Treat a plain text file as one text instead of one text per line.
         streaming: Read data lazily, if they do not fit on the disk or into memory.
         max_ratio: Drop training pairs in which one side has more than this many times the words of the other, or no
@@ -74,6 +76,7 @@ class DataArguments:
     target: str = "de"
     text: str = "text"
     label: str = "label"
+    prepared: str | None = None
     whole_files: bool = False
     streaming: bool = False
     max_ratio: float | None = None

@@ -14,6 +14,7 @@ from transformers import (
     default_data_collator,
 )
 
+from trivium.data.packing import STATISTICS
 from trivium.modeling import (
     TriviumForMaskedLM,
     TriviumForSequenceClassification,
@@ -23,6 +24,7 @@ from trivium.tasks.encode import (
 )
 from trivium.tasks.task import Task
 
+COUNTS = ("length", *STATISTICS)  # columns that are not model inputs
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
@@ -42,7 +44,7 @@ def make_collator(
         collate = default_data_collator
     else:
         collate = DataCollatorForSeq2Seq(tokenizer, model=model)
-    return lambda rows: collate([{name: row[name] for name in row if name != "length"} for row in rows])
+    return lambda rows: collate([{name: row[name] for name in row if name not in COUNTS} for row in rows])
 
 
 def _make_masker(tokenizer: PreTrainedTokenizerBase, inputs: InputArguments, epoch: Callable[[], int]) -> Collator:

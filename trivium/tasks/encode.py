@@ -9,6 +9,7 @@ from transformers import (
 )
 
 from trivium.configuration import TriviumConfig
+from trivium.data.packing import STRATEGIES, pack
 from trivium.modeling.loss import IGNORE_INDEX
 from trivium.tasks.label_facts import encode_label
 
@@ -26,7 +27,9 @@ class InputArguments:
             batches of rows.
         buffer_size: Number of rows to buffer for token batches of streamed data.
         packing: For `causal-lm`: pack texts into rows of `max_length` tokens instead of padding them. Texts in a row
-            do not attend to each other; long texts continue in the next row instead of being truncated.
+            do not attend to each other; long texts continue in another row instead of being truncated.
+        packing_strategy: "concatenate": join the texts of a batch of rows and cut the result, with hardly any padding;
+            "best-fit": keep every text whole that is not longer than a row (see `trivium.data.packing`).
         prompt: For `completion`: template of the prompt that the target completes, in which "{source}" is replaced by
             the source.
         mlm_probability: For `masked-lm`: fraction of tokens that are selected for prediction.
@@ -37,6 +40,7 @@ class InputArguments:
     max_tokens: int | None = None
     buffer_size: int = 20_000
     packing: bool = False
+    packing_strategy: str = "concatenate"
     prompt: str = "{source}"
     mlm_probability: float = 0.15
     whole_word_mask: bool = False
@@ -53,6 +57,10 @@ class InputArguments:
             raise ValueError(f"inputs.max_tokens is {self.max_tokens}, but must be at least 1, or null.")
         if self.buffer_size < 1:
             raise ValueError(f"inputs.buffer_size is {self.buffer_size}, but must be at least 1.")
+        if self.packing_strategy not in STRATEGIES:
+            raise ValueError(
+                f"inputs.packing_strategy is {self.packing_strategy!r}, but must be one of {', '.join(STRATEGIES)}."
+            )
         if "{source}" not in self.prompt:
             raise ValueError(f"inputs.prompt is {self.prompt!r}, but must contain {{source}}.")
         if not 0 < self.mlm_probability <= 1:
@@ -108,35 +116,9 @@ def encode_texts(
     """Encode texts for causal language modeling; the labels equal the inputs, because the model shifts them."""
     documents, max_length = documents_of(batch["text"], tokenizer), max_length_of(config, inputs)
     if inputs.packing:
-        return pack(documents, max_length, tokenizer.pad_token_id)
+        return pack(documents, max_length, tokenizer.pad_token_id, inputs.packing_strategy)
     truncated = [document[:max_length] for document in documents]
     return {"input_ids": truncated, "labels": truncated, "length": [len(document) for document in truncated]}
-
-
-def pack(documents: list[list[int]], length: int, pad_token_id: int) -> Batch:
-    """Pack documents into rows of `length` tokens, and pad the last row.
-
-    `position_ids` restart at the beginning of a document or row; the model derives the attention mask from them. The
-    label of a document's first token is ignored, because there is no context to predict it from.
-    """
-    input_ids: list[int] = []
-    position_ids: list[int] = []
-    labels: list[int] = []
-    for document in documents:
-        labels += [IGNORE_INDEX, *document[1:]]
-        position = 0
-        for token in document:
-            if len(input_ids) % length == 0:
-                position = 0
-            input_ids.append(token)
-            position_ids.append(position)
-            position += 1
-    padding = -len(input_ids) % length
-    input_ids += [pad_token_id] * padding
-    position_ids += range(padding)
-    labels += [IGNORE_INDEX] * padding
-    columns = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
-    return {name: [c[i : i + length] for i in range(0, len(c), length)] for name, c in columns.items()}
 
 
 def windows_of_rows(

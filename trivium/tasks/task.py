@@ -29,6 +29,8 @@ from trivium.tasks.encode import (
     encode_texts,
 )
 
+ENCODED_ROWS = 1000  # number of rows to encode at once; the texts among them are packed together
+
 
 @dataclass(frozen=True)
 class Task:
@@ -79,7 +81,10 @@ def encode_data(
 ) -> DatasetDict | IterableDatasetDict:
     """Encode all splits as model inputs, with a `length` column for length grouping if lengths differ."""
     return data.map(
-        lambda batch: task.encode(batch, tokenizer, config, inputs), batched=True, remove_columns=list(task.columns)
+        lambda batch: task.encode(batch, tokenizer, config, inputs),
+        batched=True,
+        batch_size=ENCODED_ROWS,
+        remove_columns=list(task.columns),
     )
 
 
@@ -102,7 +107,15 @@ TASKS: Mapping[str, Task] = {
     "completion": Task(
         TriviumForCausalLM, PAIR, True, False, encode_completions, (*TEXT_METRICS, "perplexity"), ("prompt",)
     ),
-    "causal-lm": Task(TriviumForCausalLM, TEXT, True, False, encode_texts, ("perplexity", "accuracy"), ("packing",)),
+    "causal-lm": Task(
+        TriviumForCausalLM,
+        TEXT,
+        True,
+        False,
+        encode_texts,
+        ("perplexity", "accuracy"),
+        ("packing", "packing_strategy"),
+    ),
     "masked-lm": Task(
         TriviumForMaskedLM,
         TEXT,

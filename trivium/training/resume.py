@@ -28,6 +28,7 @@ CHANGEABLE_FIELDS = (
     "generation.",
     "metrics",
     "early_stopping_patience",
+    "data.prepared",  # The prepared rows are those that would be encoded.
     "data.validation",
     "data.max_validation_samples",
     "data.test",

@@ -1,5 +1,6 @@
 """Train a model from a recipe, with transformers' Trainer: validate, build, run."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import (
     AutoTokenizer,
     EarlyStoppingCallback,
@@ -22,6 +23,7 @@ from transformers import (
 
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
+from trivium.data.packing import packing_facts
 from trivium.metrics import load_metric
 from trivium.recipe import Recipe
 from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, explain_write_failure, set_aside
@@ -31,7 +33,9 @@ from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_
 from trivium.tokenization import train_tokenizer
 from trivium.training.callbacks import ExponentialAverage, RunFacts
 from trivium.training.callbacks.push import check_hub_arguments
+from trivium.training.callbacks.throughput import DataReport
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
+from trivium.training.prepare import Prepared, encoding_rates, load_prepared
 from trivium.training.resume import checkpoint_to_resume
 from trivium.training.trainer import RunTrainer
 
@@ -151,7 +155,8 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         ValueError: The data do not fit the recipe, or differ from the data that the run was started with.
     """
     task = recipe.kind
-    data = load_data(recipe.data, task.columns)
+    prepared = broadcast_from_main(lambda: (load_prepared(recipe),))[0]
+    data = load_data(recipe.data, task.columns) if prepared is None else prepared.load()
     data.pop("test", None)  # Only `trivium evaluate` reads the test split.
     if "train" not in data:
         raise ValueError(f"data has the splits {', '.join(data)}, but no training split. Set data.train.")
@@ -160,15 +165,27 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
             f"training.eval_strategy is {args.eval_strategy.value}, but data has no validation split. Set "
             "data.validation, or training.eval_strategy=no."
         )
-    facts = RunFacts(fingerprint(recipe.data, data["train"]) if args.should_save else None)
+    data_hash = None
+    if args.should_save:
+        data_hash = fingerprint(recipe.data, data["train"]) if prepared is None else prepared.manifest["data"]
+    facts = RunFacts(data_hash)
     if start.checkpoint is not None:
         facts.check_data(TrainerState.load_from_json(str(start.checkpoint / STATE_FILE)))
     set_seed(args.seed)
-    model, tokenizer = load_or_build(recipe, data["train"], start.checkpoint)
+    model, tokenizer = load_or_build(recipe, data["train"], start.checkpoint, prepared)
     task.check_metrics(recipe.metrics or [], model.config)
     if model.can_generate():
         model.generation_config.update(**recipe.generation)
-    encoded = encode_data(data, task, tokenizer, model.config, recipe.inputs)
+    if prepared is None:
+        began = time.time()
+        encoded = encode_data(data, task, tokenizer, model.config, recipe.inputs)
+        if isinstance(encoded, DatasetDict):
+            facts.encoding = encoding_rates(data, encoded, model.config, began)
+    else:
+        prepared.check_model(model.config, tokenizer, recipe)
+        encoded = data
+    if recipe.inputs.packing and isinstance(encoded["train"], Dataset):
+        facts.packing = packing_facts(encoded["train"])
     trainer = RunTrainer(
         model=model,
         args=args,
@@ -183,6 +200,9 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         max_tokens=recipe.inputs.max_tokens,
         buffer_size=recipe.inputs.buffer_size,
     )
+    if facts.packing is not None:
+        statistics = {f"packed_{name}": facts.packing[name] for name in ("rows", "cuts")}
+        trainer.add_callback(DataReport({**statistics, "padding": facts.packing["padding"]}, trainer.log))
     if recipe.ema_decay is not None:
         average = ExponentialAverage(recipe.ema_decay)
         average.check_weights(model)
@@ -244,16 +264,24 @@ def run_training(trainer: RunTrainer, checkpoint: Path | None) -> RunTrainer:
 
 
 def load_or_build(
-    recipe: Recipe, rows: Dataset | IterableDataset, checkpoint: Path | None = None
+    recipe: Recipe,
+    rows: Dataset | IterableDataset,
+    checkpoint: Path | None = None,
+    prepared: Prepared | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model and tokenizer that `init_from` names, or build a new model and train a tokenizer on `rows`.
 
-    When resuming from a `checkpoint`, the tokenizer is loaded from it instead of being trained again.
+    When resuming from a `checkpoint`, the tokenizer is loaded from it instead of being trained again. `prepared` data
+    have the tokenizer and the labels, which their rows no longer show.
     """
     task = recipe.kind
     labels: dict[str, Any] = {}
     if "label" in task.columns:
-        labels = label_facts((row["label"] for row in rows), recipe.model.get("problem_type"))
+        labels = (
+            label_facts((row["label"] for row in rows), recipe.model.get("problem_type"))
+            if prepared is None
+            else prepared.labels
+        )
     defaults = {"add_bos_token": task.add_bos_token, "add_eos_token": task.add_eos_token}
     overrides = {name: value for name in defaults if (value := getattr(recipe.tokenizer, name)) is not None}
     if recipe.init_from:
@@ -273,11 +301,13 @@ def load_or_build(
         return model, tokenizer
     options = {**vars(recipe.tokenizer), **defaults, **overrides}
     sample = options.pop("sample")
-    texts = rows if sample is None else rows.take(sample)
-    targets = (row["target"] for row in texts) if "target" in task.columns else None
     if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # FSDP's sharded checkpoints have none.
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    elif prepared is not None:
+        tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer, trust_remote_code=False)
     else:
+        texts = rows if sample is None else rows.take(sample)
+        targets = (row["target"] for row in texts) if "target" in task.columns else None
         tokenizer = broadcast_from_main(
             lambda: train_tokenizer((row[task.columns[0]] for row in texts), target_texts=targets, **options)
         )

@@ -23,7 +23,7 @@ from trivium.data.length_grouped import SeededBatchRebalanceSampler, SeededLengt
 from trivium.data.token_batches import TokenBatchSampler, TokenBatchStream, lengths_of
 from trivium.storage.atomic import write_whole
 from trivium.training.callbacks import Throughput
-from trivium.training.callbacks.throughput import BatchReport
+from trivium.training.callbacks.throughput import DataReport
 from trivium.training.distributed import tied_weights_together
 from trivium.training.resumable import ResumableTrainer
 
@@ -124,7 +124,8 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         if has_length(self.train_dataset):
             lengths = [lengths_of(self.train_dataset, column) for column in columns]
             self.batches = TokenBatchSampler(lengths, max_tokens, self._data_seed, self._current_epoch)
-            self.add_callback(BatchReport(self.batches, self.log))
+            statistics = {"batches_per_epoch": len(self.batches), "tokens_per_batch": self.batches.mean_tokens}
+            self.add_callback(DataReport({**statistics, "padding": self.batches.padding}, self.log))
         else:
             assert buffer_size is not None  # A recipe always sets it.
             batches_per_step = super().get_total_train_batch_size(self.args) // self._train_batch_size

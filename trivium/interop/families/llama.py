@@ -16,7 +16,7 @@ LLAMA = Family(
         ("hidden_act", "activation_function"),
         ("attention_dropout", "attention_dropout"),
         ("rms_norm_eps", "norm_eps"),
-        ("rope_parameters.rope_theta", "rope_theta"),
+        ("rope_parameters", "rope_parameters"),
         ("attention_bias", "attention_bias"),
         ("mlp_bias", "ffn_bias"),
     ),
@@ -32,7 +32,6 @@ LLAMA = Family(
     },
     native_requirements={
         "head_dim": lambda config: config.hidden_size // config.num_attention_heads,
-        "rope_parameters.rope_type": "default",
         "rope_parameters.partial_rotary_factor": 1.0,
     },
     training_fields={"dropout": 0.0, "activation_dropout": 0.0},

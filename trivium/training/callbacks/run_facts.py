@@ -26,6 +26,10 @@ class RunFacts(TrainerCallback, ExportableState):
         versions: Versions of trivium, torch, transformers and Python.
         seed: Seed of the weights, of dropout and, unless `data_seed` is set, of the data order.
         data: Fingerprint of the training data (`trivium.data.fingerprint()`), or None.
+        packing: Rows, tokens, padding and cuts of packed training data (`packing_facts()`); None if they are streamed
+            or not packed.
+        encoding: Rows and tokens per second at which the data were encoded before training; None for a stream, for
+            data from the cache of `datasets`, and for prepared data, whose manifest has them.
 
     Args:
         data: Fingerprint of the training data; None skips the check on resumption.
@@ -36,6 +40,8 @@ class RunFacts(TrainerCallback, ExportableState):
 
     def __init__(self, data: str | None = None) -> None:
         self.data = data
+        self.packing: dict[str, float] | None = None
+        self.encoding: dict[str, float] | None = None
         self.seed: int | None = None
         self.seconds = 0.0
         self.hardware = ""

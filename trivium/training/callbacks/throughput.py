@@ -1,5 +1,6 @@
 """A callback that measures training throughput: tokens per second, padding, TFLOP/s and MFU."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,8 +10,11 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from trivium.data.token_batches import TokenBatchSampler
 from trivium.training.flops import COUNTED, TokenCounts, count_tokens, peak_flops, training_flops
+
+logger = logging.getLogger(__name__)
+
+MAX_WAIT = 0.2  # fraction of the time spent waiting for batches above which a warning is logged
 
 
 @dataclass
@@ -23,12 +27,14 @@ class Work:
         flops: Model FLOPs of the tokens without padding (`trivium.training.flops`).
         seconds: Duration of the steps, including waiting for their batches, but not evaluation, saving, or skipping
             batches on resumption.
+        waiting: Part of `seconds` that this process waited for its batches.
     """
 
     tokens: int = 0
     padded: int = 0
     flops: float = 0.0
     seconds: float = 0.0
+    waiting: float = 0.0
 
     def __add__(self, other: "Work") -> "Work":
         return Work(
@@ -36,6 +42,7 @@ class Work:
             self.padded + other.padded,
             self.flops + other.flops,
             self.seconds + other.seconds,
+            self.waiting + other.waiting,
         )
 
 
@@ -54,9 +61,10 @@ class Throughput(TrainerCallback, ExportableState):
         self.work = Work()
         self._model: PreTrainedModel | None = None
         self._counts: torch.Tensor | None = None  # counts of this process since the last all-reduce
-        self._seconds = 0.0
+        self._seconds = self._waiting = 0.0
         self._since_last_log = Work()
         self._peak: float | None = None
+        self._has_warned = False
         self._step_start: float | None = None
         self._is_first = True
 
@@ -67,7 +75,7 @@ class Throughput(TrainerCallback, ExportableState):
         self._model = kwargs["model"]
         saved = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
         self.work = Work(**saved.get("work", {}))
-        self._counts, self._seconds, self._is_first = None, 0.0, True
+        self._counts, self._seconds, self._waiting, self._is_first = None, 0.0, 0.0, True
         self._since_last_log = Work()
         peak = peak_flops(args.device)
         self._peak = None if peak is None else peak * args.world_size * max(1, args.n_gpu)
@@ -80,8 +88,10 @@ class Throughput(TrainerCallback, ExportableState):
             batches: The batches of the step, one per gradient accumulation step.
             start: Value of `time.perf_counter()` before the batches were loaded.
         """
-        # A resumed run skips batches before its first step; that time does not count.
-        self._step_start, self._is_first = (time.perf_counter() if self._is_first else start), False
+        # A resumed run skips batches before its first step, and workers start then; that time does not count.
+        loaded = time.perf_counter()
+        self._step_start, self._is_first = (loaded if self._is_first else start), False
+        self._waiting += loaded - self._step_start
         assert self._model is not None  # set by `on_train_begin`
         for batch in batches:
             if "input_ids" in batch and "labels" in batch:
@@ -116,16 +126,27 @@ class Throughput(TrainerCallback, ExportableState):
 
         Returns:
             `tokens_per_second`: input and target tokens of all processes, without padding; `padding`: the fraction of
-            padding among all tokens; `model_tflops_per_second`; and, if the peak of the devices is known, `mfu`: the
-            fraction of their peak bf16 throughput that the model FLOPs amount to. Empty if there was no step.
+            padding among all tokens; `data_wait`: the fraction of the time that this process waited for batches, of
+            which a warning is logged once if it is large; `model_tflops_per_second`; and, if the peak of the devices
+            is known, `mfu`: the fraction of their peak bf16 throughput that the model FLOPs amount to. Empty if there
+            was no step.
         """
         work, self._since_last_log = self._since_last_log, Work()
         if not work.padded or not work.seconds:
             return {}
+        if work.waiting > MAX_WAIT * work.seconds and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "Training waited for batches in %.0f %% of the time since the last log. Load them in the background "
+                "(training.dataloader_num_workers=1 or more), or, if the data are a stream, tokenize them once with "
+                "`trivium prepare`.",
+                100 * work.waiting / work.seconds,
+            )
         flops_per_second = work.flops / work.seconds
         rates = {
             "tokens_per_second": work.tokens / work.seconds,
             "padding": 1 - work.tokens / work.padded,
+            "data_wait": work.waiting / work.seconds,
             "model_tflops_per_second": flops_per_second / 1e12,
         }
         return rates if self._peak is None else {**rates, "mfu": flops_per_second / self._peak}
@@ -141,21 +162,20 @@ class Throughput(TrainerCallback, ExportableState):
         if args.world_size > 1:
             torch.distributed.all_reduce(self._counts)
         counts = TokenCounts(**dict(zip(COUNTED, self._counts.tolist(), strict=True)))
-        work = Work(counts.tokens, counts.padded, training_flops(counts, self._model), self._seconds)
+        work = Work(counts.tokens, counts.padded, training_flops(counts, self._model), self._seconds, self._waiting)
         self._since_last_log += work
         self.work += work
-        self._counts, self._seconds = None, 0.0
+        self._counts, self._seconds, self._waiting = None, 0.0, 0.0
 
 
-class BatchReport(TrainerCallback):
-    """Log statistics of the token batches when training begins."""
+class DataReport(TrainerCallback):
+    """Log statistics of the training data when training begins, as the Trainer logs losses."""
 
-    def __init__(self, batches: TokenBatchSampler, log: Callable[[dict[str, float]], None]) -> None:
-        self._batches, self._log = batches, log
+    def __init__(self, statistics: dict[str, float], log: Callable[[dict[str, float]], None]) -> None:
+        self._statistics, self._log = statistics, log
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Log batches per epoch, mean tokens per batch and the fraction of padding, as the Trainer logs losses."""
-        statistics = {"batches_per_epoch": len(self._batches), "tokens_per_batch": self._batches.mean_tokens}
-        self._log({**statistics, "padding": self._batches.padding})
+        """Log the statistics."""
+        self._log(dict(self._statistics))
