@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from model_classes import LAYERS
 from paths import TESTS
 from tiny import tiny_config
 from transformers import PreTrainedModel
-from ways import LAYERS
 
 from trivium import (
     TriviumConfig,
