@@ -32,6 +32,7 @@ from transformers.generation import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from .decoding_step import has_custom_call
 from .incremental_decoder import IncrementalDecoder
 from .positions import token_positions
 from .streaming import PromptStreamer
@@ -211,12 +212,7 @@ def is_default_criterion(criterion: Any, config: GenerationConfig) -> bool:
 def has_custom_forward(module: nn.Module) -> bool:
     """Return True if `forward` is overridden, compiled or hooked."""
     package = __name__.rpartition(".")[0]
-    return (
-        type(module).forward.__module__.rpartition(".")[0] != package
-        or "forward" in vars(module)
-        or module._compiled_call_impl is not None
-        or bool(module._forward_hooks or module._forward_pre_hooks)
-    )
+    return type(module).forward.__module__.rpartition(".")[0] != package or has_custom_call(module)
 
 
 def greedy_search(

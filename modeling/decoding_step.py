@@ -46,23 +46,21 @@ def is_plain(decoder: TriviumDecoder) -> bool:
             return False
         if any(type(part) is not PARTS.get(name) for name, part in layer.named_children()):
             return False
-    return all(is_unchanged(module) for module in decoder.modules())
+    return not any(module.training or has_custom_call(module) for module in decoder.modules())
 
 
-def is_unchanged(module: nn.Module) -> bool:
-    """Return True if a module is in evaluation mode, and not hooked, compiled, or with a replaced `forward`."""
-    return not (
-        module.training
-        or module._forward_hooks
-        or module._forward_pre_hooks
+def has_custom_call(module: nn.Module) -> bool:
+    """Return True if calling a module does more than its class's `forward`: it is hooked, compiled or replaced."""
+    return (
+        "forward" in vars(module)
         or module._compiled_call_impl is not None
-        or "forward" in vars(module)
+        or bool(module._forward_hooks or module._forward_pre_hooks)
     )
 
 
 def plain_head(head: nn.Module) -> Function:
     """Return the projection of (rows, 1, d_model) to (rows, 1, vocabulary): `head`, or a faster one for few rows."""
-    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or not is_unchanged(head):
+    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or head.training or has_custom_call(head):
         return head
     linear, weight = head, head.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or weight.numel() < MIN_WEIGHTS or len(weight) % 2:
