@@ -13,6 +13,7 @@ from hub_server import HubServer
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch reads this when it is imported; see `trivium_cli`.
 import torch
+from transformers.utils.logging import warning_once
 
 # Hypothesis must not fail a test on a slow machine.
 hypothesis.settings.register_profile("trivium", deadline=None)
@@ -36,6 +37,12 @@ logging.getLogger("transformers").addHandler(LoggedDeprecations())
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="write tests/golden/*.json anew instead of comparing")
     parser.addoption("--cases", type=int, default=300, help="random cases of each test in tests/attack")
+
+
+@pytest.fixture(autouse=True)
+def log_once_per_test() -> None:
+    """Let every test see the warnings that transformers logs once per process, in whatever order tests run."""
+    warning_once.cache_clear()
 
 
 @pytest.fixture(autouse=True)

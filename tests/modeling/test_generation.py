@@ -396,6 +396,7 @@ def test_generation_uses_no_deprecated_names() -> None:
         tiny_model(TriviumForCausalLM, encoder_layers=0).generate(random_ids(2, 5), max_new_tokens=3, num_beams=2)
 
 
+@pytest.mark.filterwarnings("ignore:Passing `generation_config` together with generation-related arguments")
 @torch.no_grad()
 def test_assistant_early_exit_matches_greedy() -> None:
     """Lower layers draft and the whole model verifies: outputs match, and the configuration is restored."""
