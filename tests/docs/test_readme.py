@@ -24,7 +24,7 @@ from urllib.request import urlopen
 import pytest
 from hub_server import HubServer
 from pages import ROOT, blocks, commands
-from runs import SMALL, small_recipe
+from small_recipes import SMALL, small_recipe
 from typer.testing import CliRunner
 
 from trivium.recipe import load_recipe

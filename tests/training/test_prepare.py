@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import small_recipe
+from small_recipes import small_recipe
 from typer.testing import CliRunner
 
 from trivium.data import numbers_corpus

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import small_recipe
+from small_recipes import small_recipe
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
