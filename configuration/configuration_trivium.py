@@ -53,7 +53,8 @@ UNSUPPORTED_ALIASES = {
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 < value < math.inf  # rejects NaN, too
+    """Return True for a number above 0 that JSON can hold: neither infinity nor NaN."""
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 @strict
@@ -198,6 +199,11 @@ class TriviumConfig(PreTrainedConfig):
         self.rope_parameters = {**(self.rope_parameters or {}), "rope_theta": value}
 
     @property
+    def rope_type(self) -> Any:
+        """Return how rotary positions are scaled; "default" if they are not."""
+        return (self.rope_parameters or {}).get("rope_type", "default")
+
+    @property
     def head_dim(self) -> int:
         """Return the width of one attention head, the paper's d_k = d_v."""
         return self.d_model // self.num_attention_heads
@@ -289,7 +295,7 @@ class TriviumConfig(PreTrainedConfig):
         for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}, but must be in [0, 1).")
-        if not 0 < self.norm_eps < math.inf:  # also rejects NaN; JSON has neither NaN nor infinity
+        if not _is_positive(self.norm_eps):
             raise ValueError(f"norm_eps is {self.norm_eps}, but must be above 0 and finite.")
         if self.d_model % self.num_attention_heads:
             raise ValueError(
@@ -339,8 +345,7 @@ class TriviumConfig(PreTrainedConfig):
             )
 
     def _validate_rope_parameters(self) -> None:
-        parameters = {"rope_type": "default", **(self.rope_parameters or {})}
-        rope_type, pairs = parameters["rope_type"], self.head_dim // 2
+        parameters, rope_type, pairs = dict(self.rope_parameters or {}), self.rope_type, self.head_dim // 2
         if rope_type not in ROPE_KEYS:
             raise ValueError(f"rope_type is {rope_type!r}, but must be one of {', '.join(map(repr, ROPE_KEYS))}.")
         if rope_type != "default" and self.position_embedding_type != "rotary":

@@ -126,7 +126,7 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         self.config = config
         # `dynamic_rope_update` reads attributes of these names.
-        self.rope_type = (config.rope_parameters or {}).get("rope_type", "default")
+        self.rope_type = config.rope_type
         self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
         self.register_frequencies(torch.empty(0))
 

@@ -15,7 +15,7 @@ from tiny import tiny_config
 from transformers import AutoConfig
 
 from trivium import TriviumConfig, TriviumForConditionalGeneration, preset_config
-from trivium.configuration import PRESETS, configuration_trivium
+from trivium.configuration import PRESETS
 
 INF, NAN = float("inf"), float("nan")
 # (arguments, field that the message names, its value, allowed values that the message names)
@@ -238,9 +238,8 @@ def test_attribute_map_aliases_are_validated() -> None:
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """Capture the warnings of transformers' logger, with its warn-once cache cleared."""
+    """Capture the warnings of transformers' logger."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    configuration_trivium.logger.warning_once.cache_clear()
     return caplog
 
 

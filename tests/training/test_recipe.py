@@ -41,6 +41,11 @@ def test_overrides_replace_single_fields() -> None:
     assert recipe.metrics == ["chrf"]
 
 
+def test_base_of_rotary_positions_may_be_set_alone() -> None:
+    recipe = load_recipe("numbers", ["model.position_embedding_type=rotary", "model.rope_theta=5000"])
+    assert recipe.model_config(vocab_size=600).rope_parameters == {"rope_type": "default", "rope_theta": 5000}
+
+
 def test_saved_recipe_round_trips(tmp_path: Path) -> None:
     recipe = load_recipe("numbers", ["model.dropout=0.2", "early_stopping_patience=3"])
     recipe.save(tmp_path)

@@ -193,10 +193,10 @@ class _SpecBuilder:
                 f"activation_function is {config.activation_function!r}, but CTranslate2 supports only "
                 f"{', '.join(ACTIVATIONS)}."
             )
-        if (rope_type := (config.rope_parameters or {}).get("rope_type", "default")) != "default":
+        if config.rope_type != "default":
             raise ValueError(
-                f"rope_type is {rope_type!r}, but must be 'default': scaled rotary positions are not exported to "
-                "CTranslate2."
+                f"rope_type is {config.rope_type!r}, but must be 'default': scaled rotary positions are not exported "
+                "to CTranslate2."
             )
         if config.type_vocab_size and config.is_encoder_decoder:
             raise ValueError(

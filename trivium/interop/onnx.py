@@ -120,10 +120,10 @@ def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             f"{folder} holds a model of model_type {config.model_type!r} and architectures {config.architectures}, "
             f"but must hold one of {', '.join(OUTPUTS)}."
         )
-    if (rope_type := config.rope_parameters["rope_type"]) in ("dynamic", "longrope"):
+    if config.rope_type in ("dynamic", "longrope"):
         raise ValueError(
-            f"rope_type is {rope_type!r}, but must be 'default', 'linear', 'yarn' or 'llama3' for ONNX: frequencies "
-            "that change with the length of the input cannot be exported."
+            f"rope_type is {config.rope_type!r}, but must be 'default', 'linear', 'yarn' or 'llama3' for ONNX: "
+            "frequencies that change with the length of the input cannot be exported."
         )
     # Eager attention handles fully masked queries explicitly; fused attention would leave them to the engine.
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
