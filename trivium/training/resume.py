@@ -1,6 +1,5 @@
 """Check that a run can be resumed, and select the checkpoint to resume from."""
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from transformers import Seq2SeqTrainingArguments, TrainerState
 from trivium.recipe import Recipe, load_recipe
 from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, is_complete, last_valid_checkpoint
 from trivium.storage.checksums import CHECKSUMS_FILE
+from trivium.storage.json_object import describe_changes
 from trivium.storage.names import RECIPE_FILE
 from trivium.storage.pickles import check_pickles
 from trivium.training.callbacks.ema import TRAINED_WEIGHTS_FILE
@@ -148,13 +148,10 @@ def check_same_recipe(run: Path, old: Recipe, new: Recipe) -> None:
     Raises:
         ValueError: The recipes differ in a field that affects training; the message lists the changed fields.
     """
-    before, now = _fields_of(old), _fields_of(new)
     changed = [
-        f"{name} was {_to_json(before.get(name))}, is now {_to_json(now.get(name))}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-        and name not in BATCH_SIZE_FIELDS
-        and not name.startswith(CHANGEABLE_FIELDS)
+        change
+        for name, change in describe_changes(_fields_of(old), _fields_of(new)).items()
+        if name not in BATCH_SIZE_FIELDS and not name.startswith(CHANGEABLE_FIELDS)
     ]
     if changed:
         raise ValueError(
@@ -212,7 +209,3 @@ def _flatten(section: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _to_json(value: Any) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)

@@ -33,9 +33,10 @@ from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_
 from trivium.tokenization import train_tokenizer
 from trivium.training.callbacks import ExponentialAverage, RunFacts
 from trivium.training.callbacks.push import check_hub_arguments
+from trivium.training.callbacks.run_facts import encoding_rates
 from trivium.training.callbacks.throughput import DataReport
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
-from trivium.training.prepare import Prepared, encoding_rates, load_prepared
+from trivium.training.prepared import Prepared, load_prepared
 from trivium.training.resume import checkpoint_to_resume
 from trivium.training.trainer import RunTrainer
 
@@ -156,7 +157,10 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         ValueError: The data do not fit the recipe, or differ from the data that the run was started with.
     """
     task = recipe.kind
-    prepared = broadcast_from_main(lambda: (load_prepared(recipe),))[0]
+    prepared = None
+    if recipe.data.prepared is not None:
+        folder = Path(recipe.data.prepared)
+        prepared = broadcast_from_main(lambda: load_prepared(folder, recipe))
     data = load_data(recipe.data, task.columns) if prepared is None else prepared.load()
     data.pop("test", None)  # Only `trivium evaluate` reads the test split.
     if "train" not in data:

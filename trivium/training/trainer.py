@@ -20,7 +20,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy, has_length
 from transformers.utils import PushInProgress
 
 from trivium.data.length_grouped import SeededBatchRebalanceSampler, SeededLengthGroupedSampler
-from trivium.data.token_batches import TokenBatchSampler, TokenBatchStream, lengths_of
+from trivium.data.token_batches import TokenBatchSampler, TokenBatchStream, lengths_of, token_columns
 from trivium.storage.atomic import write_whole
 from trivium.training.callbacks import Throughput
 from trivium.training.callbacks.throughput import DataReport
@@ -119,7 +119,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         self.add_callback(Throughput())
         if max_tokens is None:
             return
-        columns = ["input_ids", "labels"] if self.model.config.is_encoder_decoder else ["input_ids"]
+        columns = token_columns(self.model.config)
         max_tokens *= max(1, self.args.n_gpu)  # DataParallel splits a batch over the GPUs of this process.
         if has_length(self.train_dataset):
             lengths = [lengths_of(self.train_dataset, column) for column in columns]
