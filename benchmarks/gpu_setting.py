@@ -1,4 +1,4 @@
-"""What all parts of `gpu.py` share: the device, the folders, and the size of the models."""
+"""Settings of all parts of `gpu.py`: device, folders and model sizes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
