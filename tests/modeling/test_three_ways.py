@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from model_classes import BOTH, CLASSES, DECODER_ONLY, ENCODER_ONLY, WAYS, way_of
+from model_classes import BOTH, CLASSES, DECODER_ONLY, ENCODER_ONLY, LAYERS, WAYS
 from safetensors import safe_open
 from tiny import NORM_POSITIONS, SAME_WEIGHTS, random_ids, tiny_config, tiny_model
 from transformers import AutoConfig, PreTrainedModel
@@ -381,7 +381,7 @@ def test_auto_class_refuses_missing_half(way: str, auto: str, tmp_path: Path) ->
 @by_name("model_class", CLASSES)
 @torch.no_grad()
 def test_save_and_load_keep_everything(model_class: type[Any], tied: bool, tmp_path: Path) -> None:
-    model = tiny_model(model_class, **way_of(model_class), tie_word_embeddings=tied, num_labels=3)
+    model = tiny_model(model_class, **LAYERS[model_class], tie_word_embeddings=tied, num_labels=3)
     model.save_pretrained(tmp_path)
     loaded, report = load(model_class, tmp_path)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -400,7 +400,7 @@ def test_embeddings_are_tied_set_and_resized(
     model_class: type[Any], tied: bool, new_size: int, tmp_path: Path
 ) -> None:
     """Tie, get, set and resize embeddings; the bias of the masked LM head is resized too."""
-    model = tiny_model(model_class, **way_of(model_class), tie_word_embeddings=tied)
+    model = tiny_model(model_class, **LAYERS[model_class], tie_word_embeddings=tied)
     source, head = model.get_input_embeddings(), model.get_output_embeddings()
     has_head = model_class in PRETRAINED.values()
     assert (head is not None) == has_head
@@ -445,7 +445,7 @@ def test_embeddings_are_tied_set_and_resized(
 def test_gradient_checkpointing_matches_gradients_all(model_class: type[Any], norm_position: str) -> None:
     """With dropout, which recomputation has to repeat, and without labels, so that a cache would be created."""
     rates = {"dropout": 0.2, "attention_dropout": 0.2, "activation_dropout": 0.2}
-    model = tiny_model(model_class, **way_of(model_class), **rates, norm_position=norm_position).train()
+    model = tiny_model(model_class, **LAYERS[model_class], **rates, norm_position=norm_position).train()
     inputs, gradients = inputs_for(model), []
     for _ in range(2):
         model.zero_grad()
@@ -463,7 +463,7 @@ def test_gradient_checkpointing_matches_gradients_all(model_class: type[Any], no
 @by_name("model_class", CLASSES)
 @torch.no_grad()
 def test_return_dict_false_returns_tuples(model_class: type[Any]) -> None:
-    model = tiny_model(model_class, **way_of(model_class))
+    model = tiny_model(model_class, **LAYERS[model_class])
     inputs = inputs_for(model)
     as_tuple = model(**inputs, return_dict=False, output_hidden_states=True)
     assert isinstance(as_tuple, tuple)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_classes import CLASSES, way_of
+from model_classes import CLASSES, LAYERS
 from tiny import mask_of, tiny_model
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
@@ -53,7 +53,7 @@ def batch_for(model: PreTrainedModel) -> Tensors:
 def two_steps(model_class: type[Any], processes: int, rank: int) -> dict[str, list[torch.Tensor]]:
     """Train on a shard of the batch; return the gradients of both steps and the final weights."""
     torch.manual_seed(0)
-    model = tiny_model(model_class, **way_of(model_class), num_labels=3).train()
+    model = tiny_model(model_class, **LAYERS[model_class], num_labels=3).train()
     batch = batch_for(model)
     shard: dict[str, Any] = {name: rows.chunk(processes)[rank] for name, rows in batch.items()}
     if "labels" in batch:
