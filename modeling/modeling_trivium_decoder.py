@@ -309,4 +309,5 @@ def last_real_states(hidden_states: torch.Tensor, attention_mask: torch.Tensor |
     length = hidden_states.shape[1]
     is_real = attention_mask[:, -length:].to(hidden_states.device) > 0
     last = (is_real * torch.arange(length, device=hidden_states.device)).argmax(dim=1)  # (batch,)
-    return hidden_states[torch.arange(len(last), device=last.device), last]
+    # `len()` would fix the batch size in an exported graph.
+    return hidden_states[torch.arange(last.shape[0], device=last.device), last]

@@ -196,7 +196,8 @@ class ClassificationHead(nn.Module):
             hidden_states = hidden_states.masked_fill(~is_real[..., None], 0)
             return hidden_states.sum(dim=1) / is_real.sum(dim=1, keepdim=True).clamp(min=1)
         first = is_real.int().argmax(dim=1)  # (batch,), above 0 with padding on the left
-        return hidden_states[torch.arange(len(first), device=first.device), first]
+        # `len()` would fix the batch size in an exported graph.
+        return hidden_states[torch.arange(first.shape[0], device=first.device), first]
 
 
 class TriviumForSequenceClassification(TriviumEncoderPreTrainedModel):

@@ -71,6 +71,15 @@ def test_torch_export(model_class: type[PreTrainedModel], position: str) -> None
     assert_same_outputs(model, program.module())
 
 
+@pytest.mark.slow(reason=LONG)
+def test_torch_export_with_pooling_of_the_first_token() -> None:
+    model = make_model(TriviumForSequenceClassification, classifier_pooling="cls")
+    batch, length = Dim("batch"), Dim("length", max=64)
+    example = make_inputs(model, [6, 4], 5)
+    program = torch.export.export(model, (), example, dynamic_shapes={name: {0: batch, 1: length} for name in example})
+    assert_same_outputs(model, program.module())
+
+
 @pytest.mark.parametrize(
     "model_class",
     [pytest.param(each, marks=pytest.mark.slow) for each in (TriviumModel, TriviumForMaskedLM, TriviumForCausalLM)],

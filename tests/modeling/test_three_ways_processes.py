@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from trivium import (
+    TriviumDecoderForSequenceClassification,
     TriviumDecoderModel,
     TriviumEncoderModel,
     TriviumForCausalLM,
@@ -37,7 +38,7 @@ def batch_for(model: PreTrainedModel) -> Tensors:
     mask = mask_of([6, 2, 5, 3])
     batch = {"input_ids": draw(31, 4, 6), "attention_mask": mask}
     labels = draw(31, 4, 6).masked_fill(mask == 0, -100)
-    if isinstance(model, TriviumForSequenceClassification):
+    if isinstance(model, (TriviumForSequenceClassification, TriviumDecoderForSequenceClassification)):
         batch["labels"] = draw(31, 4) % 3
     elif isinstance(model, TriviumForTokenClassification):
         batch["labels"] = labels.where(labels < 0, labels % 3)
