@@ -9,7 +9,7 @@ other files:
     cutting and joining to the bit              test_surgery.py
     CTranslate2, ONNX                           test_ctranslate2.py, test_onnx.py, test_cli.py
     other families, parity to 1e-9              test_exchange.py, test_families.py, test_parity.py
-    token batches, averages, exact resume       test_batching.py, test_averaging.py, test_resuming.py
+    token batches, averages, exact resume       test_batching.py, test_averaging.py, test_ema.py, test_resuming.py
     full recipes, streams                       test_full_recipes.py, test_batch_stream.py
     pictures, the page                          test_pictures.py, test_demo.py
     cards and the Hub                           test_card.py, test_hub.py
