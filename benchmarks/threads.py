@@ -20,6 +20,7 @@ from rich.table import Table
 POLICIES = {
     "2 threads": {"OMP_NUM_THREADS": "2"},
     "2 threads, passive": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
+    "2 threads, 3,000 spins": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "3000"},
     "1 thread": {"OMP_NUM_THREADS": "1"},
 }
 BUSY = "while True: pass"
@@ -47,7 +48,8 @@ print(median(taken[2:]))
 
 def step_seconds(policy: dict[str, str], busy: int, seconds: float) -> float:
     """Return the median step time in seconds under a policy, next to `busy` busy processes."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")} | policy
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment = others | policy
     busy_processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(busy)]
     try:
         command = [sys.executable, "-c", TRAINING, str(seconds)]

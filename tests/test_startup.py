@@ -38,7 +38,7 @@ imported = [name for name in sys.argv[1:] if name in sys.modules]
 @app.command()
 def policy():
     assert "torch" not in sys.modules
-    print(os.environ["OMP_WAIT_POLICY"])
+    print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
 
 print(json.dumps([imported, CliRunner().invoke(app, ["policy"]).stdout.strip()]))
 """
@@ -49,13 +49,22 @@ def test_help_imports_nothing_heavy() -> None:
     assert json.loads(run(HELP, *HEAVY))[0] == []
 
 
-@pytest.mark.parametrize(("user_policy", "expected"), [(None, "passive"), ("active", "active")])
+@pytest.mark.parametrize(
+    ("user_policy", "expected"),
+    [
+        ({}, "passive 3000"),
+        ({"OMP_WAIT_POLICY": "active"}, "active None"),
+        ({"GOMP_SPINCOUNT": "0"}, "None 0"),
+    ],
+    ids=["none", "policy", "spins"],
+)
 def test_commands_set_thread_policy_unless_user_did(
-    monkeypatch: pytest.MonkeyPatch, user_policy: str | None, expected: str
+    monkeypatch: pytest.MonkeyPatch, user_policy: dict[str, str], expected: str
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if user_policy:
-        monkeypatch.setenv("OMP_WAIT_POLICY", user_policy)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in user_policy.items():
+        monkeypatch.setenv(name, value)
     assert json.loads(run(HELP))[1] == expected
 
 
