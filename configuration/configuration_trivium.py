@@ -34,6 +34,8 @@ ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "longrope": ({"short_factor", "long_factor", "original_max_position_embeddings"}, {"factor", "attention_factor"}),
     "llama3": ({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}, set()),
 }
+# Types that depend on the length the model was trained with.
+NEEDS_TRAINED_LENGTH = [name for name, (keys, _) in ROPE_KEYS.items() if "original_max_position_embeddings" in keys]
 
 # Field names of other model families, and the Trivium fields to use instead. transformers stores unknown names as
 # attributes that no Trivium model reads, so each of these raises a warning.
@@ -184,14 +186,32 @@ class TriviumConfig(PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a field by its name or alias; `@strict` checks the type by the field's own name only.
 
-        New `rope_parameters` keep the `rope_theta` that the model was trained with, unless they have their own.
+        New `rope_parameters` keep the `rope_theta` and the length that the model was trained with, unless they have
+        their own. The length is that of the former parameters, or else the current `max_position_embeddings`.
         """
         if name in self.attribute_map:
             setattr(self, self.attribute_map[name], value)
             return
-        if name == "rope_parameters" and isinstance(value, dict) and "rope_theta" in (self.rope_parameters or {}):
+        former = self.rope_parameters or {}
+        if name == "rope_parameters" and isinstance(value, dict) and "rope_theta" in former:
             value = {"rope_type": "default", "rope_theta": self.rope_theta, **value}
+            if value["rope_type"] in NEEDS_TRAINED_LENGTH:
+                key = "original_max_position_embeddings"
+                value = {key: former.get(key, self.max_position_embeddings), **value}
         super().__setattr__(name, value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Create from a dictionary as in transformers, with fields replaced by `kwargs`, which are checked, too.
+
+        Raises:
+            ValueError: A value is out of range, or fields are inconsistent.
+        """
+        if "rope_parameters" in kwargs:  # first, as long as `max_position_embeddings` is the length in training
+            kwargs = {"rope_parameters": kwargs["rope_parameters"], **kwargs}
+        loaded = super().from_dict(config_dict, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).validate_architecture()
+        return loaded
 
     @property
     def rope_theta(self) -> Any:
