@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import EXACT, mask_of, random_ids, tiny_model
+from tiny import EXACT, copying_batch, mask_of, random_ids, tiny_model
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache, StaticCache
 
 from trivium import TriviumEncoderModel, TriviumForCausalLM, TriviumForConditionalGeneration, TriviumModel
@@ -53,6 +53,19 @@ def test_stacks_match_explicit_masks(attention: str, side: str | None) -> None:
     states = model.decoder(input_ids=ids, attention_mask=padding, **memory).last_hidden_state
     expected = full.decoder(input_ids=ids, **explicit(padding, causal=True), **memory).last_hidden_state
     torch.testing.assert_close(states[padding == 1], expected[padding == 1], **EXACT)
+
+
+@pytest.mark.slow(reason="flex attention compiles a kernel for every mask: more than a minute on a CPU")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile calls deprecated functions of torch
+@torch.no_grad()
+def test_flex_matches_eager() -> None:
+    """Compare in float32, forward only: on a CPU, flex attention supports nothing else."""
+    model = tiny_model(TriviumModel, sliding_window=WINDOW).float()
+    padding = mask_of([LENGTH, 7], "left")
+    inputs = {"input_ids": random_ids(2, LENGTH), "decoder_input_ids": random_ids(2, 9), "attention_mask": padding}
+    expected = model(**inputs).last_hidden_state
+    model.set_attn_implementation("flex_attention")
+    torch.testing.assert_close(model(**inputs).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -137,6 +150,14 @@ def test_packed_texts_match_separate_ones() -> None:
     positions = torch.cat([torch.arange(text.shape[1]) for text in texts])[None]
     packed = model(input_ids=torch.cat(texts, dim=1), position_ids=positions, use_cache=False).logits
     torch.testing.assert_close(packed, torch.cat([model(input_ids=text).logits for text in texts], dim=1), **EXACT)
+
+
+@functions
+def test_loss_without_padding_matches(attention: str) -> None:
+    """Unpadded states are padded again within attention, where the window needs their places."""
+    model = tiny_model(std=0.3, sliding_window=2, attn_implementation=attention)
+    data = copying_batch(sentences=5)
+    torch.testing.assert_close(model(**data, skip_logits=True).loss, model(**data).loss, **EXACT)
 
 
 # --- Generation ------------------------------------------------------------------------------------------------------
