@@ -78,9 +78,8 @@ class IncrementalDecoder:
         if isinstance(embed_positions, LearnedPositions):
             embed_positions.check_length(past_length + ids.shape[1])
         states = self.decoder.embed_tokens(ids)  # (rows, tokens to read, d_model)
-        if (
-            self.mask is None and ids.shape[1] == 1
-        ):  # it sees the whole cache, which ends at the window: no mask, which saves time
+        # One token sees all of the cache, which holds its window at most: no mask, which saves time.
+        if self.mask is None and ids.shape[1] == 1:
             position_ids, context = token_positions(None, 1, past_length, ids.device), NO_CONTEXT
         else:
             position_ids, context = self.decoder.prepare(states, self.mask, cache=self.self_cache)
