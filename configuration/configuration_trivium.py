@@ -34,6 +34,8 @@ ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "longrope": ({"short_factor", "long_factor", "original_max_position_embeddings"}, {"factor", "attention_factor"}),
     "llama3": ({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}, set()),
 }
+# Types that depend on the length the model was trained with.
+NEEDS_TRAINED_LENGTH = [name for name, (keys, _) in ROPE_KEYS.items() if "original_max_position_embeddings" in keys]
 
 # Field names of other model families, and the Trivium fields to use instead. transformers stores unknown names as
 # attributes that no Trivium model reads, so each of these raises a warning.
@@ -82,6 +84,9 @@ class TriviumConfig(PreTrainedConfig):
         rope_parameters: Wavelengths of rotary positions, as in transformers: their base `rope_theta` (default 10000),
             and with a `rope_type` other than "default" how a trained context is stretched: "linear", "dynamic",
             "yarn", "longrope" or "llama3", each with its own keys (`factor`, ...). `rope_theta` may be passed alone.
+        sliding_window: Local self-attention: in the decoder a token attends to this many tokens, itself and those
+            before it, as in Mistral; in the encoder to this many on either side. None: to all. Cross-attention always
+            sees the whole source.
         norm_type: "layernorm" or "rmsnorm".
         norm_position: "post" as in the paper, LayerNorm(x + Sublayer(x)), or "pre", x + Sublayer(LayerNorm(x)).
         norm_eps: Epsilon added to the variance.
@@ -122,6 +127,7 @@ class TriviumConfig(PreTrainedConfig):
     position_embedding_type: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
     max_position_embeddings: int = 1024
     rope_parameters: dict[str, Any] | None = None
+    sliding_window: int | None = None
     norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_position: Literal["post", "pre"] = "post"
     norm_eps: float = 1e-5
@@ -180,14 +186,32 @@ class TriviumConfig(PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a field by its name or alias; `@strict` checks the type by the field's own name only.
 
-        New `rope_parameters` keep the `rope_theta` that the model was trained with, unless they have their own.
+        New `rope_parameters` keep the `rope_theta` and the length that the model was trained with, unless they have
+        their own. The length is that of the former parameters, or else the current `max_position_embeddings`.
         """
         if name in self.attribute_map:
             setattr(self, self.attribute_map[name], value)
             return
-        if name == "rope_parameters" and isinstance(value, dict) and "rope_theta" in (self.rope_parameters or {}):
+        former = self.rope_parameters or {}
+        if name == "rope_parameters" and isinstance(value, dict) and "rope_theta" in former:
             value = {"rope_type": "default", "rope_theta": self.rope_theta, **value}
+            if value["rope_type"] in NEEDS_TRAINED_LENGTH:
+                key = "original_max_position_embeddings"
+                value = {key: former.get(key, self.max_position_embeddings), **value}
         super().__setattr__(name, value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Create from a dictionary as in transformers, with fields replaced by `kwargs`, which are checked, too.
+
+        Raises:
+            ValueError: A value is out of range, or fields are inconsistent.
+        """
+        if "rope_parameters" in kwargs:  # first, as long as `max_position_embeddings` is the length in training
+            kwargs = {"rope_parameters": kwargs["rope_parameters"], **kwargs}
+        loaded = super().from_dict(config_dict, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).validate_architecture()
+        return loaded
 
     @property
     def rope_theta(self) -> Any:
@@ -266,13 +290,19 @@ class TriviumConfig(PreTrainedConfig):
 
         If neither stack is requested and the vocabularies differ, it is the decoder's: generation calls this method
         without arguments to look up the size of the output vocabulary.
+
+        transformers builds both caches of an encoder-decoder from the decoder's configuration, so that it has no
+        `sliding_window` if it is requested: cross-attention needs all keys and values. The mask still has the window.
         """
+        builds_caches = decoder and not encoder
         if decoder is None and encoder is None and self.decoder_vocab_size is not None:
             decoder = True
         if not decoder or encoder or not self.is_encoder_decoder:
             return super().get_text_config(decoder=decoder, encoder=encoder)
         config = copy.deepcopy(self)
         config.decoder_vocab_size = self.target_vocab_size
+        if builds_caches:
+            config.sliding_window = None
         return super(TriviumConfig, config).get_text_config(decoder=decoder, encoder=encoder)
 
     def validate_architecture(self) -> None:
@@ -291,6 +321,10 @@ class TriviumConfig(PreTrainedConfig):
         for name in ("encoder_layers", "decoder_layers", "type_vocab_size"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name} is {value}, but must be at least 0.")
+        if self.sliding_window is not None and self.sliding_window < 2:
+            raise ValueError(
+                f"sliding_window is {self.sliding_window}, but must be at least 2 tokens, or None for full attention."
+            )
         self._validate_variant()
         for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
             if not 0 <= (value := getattr(self, name)) < 1:

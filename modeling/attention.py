@@ -95,6 +95,10 @@ class MultiHeadAttention(nn.Module):
         assert config.num_key_value_heads is not None  # the configuration fills it in
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
+        # Attention functions count the token itself, as the causal mask of transformers does; its bidirectional mask
+        # does not.
+        window = config.sliding_window
+        self.sliding_window = window if window is None or is_causal else window + 1
         key_value_dim = config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.d_model, config.d_model, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.d_model, key_value_dim, bias=config.attention_bias)
@@ -151,6 +155,7 @@ class MultiHeadAttention(nn.Module):
             mask,
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
+            sliding_window=self.sliding_window if memory is None else None,
             **kwargs,
         )
         if context.tokens is None:

@@ -7,8 +7,16 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from .attention import NO_CONTEXT
+from .configuration_trivium import TriviumConfig
 from .decoding_step import PlainLayers, is_plain, plain_head
 from .positions import LearnedPositions, token_positions
+
+
+def _self_attention_cache(config: TriviumConfig) -> DynamicCache:
+    """Return a cache of the decoder's keys and values, of the tokens in the sliding window if there is one."""
+    if config.sliding_window is None:
+        return DynamicCache()  # a cache made from a configuration copies it, which takes milliseconds
+    return DynamicCache(config=config.decoder_only())
 
 
 class IncrementalDecoder:
@@ -34,7 +42,7 @@ class IncrementalDecoder:
     ) -> None:
         self.head, self.decoder, self.num_beams = plain_head(model.lm_head), model.model.decoder, num_beams
         self.prompts = input_ids[::num_beams]
-        self.self_cache, self.cross_cache = DynamicCache(), DynamicCache()
+        self.self_cache, self.cross_cache = _self_attention_cache(self.decoder.config), DynamicCache()
         self.cache: Cache = self.self_cache
         self.mask: torch.Tensor | None = None
         self.memory: torch.Tensor | None = None
@@ -70,7 +78,8 @@ class IncrementalDecoder:
         if isinstance(embed_positions, LearnedPositions):
             embed_positions.check_length(past_length + ids.shape[1])
         states = self.decoder.embed_tokens(ids)  # (rows, tokens to read, d_model)
-        if self.mask is None and ids.shape[1] == 1:  # it sees the whole cache: no mask, which saves time
+        # One token sees all of the cache, which holds its window at most: no mask, which saves time.
+        if self.mask is None and ids.shape[1] == 1:
             position_ids, context = token_positions(None, 1, past_length, ids.device), NO_CONTEXT
         else:
             position_ids, context = self.decoder.prepare(states, self.mask, cache=self.self_cache)

@@ -7,7 +7,12 @@ from itertools import islice
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_bidirectional_sliding_window_mask,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+)
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -129,9 +134,9 @@ class TriviumEncoder(TriviumStack):
         tokens = RealTokens.from_mask(inputs_embeds, attention_mask) if skip_padding else None
         if position_ids is None:
             position_ids = token_positions(attention_mask, inputs_embeds.shape[1], 0, inputs_embeds.device)
-        mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
-        )
+        is_local = self.config.sliding_window is not None
+        create_mask = create_bidirectional_sliding_window_mask if is_local else create_bidirectional_mask
+        mask = create_mask(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
         if self.config.type_vocab_size:
             if token_type_ids is None:
                 token_type_ids = torch.zeros_like(position_ids)
@@ -253,7 +258,9 @@ class TriviumDecoder(TriviumStack):
         # The causal mask hides padding on the right from real tokens anyway, and attention is faster without a mask.
         # With position ids the mask must stay: without a mask transformers looks for packed sequences in them.
         mask_is_redundant = tokens is not None and tokens.is_right_padded and position_ids is None
-        mask = create_causal_mask(
+        is_local = self.config.sliding_window is not None
+        create_mask = create_sliding_window_causal_mask if is_local else create_causal_mask
+        mask = create_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=None if mask_is_redundant else attention_mask,

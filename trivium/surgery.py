@@ -45,6 +45,7 @@ COMMON_FIELDS = (
     "position_embedding_type",
     "max_position_embeddings",
     "rope_parameters",
+    "sliding_window",
     "norm_type",
     "norm_position",
     "norm_eps",

@@ -32,6 +32,7 @@ FIELDS: dict[str, list[Any]] = {
     "position_embedding_type": ["sinusoidal", "learned", "rotary", "alibi", None],
     "max_position_embeddings": [8, 64, 0, INF, "64"],
     "rope_theta": [10000.0, 1e-3, INF, NAN, 0, -1, "1e4", None],
+    "sliding_window": [None, 2, 64, 1, 0, -3, 4.0, True, "4"],
     "norm_type": ["layernorm", "rmsnorm", "batchnorm"],
     "norm_position": ["post", "pre", "both"],
     "norm_eps": [1e-5, 0.0, INF, NAN, -1e-5, "1e-5", None],

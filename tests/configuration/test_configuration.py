@@ -43,6 +43,8 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
         for field in ("encoder_layers", "decoder_layers")
     ),
     ({"encoder_layers": 0, "type_vocab_size": 2}, "type_vocab_size", "2", "must be 0"),
+    *(({"sliding_window": value}, "sliding_window", str(value), "at least 2 tokens") for value in (1, 0, -4)),
+    *(({"sliding_window": value}, "sliding_window", str(value), "int") for value in (True, False, 8.0)),
     ({"classifier_pooling": "max"}, "classifier_pooling", "max", "mean"),
     *(
         ({field: value}, field, str(value), "at least 1")
@@ -187,6 +189,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         "activation_dropout": 0.3,
         "position_embedding_type": "rotary",
         "rope_theta": 5e5,
+        "sliding_window": 5,
         "norm_type": "rmsnorm",
         "norm_position": "pre",
         "norm_eps": 1e-6,

@@ -37,6 +37,7 @@ SEQ2SEQ = {
 }
 GPT2 = {**IDS, "vocab_size": 31, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 29}
 GROUPED = {**NATIVE, "num_key_value_heads": 2}
+QWEN2_WINDOW = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}
 LABELS = {"id2label": {0: "no", 1: "so", 2: "yes"}, "label2id": {"no": 0, "so": 1, "yes": 2}}
 
 # Native models: class and configuration fields.
@@ -57,9 +58,12 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mistral": ("MistralForCausalLM", {**GROUPED, "sliding_window": None}),
-    "mistral-wide-window": ("MistralForCausalLM", {**GROUPED, "num_key_value_heads": 1, "sliding_window": 29}),
+    "mistral-window": ("MistralForCausalLM", {**GROUPED, "num_key_value_heads": 1, "sliding_window": 4}),
     "qwen2": ("Qwen2ForCausalLM", GROUPED),
-    "qwen2-tied": ("Qwen2ForCausalLM", {**GROUPED, "tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "qwen2-tied-window": (
+        "Qwen2ForCausalLM",
+        {**GROUPED, "tie_word_embeddings": True, "num_key_value_heads": 4, **QWEN2_WINDOW},
+    ),
     "gpt2": ("GPT2LMHeadModel", GPT2),
     "gpt2-inner-untied": (
         "GPT2LMHeadModel",
@@ -158,7 +162,12 @@ OURS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "llama",
         {**LLAMA, "attention_bias": True, "ffn_bias": True, "dropout": 0.1, "rope_theta": 300.0},
     ),
-    "mistral": ("llama-135m", "TriviumForCausalLM", "mistral", {**LLAMA, "tie_word_embeddings": False}),
+    "mistral": (
+        "llama-135m",
+        "TriviumForCausalLM",
+        "mistral",
+        {**LLAMA, "tie_word_embeddings": False, "sliding_window": 5},
+    ),
     "qwen2": ("llama-135m", "TriviumForCausalLM", "qwen2", LLAMA),
 }
 

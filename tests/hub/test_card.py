@@ -255,11 +255,11 @@ def test_parameter_count_matches_model(
 def test_model_shape_is_described(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "num_key_value_heads": 2, "gated_ffn": True, "activation_function": "silu", "norm_type": "rmsnorm",
-        "norm_position": "pre", "position_embedding_type": "learned", "decoder_vocab_size": 99,
+        "norm_position": "pre", "position_embedding_type": "learned", "decoder_vocab_size": 99, "sliding_window": 1024,
     }  # fmt: skip
     save(TriviumForConditionalGeneration, tokenizer, tmp_path, **options)
     table = table_of(card_of(tmp_path).text)
-    assert table["attention"] == ["4 heads, 2 key-value heads"]
+    assert table["attention"] == ["4 heads, 2 key-value heads, sliding window of 1,024 tokens"]
     assert table["feed-forward network"] == ["gated, width 40, silu"]
     assert table["normalization"] == ["RMSNorm before each sub-layer"]
     assert table["positions"] == ["learned, at most 64 tokens"]

@@ -34,12 +34,12 @@ CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}  # Tolerance: both compute 
 ENCODER_ONLY, DECODER_ONLY = {"decoder_layers": 0}, {"encoder_layers": 0}
 SMALL = {"encoder_layers": 1, "decoder_layers": 1, "num_key_value_heads": 2}
 
-# Configurations that differ in positions, norms, grouped queries, vocabularies and biases.
+# Configurations that differ in positions, norms, grouped queries, windows, vocabularies and biases.
 SHAPES: list[dict[str, Any]] = [
     {"norm_position": "pre", "decoder_vocab_size": 37, "tie_word_embeddings": False},
     {"position_embedding_type": "learned", "norm_type": "rmsnorm", "num_key_value_heads": 1},
     {"position_embedding_type": "rotary", "norm_position": "pre", "gated_ffn": True, "attention_bias": True},
-    {"position_embedding_type": "rotary", "norm_type": "rmsnorm", "num_key_value_heads": 4, "lm_head_bias": True},
+    {"position_embedding_type": "rotary", "norm_type": "rmsnorm", "sliding_window": 3, "lm_head_bias": True},
 ]
 HEADS = [
     TriviumEncoderModel,

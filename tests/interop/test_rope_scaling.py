@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from native import THEIRS, conversion_error, native_model
 from tiny import mask_of, random_ids, tiny_config
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from trivium import TriviumConfig, TriviumForCausalLM
 from trivium.interop import convert
@@ -125,6 +125,43 @@ def test_arguments_are_not_mutated() -> None:
 def test_invalid_rope_parameters_are_refused(changes: dict[str, Any], expected_error: str) -> None:
     with pytest.raises(StrictDataclassError, match=re.escape(expected_error)):
         causal(rope_parameters=changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected_error"),
+    [
+        ({"rope_parameters": {"rope_type": "ntk"}}, "rope_type is 'ntk', but must be one of 'default', 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "lacks factor; rope_type='yarn' needs factor"),
+        ({"position_embedding_type": "learned", "rope_parameters": parameters("yarn")}, "rope_type is 'yarn', but"),
+        ({"dropout": 2.0}, "dropout is 2.0, but must be in [0, 1)"),
+        ({"sliding_window": 1}, "sliding_window is 1, but must be at least 2"),
+    ],
+)
+def test_invalid_fields_are_refused_on_loading(changes: dict[str, Any], expected_error: str, tmp_path: Path) -> None:
+    TriviumForCausalLM(causal()).save_pretrained(tmp_path)
+    for auto_class in (TriviumForCausalLM, AutoModelForCausalLM, AutoConfig):
+        with pytest.raises(ValueError, match=re.escape(expected_error)):
+            auto_class.from_pretrained(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("rope_type", ["yarn", "llama3", "longrope"])
+def test_stretched_checkpoint_keeps_its_trained_length(rope_type: str, tmp_path: Path) -> None:
+    """The trained length is that of the checkpoint, not the new maximum, in whichever order they are passed."""
+    TriviumForCausalLM(causal(max_position_embeddings=8)).save_pretrained(tmp_path / "trained")
+    new: dict[str, Any] = {"rope_parameters": parameters(rope_type), "max_position_embeddings": 32}
+    expected = TriviumForCausalLM.from_pretrained(tmp_path / "trained", **new)
+    assert parameters(rope_type)["original_max_position_embeddings"] == 8
+    del new["rope_parameters"]["original_max_position_embeddings"]
+    for options in (new, dict(reversed(new.items()))):
+        model = TriviumForCausalLM.from_pretrained(tmp_path / "trained", **options)
+        assert model.config.to_dict() == expected.config.to_dict()
+        frequencies = [each.model.decoder.embed_positions.rotary_emb.inv_freq for each in (model, expected)]
+        assert torch.equal(*frequencies)
+    model.save_pretrained(tmp_path / "stretched")
+    further: dict[str, Any] = {"rope_parameters": {"rope_type": "yarn", "factor": 8.0}, "max_position_embeddings": 64}
+    config = TriviumConfig.from_pretrained(tmp_path / "stretched", **further)
+    assert config.rope_parameters["original_max_position_embeddings"] == 8
+    assert config.max_position_embeddings == 64
 
 
 def test_scaling_needs_rotary_positions() -> None:

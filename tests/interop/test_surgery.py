@@ -329,6 +329,7 @@ OTHER: dict[str, Any] = {
     "position_embedding_type": "rotary",
     "max_position_embeddings": 65,
     "rope_parameters": {"rope_type": "default", "rope_theta": 20000.0},
+    "sliding_window": 8,
     "norm_type": "rmsnorm",
     "norm_position": "pre",
     "norm_eps": 1e-6,

@@ -15,11 +15,15 @@ from trivium.tokenization import train_tokenizer
 # --- Continuous batching ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize(("positions", "window"), [("rotary", None), ("learned", None), ("rotary", 4)])
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "paged|eager"])
-def test_continuous_batching_matches_generate(positions: str, attention: str) -> None:
+def test_continuous_batching_matches_generate(positions: str, window: int | None, attention: str) -> None:
     model = tiny_model(
-        TriviumForCausalLM, encoder_layers=0, position_embedding_type=positions, num_key_value_heads=2
+        TriviumForCausalLM,
+        encoder_layers=0,
+        position_embedding_type=positions,
+        num_key_value_heads=2,
+        sliding_window=window,
     ).float()
     config = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=EOS, pad_token_id=PAD)
     prompts = [random_ids(length).tolist() for length in (3, 7, 5, 1)]

@@ -339,11 +339,14 @@ def _shape(config: TriviumConfig) -> dict[str, str]:
         vocabulary = f"{config.vocab_size:,} source tokens, {config.decoder_vocab_size:,} target tokens"
     limit = f"{config.max_position_embeddings:,} tokens"
     gate = "gated, " if config.gated_ffn else ""
+    window = f", sliding window of {config.sliding_window:,} tokens" if config.sliding_window else ""
     norm = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[config.norm_type]
     return {
         "layers": " + ".join(f"{count} {stack}" for stack, count in stacks.items() if count),
         "width": f"{config.d_model:,}",
-        "heads": f"{heads} heads" + (f", {key_value_heads} key-value heads" if key_value_heads != heads else ""),
+        "heads": f"{heads} heads"
+        + (f", {key_value_heads} key-value heads" if key_value_heads != heads else "")
+        + window,
         "feed_forward": f"{gate}width {config.ffn_dim:,}, {config.activation_function}",
         "positions": {
             "sinusoidal": f"sinusoidal, designed for up to {limit}",

@@ -198,6 +198,11 @@ class _SpecBuilder:
                 f"rope_type is {config.rope_type!r}, but must be 'default': scaled rotary positions are not exported "
                 "to CTranslate2."
             )
+        if config.sliding_window is not None:
+            raise ValueError(
+                f"sliding_window is {config.sliding_window}, but must be None: sliding-window attention is not "
+                "exported to CTranslate2."
+            )
         if config.type_vocab_size and config.is_encoder_decoder:
             raise ValueError(
                 f"type_vocab_size is {config.type_vocab_size}, but must be 0: in CTranslate2, only "

@@ -181,7 +181,7 @@ class _Decoder(nn.Module):
         return self.head(states[:, logits_to_keep]), [(layer.keys, layer.values) for layer in cache.layers]
 
     def _cache(self, pairs: Pairs) -> DynamicCache:
-        cache = DynamicCache(config=self.config)
+        cache = DynamicCache()  # the mask has the sliding window, if there is one
         for index, (key, value) in enumerate(pairs):
             cache.update(key, value, index)
         return cache
@@ -304,7 +304,9 @@ class OnnxModel(PreTrainedModel):
         for name in ("config.json", *self.graphs):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} is not a model exported to ONNX: it has no {name}.")
-        super().__init__(TriviumConfig.from_json_file(folder / "config.json"))
+        config = TriviumConfig.from_json_file(folder / "config.json")
+        config.sliding_window = None  # the graphs have it in their masks, and take the cache as a whole
+        super().__init__(config)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config, trust_remote_code=False)
         if self.can_generate():
             self.generation_config = GenerationConfig.from_pretrained(folder)

@@ -10,6 +10,7 @@ POST_NORM = {
     "norm_position": "post",
     "norm_eps": 1e-5,
     "type_vocab_size": 0,
+    "sliding_window": None,
 }
 NO_LAYER_DROPPED = {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
 

@@ -35,6 +35,7 @@ BERT = Family(
         "norm_position": "post",
         "scale_embedding": False,
         "normalize_embedding": True,
+        "sliding_window": None,
     },
     import_defaults={"attention_bias": True, "ffn_bias": True, "classifier_pooling": "cls"},
     class_requirements={"TriviumForSequenceClassification": {"classifier_pooling": "cls"}},

@@ -29,6 +29,7 @@ GPT2 = Family(
         "scale_embedding": False,
         "normalize_embedding": False,
         "lm_head_bias": False,
+        "sliding_window": None,
     },
     import_defaults={"attention_bias": True, "ffn_bias": True},
     native_requirements={

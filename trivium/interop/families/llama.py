@@ -29,6 +29,7 @@ LLAMA = Family(
         "scale_embedding": False,
         "normalize_embedding": False,
         "lm_head_bias": False,
+        "sliding_window": None,
     },
     native_requirements={
         "head_dim": lambda config: config.hidden_size // config.num_attention_heads,

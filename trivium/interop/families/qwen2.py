@@ -2,8 +2,15 @@
 
 from dataclasses import replace
 
-from trivium.interop.families.llama import LLAMA
-from trivium.interop.families.mistral import MISTRAL
+from trivium.configuration import TriviumConfig
+from trivium.interop.families.mistral import MISTRAL, REQUIREMENTS
+from trivium.interop.mapping import Fields
+
+
+def write(config: TriviumConfig) -> Fields:
+    """Use the sliding window, if there is one, in all layers."""
+    return {} if config.sliding_window is None else {"use_sliding_window": True, "max_window_layers": 0}
+
 
 QWEN2 = replace(
     MISTRAL,
@@ -11,6 +18,7 @@ QWEN2 = replace(
     classes={"Qwen2ForCausalLM": "TriviumForCausalLM", "Qwen2Model": "TriviumDecoderModel"},
     # Trivium has biases on all four attention projections or on none. To Trivium, the output bias becomes zeros. To
     # Qwen2, the output bias must be zero, and a model without attention biases gets zeros for the other three.
-    requirements={**LLAMA.requirements, "ffn_bias": False},
+    requirements={**REQUIREMENTS, "ffn_bias": False},
     import_defaults={"attention_bias": True},
+    write=write,
 )
