@@ -32,9 +32,12 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def tokenizer(request: pytest.FixtureRequest) -> TriviumTokenizer:
-    return train_tokenizer([TEXT], add_bos_token=True, add_eos_token=False, **KINDS[request.param])
+@pytest.fixture(scope="module")
+def tokenizers() -> dict[str, TriviumTokenizer]:
+    return {
+        kind: train_tokenizer([TEXT], add_bos_token=True, add_eos_token=False, **options)
+        for kind, options in KINDS.items()
+    }
 
 
 def load(path: Path) -> Any:
@@ -63,9 +66,12 @@ def continue_prompt(llm: Any, ids: list[int]) -> list[int]:
     return list(takewhile(lambda id: id != llm.token_eos(), new))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_greedy_tokens_and_loss(name: str, tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, "bytes") for name in MODELS), ("llama", "characters"), ("gpt2", "characters")]
+)
+def test_greedy_tokens_and_loss(name: str, kind: str, tokenizers: dict[str, TriviumTokenizer], tmp_path: Path) -> None:
     torch.manual_seed(0)
+    tokenizer = tokenizers[kind]
     options = {"d_model": 64, "ffn_dim": 128, "max_position_embeddings": CONTEXT, **MODELS[name]}
     model = train(language_model(tokenizer, std=0.0, **options), tokenizer)
     folder = save(model, tokenizer, tmp_path / "model")
@@ -81,7 +87,7 @@ def test_greedy_tokens_and_loss(name: str, tokenizer: TriviumTokenizer, tmp_path
         expected = model.generate(torch.tensor([ids]), max_new_tokens=NEW, do_sample=False)[0, len(ids) :].tolist()
         assert continue_prompt(llm, ids) == [id for id in expected if id != tokenizer.eos_token_id], prompt
 
-    # On 20 held-in passages, 8-bit weights change the mean loss by less than 1 %.
+    # 8-bit weights change the mean loss on 20 passages by less than 0.1%.
     ids = torch.tensor(tokenizer(TEXT)["input_ids"])[: 20 * 80].reshape(20, 80)
     with torch.no_grad():
         expected_loss = model(ids, labels=ids).loss.item()
@@ -95,19 +101,20 @@ def test_greedy_tokens_and_loss(name: str, tokenizer: TriviumTokenizer, tmp_path
             logits.append(torch.from_numpy(llm.scores[: len(row) - 1].copy()))
         loss = torch.nn.functional.cross_entropy(torch.stack(logits).flatten(0, 1), ids[:, 1:].flatten())
         losses[quantization] = loss.item()
-    print(name, expected_loss, losses)
-    assert losses["f32"] == pytest.approx(expected_loss, rel=1e-3)
-    assert losses["q8_0"] == pytest.approx(expected_loss, rel=0.01)
+    assert losses["f32"] == pytest.approx(expected_loss, rel=1e-5)
+    assert losses["q8_0"] == pytest.approx(expected_loss, rel=1e-3)
 
 
-def test_texts_have_the_same_ids(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_have_the_same_ids(kind: str, tokenizers: dict[str, TriviumTokenizer], tmp_path: Path) -> None:
+    tokenizer = tokenizers[kind]
     to_gguf(save(language_model(tokenizer, **LLAMA), tokenizer, tmp_path / "model"), tmp_path / "model.gguf")
     llm = load(tmp_path / "model.gguf")
-    is_character = tokenizer._tokenizer.token_to_id("\u0120") is None
+    is_character = kind == "characters"
     for text in LINES + [text for text in ODD_TEXTS if not is_character or text.isascii()]:
         assert llm.tokenize(text.encode(), special=False) == tokenizer(text)["input_ids"], text
-        if not is_character:
-            assert llm.detokenize(llm.tokenize(text.encode(), special=False)).decode() == text
+        if not is_character:  # without BOS, after which llama-cpp-python drops a space
+            assert llm.detokenize(llm.tokenize(text.encode(), add_bos=False, special=False)).decode() == text
     # A user-defined token is recognized, and `</s>` is a token only on request.
     assert tokenizer.mask_token_id in llm.tokenize(b"a<mask>", special=False)
     assert llm.tokenize(b"</s>", add_bos=False, special=True) == [tokenizer.eos_token_id]
