@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/numbers
 
-.PHONY: help install demo test test-slow quantization contract docs check format types clean
+.PHONY: help install demo test test-slow quantization runtimes contract docs check format types clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -26,9 +26,9 @@ demo: install  ## train on the embedded data, evaluate, translate, and show wher
 	@echo "Its learning curves: $(BIN)/tensorboard --logdir $(DEMO)"
 
 # Models in tests are tiny, so a second OpenMP thread slows them down, especially when it spins.
-test test-slow quantization contract: export OMP_NUM_THREADS = 1
-test test-slow quantization contract: export OMP_WAIT_POLICY = passive
-test test-slow quantization contract: export HF_HUB_OFFLINE = 1
+test test-slow quantization runtimes contract: export OMP_NUM_THREADS = 1
+test test-slow quantization runtimes contract: export OMP_WAIT_POLICY = passive
+test test-slow quantization runtimes contract: export HF_HUB_OFFLINE = 1
 # Two processes with consecutive tests each, so that few fixtures are built twice.
 PARALLEL := --numprocesses 2 --dist worksteal
 
@@ -46,6 +46,16 @@ quantization: $(QUANTIZATION)/installed  ## tests of bitsandbytes, quanto and to
 $(QUANTIZATION)/installed: pyproject.toml constraints.txt
 	test -d $(QUANTIZATION) || $(PYTHON) -m venv $(QUANTIZATION)
 	$(QUANTIZATION)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,quantization]'
+	touch $@
+
+RUNTIMES := build/runtimes
+
+runtimes: $(RUNTIMES)/installed  ## tests of exported models in llama.cpp, in an environment of its own
+	$(RUNTIMES)/bin/python -m pytest -m slow tests/clients/test_llama_cpp.py
+
+$(RUNTIMES)/installed: pyproject.toml constraints.txt
+	test -d $(RUNTIMES) || $(PYTHON) -m venv $(RUNTIMES)
+	$(RUNTIMES)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,engines,runtimes]'
 	touch $@
 
 TRANSFORMERS_TESTS ?= build/transformers

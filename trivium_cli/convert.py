@@ -7,7 +7,8 @@ import typer
 
 from trivium_cli.common import KINDS, architecture_of, check_saved_model, report_errors
 
-ENGINES = ("ctranslate2", "onnx")
+ENGINES = ("ctranslate2", "gguf", "onnx")
+QUANTIZED = ("ctranslate2", "gguf")
 
 commands = typer.Typer()
 
@@ -17,19 +18,22 @@ def convert(
     model: Annotated[
         str, typer.Argument(help="Folder of a saved model, or a model id on the Hub.", show_default=False)
     ],
-    output: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="A new or empty folder; for GGUF a new file.", show_default=False)],
     to: Annotated[
         str | None,
         typer.Option(
             help="Target of a Trivium model: a transformers family (bart, bert, gpt2, llama, marian, mistral, qwen2, "
-            "roberta; by default the only compatible one), or an engine (ctranslate2 or onnx)."
+            "roberta; by default the only compatible one), or an engine (ctranslate2, gguf or onnx)."
         ),
     ] = None,
     max_shard_size: Annotated[
         str, typer.Option(help="Maximum size of a weight file; larger weights are sharded. Not for engines.")
     ] = "5GB",
     quantization: Annotated[
-        str | None, typer.Option(help="CTranslate2 only: int8, int8_float16, float16, ...; by default float32.")
+        str | None,
+        typer.Option(
+            help="CTranslate2: int8, int8_float16, float16, ...; GGUF: q8_0 or f16. By default weights are float32."
+        ),
     ] = None,
 ) -> None:
     """Convert a model of transformers to Trivium, or a Trivium model to transformers or another engine.
@@ -38,8 +42,8 @@ def convert(
     Trivium. Weights, configuration, generation settings and tokenizer are converted, and the new model computes the
     same outputs. Features that the target cannot represent are refused by name, and nothing is written.
     """
-    if quantization and to != "ctranslate2":
-        raise typer.BadParameter("--quantization requires --to ctranslate2.")
+    if quantization and to not in QUANTIZED:
+        raise typer.BadParameter(f"--quantization requires --to {' or '.join(QUANTIZED)}.")
     with report_errors():
         if to in ENGINES:
             _convert_for_engine(Path(model), output, to, quantization)
@@ -56,23 +60,34 @@ def convert(
 
 
 def _convert_for_engine(folder: Path, output: Path, engine: str, quantization: str | None) -> None:
-    name = architecture_of(check_saved_model(folder))
+    name, notes = architecture_of(check_saved_model(folder)), list[str]()
     try:
         if engine == "onnx":
             from trivium.interop.onnx import to_onnx
 
             to_onnx(folder, output)
+        elif engine == "gguf":
+            from trivium.interop.gguf import to_gguf
+
+            notes = to_gguf(folder, output, quantization)
         else:
             from trivium.interop.ctranslate2 import to_ctranslate2
 
             to_ctranslate2(folder, output, quantization)
     except ImportError as error:  # an optional dependency is not installed
         raise typer.BadParameter(str(error)) from error
+    for note in notes:
+        typer.echo(f"Note: {note}.")
+    typer.echo(f"The model, a {name}, is in {output}. Use it with {_usage(name, output, engine)}.")
+
+
+def _usage(name: str, output: Path, engine: str) -> str:
     command = next((command for suffix, (_, command) in KINDS.items() if name.endswith(suffix)), None)
-    loader = "onnx.OnnxModel" if engine == "onnx" else "ctranslate2.CTranslate2Model"
-    use = f"`from trivium.interop.{loader.replace('.', ' import ')}`"
+    if engine == "gguf":
+        return "llama.cpp"
     if command == "translate":
-        use = f"`trivium translate {output} --engine {engine}`"
-    elif engine == "ctranslate2" and command != "generate":
-        use = "`ctranslate2.Encoder`"
-    typer.echo(f"The model, a {name}, is in {output}. Use it with {use}.")
+        return f"`trivium translate {output} --engine {engine}`"
+    if engine == "ctranslate2" and command != "generate":
+        return "`ctranslate2.Encoder`"
+    loader = "onnx.OnnxModel" if engine == "onnx" else "ctranslate2.CTranslate2Model"
+    return f"`from trivium.interop.{loader.replace('.', ' import ')}`"

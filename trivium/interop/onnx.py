@@ -15,266 +15,34 @@
 The folder also holds the configuration, generation settings and tokenizer.
 """
 
-import logging
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    CausalLMOutputWithPast,
-    MaskedLMOutput,
-    ModelOutput,
-    QuestionAnsweringModelOutput,
-    Seq2SeqLMOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
+from transformers import AutoTokenizer, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput, Seq2SeqLMOutput
 from transformers.utils.deprecation import deprecate_kwarg
 
-from trivium import modeling
 from trivium.configuration import TriviumConfig
+from trivium.interop.onnx_export import (
+    DECODER,
+    ENCODER,
+    MODEL,
+    OUTPUTS,
+    Tensors,
+    cache_names,
+    require_onnx,
+    to_onnx,
+    zero_pairs,
+)
 from trivium.modeling.cache import self_attention_cache
-from trivium.storage.atomic import check_free, whole_folder
 
-# Exportable model classes and their output types.
-OUTPUTS: dict[str, type[ModelOutput]] = {
-    "TriviumForConditionalGeneration": Seq2SeqLMOutput,
-    "TriviumForCausalLM": CausalLMOutputWithPast,
-    "TriviumEncoderModel": BaseModelOutput,
-    "TriviumForMaskedLM": MaskedLMOutput,
-    "TriviumForSequenceClassification": SequenceClassifierOutput,
-    "TriviumForTokenClassification": TokenClassifierOutput,
-    "TriviumForQuestionAnswering": QuestionAnsweringModelOutput,
-}
-MODEL, ENCODER, DECODER = "model.onnx", "encoder.onnx", "decoder.onnx"
-Tensors = dict[str, torch.Tensor]
-Pairs = list[tuple[torch.Tensor, torch.Tensor]]
-
-
-def _require(name: str) -> ModuleType:
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise ImportError("This needs ONNX: `pip install onnx onnxscript onnxruntime`.") from error
-
-
-# --- Export ----------------------------------------------------------------------------------------------------------
-
-
-def to_onnx(source: str | Path, output: str | Path) -> None:
-    """Export a saved model to ONNX, with its configuration, generation settings and tokenizer.
-
-    Args:
-        source: Folder of a saved model with a head, or of an encoder-only model without one.
-        output: A new or empty folder.
-
-    Raises:
-        FileNotFoundError: The model or its tokenizer does not exist.
-        ImportError: onnx or onnxscript is not installed.
-        ValueError: The model class is not in `OUTPUTS`, or `output` is not empty.
-    """
-    _require("onnx")
-    _require("onnxscript")
-    output = Path(output)
-    check_free(output)
-    model, tokenizer = _load(Path(source))
-    with whole_folder(output) as partial, _silence_exporter():
-        if model.config.decoder_layers:
-            if model.config.is_encoder_decoder:
-                _export_encoder(model, partial / ENCODER)
-            _export_decoder(model, partial / DECODER)
-            model.generation_config.save_pretrained(partial)
-        else:
-            _export_model(model, partial / MODEL)
-        tokenizer.save_pretrained(partial)
-        for name in ("auto_map", "custom_pipelines"):  # these entries refer to modeling code, which is not exported
-            vars(model.config).pop(name, None)
-        model.config.to_json_file(partial / "config.json")
-
-
-def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    for name, what in {"config.json": "saved model", "tokenizer_config.json": "model with its tokenizer"}.items():
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is not a {what}: it has no {name}.")
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    name = (config.architectures or [""])[0]
-    if config.model_type != "trivium" or name not in OUTPUTS:
-        raise ValueError(
-            f"{folder} holds a model of model_type {config.model_type!r} and architectures {config.architectures}, "
-            f"but must hold one of {', '.join(OUTPUTS)}."
-        )
-    if config.rope_type in ("dynamic", "longrope"):
-        raise ValueError(
-            f"rope_type is {config.rope_type!r}, but must be 'default', 'linear', 'yarn' or 'llama3' for ONNX: "
-            "frequencies that change with the length of the input cannot be exported."
-        )
-    # Eager attention handles fully masked queries explicitly; fused attention would leave them to the engine.
-    options = {"dtype": torch.float32, "attn_implementation": "eager"}
-    model = getattr(modeling, name).from_pretrained(folder, config=config, **options)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-
-class _Encoder(nn.Module):
-    """Map the source to the cross-attention keys and values of all decoder layers, computed once per sequence."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.encoder, self.head_dim = model.model.encoder, model.config.head_dim
-        attentions = [layer.cross_attn for layer in model.model.decoder.layers]
-        self.k_projs = nn.ModuleList(attention.k_proj for attention in attentions)
-        self.v_projs = nn.ModuleList(attention.v_proj for attention in attentions)
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Pairs:
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        projections = zip(self.k_projs, self.v_projs, strict=True)
-        return [
-            (self._split_heads(k_proj(states)), self._split_heads(v_proj(states))) for k_proj, v_proj in projections
-        ]
-
-    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, h_kv, S, d_k)
-
-
-class _Decoder(nn.Module):
-    """Run a decoding step with the KV cache passed as plain tensors."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.config, self.decoder, self.head = model.config, model.model.decoder, model.lm_head
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: torch.Tensor,
-        past: Pairs,
-        encoder_attention_mask: torch.Tensor | None,
-        memory: Pairs,
-    ) -> tuple[torch.Tensor, Pairs]:
-        cache = self._cache(past)
-        options: dict[str, Any] = {"cache": cache}
-        if encoder_attention_mask is not None:
-            options = {
-                "cache": EncoderDecoderCache(cache, self._cache(memory)),
-                "encoder_attention_mask": encoder_attention_mask,
-                # the decoder uses only its length, as the memory is cached
-                "encoder_hidden_states": encoder_attention_mask[..., None].float(),
-            }
-        states = self.decoder(input_ids=input_ids, attention_mask=attention_mask, **options).last_hidden_state
-        return self.head(states[:, logits_to_keep]), [(layer.keys, layer.values) for layer in cache.layers]
-
-    def _cache(self, pairs: Pairs) -> DynamicCache:
-        cache = DynamicCache()  # the mask has the sliding window, if there is one
-        for index, (key, value) in enumerate(pairs):
-            cache.update(key, value, index)
-        return cache
-
-
-# Sizes of the example inputs. They are distinct and not 1, because the exporter specializes on sizes of 1.
-BATCH, SOURCE, PAST, LENGTH, KEPT = 2, 7, 5, 3, 2
-
-
-def _export_model(model: PreTrainedModel, path: Path) -> None:
-    names = ["input_ids", "attention_mask", *(["token_type_ids"] if model.config.type_vocab_size else [])]
-    example = {name: torch.ones(BATCH, LENGTH, dtype=torch.long) for name in names}
-    with torch.no_grad():
-        outputs = list(model(**example))
-    _export(model, path, example, names, outputs, {name: {0: "batch", 1: "length"} for name in names})
-
-
-def _export_encoder(model: PreTrainedModel, path: Path) -> None:
-    example = {name: torch.ones(BATCH, SOURCE, dtype=torch.long) for name in ("input_ids", "attention_mask")}
-    shapes = {name: {0: "batch", 1: "source_length"} for name in example}
-    _export(_Encoder(model), path, example, list(example), _names("memory", model.config), shapes)
-
-
-def _export_decoder(model: PreTrainedModel, path: Path) -> None:
-    config = model.config
-    names = ["input_ids", "attention_mask", "logits_to_keep", *_names("past_key_values", config)]
-    example: dict[str, Any] = {
-        "input_ids": torch.ones(BATCH, LENGTH, dtype=torch.long),
-        "attention_mask": torch.ones(BATCH, PAST + LENGTH, dtype=torch.long),
-        "logits_to_keep": torch.arange(KEPT),
-        "past": _pairs(config, BATCH, PAST),
-        "encoder_attention_mask": None,
-        "memory": [],
-    }
-    shapes: dict[str, Any] = {
-        "input_ids": {0: "batch", 1: "length"},
-        "attention_mask": {0: "batch", 1: "past_and_length"},
-        "logits_to_keep": {0: "kept"},
-        "past": [({0: "batch", 2: "past_length"},) * 2] * config.decoder_layers,
-        "encoder_attention_mask": None,
-        "memory": [],
-    }
-    if config.is_encoder_decoder:
-        names += ["encoder_attention_mask", *_names("memory", config)]
-        example["encoder_attention_mask"] = torch.ones(BATCH, SOURCE, dtype=torch.long)
-        example["memory"] = _pairs(config, BATCH, SOURCE)
-        shapes["encoder_attention_mask"] = {0: "batch", 1: "source_length"}
-        shapes["memory"] = [({0: "batch", 2: "source_length"},) * 2] * config.decoder_layers
-    _export(_Decoder(model), path, example, names, ["logits", *_names("present", config)], shapes)
-
-
-def _export(
-    module: nn.Module, path: Path, example: dict[str, Any], inputs: list[str], outputs: list[str], shapes: Any
-) -> None:
-    program = torch.onnx.export(
-        module,
-        kwargs=example,
-        input_names=inputs,
-        output_names=outputs,
-        dynamic_shapes=shapes,
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    program.save(path)
-
-
-def _names(prefix: str, config: TriviumConfig) -> list[str]:
-    return [f"{prefix}.{layer}.{kind}" for layer in range(config.decoder_layers) for kind in ("key", "value")]
-
-
-def _pairs(config: TriviumConfig, batch: int, length: int) -> Pairs:
-    """Return zero keys and values for each layer, as distinct tensors: the exporter would merge shared inputs."""
-    assert config.num_key_value_heads is not None
-    shape = batch, config.num_key_value_heads, length, config.head_dim
-    return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.decoder_layers)]
-
-
-@contextmanager
-def _silence_exporter() -> Iterator[None]:
-    """Silence the exporter's log messages and warnings, such as those on packages that are not installed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-# --- Inference -------------------------------------------------------------------------------------------------------
+__all__ = ["OnnxEncoder", "OnnxForCausalLM", "OnnxForConditionalGeneration", "OnnxModel", "to_onnx"]
 
 
 class OnnxModel(PreTrainedModel):
@@ -300,7 +68,7 @@ class OnnxModel(PreTrainedModel):
     graphs: tuple[str, ...]
 
     def __init__(self, folder: str | Path) -> None:
-        runtime, folder = _require("onnxruntime"), Path(folder)
+        runtime, folder = require_onnx("onnxruntime"), Path(folder)
         for name in ("config.json", *self.graphs):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} is not a model exported to ONNX: it has no {name}.")
@@ -349,8 +117,10 @@ class OnnxModel(PreTrainedModel):
         batch, length = input_ids.shape
         past_length = 0 if own is None else own.get_seq_length()
         self._check_length(past_length + length)
-        pairs = [(layer.keys, layer.values) for layer in own.layers] if past_length else _pairs(self.config, batch, 0)
-        past = zip(_names("past_key_values", self.config), chain.from_iterable(pairs), strict=True)
+        pairs = (
+            [(layer.keys, layer.values) for layer in own.layers] if past_length else zero_pairs(self.config, batch, 0)
+        )
+        past = zip(cache_names("past_key_values", self.config), chain.from_iterable(pairs), strict=True)
         if isinstance(logits_to_keep, int):
             logits_to_keep = torch.arange(length)[-logits_to_keep:]
         mask = _or_ones(attention_mask, (batch, past_length + length))
