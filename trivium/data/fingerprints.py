@@ -11,7 +11,15 @@ from trivium.data.loading import SLICE, DataArguments, files_of
 from trivium.data.readers import READERS
 
 BATCH_SIZE = 1000  # number of rows to hash at once
-LATER_FIELDS = ("delimiter", "encoding", "drop_empty", "drop_identical", "source_scripts", "target_scripts")
+LATER_FIELDS = (
+    "delimiter",
+    "encoding",
+    "drop_empty",
+    "drop_identical",
+    "source_scripts",
+    "target_scripts",
+    "drop_duplicates",
+)
 
 
 def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:

@@ -309,6 +309,13 @@ def files_of(path: str, args: DataArguments, columns: Iterable[str]) -> tuple[st
     return tuple(find_file(file) or file for file in files)
 
 
+def file_arguments(path: str, args: DataArguments, columns: Iterable[str]) -> dict[str, Any]:
+    """Return the arguments of `placed_examples` for the file that `path` names."""
+    names = {column: getattr(args, column) for column in columns}
+    form = FileFormat(tuple(names.values()), args.delimiter, args.encoding or "utf-8")
+    return {"files": files_of(path, args, names), "columns": names, "whole": args.whole_files, "form": form}
+
+
 def _load_file(path: str, split: str, args: DataArguments, columns: dict[str, str]) -> Dataset | IterableDataset:
     files = files_of(path, args, columns)
     is_prefix = len(files) > 1
@@ -327,9 +334,7 @@ def _load_file(path: str, split: str, args: DataArguments, columns: dict[str, st
         raise ValueError(
             f"data.{split} is {path}, but plain text has no labels. Use a file that ends in {', '.join(READERS)}."
         )
-    gen_kwargs: dict[str, Any] = {"files": files, "columns": columns, "whole": args.whole_files}
-    gen_kwargs["form"] = FileFormat(tuple(columns.values()), args.delimiter, args.encoding or "utf-8")
-    gen_kwargs["allow_blank"] = _allow_blank(args, split)
+    gen_kwargs = {**file_arguments(path, args, columns), "allow_blank": _allow_blank(args, split)}
     options: dict[str, Any] = {"features": _features(columns), "split": NamedSplit(split)}
     if args.streaming:
         return IterableDataset.from_generator(examples_of_files, gen_kwargs=gen_kwargs, **options)

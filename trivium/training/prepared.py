@@ -13,7 +13,7 @@ from datasets import DatasetDict, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from trivium.configuration import TriviumConfig
-from trivium.data.fingerprints import hash_file
+from trivium.data.fingerprints import LATER_FIELDS, hash_file
 from trivium.data.loading import files_of
 from trivium.recipe import Recipe
 from trivium.storage.atomic import write_whole
@@ -128,7 +128,12 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def fields_of(recipe: Recipe) -> dict[str, Any]:
     """Return the fields of a recipe that determine the prepared rows, keyed by dotted name."""
-    data = {name: value for name, value in vars(recipe.data).items() if name not in UNUSED_DATA}
+    data = {
+        name: value
+        for name, value in vars(recipe.data).items()
+        # Fields that were added later count only if they are set, so that earlier manifests remain valid.
+        if name not in UNUSED_DATA and (value or name not in LATER_FIELDS)
+    }
     inputs = {name: value for name, value in vars(recipe.inputs).items() if name not in UNUSED_INPUTS}
     sections = {"data": data, "tokenizer": vars(recipe.tokenizer), "inputs": inputs}
     fields = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
