@@ -110,7 +110,7 @@ def test_half_of_the_letters_must_be_in_the_scripts(text: str, scripts: list[str
         ({"target_scripts": ["Klingon"]}, None, r"data\.target_scripts has 'Klingon', but .*Latin, Cyrillic"),
         ({"target_scripts": []}, None, r"data\.target_scripts is empty"),
         ({"drop_duplicates": True, "streaming": True}, None, r"drop_duplicates and data\.streaming are both True"),
-        ({"source_scripts": ["Han"]}, None, r"data\.train: dropped 6 of 6 rows: 6 script\. No row remains"),
+        ({"source_scripts": ["Han"]}, None, r"data\.train \(en-de\): dropped 6 of 6 rows: 6 script\. No row remains"),
     ],
 )
 def test_useless_filters_are_refused(

@@ -121,6 +121,13 @@ def test_compressed_files_are_found(tmp_path: Path, suffix: str, streaming: bool
         assert load(tmp_path / name, streaming=streaming) == EXPECTED
 
 
+@pytest.mark.parametrize("name", ["train.en", "train.en.gz"])
+def test_prefix_with_the_suffix_of_a_side_is_hinted(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=rf"no such file \(leave off {name.removeprefix('train')}\)"):
+        load(tmp_path / name)
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
 @pytest.mark.parametrize("damage", ["truncated", "other"])
 def test_damaged_compressed_file_is_named(tmp_path: Path, suffix: str, damage: str) -> None:
@@ -184,7 +191,7 @@ def test_units_without_a_language_are_empty(tmp_path: Path, caplog: pytest.LogCa
     with pytest.raises(ValueError, match=r"memory\.tmx, translation unit 1: 'fr' is None.*data\.drop_empty=true"):
         load(tmp_path / "memory.tmx", target="fr")
     assert load(tmp_path / "memory.tmx", target="fr", drop_empty=True) == [{"source": "Größe", "target": "x"}]
-    assert "data.train: dropped 1 of 2 rows: 1 empty." in caplog.text
+    assert "data.train (en-fr): dropped 1 of 2 rows: 1 empty." in caplog.text
 
 
 ENTITIES = '<!DOCTYPE tmx [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;">]>'
@@ -229,7 +236,7 @@ def test_empty_sides_are_dropped_in_every_split(
     args = DataArguments(train=prefix, test=prefix, drop_empty=True, streaming=streaming)
     for split, rows in load_data(args).items():
         assert list(rows) == [{"source": "a", "target": "A"}]
-        assert streaming or f"data.{split}: dropped 3 of 4 rows: 3 empty." in caplog.text
+        assert streaming or f"data.{split} (en-de): dropped 3 of 4 rows: 3 empty." in caplog.text
     with pytest.raises(ValueError, match=r"line 2: 'en' is ''.*data\.drop_empty=true"):
         load(prefix, streaming=streaming)
 

@@ -138,7 +138,7 @@ def filter_rows(
     if not filters.is_active:
         return rows, Counter()
     if isinstance(rows, IterableDataset):
-        return rows.filter(lambda row: filters.reason(row) is None), Counter()
+        return rows.filter(_is_kept, fn_kwargs={"filters": filters}), Counter()
     reasons = rows.map(
         _Reasons(filters),
         batched=True,
@@ -154,6 +154,10 @@ def filter_rows(
         raise ValueError(f"{message} No row remains: check the data, or the filters in the section data.")
     logger.warning(message)
     return rows.select([i for i, reason in enumerate(reasons) if reason is None]), dropped
+
+
+def _is_kept(row: Mapping[str, Any], filters: Filters) -> bool:
+    return filters.reason(row) is None
 
 
 def describe(dropped: Mapping[str, int]) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset_builder
 
@@ -19,6 +20,9 @@ LATER_FIELDS = (
     "source_scripts",
     "target_scripts",
     "drop_duplicates",
+    "directions",
+    "temperature",
+    "mixing_seed",
 )
 
 
@@ -43,12 +47,17 @@ def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
         return f"rows:{digest.hexdigest()}"
     selection = (args.config_name, args.source, args.target, args.text, args.label, args.whole_files, args.max_ratio)
     # Fields that were added later count only if they are set, so that earlier fingerprints remain valid.
-    later = [(name, value) for name in LATER_FIELDS if (value := getattr(args, name))]
-    selection = (*selection, args.max_train_samples, args.train if args.name else None, *later)
+    selection = (*selection, args.max_train_samples, args.train if args.name else None, *later_fields(args).items())
     digest.update(json.dumps(selection).encode())
     for file in _files(args, rows):
         digest.update((hash_file(file) if Path(file).is_file() else file).encode())
     return f"files:{digest.hexdigest()}"
+
+
+def later_fields(args: DataArguments) -> dict[str, Any]:
+    """Return the fields that were added after the first fingerprints, if they differ from their defaults."""
+    defaults = vars(DataArguments())
+    return {name: getattr(args, name) for name in LATER_FIELDS if getattr(args, name) != defaults[name]}
 
 
 def _files(args: DataArguments, rows: IterableDataset) -> list[str]:

@@ -27,6 +27,7 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 
 from trivium.data.compressed import content_suffix, find_file
+from trivium.data.directions import check_directions, load_directions
 from trivium.data.examples import examples_of_files, numbered_example
 from trivium.data.filters import PAIR, Filters, check_scripts, filter_rows
 from trivium.data.numbers import numbers_corpus
@@ -58,6 +59,12 @@ class DataArguments:
         source: Source language: the column, the key in `translation`, the suffix of the file, or the language in a
             translation memory. A column may be nested, such as `doc.src.text`.
         target: Target language, in the same form.
+        directions: Several directions for one model, such as `[en-de, en-fr]`, instead of `source` and `target`. The
+            tag of the target language, such as `<2de>`, becomes the first token of each source. `{direction}` in
+            `train`, `validation`, `test` and `config_name` is replaced by the direction. Limits hold for each.
+        temperature: For `directions`: 1 to train on every pair once, more to repeat pairs of smaller directions, whose
+            share becomes proportional to their size to the power of 1/temperature.
+        mixing_seed: For `directions`: seed of the order of the training rows, and of the repeated ones.
         text: Column of texts, for tasks without sentence pairs; it may be nested.
         label: Column of labels: strings or integers; lists of them for multi-label classification; or floats for
             regression.
@@ -87,6 +94,9 @@ class DataArguments:
     test: str | None = None
     source: str = "en"
     target: str = "de"
+    directions: list[str] | None = None
+    temperature: float = 1.0
+    mixing_seed: int = 0
     text: str = "text"
     label: str = "label"
     prepared: str | None = None
@@ -131,6 +141,9 @@ def load_and_count(
 
     The numbers are not known for streamed data.
     """
+    check_directions(args, columns)
+    if args.directions is not None:
+        return load_directions(args, columns, load_and_count)
     requested = {split: getattr(args, split) for split in SPLITS if getattr(args, split) is not None}
     columns_by_name = {column: getattr(args, column) for column in columns}
     _check_format(args, requested)
@@ -148,8 +161,10 @@ def load_and_count(
         )
 
     dropped: dict[str, Counter[str]] = {}
+    direction = f" ({args.source}-{args.target})" if tuple(columns) == PAIR else ""
     for split in splits:
-        splits[split], dropped[split] = filter_rows(splits[split], _filters(args, split, columns), f"data.{split}")
+        filters = _filters(args, split, columns)
+        splits[split], dropped[split] = filter_rows(splits[split], filters, f"data.{split}{direction}")
         limit = getattr(args, f"max_{split}_samples")
         if limit is not None:
             if limit < 1:
@@ -321,7 +336,8 @@ def _load_file(path: str, split: str, args: DataArguments, columns: dict[str, st
     is_prefix = len(files) > 1
     for file in files:
         if not Path(file).is_file():
-            hint = f" (leave off {Path(path).suffix})" if Path(path).is_file() else ""
+            suffixes = "".join(dict.fromkeys((content_suffix(path), Path(path).suffix)))
+            hint = f" (leave off {suffixes})" if Path(path).is_file() else ""
             plain_text = {
                 PAIR: f", or the prefix of parallel text (PREFIX.{args.source} and PREFIX.{args.target})",
                 TEXT: ", or plain text",

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trivium.configuration import TriviumConfig
+from trivium.data.directions import split_directions
 from trivium.data.examples import find_control, placed_examples
 from trivium.data.loading import DataArguments, file_arguments, load_and_count
 from trivium.recipe import Recipe
@@ -183,10 +184,10 @@ def _unknown(characters: Counter[str], tokenizer: PreTrainedTokenizerBase) -> Co
 
 def _first_control(args: DataArguments, split: str, columns: Sequence[str]) -> str | None:
     """Return where the first control character of a split is, if the split is a local file."""
-    path = getattr(args, split)
-    if args.name is not None or path is None:
-        return None
-    for place, example in placed_examples(**file_arguments(path, args, columns), allow_blank=True):
-        if found := find_control(example):
-            return f"{place}: {found}"
+    for part in split_directions(args):
+        path = getattr(part, split)
+        if part.name is None and path is not None:
+            for place, example in placed_examples(**file_arguments(path, part, columns), allow_blank=True):
+                if found := find_control(example):
+                    return f"{place}: {found}"
     return None
