@@ -5,6 +5,7 @@ This file is saved to the Hub with every encoder-decoder. It imports nothing fro
 """
 
 import copy
+import re
 from typing import Any
 
 import torch
@@ -21,6 +22,30 @@ def cap_length(config: PreTrainedConfig, length: int) -> int:
     return min(length, getattr(config, "max_position_embeddings", length))
 
 
+def language_tag(language: str) -> str:
+    """Return the token that selects a target language when it is the first of the source, such as `<2de>`."""
+    return f"<2{language}>"
+
+
+def target_languages(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the target languages for which a tokenizer has a tag, sorted."""
+    tags = (re.fullmatch(r"<2([A-Za-z][A-Za-z0-9_]*)>", token) for token in tokenizer.get_vocab())
+    return sorted(tag[1] for tag in tags if tag)
+
+
+def find_tag(tokenizer: PreTrainedTokenizerBase, language: str) -> str:
+    """Return the tag of a target language.
+
+    Raises:
+        ValueError: The tokenizer does not have it; the message lists the languages for which it has one.
+    """
+    languages = target_languages(tokenizer)
+    if language not in languages:
+        allowed = f"one of {', '.join(languages)}" if languages else "left out, because the model has no language tags"
+        raise ValueError(f"The target language is {language!r}, but must be {allowed}.")
+    return language_tag(language)
+
+
 class TranslationPipeline(Pipeline):
     """Translate texts with an encoder-decoder; the interface is that of transformers 4.
 
@@ -35,6 +60,10 @@ class TranslationPipeline(Pipeline):
     Besides `batch_size` and the arguments of every pipeline, the constructor and the call take:
         truncation: Whether to truncate texts that exceed the tokenizer's maximum length or the model's positions.
         return_tensors: Whether to return `translation_token_ids` instead of `translation_text`.
+        tgt_lang: Target language of a multilingual model. Its tag (`<2de>`) becomes the first token of the source. A
+            tokenizer with the attribute `src_lang`, such as NLLB's, has codes instead (`deu_Latn`); the code is then
+            forced to be the first token of the translation.
+        src_lang: Source language, which only a tokenizer with the attribute `src_lang` needs.
         generation_config: Replaces the generation configuration saved with the model.
         All other arguments are passed to `generate()`, such as `num_beams` or `max_new_tokens`, and override the
         generation configuration. By default a translation may be 50 tokens longer than the longest text of its batch
@@ -67,14 +96,31 @@ class TranslationPipeline(Pipeline):
         return [result[0] for result in results] if all(len(result) == 1 for result in results) else results
 
     def _sanitize_parameters(
-        self, truncation: bool | None = None, return_tensors: bool | None = None, **generation: Any
+        self,
+        truncation: bool | None = None,
+        return_tensors: bool | None = None,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+        **generation: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        preprocessing = {} if truncation is None else {"truncation": truncation}
+        preprocessing: dict[str, Any] = {} if truncation is None else {"truncation": truncation}
+        if hasattr(self.tokenizer, "src_lang"):  # codes of languages, as for NLLB and mBART
+            if src_lang is not None:
+                preprocessing["src_lang"] = src_lang
+            if tgt_lang is not None:
+                code = self.tokenizer.convert_tokens_to_ids(tgt_lang)
+                if code in (None, self.tokenizer.unk_token_id):
+                    raise ValueError(f"tgt_lang is {tgt_lang!r}, but must be a language code of the tokenizer.")
+                generation["forced_bos_token_id"] = code
+        elif tgt_lang is not None:
+            preprocessing["tag"] = find_tag(self.tokenizer, tgt_lang)
         postprocessing = {} if return_tensors is None else {"return_tensors": return_tensors}
         return preprocessing, generation, postprocessing
 
-    def preprocess(self, input_: str, truncation: bool = False) -> dict[str, torch.Tensor]:
-        """Encode one text as ids of shape (1, length)."""
+    def preprocess(
+        self, input_: str, truncation: bool = False, tag: str = "", src_lang: str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Encode one text, after the tag of its target language, as ids of shape (1, length)."""
         if not isinstance(input_, str):
             raise ValueError(
                 f"An input of the translation pipeline is {input_!r}, but must be a text, or a list, generator or "
@@ -82,7 +128,9 @@ class TranslationPipeline(Pipeline):
             )
         max_length = cap_length(self.model.config, self.tokenizer.model_max_length)
         limit = {"max_length": max_length} if truncation and max_length < self.tokenizer.model_max_length else {}
-        ids = self.tokenizer(input_, truncation=truncation, **limit)["input_ids"]
+        if src_lang is not None:
+            self.tokenizer.src_lang = src_lang
+        ids = self.tokenizer(tag + input_, truncation=truncation, **limit)["input_ids"]
         is_blank = not (input_.strip() and ids)
         ids = torch.tensor([ids or [0]])  # the translation of a blank text is discarded
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "is_blank": torch.tensor([is_blank])}

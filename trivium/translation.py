@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trivium.modeling.pipeline_translation import EXTRA_LENGTH, cap_length
+from trivium.modeling.pipeline_translation import EXTRA_LENGTH, cap_length, find_tag
 
 SORT_WINDOW = 2048  # number of texts that are read and sorted by length together
 MAX_BATCH_TOKENS = 4096  # maximum padded tokens times beams per batch, if `batch_size` is None
@@ -26,6 +26,7 @@ def translate(
     tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
     *,
+    to: str | None = None,
     batch_size: int | None = None,
     show_progress: bool = False,
     **generation: Any,
@@ -43,6 +44,8 @@ def translate(
         tokenizer: Its tokenizer; for a decoder-only model one that does not append EOS (`add_eos_token=False`).
         texts: Source texts or prompts. For an encoder-decoder a text is truncated, with a warning, to the number of
             learned positions of the model, or to `max(1024, max_position_embeddings)` tokens.
+        to: Target language of a multilingual model, whose tag is put before each text; None for texts that have a tag
+            already, or for a model of one direction.
         batch_size: Texts per batch; None: as many as fit in 4,096 tokens, counting padding and multiplied by beams.
         show_progress: Whether to show a progress bar.
         **generation: Arguments of `generate()`; the others default to the saved generation config, except that a
@@ -50,7 +53,7 @@ def translate(
             far as the model has positions.
 
     Raises:
-        ValueError: `num_return_sequences` is not 1, or `batch_size` is below 1.
+        ValueError: `num_return_sequences` is not 1, `batch_size` is below 1, or the model does not translate to `to`.
     """
     if generation.get("num_return_sequences", 1) != 1:
         raise ValueError(
@@ -62,11 +65,14 @@ def translate(
     config = model.config
     limit = cap_length(config, max(MAX_TOKENS, getattr(config, "max_position_embeddings", 0)))
 
+    tag = "" if to is None else find_tag(tokenizer, to)
+
     def encode(texts: list[str], first: int) -> list[list[int]]:
+        tagged = [tag + text for text in texts]
         if config.is_encoder_decoder:
-            input_ids = _encode_within(tokenizer, texts, first, limit)
+            input_ids = _encode_within(tokenizer, tagged, first, limit)
         else:
-            input_ids = tokenizer(texts)["input_ids"]
+            input_ids = tokenizer(tagged)["input_ids"]
         return [ids if text.strip() else [] for text, ids in zip(texts, input_ids, strict=True)]
 
     def length_options(length: int) -> dict[str, int]:

@@ -64,6 +64,9 @@ def translate(
     texts: Texts = None,
     input_file: Input = None,
     output_file: Output = None,
+    to: Annotated[
+        str | None, typer.Option(help="Target language of a model with several, such as `fr`.", show_default=False)
+    ] = None,
     beams: Beams = None,
     length_penalty: LengthPenalty = None,
     sample: Sample = False,
@@ -100,6 +103,7 @@ def translate(
             loaded, tokenizer = _load_for_engine(model, engine)
         from transformers import set_seed
 
+        from trivium.modeling.pipeline_translation import target_languages
         from trivium.translation import translate as translations_of
 
         set_seed(seed)
@@ -113,9 +117,12 @@ def translate(
             max_length=max_length,
         )
 
+        languages = [] if to else target_languages(tokenizer)
+
         def process(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
+            texts = _check_tags(texts, languages) if languages else texts
             translations = translations_of(
-                loaded, tokenizer, texts, batch_size=batch_size, show_progress=show_progress, **options
+                loaded, tokenizer, texts, to=to, batch_size=batch_size, show_progress=show_progress, **options
             )
             return map(as_line, translations)
 
@@ -278,6 +285,17 @@ def _load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokeniz
     if not model.config.is_encoder_decoder:
         raise ValueError(f"{folder} does not hold a translation model, so it is not for `trivium translate`.")
     return model, model.tokenizer
+
+
+def _check_tags(texts: Iterable[str], languages: list[str]) -> Iterator[str]:
+    """Yield texts, and refuse one that does not say to which language a multilingual model is to translate it."""
+    from trivium.modeling.pipeline_translation import language_tag
+
+    tags = tuple(map(language_tag, languages))
+    for text in texts:
+        if text.strip() and not text.startswith(tags):
+            raise ValueError(f"The model translates to {', '.join(languages)}. Select one with --to.")
+        yield text
 
 
 def _check_sampling(sample: bool, *options: float | None) -> None:

@@ -3,13 +3,27 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset_builder
 
+from trivium.data.compressed import content_suffix
 from trivium.data.loading import SLICE, DataArguments, files_of
 from trivium.data.readers import READERS
 
 BATCH_SIZE = 1000  # number of rows to hash at once
+LATER_FIELDS = (
+    "delimiter",
+    "encoding",
+    "drop_empty",
+    "drop_identical",
+    "source_scripts",
+    "target_scripts",
+    "drop_duplicates",
+    "directions",
+    "temperature",
+    "mixing_seed",
+)
 
 
 def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
@@ -32,10 +46,18 @@ def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
             digest.update(json.dumps(batch, sort_keys=True).encode())
         return f"rows:{digest.hexdigest()}"
     selection = (args.config_name, args.source, args.target, args.text, args.label, args.whole_files, args.max_ratio)
-    digest.update(json.dumps([*selection, args.max_train_samples, args.train if args.name else None]).encode())
+    # Fields that were added later count only if they are set, so that earlier fingerprints remain valid.
+    selection = (*selection, args.max_train_samples, args.train if args.name else None, *later_fields(args).items())
+    digest.update(json.dumps(selection).encode())
     for file in _files(args, rows):
         digest.update((hash_file(file) if Path(file).is_file() else file).encode())
     return f"files:{digest.hexdigest()}"
+
+
+def later_fields(args: DataArguments) -> dict[str, Any]:
+    """Return the fields that were added after the first fingerprints, if they differ from their defaults."""
+    defaults = vars(DataArguments())
+    return {name: getattr(args, name) for name in LATER_FIELDS if getattr(args, name) != defaults[name]}
 
 
 def _files(args: DataArguments, rows: IterableDataset) -> list[str]:
@@ -51,6 +73,6 @@ def _files(args: DataArguments, rows: IterableDataset) -> list[str]:
 
 def hash_file(file: str) -> str:
     """Return a hash of the bytes of a file, followed by its suffix if that selects a reader."""
-    suffix = Path(file).suffix
+    suffix = content_suffix(file)
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest() + (suffix if suffix in READERS else "")

@@ -5,9 +5,11 @@ and `label` for a classifier. Every row is validated: a missing, empty or undeco
 location, so that the model is not trained on corrupt data.
 """
 
+import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,16 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
+from trivium.data.compressed import content_suffix, find_file
+from trivium.data.directions import check_directions, load_directions
+from trivium.data.examples import examples_of_files, numbered_example
+from trivium.data.filters import PAIR, Filters, check_scripts, filter_rows
 from trivium.data.numbers import numbers_corpus
-from trivium.data.readers import READERS, PlacedRow, Row, document_rows, parallel_rows
+from trivium.data.readers import BINARY, READERS, TABLES, FileFormat
 
 SPLITS = ("train", "validation", "test")
-PAIR = ("source", "target")
 TEXT = ("text",)
 LABELED_TEXT = ("text", "label")
-WORDS = re.compile(r"\w+|[^\w\s]")  # Each punctuation mark counts as a word.
 SLICE = re.compile(r"([^\[\]+]+)\[(\d*):(\d*)\]")  # for example `train[1000:]`
 
 
@@ -40,9 +44,10 @@ class DataArguments:
     """Source of the data: the `data:` section of a recipe.
 
     Set either `name` or local files. The suffix of a local file determines its format: `.jsonl` or `.json` (both with
-    one object per line), `.csv`, `.tsv` (without quoting) or `.parquet`. Any other file is plain text: for a language
-    model, a file with one text per line; for sentence pairs, the common prefix of two files, so that
-    `train="corpus/train"` reads aligned lines of `corpus/train.en` and `corpus/train.de`.
+    one object per line), `.csv`, `.tsv` (without quoting), `.parquet` or `.tmx` (a translation memory). Any other file
+    is plain text: for a language model, a file with one text per line; for sentence pairs, the common prefix of two
+    files, so that `train="corpus/train"` reads aligned lines of `corpus/train.en` and `corpus/train.de`. Each file may
+    be compressed (`.gz`, `.xz`, `.bz2`, `.zst`), and is also found if its name is set without that suffix.
 
     Attributes:
         name: `numbers` for the bundled corpus, a dataset on the Hub, or a folder in the Hub's layout.
@@ -51,17 +56,32 @@ class DataArguments:
             count rows, such as `train[1000:]`.
         validation: File or split for validation, in the same form.
         test: File or split for testing, in the same form.
-        source: Source language: the column, the key in `translation`, or the suffix of the file.
+        source: Source language: the column, the key in `translation`, the suffix of the file, or the language in a
+            translation memory. A column may be nested, such as `doc.src.text`.
         target: Target language, in the same form.
-        text: Column of texts, for tasks without sentence pairs.
+        directions: Several directions for one model, such as `[en-de, en-fr]`, instead of `source` and `target`. The
+            tag of the target language, such as `<2de>`, becomes the first token of each source. `{direction}` in
+            `train`, `validation`, `test` and `config_name` is replaced by the direction. Limits hold for each.
+        temperature: For `directions`: 1 to train on every pair once, more to repeat pairs of smaller directions, whose
+            share becomes proportional to their size to the power of 1/temperature.
+        mixing_seed: For `directions`: seed of the order of the training rows, and of the repeated ones.
+        text: Column of texts, for tasks without sentence pairs; it may be nested.
         label: Column of labels: strings or integers; lists of them for multi-label classification; or floats for
             regression.
         prepared: Folder of data that `trivium prepare` encoded, to train on them without encoding; None to encode them
             before training.
         whole_files: Treat a plain text file as one text instead of one text per line.
+        delimiter: Character between the cells of `.csv` and `.tsv` files; None for a comma and a tab.
+        encoding: Encoding of text files, as Python names it, such as `cp1252` or `utf-16`; None for UTF-8.
         streaming: Read data lazily, if they do not fit on the disk or into memory.
+        drop_empty: Drop rows with an empty text or side, and log their number, instead of raising an error.
         max_ratio: Drop training pairs in which one side has more than this many times the words of the other, or no
             words; punctuation marks count as words. None keeps all pairs, and raises if a side is empty.
+        drop_identical: Drop training pairs whose sides are equal.
+        source_scripts: Drop training pairs if less than half of the letters of the source are in these Unicode
+            scripts, such as `[Latin]` or `[Han, Hiragana, Katakana]`. None for no filter.
+        target_scripts: Unicode scripts of the target, in the same form.
+        drop_duplicates: Drop all but the first of equal training rows. Not for `streaming`.
         max_train_samples: Number of training rows to keep, from the first; None for all.
         max_validation_samples: Number of validation rows to keep, from the first; None for all.
         max_test_samples: Number of test rows to keep, from the first; None for all.
@@ -74,12 +94,22 @@ class DataArguments:
     test: str | None = None
     source: str = "en"
     target: str = "de"
+    directions: list[str] | None = None
+    temperature: float = 1.0
+    mixing_seed: int = 0
     text: str = "text"
     label: str = "label"
     prepared: str | None = None
     whole_files: bool = False
+    delimiter: str | None = None
+    encoding: str | None = None
     streaming: bool = False
+    drop_empty: bool = False
     max_ratio: float | None = None
+    drop_identical: bool = False
+    source_scripts: list[str] | None = None
+    target_scripts: list[str] | None = None
+    drop_duplicates: bool = False
     max_train_samples: int | None = None
     max_validation_samples: int | None = None
     max_test_samples: int | None = None
@@ -97,16 +127,27 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
 
     Raises:
         FileNotFoundError: A file or dataset does not exist.
-        ValueError: The arguments contradict each other; or a row lacks a column, is empty, or is not UTF-8, in which
-            case the message names the file and the line. With `streaming`, errors in rows are raised when the row is
-            read.
+        ValueError: The arguments contradict each other; or a row lacks a column, is empty, or is not in the encoding,
+            in which case the message names the file and the line. With `streaming`, errors in rows are raised when
+            the row is read.
     """
+    return load_and_count(args, columns)[0]
+
+
+def load_and_count(
+    args: DataArguments, columns: Sequence[str] = PAIR
+) -> tuple[DatasetDict | IterableDatasetDict, dict[str, Counter[str]]]:
+    """Load the splits of a dataset as `load_data` does, and the number of rows dropped in each, by reason.
+
+    The numbers are not known for streamed data.
+    """
+    check_directions(args, columns)
+    if args.directions is not None:
+        return load_directions(args, columns, load_and_count)
     requested = {split: getattr(args, split) for split in SPLITS if getattr(args, split) is not None}
     columns_by_name = {column: getattr(args, column) for column in columns}
-    if args.max_ratio is not None and (args.max_ratio < 1 or tuple(columns) != PAIR):
-        raise ValueError(
-            f"data.max_ratio is {args.max_ratio}, but must be null or at least 1, and is only for sentence pairs."
-        )
+    _check_format(args, requested)
+    _check_filters(args, tuple(columns))
     if args.name == "numbers":
         splits = _load_numbers(args, requested, columns_by_name)
     elif args.name is not None:
@@ -119,15 +160,70 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
             "the Hub, or data.train to a local file."
         )
 
-    if args.max_ratio is not None and "train" in splits:
-        splits["train"] = splits["train"].filter(_is_within, fn_kwargs={"max_ratio": args.max_ratio})
+    dropped: dict[str, Counter[str]] = {}
+    direction = f" ({args.source}-{args.target})" if tuple(columns) == PAIR else ""
     for split in splits:
+        filters = _filters(args, split, columns)
+        splits[split], dropped[split] = filter_rows(splits[split], filters, f"data.{split}{direction}")
         limit = getattr(args, f"max_{split}_samples")
         if limit is not None:
             if limit < 1:
                 raise ValueError(f"data.max_{split}_samples is {limit}, but must be at least 1, or null for all.")
             splits[split] = splits[split].take(limit)
-    return IterableDatasetDict(splits) if args.streaming else DatasetDict(splits)
+    return (IterableDatasetDict(splits) if args.streaming else DatasetDict(splits)), dropped
+
+
+def _check_format(args: DataArguments, requested: Mapping[str, str]) -> None:
+    """Check the fields that describe the format of files."""
+    if args.encoding is not None:
+        try:
+            io.TextIOWrapper(io.BytesIO(), encoding=args.encoding)
+        except LookupError as error:
+            raise ValueError(
+                f"data.encoding is {args.encoding!r}, but must be a text encoding of Python, such as utf-8, cp1252, "
+                "latin-1 or utf-16, or null for UTF-8."
+            ) from error
+    if args.delimiter is not None and (len(args.delimiter) != 1 or args.delimiter in '\r\n"'):
+        raise ValueError(f"data.delimiter is {args.delimiter!r}, but must be one character, such as ';', or null.")
+    suffixes = [content_suffix(path) for path in requested.values() if args.name is None]
+    if args.delimiter is not None and suffixes and not set(suffixes) & set(TABLES):
+        raise ValueError(
+            f"data.delimiter is {args.delimiter!r}, but is only for files that end in {', '.join(TABLES)}."
+        )
+    if args.encoding is not None and suffixes and set(suffixes) <= set(BINARY):
+        raise ValueError(
+            f"data.encoding is {args.encoding!r}, but files that end in {', '.join(BINARY)} state their own. Set it "
+            "to null."
+        )
+
+
+def _check_filters(args: DataArguments, columns: tuple[str, ...]) -> None:
+    """Check the fields that filter rows, with the columns of the task."""
+    if args.max_ratio is not None and (args.max_ratio < 1 or columns != PAIR):
+        raise ValueError(
+            f"data.max_ratio is {args.max_ratio}, but must be null or at least 1, and is only for sentence pairs."
+        )
+    for name in ("drop_identical", "source_scripts", "target_scripts"):
+        if (value := getattr(args, name)) and columns != PAIR:
+            raise ValueError(
+                f"data.{name} is {value}, but is only for sentence pairs; the task needs {' and '.join(columns)}."
+            )
+    for name in ("source_scripts", "target_scripts"):
+        if (scripts := getattr(args, name)) is not None:
+            check_scripts(f"data.{name}", scripts)
+    if args.drop_duplicates and args.streaming:
+        raise ValueError(
+            "data.drop_duplicates and data.streaming are both True, but duplicates can only be found among rows that "
+            "are on the disk. Set one of them to false."
+        )
+
+
+def _filters(args: DataArguments, split: str, columns: Sequence[str]) -> Filters:
+    """Return the filters for a split: all of them for training, and only that of empty rows for evaluation."""
+    if split != "train":
+        return Filters(tuple(columns), drop_empty=args.drop_empty)
+    scripts = {side: names for side in PAIR if (names := getattr(args, f"{side}_scripts")) is not None}
+    return Filters(tuple(columns), args.drop_empty, args.max_ratio, args.drop_identical, scripts, args.drop_duplicates)
 
 
 # --- The bundled corpus, datasets on the Hub, local files ------------------------------------------------------------
@@ -157,7 +253,7 @@ def _load_named(args: DataArguments, requested: dict[str, str], columns: dict[st
     if requested:
         loaded = {split: _load_split(args, expression) for split, expression in requested.items()}
     else:
-        available = load_dataset(args.name, args.config_name, streaming=args.streaming)
+        available = _load_dataset(args)
         loaded = {split: available[split] for split in SPLITS if split in available}
         if not loaded:
             raise ValueError(
@@ -167,16 +263,36 @@ def _load_named(args: DataArguments, requested: dict[str, str], columns: dict[st
     return {split: _as_examples(rows, args, columns, split) for split, rows in loaded.items()}
 
 
+def _load_dataset(args: DataArguments, **options: Any) -> Any:
+    """Load a named dataset; its reader takes `data.delimiter` and `data.encoding` if its format has them."""
+    reader_options = {"sep": args.delimiter, "encoding": args.encoding}
+    options |= {name: value for name, value in reader_options.items() if value is not None}
+    try:
+        return load_dataset(args.name, args.config_name, streaming=args.streaming, **options)
+    except ValueError as error:
+        if not re.search(r"BuilderConfig .* doesn't have a '(sep|encoding)' key", str(error)):
+            raise
+        raise ValueError(
+            f"data.delimiter is {args.delimiter!r} and data.encoding is {args.encoding!r}, but the dataset "
+            f"{args.name} is not in a format with such an option. Set them to null."
+        ) from error
+
+
 def _load_split(args: DataArguments, expression: str) -> Dataset | IterableDataset:
     """Load a split, or a slice of one, of a named dataset; `load_dataset` does not support slices of streams."""
     sliced = SLICE.fullmatch(expression) if args.streaming else None
     split = sliced[1] if sliced else expression
-    rows = load_dataset(args.name, args.config_name, split=split, streaming=args.streaming)
+    rows = _load_dataset(args, split=split)
     if sliced is None:
         return rows
     start, end = int(sliced[2] or 0), sliced[3]
     rows = rows.skip(start)
     return rows.take(max(0, int(end) - start)) if end else rows
+
+
+def _allow_blank(args: DataArguments, split: str) -> bool:
+    """Return True if blank texts are accepted, because a filter drops them later."""
+    return args.drop_empty or (split == "train" and args.max_ratio is not None)
 
 
 def _as_examples(
@@ -185,7 +301,7 @@ def _as_examples(
     # A `ClassLabel` column stores indices: convert them to names.
     label_names = getattr((rows.features or {}).get(args.label), "names", None) if "label" in columns else None
     return rows.map(
-        _numbered_example,
+        numbered_example,
         with_indices=True,
         fn_kwargs={
             "columns": columns,
@@ -199,10 +315,20 @@ def _as_examples(
 
 
 def files_of(path: str, args: DataArguments, columns: Iterable[str]) -> tuple[str, ...]:
-    """Return the file that `path` names, or the two files of parallel text that it is the prefix of."""
-    if Path(path).suffix in READERS or "source" not in columns:
-        return (path,)
-    return f"{path}.{args.source}", f"{path}.{args.target}"
+    """Return the file that `path` names, or the two files of parallel text that it is the prefix of.
+
+    A file that exists only compressed is returned with the suffix of its compression.
+    """
+    is_one_file = content_suffix(path) in READERS or "source" not in columns
+    files = (path,) if is_one_file else (f"{path}.{args.source}", f"{path}.{args.target}")
+    return tuple(find_file(file) or file for file in files)
+
+
+def file_arguments(path: str, args: DataArguments, columns: Iterable[str]) -> dict[str, Any]:
+    """Return the arguments of `placed_examples` for the file that `path` names."""
+    names = {column: getattr(args, column) for column in columns}
+    form = FileFormat(tuple(names.values()), args.delimiter, args.encoding or "utf-8")
+    return {"files": files_of(path, args, names), "columns": names, "whole": args.whole_files, "form": form}
 
 
 def _load_file(path: str, split: str, args: DataArguments, columns: dict[str, str]) -> Dataset | IterableDataset:
@@ -210,7 +336,8 @@ def _load_file(path: str, split: str, args: DataArguments, columns: dict[str, st
     is_prefix = len(files) > 1
     for file in files:
         if not Path(file).is_file():
-            hint = f" (leave off {Path(path).suffix})" if Path(path).is_file() else ""
+            suffixes = "".join(dict.fromkeys((content_suffix(path), Path(path).suffix)))
+            hint = f" (leave off {suffixes})" if Path(path).is_file() else ""
             plain_text = {
                 PAIR: f", or the prefix of parallel text (PREFIX.{args.source} and PREFIX.{args.target})",
                 TEXT: ", or plain text",
@@ -219,19 +346,18 @@ def _load_file(path: str, split: str, args: DataArguments, columns: dict[str, st
                 f"data.{split} names {file}, but there is no such file{hint}. Allowed are files that end in "
                 f"{', '.join(READERS)}{plain_text}."
             )
-    if not is_prefix and Path(path).suffix not in READERS and tuple(columns) != TEXT:
+    if not is_prefix and content_suffix(path) not in READERS and tuple(columns) != TEXT:
         raise ValueError(
             f"data.{split} is {path}, but plain text has no labels. Use a file that ends in {', '.join(READERS)}."
         )
-    gen_kwargs: dict[str, Any] = {"files": files, "columns": columns, "whole": args.whole_files}
-    gen_kwargs["allow_blank"] = _allow_blank(args, split)
+    gen_kwargs = {**file_arguments(path, args, columns), "allow_blank": _allow_blank(args, split)}
     options: dict[str, Any] = {"features": _features(columns), "split": NamedSplit(split)}
     if args.streaming:
-        return IterableDataset.from_generator(_examples_of_files, gen_kwargs=gen_kwargs, **options)
+        return IterableDataset.from_generator(examples_of_files, gen_kwargs=gen_kwargs, **options)
     # The cache key of `datasets` depends only on these arguments, so they include the version of each file.
     gen_kwargs["versions"] = tuple((stat.st_mtime_ns, stat.st_size) for stat in map(os.stat, files))
     try:
-        return Dataset.from_generator(_examples_of_files, gen_kwargs=gen_kwargs, **options)
+        return Dataset.from_generator(examples_of_files, gen_kwargs=gen_kwargs, **options)
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
@@ -243,70 +369,3 @@ def _features(columns: Mapping[str, str], label_names: list[str] | None = None) 
     if "label" in columns and not label_names:
         return None
     return Features(dict.fromkeys(columns, Value("string")))
-
-
-# --- From rows to examples -------------------------------------------------------------------------------------------
-
-
-def _allow_blank(args: DataArguments, split: str) -> bool:
-    """Return True if blank texts are accepted, because the filter by `max_ratio` drops them later."""
-    return split == "train" and args.max_ratio is not None
-
-
-def _is_within(pair: Row, max_ratio: float) -> bool:
-    shorter, longer = sorted(len(WORDS.findall(pair[side] or "")) for side in PAIR)
-    return 0 < longer <= max_ratio * shorter
-
-
-def _example(row: Row, columns: Mapping[str, str], place: str, allow_blank: bool) -> dict[str, Any]:
-    translation = row.get("translation")
-    cells = translation if isinstance(translation, dict) and "source" in columns else row
-    example = {}
-    for name, column in columns.items():
-        if column not in cells:
-            names = " and ".join(f"data.{name}" for name in columns)
-            raise ValueError(f"{place}: there is no column {column!r}, only {list(cells)}; set {names}.")
-        value = cells[column]
-        if name == "label" and (value is None or value == "" or value != value):  # NaN is not equal to itself.
-            raise ValueError(f"{place}: {column!r} is {value!r}; every text needs a label.")
-        is_blank = value is None or (isinstance(value, str) and not value.strip())
-        if name != "label" and (not isinstance(value, str | None) or (is_blank and not allow_blank)):
-            needs = "every pair needs a sentence on both sides" if name in PAIR else "every row needs a text"
-            raise ValueError(f"{place}: {column!r} is {value!r}; {needs}.")
-        example[name] = value
-    return example
-
-
-def _numbered_example(
-    row: Row, index: int, columns: Mapping[str, str], origin: str, label_names: list[str] | None, allow_blank: bool
-) -> dict[str, Any]:
-    example = _example(row, columns, f"{origin}, row {index + 1}", allow_blank)
-    if label_names:
-        if example["label"] < 0:  # Test splits with withheld labels use -1.
-            raise ValueError(f"{origin}, row {index + 1}: {columns['label']!r} is missing; every text needs a label.")
-        example["label"] = label_names[example["label"]]
-    return example
-
-
-def _examples_of_files(
-    files: tuple[str, ...],
-    columns: Mapping[str, str],
-    whole: bool,
-    allow_blank: bool,
-    versions: tuple[tuple[int, int], ...] = (),
-) -> Iterator[dict[str, Any]]:
-    place = None
-    for place, row in _rows(files, columns, whole):
-        yield _example(row, columns, place, allow_blank)
-    if place is None:
-        contents = "sentence pairs" if "source" in columns else "texts"
-        raise ValueError(f"{files[0]}: there are no {contents} in this file.")
-
-
-def _rows(files: tuple[str, ...], columns: Mapping[str, str], whole: bool) -> Iterator[PlacedRow]:
-    suffix = Path(files[0]).suffix
-    if suffix in READERS:
-        return READERS[suffix](files[0])
-    if "source" in columns:
-        return parallel_rows(files[0], files[1], columns["source"], columns["target"])
-    return document_rows(files[0], columns["text"], whole)

@@ -2,8 +2,10 @@
 
 import codecs
 import csv
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -11,27 +13,47 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from trivium.data.compressed import content_suffix, open_binary
+from trivium.data.tmx import tmx_rows
+
 Row = Mapping[str, Any]
 PlacedRow = tuple[str, Row]
+SEPARATORS = (";", "\t", ",", "|")  # guessed in error messages
 
 
-def read_lines(path: str | Path) -> Iterator[str]:
+@dataclass(frozen=True)
+class FileFormat:
+    """Properties of a file that its suffix does not tell.
+
+    Attributes:
+        languages: Languages to read from a translation memory.
+        delimiter: Character between the cells of a CSV or TSV file; None for that of the suffix.
+        encoding: Encoding of a text file.
+    """
+
+    languages: tuple[str, ...] = ()
+    delimiter: str | None = None
+    encoding: str = "utf-8"
+
+
+def read_lines(path: str | Path, encoding: str | None = None) -> Iterator[str]:
     r"""Yield the lines of a text file, without line endings.
 
     Only "\n" (or "\r\n") ends a line. `str.splitlines` also splits at characters such as U+2028 or U+0085, which occur
     inside sentences: that would misalign all following lines of parallel text.
 
     Args:
-        path: A UTF-8 file, with or without a byte order mark.
+        path: A text file, with or without a byte order mark; it may be compressed.
+        encoding: Its encoding, as Python names it; None for UTF-8.
 
     Yields:
         Each line, including empty lines.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is empty, or a line is not UTF-8.
+        ValueError: The file is empty, or a line is not in this encoding.
     """
-    for line in _whole_lines(path):
+    for line in _whole_lines(path, encoding):
         yield line.removesuffix("\n").removesuffix("\r")
 
 
@@ -45,33 +67,55 @@ def decode_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
         yield line.removesuffix("\n").removesuffix("\r")
 
 
-def _decode(lines: Iterable[bytes], name: str | Path) -> Iterator[str]:
+def _decode(lines: Iterable[bytes], name: str | Path, encoding: str | None = None) -> Iterator[str]:
+    codec = codecs.lookup(encoding or "utf-8").name
     for number, line in enumerate(lines, start=1):
-        if number == 1:
+        if number == 1 and codec == "utf-8":
             line = line.removeprefix(codecs.BOM_UTF8)
         try:
-            yield line.decode()
+            yield line.decode(codec)
         except UnicodeDecodeError as error:
-            byte = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
-            raise ValueError(f"{name}, line {number}: {byte} is not UTF-8, the only encoding allowed.") from error
+            byte = f"byte 0x{line[error.start]:02x} at position {error.start + 1} is not {codec.upper()}"
+            advice = (
+                ", the only encoding allowed."
+                if encoding is None
+                else ". Set data.encoding to the encoding of the file, such as cp1252 or utf-16."
+            )
+            raise ValueError(f"{name}, line {number}: {byte}{advice}") from error
 
 
-def _whole_lines(path: str | Path) -> Iterator[str]:
+def _decode_wide(file: Any, name: str | Path, encoding: str) -> Iterator[str]:
+    """Decode the lines of a file in UTF-16 or UTF-32, in which a line does not end with the byte of a line feed."""
+    number = 0
+    try:
+        for line in io.TextIOWrapper(file, encoding=encoding, newline="\n"):
+            number += 1
+            yield line
+    except UnicodeError as error:
+        raise ValueError(
+            f"{name}, after line {number}: not {encoding} ({error}). Set data.encoding to the encoding of the file."
+        ) from error
+
+
+def _whole_lines(path: str | Path, encoding: str | None = None) -> Iterator[str]:
     line = None
-    with open(path, "rb") as file:
-        for line in _decode(file, path):
+    is_wide = encoding is not None and codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
+    with open_binary(path) as file:
+        for line in _decode_wide(file, path, encoding) if is_wide else _decode(file, path, encoding):
             yield line
     if line is None:
         raise ValueError(f"{path}: the file is empty.")
 
 
-def parallel_rows(source_file: str, target_file: str, source: str, target: str) -> Iterator[PlacedRow]:
+def parallel_rows(
+    source_file: str, target_file: str, source: str, target: str, encoding: str | None = None
+) -> Iterator[PlacedRow]:
     """Yield the aligned lines of two files as rows with the columns `source` and `target`.
 
     Raises:
         ValueError: One file has more lines than the other.
     """
-    lines = zip_longest(read_lines(source_file), read_lines(target_file))
+    lines = zip_longest(read_lines(source_file, encoding), read_lines(target_file, encoding))
     for number, (source_line, target_line) in enumerate(lines, start=1):
         if source_line is None or target_line is None:
             longer, shorter = (source_file, target_file) if target_line is None else (target_file, source_file)
@@ -83,18 +127,18 @@ def parallel_rows(source_file: str, target_file: str, source: str, target: str) 
         yield f"{source_file} and {target_file}, line {number}", {source: source_line, target: target_line}
 
 
-def document_rows(file: str, text: str, whole: bool) -> Iterator[PlacedRow]:
+def document_rows(file: str, text: str, whole: bool, encoding: str | None = None) -> Iterator[PlacedRow]:
     """Yield the nonblank lines of a file as rows with the column `text`, or the `whole` file as one row."""
     if whole:
-        yield file, {text: "".join(_whole_lines(file))}
+        yield file, {text: "".join(_whole_lines(file, encoding))}
         return
-    for number, line in enumerate(read_lines(file), start=1):
+    for number, line in enumerate(read_lines(file, encoding), start=1):
         if line.strip():
             yield f"{file}, line {number}", {text: line}
 
 
-def _json_rows(file: str) -> Iterator[PlacedRow]:
-    for number, line in enumerate(read_lines(file), start=1):
+def _json_rows(file: str, form: FileFormat) -> Iterator[PlacedRow]:
+    for number, line in enumerate(read_lines(file, form.encoding), start=1):
         place = f"{file}, line {number}"
         try:
             row = json.loads(line)
@@ -105,25 +149,34 @@ def _json_rows(file: str) -> Iterator[PlacedRow]:
         yield place, row
 
 
-def _csv_rows(file: str) -> Iterator[PlacedRow]:
-    lines = (line + "\n" for line in read_lines(file))
+def _csv_rows(file: str, form: FileFormat) -> Iterator[PlacedRow]:
+    lines = (line + "\n" for line in read_lines(file, form.encoding))
     # In a tab-separated file, quotes are part of the text.
-    if Path(file).suffix == ".tsv":
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    if content_suffix(file) == ".tsv":
+        reader = csv.reader(lines, delimiter=form.delimiter or "\t", quoting=csv.QUOTE_NONE)
     else:
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, delimiter=form.delimiter or ",", strict=True)
     try:
         header = next(reader)
         for cells in reader:
             place = f"{file}, line {reader.line_num}"
             if len(cells) != len(header):
-                raise ValueError(f"{place}: found {len(cells)} cells, but line 1 has {len(header)} columns: {header}.")
+                raise ValueError(
+                    f"{place}: found {len(cells)} cells, but line 1 has {len(header)} columns: {header}."
+                    f"{separator_hint(header)}"
+                )
             yield place, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise ValueError(f"{file}, line {reader.line_num}: {error}.") from error
 
 
-def _parquet_rows(file: str) -> Iterator[PlacedRow]:
+def separator_hint(header: Sequence[str]) -> str:
+    """Return a hint for an error if the only column of a table looks as if it were several, or an empty string."""
+    found = [separator for separator in SEPARATORS if len(header) == 1 and separator in header[0]]
+    return f" Are the columns separated by {found[0]!r}? Then set data.delimiter={found[0]!r}." if found else ""
+
+
+def _parquet_rows(file: str, form: FileFormat) -> Iterator[PlacedRow]:
     try:
         table = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
@@ -133,10 +186,17 @@ def _parquet_rows(file: str) -> Iterator[PlacedRow]:
         yield f"{file}, row {number}", row
 
 
-READERS: dict[str, Callable[[str], Iterator[PlacedRow]]] = {
+def _tmx_rows(file: str, form: FileFormat) -> Iterator[PlacedRow]:
+    return tmx_rows(file, form.languages)
+
+
+READERS: dict[str, Callable[[str, FileFormat], Iterator[PlacedRow]]] = {
     ".jsonl": _json_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,
     ".tsv": _csv_rows,
     ".parquet": _parquet_rows,
+    ".tmx": _tmx_rows,
 }
+TABLES = (".csv", ".tsv")  # formats with a delimiter
+BINARY = (".parquet", ".tmx")  # formats that state their own encoding

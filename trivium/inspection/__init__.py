@@ -6,6 +6,7 @@ from typing import Any
 from .alignment import plot_alignment
 from .attention import plot_attention, plot_heads
 from .curves import plot_learning_curves
+from .data import plot_data
 from .drawing import save_figure
 from .fonts import MissingFontWarning
 from .lens import plot_logit_lens
@@ -17,6 +18,7 @@ __all__ = [
     "MissingFontWarning",
     "plot_alignment",
     "plot_attention",
+    "plot_data",
     "plot_heads",
     "plot_learning_curves",
     "plot_logit_lens",

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,8 @@ from datasets import DatasetDict, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from trivium.configuration import TriviumConfig
-from trivium.data.fingerprints import hash_file
+from trivium.data.directions import split_directions
+from trivium.data.fingerprints import LATER_FIELDS, hash_file, later_fields
 from trivium.data.loading import files_of
 from trivium.recipe import Recipe
 from trivium.storage.atomic import write_whole
@@ -128,7 +130,9 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def fields_of(recipe: Recipe) -> dict[str, Any]:
     """Return the fields of a recipe that determine the prepared rows, keyed by dotted name."""
-    data = {name: value for name, value in vars(recipe.data).items() if name not in UNUSED_DATA}
+    first_fields = {name: value for name, value in vars(recipe.data).items() if name not in LATER_FIELDS}
+    data = {name: value for name, value in first_fields.items() if name not in UNUSED_DATA}
+    data |= later_fields(recipe.data)  # only those that are set, so that earlier manifests remain valid
     inputs = {name: value for name, value in vars(recipe.inputs).items() if name not in UNUSED_INPUTS}
     sections = {"data": data, "tokenizer": vars(recipe.tokenizer), "inputs": inputs}
     fields = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
@@ -163,10 +167,10 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def raw_files(recipe: Recipe) -> Iterator[tuple[str, list[Any]]]:
     """Yield path, size, modification time and hash of each local training and validation file."""
-    for split in SPLITS:
-        path = getattr(recipe.data, split)
-        if recipe.data.name is None and path is not None:
-            for file in files_of(path, recipe.data, recipe.kind.columns):
+    for split, args in product(SPLITS, split_directions(recipe.data)):
+        path = getattr(args, split)
+        if args.name is None and path is not None:
+            for file in files_of(path, args, recipe.kind.columns):
                 stat = Path(file).stat()
                 yield file, [stat.st_size, stat.st_mtime_ns, hash_file(file)]
 

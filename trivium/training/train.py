@@ -23,6 +23,7 @@ from transformers import (
 
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
+from trivium.data.directions import tags_of, untagged_texts
 from trivium.data.packing import packing_facts
 from trivium.metrics import load_metric
 from trivium.recipe import Recipe
@@ -289,9 +290,15 @@ def load_or_build(
         )
     defaults = {"add_bos_token": task.add_bos_token, "add_eos_token": task.add_eos_token}
     overrides = {name: value for name in defaults if (value := getattr(recipe.tokenizer, name)) is not None}
+    tags = tags_of(recipe.data)
     if recipe.init_from:
         model = load_initial_model(recipe, labels)
         tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False)
+        if missing := sorted(set(tags) - set(tokenizer.get_vocab())):
+            raise ValueError(
+                f"data.directions is {recipe.data.directions}, but the tokenizer of {recipe.init_from} does not have "
+                f"{', '.join(missing)}. Start from a model that was trained with these target languages."
+            )
         # Encode an empty text instead of reading the attributes `add_bos_token` and `add_eos_token`: if transformers'
         # own class has saved the tokenizer, they do not say which special tokens it adds.
         special_ids = tokenizer("")["input_ids"]
@@ -314,8 +321,9 @@ def load_or_build(
         texts = rows if sample is None else rows.take(sample)
         targets = (row["target"] for row in texts) if "target" in task.columns else None
         tokenizer = broadcast_from_main(
-            lambda: train_tokenizer((row[task.columns[0]] for row in texts), target_texts=targets, **options)
+            lambda: train_tokenizer(untagged_texts(texts, task.columns[0], tags), target_texts=targets, **options)
         )
+        tokenizer.add_tokens(tags, special_tokens=True)
     config = recipe.model_config(
         vocab_size=len(tokenizer),
         decoder_vocab_size=None if tokenizer.shared_vocabulary else tokenizer.target_vocab_size,

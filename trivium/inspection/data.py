@@ -1,0 +1,97 @@
+"""Plot the data of a recipe: lengths of the texts, both sides of pairs, and dropped rows."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .drawing import SERIES, WEIGHTS
+from .fonts import legible
+
+if TYPE_CHECKING:
+    from trivium.training import DataReport
+
+MAX_BINS = 40
+MAX_LABELS = 12  # labels with their own bar
+
+
+def plot_data(report: "DataReport") -> Figure:
+    """Draw the lengths of texts by split, the lengths of both sides of training pairs, labels and dropped rows.
+
+    Args:
+        report: Report of `trivium.training.report_data`.
+
+    Returns:
+        The figure, with one panel for each column of texts and one for each of the other quantities that there are.
+    """
+    train = report.splits["train"]
+    panels: list[Callable[[Axes], None]] = [partial(_draw_lengths, report, name) for name in train.lengths]
+    if {"source", "target"} <= set(train.lengths):
+        panels.append(partial(_draw_pairs, report))
+    labels = dict(train.labels.most_common(MAX_LABELS))
+    if labels:
+        panels.append(partial(_draw_counts, "training rows by label", labels))
+    dropped = {f"{split}: {reason}": n for split, part in report.splits.items() for reason, n in part.dropped.items()}
+    if dropped:
+        panels.append(partial(_draw_counts, "dropped rows", dropped))
+    with legible(labels):
+        columns = len(panels) if len(panels) <= 3 else math.ceil(len(panels) / 2)
+        rows = math.ceil(len(panels) / columns)
+        figure = Figure(figsize=(0.5 + 3.6 * columns, 2.9 * rows + 0.2), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).flat
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        for axes, draw in zip(grid, panels, strict=False):
+            draw(axes)
+    return figure
+
+
+def _draw_lengths(report: "DataReport", name: str, axes: Axes) -> None:
+    """Draw the share of texts of a column by number of tokens, with a line per split."""
+    longest = max(max(part.lengths.get(name) or [1]) for part in report.splits.values())
+    bins = _bins(longest)
+    for color, (split, part) in zip(SERIES, report.splits.items(), strict=False):
+        lengths = part.lengths.get(name, [])
+        weights = np.full(len(lengths), 100 / max(1, len(lengths)))
+        axes.hist(lengths, bins, weights=weights, histtype="step", color=color, label=split, linewidth=1.5)
+    if report.max_length is not None and report.max_length <= longest:
+        axes.axvline(report.max_length, color="black", linestyle=":", label="limit")
+    axes.set(title=name, xlabel="tokens", ylabel="texts, %")
+    axes.legend(frameon=False)
+    _finish(axes)
+
+
+def _draw_pairs(report: "DataReport", axes: Axes) -> None:
+    """Draw a map of the lengths of the two sides of training pairs, with a line where they are equal."""
+    lengths = report.splits["train"].lengths
+    longest = max(max(lengths["source"]), max(lengths["target"]))
+    bins = _bins(longest)
+    axes.hist2d(lengths["source"], lengths["target"], bins=[bins, bins], cmap=WEIGHTS, norm="log")
+    axes.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle=":")
+    axes.set(title="training pairs", xlabel="source tokens", ylabel="target tokens")
+    _finish(axes)
+
+
+def _draw_counts(title: str, counts: dict[str, int], axes: Axes) -> None:
+    """Draw a bar for each count, the first at the top."""
+    names = list(counts)[::-1]
+    bars = axes.barh(names, [counts[name] for name in names], color=SERIES[0])
+    axes.bar_label(bars, [f"{counts[name]:,}" for name in names], padding=2, fontsize="small")
+    axes.set(title=title, xlabel="rows")
+    axes.margins(x=0.2)
+    _finish(axes)
+
+
+def _bins(longest: int) -> np.ndarray:
+    """Return the edges of bins of equal, whole numbers of tokens, so that no bin has more lengths than another."""
+    width = math.ceil((longest + 1) / MAX_BINS)
+    return np.arange(0, longest + 1 + width, width)
+
+
+def _finish(axes: Axes) -> None:
+    axes.title.set_fontsize("medium")
+    axes.spines[["top", "right"]].set_visible(False)
