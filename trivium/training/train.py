@@ -335,9 +335,10 @@ def load_initial_model(recipe: Recipe, labels: dict[str, Any]) -> PreTrainedMode
     Raises:
         ValueError: Parameters outside the head are missing, unexpected or of another shape.
     """
+    config = {**labels, **recipe.config_fields}
     try:
         model, report = recipe.kind.model_class.from_pretrained(
-            recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **{**labels, **recipe.model}
+            recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **config
         )
     except OSError as error:
         if recipe.init_from is None or Path(recipe.init_from).is_dir():
@@ -349,7 +350,7 @@ def load_initial_model(recipe: Recipe, labels: dict[str, Any]) -> PreTrainedMode
     names = [*report["missing_keys"], *report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])]
     if mismatches := sorted(name for name in names if name.startswith(f"{model.base_model_prefix}.")):
         raise ValueError(
-            f"init_from is {recipe.init_from}, whose parameters do not match model={recipe.model}: "
+            f"init_from is {recipe.init_from}, whose parameters do not match model={recipe.config_fields}: "
             f"{len(mismatches)} differ, such as {mismatches[0]}. With init_from, set only model fields that do not "
             "change the shape of the parameters, such as dropout."
         )
