@@ -9,7 +9,9 @@ They are faster because finished sentences are not computed on, the beams of a s
 its source, and a step computes the decoder's layers and little else (`decoding_step`).
 """
 
+import copy
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,8 @@ from transformers.generation import (
     EosTokenCriteria,
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
+    GenerateBeamDecoderOnlyOutput,
+    GenerateBeamEncoderDecoderOutput,
     GenerationMode,
     LogitsProcessorList,
     MaxLengthCriteria,
@@ -54,7 +58,11 @@ MIN_SCORE = NEG_INF / 10  # the score of a sequence of allowed tokens is above i
 
 
 class TriviumGenerationMixin(GenerationMixin):
-    """`generate()` of transformers, with the searches of this module where only sequences are returned."""
+    """`generate()` of transformers, with the searches of this module where only sequences are returned.
+
+    A beam search with `return_dict_in_generate=True` always returns `sequences_scores`. In transformers this needs
+    `output_scores=True`, which also keeps the scores of the whole vocabulary at every step.
+    """
 
     def generate(self, *args: Any, streamer: BaseStreamer | None = None, **kwargs: Any) -> Any:
         """Generate as in transformers, but also accept a streamer in beam search.
@@ -138,10 +146,19 @@ class TriviumGenerationMixin(GenerationMixin):
             num_beams = generation_config.num_beams
             with self._without_gradients():
                 decoder = IncrementalDecoder(self, input_ids, num_beams, **kwargs)
-                sequences = beam_search(decoder, input_ids[::num_beams], logits_processor, generation_config)
-            if sequences is not None:
-                return sequences.clone()
-        return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+                found = beam_search(decoder, input_ids[::num_beams], logits_processor, generation_config)
+            if found is not None:
+                sequences, scores = (tensor.clone() for tensor in found)
+                if not generation_config.return_dict_in_generate:
+                    return sequences
+                outputs = (GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput)
+                return outputs[self.config.is_encoder_decoder](sequences=sequences, sequences_scores=scores)
+        if not generation_config.return_dict_in_generate or generation_config.output_scores:
+            return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+        generation_config = copy.copy(generation_config)
+        generation_config.output_scores = True
+        output = super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+        return replace(output, scores=None)
 
     def _without_gradients(self) -> AbstractContextManager[Any]:
         """Return inference mode, or no_grad if a quantizer has made tensor subclasses of the weights.
@@ -173,10 +190,17 @@ class TriviumGenerationMixin(GenerationMixin):
         )
 
     def _returns_sequences_only(self, generation_config: GenerationConfig) -> bool:
-        """Return True if only sequences are requested, and no `forward` is customized."""
+        """Return True if only sequences, or those of a beam search with scores, are requested from plain modules.
+
+        A module is plain if its `forward` is not customized.
+        """
+        details = ("scores", "logits", "attentions", "hidden_states")
+        needs_details = generation_config.return_dict_in_generate and (
+            generation_config.num_beams == 1 or any(getattr(generation_config, f"output_{name}") for name in details)
+        )
         return not (
             generation_config.do_sample
-            or generation_config.return_dict_in_generate
+            or needs_details
             or generation_config.use_cache is False
             or generation_config.cache_implementation
             or generation_config.prefill_chunk_size
@@ -377,7 +401,7 @@ class BeamSearch:
 
 def beam_search(
     decoder: IncrementalDecoder, prompts: torch.Tensor, processors: LogitsProcessorList, config: GenerationConfig
-) -> torch.Tensor | None:
+) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Keep the best `config.num_beams` running beams of each sentence, and as many finished ones.
 
     Args:
@@ -387,9 +411,11 @@ def beam_search(
         config: Prepared by `generate()`.
 
     Returns:
-        (batch * config.num_return_sequences, length), each prompt with its continuations, best first. None if a
-        sentence has too few allowed continuations: transformers then returns forbidden ones, which depend on how long
-        the other sentences of the batch are searched, so only its own loop can tell which.
+        (batch * config.num_return_sequences, length), each prompt with its continuations, best first, and their
+        scores, (batch * config.num_return_sequences,), the summed log-probabilities of the new tokens divided by their
+        number to the power of `config.length_penalty`. None if a sentence has too few allowed continuations:
+        transformers then returns forbidden ones, which depend on how long the other sentences of the batch are
+        searched, so only its own loop can tell which.
     """
     prompt_length, max_length, num_beams = prompts.shape[1], config.max_length, config.num_beams
     search = BeamSearch(prompts, config)
@@ -428,5 +454,5 @@ def beam_search(
         logits = decoder.step(search.running.ids[..., length].flatten())
 
     # 5) Return the best sequences, as long as the longest of them.
-    ids, lengths = search.hypotheses.ids, search.hypotheses.lengths[:, : config.num_return_sequences]
-    return ids[:, : config.num_return_sequences, : prompt_length + lengths.max()].flatten(0, 1)
+    scores, ids, lengths = (tensor[:, : config.num_return_sequences] for tensor in search.hypotheses)
+    return ids[..., : prompt_length + lengths.max()].flatten(0, 1), scores.flatten()

@@ -64,6 +64,7 @@ class TranslationPipeline(Pipeline):
             tokenizer with the attribute `src_lang`, such as NLLB's, has codes instead (`deu_Latn`); the code is then
             forced to be the first token of the translation.
         src_lang: Source language, which only a tokenizer with the attribute `src_lang` needs.
+        return_scores: Whether to add the `score` of each translation, the `sequences_scores` of beam search.
         generation_config: Replaces the generation configuration saved with the model.
         All other arguments are passed to `generate()`, such as `num_beams` or `max_new_tokens`, and override the
         generation configuration. By default a translation may be 50 tokens longer than the longest text of its batch
@@ -101,6 +102,7 @@ class TranslationPipeline(Pipeline):
         return_tensors: bool | None = None,
         src_lang: str | None = None,
         tgt_lang: str | None = None,
+        return_scores: bool | None = None,
         **generation: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocessing: dict[str, Any] = {} if truncation is None else {"truncation": truncation}
@@ -114,6 +116,8 @@ class TranslationPipeline(Pipeline):
                 generation["forced_bos_token_id"] = code
         elif tgt_lang is not None:
             preprocessing["tag"] = find_tag(self.tokenizer, tgt_lang)
+        if return_scores is not None:
+            generation["return_scores"] = return_scores
         postprocessing = {} if return_tensors is None else {"return_tensors": return_tensors}
         return preprocessing, generation, postprocessing
 
@@ -135,24 +139,45 @@ class TranslationPipeline(Pipeline):
         ids = torch.tensor([ids or [0]])  # the translation of a blank text is discarded
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "is_blank": torch.tensor([is_blank])}
 
-    def _forward(self, input_tensors: dict[str, torch.Tensor], **generation: Any) -> dict[str, torch.Tensor]:
-        """Translate a batch; `output_ids` has the shape (batch, num_return_sequences, length)."""
+    def _forward(
+        self, input_tensors: dict[str, torch.Tensor], return_scores: bool = False, **generation: Any
+    ) -> dict[str, torch.Tensor]:
+        """Translate a batch; `output_ids` has the shape (batch, num_return_sequences, length), `scores` one less."""
         input_ids, attention_mask = input_tensors["input_ids"], input_tensors["attention_mask"]
         config = copy.deepcopy(generation.pop("generation_config", None)) or GenerationConfig()
         model_kwargs = config.update(**generation)  # arguments that are not part of a configuration
         saved = self.model.generation_config
         if config.max_length is config.max_new_tokens is saved.max_new_tokens is None:
             config.max_length = cap_length(self.model.config, input_ids.shape[1] + EXTRA_LENGTH)
-        config.return_dict_in_generate = False
+        elif config.max_length is saved.max_new_tokens is None:
+            # The same limit, since transformers warns if `max_new_tokens` is beside a `max_length` that is saved.
+            start = model_kwargs.get("decoder_input_ids", input_ids[:, :1])
+            config.max_length, config.max_new_tokens = start.shape[1] + config.max_new_tokens, None
+        num_beams = config.num_beams or saved.num_beams or 1
+        if return_scores and num_beams < 2:
+            raise ValueError(
+                f"return_scores is True and num_beams is {num_beams}, but only beam search has scores. Set num_beams "
+                "to at least 2."
+            )
+        config.return_dict_in_generate = config.output_scores = return_scores
         output = self.model.generate(input_ids, config, attention_mask=attention_mask, **model_kwargs)
-        return {"output_ids": output.unflatten(0, (len(input_ids), -1)), "is_blank": input_tensors["is_blank"]}
+        tensors = {"output_ids": output}
+        if return_scores:
+            tensors = {"output_ids": output.sequences, "scores": output.sequences_scores}
+        outputs = {name: tensor.unflatten(0, (len(input_ids), -1)) for name, tensor in tensors.items()}
+        return {**outputs, "is_blank": input_tensors["is_blank"]}
 
     def postprocess(
         self, model_outputs: dict[str, torch.Tensor], return_tensors: bool = False
-    ) -> list[dict[str, str | torch.Tensor]]:
+    ) -> list[dict[str, str | float | torch.Tensor]]:
         """Decode the translations of one text."""
         output_ids = model_outputs["output_ids"][0]
         if return_tensors:
-            return [{"translation_token_ids": ids} for ids in output_ids]
-        texts = self.tokenizer.batch_decode(output_ids, skip_special_tokens=True)
-        return [{"translation_text": "" if model_outputs["is_blank"] else text} for text in texts]
+            results = [{"translation_token_ids": ids} for ids in output_ids]
+        else:
+            texts = self.tokenizer.batch_decode(output_ids, skip_special_tokens=True)
+            results = [{"translation_text": "" if model_outputs["is_blank"] else text} for text in texts]
+        if "scores" in model_outputs:
+            scores = (model_outputs["scores"][0] * ~model_outputs["is_blank"]).tolist()
+            results = [{**result, "score": score} for result, score in zip(results, scores, strict=True)]
+        return results

@@ -163,7 +163,7 @@ class CustomProcessor(LogitsProcessor):
 @pytest.mark.parametrize(
     "options",
     [
-        {"return_dict_in_generate": True},
+        {"return_dict_in_generate": True, "output_scores": True},
         {"do_sample": True},
         {"repetition_penalty": 1.5},
         {"use_cache": False},
@@ -184,6 +184,32 @@ def test_unsupported_options_fall_back(options: dict[str, Any], num_beams: int) 
     assert len(found[0] if "return_dict_in_generate" in options else found) == 7
     if "cache" in options:
         assert options["cache"].get_seq_length() > 0  # A cache passed by the caller is filled.
+
+
+@pytest.mark.parametrize("model_class", [TriviumForConditionalGeneration, TriviumForCausalLM])
+@pytest.mark.parametrize("options", [search for search in SEARCHES if "num_beams" in search], ids=str)
+def test_sequences_scores_match_transformers(model_class: Any, options: dict[str, Any]) -> None:
+    if model_class is TriviumForCausalLM:
+        shape = {"encoder_layers": 0, "position_embedding_type": "rotary", "norm_position": "pre"}
+        inputs: dict[str, Any] = {**prompts(), **options, "return_dict_in_generate": True}
+    else:
+        shape = {"attn_implementation": "sdpa", "num_key_value_heads": 2}
+        inputs = {**sources(), **options, "return_dict_in_generate": True}
+    model = half_trained_copy(model_class, **shape)
+    found, search_count = search(model, **inputs)
+    expected = model.generate(**inputs, output_scores=True)
+    assert search_count == 1
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.sequences_scores, expected.sequences_scores)
+
+
+def test_fallback_returns_sequences_scores() -> None:
+    model, processors = half_trained_copy(TriviumForConditionalGeneration), LogitsProcessorList([CustomProcessor()])
+    options = {**sources(), "num_beams": 2, "logits_processor": processors, "return_dict_in_generate": True}
+    found, search_count = search(model, **options)
+    expected = model.generate(**options, output_scores=True)
+    assert (search_count, found.scores) == (0, None)
+    assert torch.equal(found.sequences_scores, expected.sequences_scores)
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

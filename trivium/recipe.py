@@ -127,8 +127,8 @@ class Recipe:
         data: Source of the training, validation and test data.
         tokenizer: Arguments of `train_tokenizer`.
         inputs: Encoding of text as model inputs.
-        model: `preset`, the name of a preset, and fields of `TriviumConfig` that override it. A task uses only the
-            layers of the preset that it needs: `masked-lm` only the encoder.
+        model: `preset`, the name of a preset, and fields of `TriviumConfig` that override it; null selects the first
+            preset. A task uses only the layers of the preset that it needs: `masked-lm` only the encoder.
         training: Fields of `Seq2SeqTrainingArguments`; null selects the default.
         generation: Fields of `GenerationConfig`, which are saved with the model as its defaults.
         metrics: Names of metrics, as `trivium.metrics.load_metric` takes them; None for the default of the task.
@@ -175,8 +175,12 @@ class Recipe:
 
     def model_config(self, **facts: Any) -> TriviumConfig:
         """Return the `model:` section as a configuration, with defaults in `facts` from the tokenizer and the data."""
-        options = dict(self.model)
-        return preset_config(options.pop("preset", next(iter(PRESETS))), **{**facts, **options})
+        return preset_config(self.model.get("preset") or next(iter(PRESETS)), **{**facts, **self.config_fields})
+
+    @property
+    def config_fields(self) -> dict[str, Any]:
+        """Return the fields of `TriviumConfig` in the `model:` section, without `preset`."""
+        return {name: value for name, value in self.model.items() if name != "preset"}
 
     def check_start(self) -> None:
         """Raise a FileNotFoundError if `init_from` is neither a folder nor a valid name of a model on the Hub."""
@@ -354,10 +358,11 @@ def _check_task(recipe: Recipe) -> None:
 
 def _check_model(recipe: Recipe) -> None:
     _refuse_unknown("model", recipe.model, ["preset", *(f.name for f in fields(TriviumConfig)), *CONFIG_ARGUMENTS])
-    if recipe.init_from and "preset" in recipe.model:
+    preset = recipe.model.get("preset")
+    if recipe.init_from and preset is not None:
         raise ValueError(
-            f"init_from is {recipe.init_from!r} and model.preset is {recipe.model['preset']!r}, but a saved model has "
-            "its own configuration. Remove one of them."
+            f"init_from is {recipe.init_from!r} and model.preset is {preset!r}, but a saved model has its own "
+            "configuration. Set model.preset=null or init_from=null."
         )
 
 

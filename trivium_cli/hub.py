@@ -32,7 +32,9 @@ def card(
     """Generate the model card, README.md, from the records of the run.
 
     The fields are `title`, `summary`, `license`, `languages`, `datasets`, `examples`, `intended_use` and
-    `limitations`, as in the `card:` section of a recipe. `attention.png` shows the attention for the first example.
+    `limitations`, as in the `card:` section of a recipe. Without `examples`, short texts of the local
+    validation data are used. `attention.png` shows the attention for the first example, `curves.png` the losses and
+    metrics of the run.
 
     `trivium push` generates the same card. Use this command to preview it, or to edit it by hand.
     """
@@ -69,7 +71,9 @@ def push(
     ] = "main",
     message: Annotated[str | None, typer.Option(help="Subject of the commit.")] = None,
     space: Annotated[bool, typer.Option("--space", help="Also publish a demo, as a Space of the same name.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run all checks, but change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run all checks and list the files, also offline; change nothing.")
+    ] = False,
     trust_remote_code: Annotated[
         bool,
         typer.Option(
@@ -96,7 +100,15 @@ def push(
         console.print(f"Loading {model} without trivium, and comparing the outputs ...")
         hub.check_folder(model, trust_remote_code=trust_remote_code)
         console.print("The model loads without trivium, and computes the same.")
-        planned = hub.plan(model, repo_id, private=private, revision=revision)
+        try:
+            planned = hub.plan(model, repo_id, private=private, revision=revision)
+        except ConnectionError as error:
+            if not dry_run:
+                raise
+            console.print(f"The files were not compared with the Hub: {error}")
+            _show(console, hub.plan(model, repo_id, private=private, revision=revision, offline=True))
+            console.print(f"Nothing was uploaded. These files would be pushed to {repo_id} if it is new.")
+            return
         _show(console, planned)
         if space:  # refuse problems before anything is uploaded
             with TemporaryDirectory() as temporary:

@@ -160,14 +160,11 @@ def evaluate(
             )
         recipe = load_recipe(model, overrides or [])
         from trivium import evaluation
-        from trivium.data import load_data
+        from trivium.data import load_split
         from trivium.storage.atomic import write_whole
         from trivium.storage.manifest import record
 
-        data = load_data(recipe.data, recipe.kind.columns)
-        if split not in data:
-            raise ValueError(f"--split is {split}, but must be one of {', '.join(data)}; or add data.{split}=...")
-        rows = list(data[split])
+        rows = list(load_split(recipe.data, split, recipe.kind.columns))
         loaded, tokenizer = load(model, trust_remote_code=trust_remote_code)
         options = drop_none(num_beams=beams, length_penalty=length_penalty)
         decoding = {}

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from itertools import chain, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -82,12 +83,35 @@ def translate(
         int | None,
         typer.Option(min=1, help="Batch size, in texts; by default as many as have 4,096 tokens."),
     ] = None,
+    n_best: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of translations per text, best first, as JSON lines; needs beam search."),
+    ] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Add the scores of the translations, as JSON lines; needs beam search.")
+    ] = False,
+    split_sentences: Annotated[
+        bool,
+        typer.Option("--split-sentences", help="Translate long texts sentence by sentence; needs sentencex."),
+    ] = False,
+    language: Annotated[
+        str | None,
+        typer.Option(
+            help="With --split-sentences: ISO 639 code of the texts' language; by default that of the model's recipe, "
+            "or else en."
+        ),
+    ] = None,
     engine: Engine = "torch",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Translate texts from arguments, a file or standard input, one per line.
 
-    Texts of more than 1,024 tokens are truncated with a warning, unless the model supports longer ones.
+    Texts of more than 1,024 tokens are truncated with a warning, unless the model supports longer ones. Translations
+    of such texts are better with `--split-sentences`.
+
+    With `--n-best` or `--scores`, each output line is a JSON object `{"source": ..., "translations": [...],
+    "scores": [...]}`. A score is the log-probability of a translation divided by its number of tokens, to the power of
+    the length penalty; without `--beams`, the number of beams is at least that of the translations, and 2.
 
     For an engine other than torch, the folder may be one that `trivium convert` wrote for it; a saved model is
     converted to a temporary folder first.
@@ -95,6 +119,12 @@ def translate(
     _check_sampling(sample, temperature, top_k, top_p)
     if trust_remote_code and engine != "torch":
         raise typer.BadParameter("--trust-remote-code requires --engine torch.")
+    if language and not split_sentences:
+        raise typer.BadParameter("--language requires --split-sentences.")
+    if (n_best or scores) and (sample or split_sentences):
+        raise typer.BadParameter("--n-best and --scores cannot be combined with --sample or --split-sentences.")
+    if split_sentences and find_spec("sentencex") is None:
+        raise typer.BadParameter("--split-sentences needs sentencex, which is not installed: `pip install sentencex`.")
     with report_errors():
         _check_files(texts, input_file, output_file)
         if engine == "torch":
@@ -117,14 +147,32 @@ def translate(
             max_length=max_length,
         )
 
+        options |= {"to": to, "batch_size": batch_size}
         languages = [] if to else target_languages(tokenizer)
+        split_language = (language or _language_of(model)) if split_sentences else None
 
         def process(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
             texts = _check_tags(texts, languages) if languages else texts
-            translations = translations_of(
-                loaded, tokenizer, texts, to=to, batch_size=batch_size, show_progress=show_progress, **options
+            if not (n_best or scores):
+                translations = translations_of(
+                    loaded,
+                    tokenizer,
+                    texts,
+                    split_language=split_language,
+                    show_progress=show_progress,
+                    **options,
+                )
+                yield from map(as_line, translations)
+                return
+            texts, sources = tee(texts)
+            found = translations_of(
+                loaded, tokenizer, texts, n_best=n_best or 1, show_progress=show_progress, **options
             )
-            return map(as_line, translations)
+            for hypotheses, source in zip(found, sources, strict=True):
+                row = {"source": source, "translations": [hypothesis.text for hypothesis in hypotheses]}
+                if scores:
+                    row["scores"] = [hypothesis.score for hypothesis in hypotheses]
+                yield json.dumps(row, ensure_ascii=False)
 
         _process_all(process, texts, input_file, output_file)
 
@@ -271,6 +319,14 @@ def fill_mask(
                 yield _as_row((token["token_str"], token["score"]) for token in predictions)
 
         _process_all(process, texts, input_file, output_file)
+
+
+def _language_of(folder: Path) -> str:
+    """Return the source language of the recipe in a model's folder, or else "en"."""
+    from trivium.recipe import load_recipe
+    from trivium.storage.names import RECIPE_FILE
+
+    return load_recipe(folder).data.source if (folder / RECIPE_FILE).is_file() else "en"
 
 
 def _load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokenizerBase"]:

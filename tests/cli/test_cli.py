@@ -450,7 +450,11 @@ OPTIONS = {
     "prepare": {"--processes", "--overwrite"},
     "average": {"--last"},
     "evaluate": TRUST | {"--split", "--beams", "--batch-size"},
-    "translate": TRUST | FILES | SAMPLING | {"--length-penalty", "--max-length", "--engine"},
+    "translate": TRUST
+    | FILES
+    | SAMPLING
+    | {"--length-penalty", "--max-length", "--engine", "--n-best", "--scores"}
+    | {"--split-sentences", "--language"},
     "generate": TRUST | FILES | SAMPLING | {"--num", "--max-new-tokens"},
     "classify": TRUST | FILES | {"--top-k"},
     "fill-mask": TRUST | FILES | {"--top-k"},

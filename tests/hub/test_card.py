@@ -529,7 +529,7 @@ def test_command_writes_the_rendered_card(run: Path) -> None:
     before = set(run.iterdir())
     code, output, errors = card(run, "card.license=mit", "--repo-id", "someone/model")
     assert code == 0, errors
-    assert {path.name for path in set(run.iterdir()) - before} == {"README.md", "attention.png"}
+    assert {path.name for path in set(run.iterdir()) - before} == {"README.md", "attention.png", "curves.png"}
     expected = render_card(run, "someone/model", ["card.license=mit"])
     assert {name: (run / name).read_bytes() for name in expected} == expected
     assert ModelCard.load(run / "README.md").data.license == "mit"

@@ -245,6 +245,18 @@ def test_num_return_sequences_match(copier, tokenizer, tmp_path):
     assert until_end(engine.generate(ids, **options)) == until_end(copier.generate(ids, **options))
 
 
+@pytest.mark.parametrize("length_penalty", [1.0, 0.6])
+def test_n_best_scores_match(copier, tokenizer, tmp_path, length_penalty):
+    engine = CTranslate2Model(converted(copier, tokenizer, tmp_path))
+    texts = ["".join(tokenizer.convert_ids_to_tokens(ids)) for ids in random_ids(3, 5)]
+    options = {"n_best": 3, "num_beams": 4, "early_stopping": True, "length_penalty": length_penalty}
+    expected, found = (list(translate(model, tokenizer, [*texts, ""], **options)) for model in (copier, engine))
+    assert [[each.text for each in best] for best in found] == [[each.text for each in best] for best in expected]
+    scores = [[each.score for best in both for each in best] for both in (found, expected)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    assert found[-1] == []
+
+
 def test_any_of_several_eos_tokens_ends_generation(copier, tokenizer, tmp_path):
     engine = CTranslate2Model(converted(copier, tokenizer, tmp_path))
     ids = random_ids(12, 5)

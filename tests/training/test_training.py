@@ -356,7 +356,7 @@ def test_version() -> None:
 def test_unknown_split_is_named(run: Path) -> None:
     code, _, errors = trivium("evaluate", run, "--split", "dev")
     assert code == 1
-    assert "--split is dev, but must be one of train, validation, test" in errors
+    assert "split is 'dev', but must be one of train, validation, test" in errors
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["translate"]])

@@ -10,7 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -226,13 +226,33 @@ def _filters(args: DataArguments, split: str, columns: Sequence[str]) -> Filters
     return Filters(tuple(columns), args.drop_empty, args.max_ratio, args.drop_identical, scripts, args.drop_duplicates)
 
 
+def load_split(args: DataArguments, split: str, columns: Sequence[str] = PAIR) -> Dataset | IterableDataset:
+    """Load one split, as `load_data` does, without reading the others, whose files may be missing.
+
+    Raises:
+        FileNotFoundError: The file or dataset does not exist.
+        ValueError: There is no such split; otherwise as in `load_data`.
+    """
+    requested = [name for name in SPLITS if getattr(args, name) is not None]
+    data: Mapping[str, Dataset | IterableDataset] = {}
+    if not requested or split in requested:
+        others = {name: None for name in requested if name != split}
+        data = load_data(replace(args, **others), columns)
+    if split not in data:
+        hint = f", or set data.{split}" if split in SPLITS else ""
+        raise ValueError(f"split is {split!r}, but must be one of {', '.join(requested or data)}{hint}.")
+    return data[split]
+
+
 # --- The bundled corpus, datasets on the Hub, local files ------------------------------------------------------------
 
 
 def _load_numbers(args: DataArguments, requested: dict[str, str], columns: dict[str, str]) -> dict[str, Any]:
     if requested:
         names = ", ".join(f"data.{name}" for name in requested)
-        raise ValueError(f"data.name is `numbers`, a bundled corpus with fixed splits. Leave out {names}.")
+        raise ValueError(
+            f"data.name is `numbers`, a bundled corpus with fixed splits. Leave out {names}, or set data.name=null."
+        )
     if tuple(columns) != PAIR:
         raise ValueError(
             f"data.name is `numbers`, which has sentence pairs, but the task needs {' and '.join(columns)}. Use the "

@@ -103,8 +103,11 @@ def plan(
     private: bool | None = None,
     revision: str | None = None,
     token: str | None = None,
+    offline: bool = False,
 ) -> Push:
     """Compare a folder with the repository, and return what `push` would do, without writing anything.
+
+    With `offline`, do not contact the Hub: the plan is that for a new repository.
 
     Raises:
         ValueError: `repo_id` is invalid, or the visibility of the repository differs from `private`.
@@ -115,7 +118,9 @@ def plan(
     files = published_files(folder)
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
-        found = _inspect(repo_id, "model", revision, private, token, copy)
+        found = _Repository(None, "repository")
+        if not offline:
+            found = _inspect(repo_id, "model", revision, private, token, copy)
         if not has_own_card(folder):
             if has_own_card(copy):  # keep a card that was written on the Hub
                 files.pop(CARD_FILE, None)

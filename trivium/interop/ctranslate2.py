@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation import GenerateBeamEncoderDecoderOutput
 
 from trivium import modeling
 from trivium.configuration import TriviumConfig
@@ -367,8 +368,12 @@ class CTranslate2Model:
             return cls(Path(temporary) / "converted", **options)
 
     def generate(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **generation: Any
-    ) -> torch.Tensor:
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        return_dict_in_generate: bool = False,
+        **generation: Any,
+    ) -> torch.Tensor | GenerateBeamEncoderDecoderOutput:
         """Translate or continue a batch of token ids, with the same results as the model's own `generate()`.
 
         Up to rounding, results are identical for greedy search, and for beam search if `early_stopping` is True or
@@ -377,12 +382,14 @@ class CTranslate2Model:
         Args:
             input_ids: Token ids of shape (batch, length).
             attention_mask: Mask of shape (batch, length), 1 for tokens and 0 for padding, on either side.
+            return_dict_in_generate: Whether to return an object with `sequences` and `sequences_scores`.
             **generation: Any of `SETTINGS`; the saved settings are the defaults. Sampling is seeded by torch's seed
                 when the model first samples; later seeds have no effect.
 
         Returns:
             Token ids of shape (batch * `num_return_sequences`, longest), padded on the right. As in transformers, each
-            row starts with the decoder start token, or with the row of `input_ids` including its padding.
+            row starts with the decoder start token, or with the row of `input_ids` including its padding. The scores
+            are those of transformers' beam search.
 
         Raises:
             ValueError: A setting is not in `SETTINGS`, a text has more tokens than the model has positions, or no
@@ -403,26 +410,35 @@ class CTranslate2Model:
             "length_penalty": settings["length_penalty"],
             "end_token": _as_list(settings["eos_token_id"]),
             "return_end_token": True,
+            "return_scores": return_dict_in_generate,
         }
         if settings["do_sample"]:
             options |= {f"sampling_{name.replace('_', '')}": settings[name] for name in ("top_k", "top_p")}
             options["sampling_temperature"] = settings["temperature"]
             _ctranslate2().set_random_seed(int(torch.randint(2**31, ())))
-        generated = (self._translate if is_seq2seq else self._continue)(texts, max_new_tokens, options)
+        generated, scores = (self._translate if is_seq2seq else self._continue)(texts, max_new_tokens, options)
         prefixes = prefixes.repeat_interleave(settings["num_return_sequences"], dim=0)
         rows = [torch.cat((prefix, prefix.new_tensor(ids))) for prefix, ids in zip(prefixes, generated, strict=True)]
-        return pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id or 0)
+        sequences = pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id or 0)
+        if not return_dict_in_generate:
+            return sequences
+        return GenerateBeamEncoderDecoderOutput(sequences=sequences, sequences_scores=torch.tensor(scores))
 
-    def _translate(self, texts: list[list[int]], max_new_tokens: int, options: dict[str, Any]) -> list[list[int]]:
+    def _translate(
+        self, texts: list[list[int]], max_new_tokens: int, options: dict[str, Any]
+    ) -> tuple[list[list[int]], list[float]]:
         sources = [[self.source_tokens[token_id] for token_id in ids] for ids in texts]
         results = self.engine.translate_batch(
             sources, max_input_length=0, min_decoding_length=0, max_decoding_length=max_new_tokens, **options
         )
-        return [[self.target_ids[token] for token in tokens] for result in results for tokens in result.hypotheses]
+        ids = [[self.target_ids[token] for token in tokens] for result in results for tokens in result.hypotheses]
+        return ids, [score for result in results for score in result.scores]
 
-    def _continue(self, texts: list[list[int]], max_new_tokens: int, options: dict[str, Any]) -> list[list[int]]:
+    def _continue(
+        self, texts: list[list[int]], max_new_tokens: int, options: dict[str, Any]
+    ) -> tuple[list[list[int]], list[float]]:
         """Batch texts of equal length: in batches of mixed lengths, CTranslate2 generates different tokens."""
-        sequences: list[list[list[int]]] = [[]] * len(texts)
+        found: list[Any] = [None] * len(texts)
         for length in {len(ids) for ids in texts}:
             indices = [index for index, ids in enumerate(texts) if len(ids) == length]
             prompts = [[self.target_tokens[token_id] for token_id in texts[index]] for index in indices]
@@ -430,8 +446,9 @@ class CTranslate2Model:
                 prompts, include_prompt_in_result=False, max_length=max_new_tokens, **options
             )
             for index, result in zip(indices, results, strict=True):
-                sequences[index] = result.sequences_ids
-        return [ids for hypotheses in sequences for ids in hypotheses]
+                found[index] = result
+        ids = [ids for result in found for ids in result.sequences_ids]
+        return ids, [score for result in found for score in result.scores]
 
     def _settings(self, generation: dict[str, Any]) -> dict[str, Any]:
         """Return the saved generation settings, overridden by those of the call."""

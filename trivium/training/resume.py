@@ -1,8 +1,11 @@
 """Check that a run can be resumed, and select the checkpoint to resume from."""
 
+import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,12 @@ CHANGEABLE_FIELDS = (
     "training.dataloader_multiprocessing_context",
     "training.ddp_",
     "training.local_rank",
+)
+# Prefixes of the fields that may change if a new run starts from the weights of another. `init_from` brings the
+# tokenizer and the shape of the model, and the task selects the head.
+CHANGEABLE_WITH_INIT_FROM = (
+    *("training.", "data.", "inputs.", "generation.", "ema_decay"),
+    *("model.dropout", "model.attention_dropout", "model.activation_dropout", "model.label_smoothing"),
 )
 # These two may change as long as the number of rows per optimizer step stays the same (`check_same_batch_size`).
 BATCH_SIZE_FIELDS = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
@@ -148,17 +157,54 @@ def check_same_recipe(run: Path, old: Recipe, new: Recipe) -> None:
     Raises:
         ValueError: The recipes differ in a field that affects training; the message lists the changed fields.
     """
-    changed = [
-        change
+    changed = {
+        name: change
         for name, change in describe_changes(_fields_of(old), _fields_of(new)).items()
         if name not in BATCH_SIZE_FIELDS and not name.startswith(CHANGEABLE_FIELDS)
-    ]
+    }
     if changed:
         raise ValueError(
-            f"The run in {run} cannot be resumed with a changed recipe: {'; '.join(changed)}. Revert the change, or "
-            "start a new run with another training.output_dir, and with "
-            f"init_from={run}/checkpoint-N to start from these weights."
+            f"The run in {run} cannot be resumed with a changed recipe: {'; '.join(changed.values())}. Revert the "
+            f"change, or start a new run with another training.output_dir{_how_to_start_from(run, old, new, changed)}"
         )
+
+
+def _how_to_start_from(run: Path, old: Recipe, new: Recipe, changed: Iterable[str]) -> str:
+    """Return the end of an error message: a command that starts a new run from the weights of this one.
+
+    There is none if the run has no weights, or if a change concerns the shape of the model or its tokenizer, which
+    `init_from` takes from the weights.
+    """
+    folders = [*reversed(checkpoints_of(run)), run]
+    start = next((folder for folder in folders if _has_weights(folder)), None)
+    if start is None or not all(name.startswith(CHANGEABLE_WITH_INIT_FROM) for name in changed):
+        return "."
+    number = 2
+    while (output := run.with_name(f"{run.name}-{number}")).exists():
+        number += 1
+    overrides = {"init_from": str(start), "training.output_dir": str(output)}
+    if old.model.get("preset") is not None:
+        overrides["model.preset"] = None
+    if old.data.prepared is not None:  # The rows were prepared for a run without `init_from`.
+        overrides["data.prepared"] = None
+    before, now = _fields_of(old), _fields_of(new)
+    for name in describe_changes(before, now):
+        overrides.setdefault(name, now.get(name))
+    command = ["trivium", "train", str(run), *(_as_override(name, value) for name, value in overrides.items())]
+    return f". To start from these weights, run:\n{shlex.join(command)}"
+
+
+def _has_weights(folder: Path) -> bool:
+    """Return True if a folder holds a complete model and its tokenizer; sharded checkpoints of FSDP do not."""
+    weights = list(folder.glob("model*.safetensors"))
+    return bool(weights) and all(map(is_complete, weights)) and (folder / "tokenizer_config.json").is_file()
+
+
+def _as_override(name: str, value: Any) -> str:
+    """Return `name=value` as `load_recipe` reads it."""
+    # YAML reads some words as another type, such as `no`.
+    is_plain = re.fullmatch(r"[\w./-]+", str(value)) and OmegaConf.from_dotlist([f"value={value}"])["value"] == value
+    return f"{name}={value if is_plain else json.dumps(value, ensure_ascii=False)}"
 
 
 def check_same_batch_size(run: Path, old: Recipe, state: TrainerState, args: Seq2SeqTrainingArguments) -> None:

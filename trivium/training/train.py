@@ -31,6 +31,7 @@ from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, explain_writ
 from trivium.storage.manifest import CARD, MANIFEST, RunFolder, record, start_manifest
 from trivium.storage.names import RECIPE_FILE
 from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_targets, make_collator
+from trivium.tasks.encode import max_length_of
 from trivium.tokenization import train_tokenizer
 from trivium.training.callbacks import ExponentialAverage, RunFacts
 from trivium.training.callbacks.push import check_hub_arguments
@@ -40,6 +41,7 @@ from trivium.training.distributed import broadcast_from_main, check_devices, loc
 from trivium.training.prepared import Prepared, load_prepared
 from trivium.training.resume import checkpoint_to_resume
 from trivium.training.trainer import RunTrainer
+from trivium.translation import default_lengths
 
 MAX_LISTED = 5  # list at most this many foreign files in an error
 
@@ -181,7 +183,10 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
     model, tokenizer = load_or_build(recipe, data["train"], start.checkpoint, prepared)
     task.check_metrics(recipe.metrics or [], model.config)
     if model.can_generate():
-        model.generation_config.update(**recipe.generation)
+        settings = model.generation_config
+        settings.update(**recipe.generation)
+        if settings.max_length is settings.max_new_tokens is None:
+            settings.update(**default_lengths(model.config, max_length_of(model.config, recipe.inputs)))
     if prepared is None:
         began = time.time()
         encoded = encode_data(data, task, tokenizer, model.config, recipe.inputs)
@@ -343,9 +348,10 @@ def load_initial_model(recipe: Recipe, labels: dict[str, Any]) -> PreTrainedMode
     Raises:
         ValueError: Parameters outside the head are missing, unexpected or of another shape.
     """
+    config = {**labels, **recipe.config_fields}
     try:
         model, report = recipe.kind.model_class.from_pretrained(
-            recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **{**labels, **recipe.model}
+            recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **config
         )
     except OSError as error:
         if recipe.init_from is None or Path(recipe.init_from).is_dir():
@@ -357,7 +363,7 @@ def load_initial_model(recipe: Recipe, labels: dict[str, Any]) -> PreTrainedMode
     names = [*report["missing_keys"], *report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])]
     if mismatches := sorted(name for name in names if name.startswith(f"{model.base_model_prefix}.")):
         raise ValueError(
-            f"init_from is {recipe.init_from}, whose parameters do not match model={recipe.model}: "
+            f"init_from is {recipe.init_from}, whose parameters do not match model={recipe.config_fields}: "
             f"{len(mismatches)} differ, such as {mismatches[0]}. With init_from, set only model fields that do not "
             "change the shape of the parameters, such as dropout."
         )

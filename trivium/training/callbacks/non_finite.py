@@ -91,7 +91,9 @@ def refuse_non_finite(
     """
     checkpoints = checkpoints_of(Path(args.output_dir or "."))
     at = "" if learning_rate is None else f", at a learning rate of {learning_rate:.3g}"
-    restart = f" To start from the last finite weights, set init_from={checkpoints[-1]}." if checkpoints else ""
+    restart = ""
+    if checkpoints:
+        restart = f" To start from the last finite weights, set init_from={checkpoints[-1]} model.preset=null."
     raise NonFiniteError(
         f"Training stopped at step {state.global_step}: {reason}{at}. Start a new run with a lower "
         "training.learning_rate, more training.warmup_steps, training.max_grad_norm=1, or bf16 or float32 instead of "
