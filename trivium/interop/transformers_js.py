@@ -197,8 +197,9 @@ class _CrossDecoder(nn.Module):
         memory: Pairs,
     ) -> tuple[torch.Tensor, Pairs, Pairs]:
         # The cached length is 0 in the first step, and that of the source afterwards.
-        is_new = torch.arange(encoder_hidden_states.shape[1]) >= memory[0][0].shape[2]
-        new = encoder_hidden_states[:, is_new]
+        source_length, cached_length = encoder_hidden_states.shape[1], memory[0][0].shape[2]
+        new = encoder_hidden_states[:, torch.arange(source_length) >= cached_length]
+        torch._check(new.shape[1] == source_length - cached_length)
         extended = [
             (self._extend(key, k_proj(new)), self._extend(value, v_proj(new)))
             for (key, value), k_proj, v_proj in zip(memory, self.k_projs, self.v_projs, strict=True)
