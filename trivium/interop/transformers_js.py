@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from trivium.configuration import TriviumConfig
@@ -40,6 +40,7 @@ from trivium.interop.onnx_export import (
     zero_pairs,
 )
 from trivium.storage.atomic import check_free, whole_folder, write_whole
+from trivium.storage.json_object import read_json_object
 from trivium.tokenization import TriviumTokenizer
 
 # Classes that transformers.js knows, with the inputs and outputs of Trivium's.
@@ -103,8 +104,7 @@ def to_transformers_js(source: str | Path, output: str | Path) -> None:
             _quantize(path)
         if model.can_generate():
             model.generation_config.save_pretrained(partial)
-        is_trivium = isinstance(tokenizer, TriviumTokenizer)
-        (to_fast_tokenizer(tokenizer) if is_trivium else tokenizer).save_pretrained(partial)
+        _save_tokenizer(tokenizer, partial)
         write_whole(partial / "config.json", json.dumps(_stand_in_config(model), indent=2) + "\n")
 
 
@@ -128,6 +128,18 @@ def _stand_in_config(model: PreTrainedModel) -> dict[str, Any]:
             "decoder_attention_heads": config.num_attention_heads,
         }
     return {"architectures": [architecture], "model_type": model_type, **fields, **sizes}
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save the tokenizer as a class without code of Trivium."""
+    if not isinstance(tokenizer, TriviumTokenizer):
+        tokenizer.save_pretrained(folder)
+        return
+    to_fast_tokenizer(tokenizer).save_pretrained(folder)
+    # transformers.js generates without BOS unless the configuration of the tokenizer, too, says that it is added.
+    path = folder / "tokenizer_config.json"
+    added = {"add_bos_token": tokenizer.add_bos_token, "add_eos_token": tokenizer.add_eos_token}
+    write_whole(path, json.dumps({**read_json_object(path), **added}, indent=2) + "\n")
 
 
 def _quantize(path: Path) -> None:
