@@ -50,13 +50,17 @@ $(QUANTIZATION)/installed: pyproject.toml constraints.txt
 
 RUNTIMES := build/runtimes
 
-runtimes: $(RUNTIMES)/installed  ## tests of exported models in llama.cpp, in an environment of its own
-	$(RUNTIMES)/bin/python -m pytest -m slow tests/clients/test_llama_cpp.py
+runtimes: $(RUNTIMES)/installed build/node  ## tests of exported models in llama.cpp, OpenVINO and transformers.js
+	$(RUNTIMES)/bin/python -m pytest -m slow tests/clients/test_llama_cpp.py tests/clients/test_openvino.py \
+		tests/clients/test_transformers_js.py
 
 $(RUNTIMES)/installed: pyproject.toml constraints.txt
 	test -d $(RUNTIMES) || $(PYTHON) -m venv $(RUNTIMES)
 	$(RUNTIMES)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,engines,runtimes]'
 	touch $@
+
+build/node:  # the engine's binaries are in the package, so that no script needs to run
+	npm install --silent --prefix $@ --ignore-scripts @huggingface/transformers@4.3.2
 
 TRANSFORMERS_TESTS ?= build/transformers
 

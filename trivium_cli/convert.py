@@ -9,6 +9,7 @@ from trivium_cli.common import KINDS, architecture_of, check_saved_model, report
 
 ENGINES = ("ctranslate2", "gguf", "onnx")
 QUANTIZED = ("ctranslate2", "gguf")
+TRANSFORMERS_JS = "transformers.js"
 
 commands = typer.Typer()
 
@@ -29,6 +30,10 @@ def convert(
     max_shard_size: Annotated[
         str, typer.Option(help="Maximum size of a weight file; larger weights are sharded. Not for engines.")
     ] = "5GB",
+    layout: Annotated[
+        str | None,
+        typer.Option(help="ONNX only: transformers.js, with the files that this library loads; also in 8 bits."),
+    ] = None,
     quantization: Annotated[
         str | None,
         typer.Option(
@@ -42,11 +47,13 @@ def convert(
     Trivium. Weights, configuration, generation settings and tokenizer are converted, and the new model computes the
     same outputs. Features that the target cannot represent are refused by name, and nothing is written.
     """
+    if layout is not None and (to != "onnx" or layout != TRANSFORMERS_JS):
+        raise typer.BadParameter(f"--layout is {layout!r}, but must be {TRANSFORMERS_JS!r}, with --to onnx.")
     if quantization and to not in QUANTIZED:
         raise typer.BadParameter(f"--quantization requires --to {' or '.join(QUANTIZED)}.")
     with report_errors():
         if to in ENGINES:
-            _convert_for_engine(Path(model), output, to, quantization)
+            _convert_for_engine(Path(model), output, layout or to, quantization)
             return
         from trivium.interop import convert as convert_model
 
@@ -66,6 +73,10 @@ def _convert_for_engine(folder: Path, output: Path, engine: str, quantization: s
             from trivium.interop.onnx import to_onnx
 
             to_onnx(folder, output)
+        elif engine == TRANSFORMERS_JS:
+            from trivium.interop.transformers_js import to_transformers_js
+
+            to_transformers_js(folder, output)
         elif engine == "gguf":
             from trivium.interop.gguf import to_gguf
 
@@ -83,8 +94,8 @@ def _convert_for_engine(folder: Path, output: Path, engine: str, quantization: s
 
 def _usage(name: str, output: Path, engine: str) -> str:
     command = next((command for suffix, (_, command) in KINDS.items() if name.endswith(suffix)), None)
-    if engine == "gguf":
-        return "llama.cpp"
+    if engine in ("gguf", TRANSFORMERS_JS):
+        return "llama.cpp" if engine == "gguf" else engine
     if command == "translate":
         return f"`trivium translate {output} --engine {engine}`"
     if engine == "ctranslate2" and command != "generate":

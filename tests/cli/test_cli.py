@@ -195,9 +195,12 @@ def test_missing_engine_is_named(translator: Path, tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "out").exists()
 
 
-def test_only_some_engines_quantize(translator: Path, tmp_path: Path) -> None:
+def test_options_of_other_engines_are_refused(translator: Path, tmp_path: Path) -> None:
     code, _, errors = trivium("convert", translator, tmp_path / "out", "--to", "onnx", "--quantization", "int8")
     assert (code, "--quantization requires --to ctranslate2 or gguf" in errors) == (2, True), errors
+    for options in (["--to", "gguf", "--layout", "transformers.js"], ["--to", "onnx", "--layout", "browser"]):
+        code, _, errors = trivium("convert", translator, tmp_path / "out", *options)
+        assert (code, "must be 'transformers.js', with --to onnx" in " ".join(errors.split())) == (2, True), errors
     sizes = []
     for name, options in {"large": [], "small": ["--quantization", "int8"]}.items():
         printed("convert", translator, tmp_path / name, "--to", "ctranslate2", *options)
@@ -460,7 +463,7 @@ OPTIONS = {
     "fill-mask": TRUST | FILES | {"--top-k"},
     "split": set[str](),
     "join": {"--cross-attention", "--seed"},
-    "convert": {"--to", "--max-shard-size", "--quantization"},
+    "convert": {"--to", "--max-shard-size", "--layout", "--quantization"},
     "card": {"--repo-id", "--overwrite"},
     "demo": {"--host", "--port", "--open"},
     "launch-config": set[str](),

@@ -242,14 +242,14 @@ def _convert_tokenizer(folder: Path, output: Path, to_native: bool) -> list[str]
             notes = [f"the tokenizer has no padding token, so {tokenizer.eos_token} is used as padding"]
         tokenizer.save_pretrained(output)
         return notes
-    _to_fast_tokenizer(tokenizer.source).save_pretrained(output)
+    to_fast_tokenizer(tokenizer.source).save_pretrained(output)
     if tokenizer.shared_vocabulary:
         return []
-    _to_fast_tokenizer(tokenizer.target).save_pretrained(output / TARGET_TOKENIZER)
+    to_fast_tokenizer(tokenizer.target).save_pretrained(output / TARGET_TOKENIZER)
     return [f"the tokenizer is that of the source language; that of the target language is in {TARGET_TOKENIZER}"]
 
 
-def _to_fast_tokenizer(tokenizer: TriviumTokenizer) -> PreTrainedTokenizerFast:
+def to_fast_tokenizer(tokenizer: TriviumTokenizer) -> PreTrainedTokenizerFast:
     """Convert to a stock fast tokenizer, which recognizes special tokens in text.
 
     Clients that render a chat template or prompt as text and tokenize it later rely on that.

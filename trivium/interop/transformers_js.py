@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from trivium.configuration import TriviumConfig
+from trivium.interop.conversion import to_fast_tokenizer
 from trivium.interop.onnx_export import (
     BATCH,
     LENGTH,
@@ -39,6 +40,7 @@ from trivium.interop.onnx_export import (
     zero_pairs,
 )
 from trivium.storage.atomic import check_free, whole_folder, write_whole
+from trivium.storage.json_object import read_json_object
 from trivium.tokenization import TriviumTokenizer
 
 # Classes that transformers.js knows, with the inputs and outputs of Trivium's.
@@ -102,7 +104,7 @@ def to_transformers_js(source: str | Path, output: str | Path) -> None:
             _quantize(path)
         if model.can_generate():
             model.generation_config.save_pretrained(partial)
-        _stock_tokenizer(tokenizer).save_pretrained(partial)
+        _save_tokenizer(tokenizer, partial)
         write_whole(partial / "config.json", json.dumps(_stand_in_config(model), indent=2) + "\n")
 
 
@@ -128,18 +130,16 @@ def _stand_in_config(model: PreTrainedModel) -> dict[str, Any]:
     return {"architectures": [architecture], "model_type": model_type, **fields, **sizes}
 
 
-def _stock_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return the tokenizer as a class without code of Trivium."""
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save the tokenizer as a class without code of Trivium."""
     if not isinstance(tokenizer, TriviumTokenizer):
-        return tokenizer
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.standard_backend,
-        model_max_length=tokenizer.model_max_length,
-        padding_side=tokenizer.padding_side,
-        chat_template=tokenizer.chat_template,
-        clean_up_tokenization_spaces=False,
-        **tokenizer.special_tokens_map,
-    )
+        tokenizer.save_pretrained(folder)
+        return
+    to_fast_tokenizer(tokenizer).save_pretrained(folder)
+    # transformers.js generates without BOS unless the configuration of the tokenizer, too, says that it is added.
+    path = folder / "tokenizer_config.json"
+    added = {"add_bos_token": tokenizer.add_bos_token, "add_eos_token": tokenizer.add_eos_token}
+    write_whole(path, json.dumps({**read_json_object(path), **added}, indent=2) + "\n")
 
 
 def _quantize(path: Path) -> None:
@@ -197,10 +197,10 @@ class _CrossDecoder(nn.Module):
         memory: Pairs,
     ) -> tuple[torch.Tensor, Pairs, Pairs]:
         # The cached length is 0 in the first step, and that of the source afterwards.
-        is_new = torch.arange(encoder_hidden_states.shape[1]) >= memory[0][0].shape[2]
-        new = encoder_hidden_states[:, is_new]
+        positions = torch.arange(encoder_hidden_states.shape[1])
+        new = encoder_hidden_states[:, positions >= memory[0][0].shape[2]]
         extended = [
-            (self._extend(key, k_proj(new)), self._extend(value, v_proj(new)))
+            (self._extend(key, k_proj(new), positions), self._extend(value, v_proj(new), positions))
             for (key, value), k_proj, v_proj in zip(memory, self.k_projs, self.v_projs, strict=True)
         ]
         cache = _cache(past)
@@ -212,9 +212,10 @@ class _CrossDecoder(nn.Module):
         ).last_hidden_state
         return self.head(states), _tensors(cache), extended
 
-    def _extend(self, cached: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def _extend(self, cached: torch.Tensor, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         split = states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, h_kv, new, d_k)
-        return torch.cat((cached, split), dim=2)
+        # Selecting all positions tells the exporter that the length is that of the source.
+        return torch.cat((cached, split), dim=2).index_select(2, positions)
 
 
 def _cache(pairs: Pairs) -> DynamicCache:
@@ -263,12 +264,12 @@ def _export_decoder(model: PreTrainedModel, path: Path) -> None:
         "past": past,
         "memory": [({0: "batch_size", 2: "memory_length"},) * 2] * layers,
     }
-    decoder, encoder = (
-        [f"{prefix}.{{}}.{stack}" for prefix in ("past_key_values", "present")] for stack in ("decoder", "encoder")
-    )
-    inputs = ["input_ids", "encoder_hidden_states", "encoder_attention_mask"]
-    inputs += _cache_names(decoder[0], layers) + _cache_names(encoder[0], layers)
-    outputs = ["logits", *_cache_names(decoder[1], layers), *_cache_names(encoder[1], layers)]
+    caches = [
+        _cache_names(f"{prefix}.{{}}.decoder", layers) + _cache_names(f"{prefix}.{{}}.encoder", layers)
+        for prefix in ("past_key_values", "present")
+    ]
+    inputs = ["input_ids", "encoder_hidden_states", "encoder_attention_mask", *caches[0]]
+    outputs = ["logits", *caches[1]]
     export_graph(_CrossDecoder(model), path, example, inputs, outputs, shapes)
 
 
