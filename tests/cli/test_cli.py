@@ -448,9 +448,10 @@ SAMPLING = {"--sample", "--temperature", "--top-k", "--top-p", "--seed", "--beam
 OPTIONS = {
     "train": {"--resume", "--overwrite"},
     "prepare": {"--processes", "--overwrite"},
+    "data": {"--output", "--max-rows"},
     "average": {"--last"},
     "evaluate": TRUST | {"--split", "--beams", "--batch-size"},
-    "translate": TRUST | FILES | SAMPLING | {"--length-penalty", "--max-length", "--engine"},
+    "translate": TRUST | FILES | SAMPLING | {"--to", "--length-penalty", "--max-length", "--engine"},
     "generate": TRUST | FILES | SAMPLING | {"--num", "--max-new-tokens"},
     "classify": TRUST | FILES | {"--top-k"},
     "fill-mask": TRUST | FILES | {"--top-k"},
