@@ -114,7 +114,8 @@ def test_start_from_a_model_without_the_tags_is_refused(run: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_card_lists_directions_and_tags(run: Path) -> None:
-    card = render_card(run)
+    card = render_card(run)["README.md"].decode()
+    assert 'print(pipe("<2de>the twenty-first of May' in card
     assert "language:\n- en\n- de\n" in card
     assert "from `en` to `de`, from `de` to `en`, selected by `<2de>`, `<2en>` at the start of a text" in card
 
