@@ -451,12 +451,13 @@ SAMPLING = {"--sample", "--temperature", "--top-k", "--top-p", "--seed", "--beam
 OPTIONS = {
     "train": {"--resume", "--overwrite"},
     "prepare": {"--processes", "--overwrite"},
+    "data": {"--output", "--max-rows"},
     "average": {"--last"},
     "evaluate": TRUST | {"--split", "--beams", "--batch-size"},
     "translate": TRUST
     | FILES
     | SAMPLING
-    | {"--length-penalty", "--max-length", "--engine", "--n-best", "--scores"}
+    | {"--length-penalty", "--max-length", "--engine", "--n-best", "--scores", "--to"}
     | {"--split-sentences", "--language"},
     "generate": TRUST | FILES | SAMPLING | {"--num", "--max-new-tokens"},
     "classify": TRUST | FILES | {"--top-k"},

@@ -1,5 +1,6 @@
 """Fingerprints depend on the content of data only, not on their location: files, Hub datasets, streams."""
 
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 from datasets import Dataset
 
 from trivium.data import DataArguments, fingerprint, load_data
+from trivium.data.fingerprints import later_fields
 from trivium.data.loading import PAIR, TEXT
 from trivium.recipe import load_recipe
 from trivium.training import train
@@ -89,6 +91,18 @@ def test_hub_files_are_identified_by_commit(monkeypatch: pytest.MonkeyPatch) -> 
         return fingerprint(args, rows)
 
     assert at("0123") == at("0123") != at("4567")
+
+
+def test_later_fields_count_only_if_they_are_set(tmp_path: Path) -> None:
+    args = write_pairs(tmp_path / "here", PAIRS, "parallel text")
+    assert later_fields(args) == {}
+    assert later_fields(DataArguments(**{**vars(args), "drop_empty": True})) == {"drop_empty": True}
+    stream = fingerprint_of(args, streaming=True)
+    assert fingerprint_of(args, streaming=True, drop_empty=True) != stream
+    # As before these fields were added.
+    first = json.dumps([None, "en", "de", "text", "label", False, None, None, None]).encode()
+    files = [hashlib.sha256(Path(f"{args.train}.{side}").read_bytes()).hexdigest() for side in ("en", "de")]
+    assert stream == "files:" + hashlib.sha256(first + "".join(files).encode()).hexdigest()
 
 
 def test_resume_with_changed_data_is_refused(tmp_path: Path) -> None:

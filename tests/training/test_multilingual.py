@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from trivium import TriviumForConditionalGeneration, TriviumTokenizer
 from trivium.data import DataArguments
 from trivium.data.numbers import english_cardinal, german_cardinal
+from trivium.hub import render_card
+from trivium.interop.ctranslate2 import to_ctranslate2
 from trivium.modeling.pipeline_translation import target_languages
 from trivium.recipe import Recipe, load_recipe
 from trivium.training import load_or_build, train
@@ -108,3 +110,24 @@ def test_start_from_a_model_without_the_tags_is_refused(run: Path, tmp_path: Pat
     )
     with pytest.raises(ValueError, match=r"data\.directions is .* does not have <2fr>"):
         load_or_build(other, datasets.Dataset.from_dict({"source": ["a"], "target": ["b"]}))
+
+
+@pytest.mark.slow
+def test_card_lists_directions_and_tags(run: Path) -> None:
+    card = render_card(run)["README.md"].decode()
+    assert 'print(pipe("<2de>the twenty-first of May' in card
+    assert "language:\n- en\n- de\n" in card
+    assert "from `en` to `de`, from `de` to `en`, selected by `<2de>`, `<2en>` at the start of a text" in card
+
+
+@pytest.mark.slow
+def test_ctranslate2_puts_the_tag_first(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2")
+    to_ctranslate2(run, tmp_path / "fast")
+    texts = ["half past seven", "twenty-one"]
+    results = [
+        CliRunner().invoke(app, ["translate", str(folder), *texts, "--to", "de", "--max-length", "8", *options])
+        for folder, options in ((run, ()), (tmp_path / "fast", ("--engine", "ctranslate2")))
+    ]
+    assert [result.exit_code for result in results] == [0, 0], results[1].output
+    assert results[0].stdout == results[1].stdout

@@ -63,7 +63,7 @@ def split_directions(args: "DataArguments") -> list["DataArguments"]:
     for direction in args.directions:
         source, target = direction.split("-")
         paths = {name: path.replace(PLACEHOLDER, direction) for name in PATHS if (path := getattr(args, name))}
-        options = {"directions": None, "temperature": 1.0, "mixing_seed": 0}
+        options: dict[str, Any] = {"directions": None, "temperature": 1.0, "mixing_seed": 0}
         parts.append(replace(args, source=source, target=target, **paths, **options))
     return parts
 

@@ -46,9 +46,9 @@ def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
             digest.update(json.dumps(batch, sort_keys=True).encode())
         return f"rows:{digest.hexdigest()}"
     selection = (args.config_name, args.source, args.target, args.text, args.label, args.whole_files, args.max_ratio)
+    limits = (args.max_train_samples, args.train if args.name else None)
     # Fields that were added later count only if they are set, so that earlier fingerprints remain valid.
-    selection = (*selection, args.max_train_samples, args.train if args.name else None, *later_fields(args).items())
-    digest.update(json.dumps(selection).encode())
+    digest.update(json.dumps([*selection, *limits, *later_fields(args).items()]).encode())
     for file in _files(args, rows):
         digest.update((hash_file(file) if Path(file).is_file() else file).encode())
     return f"files:{digest.hexdigest()}"

@@ -99,9 +99,10 @@ def _decode_wide(file: Any, name: str | Path, encoding: str) -> Iterator[str]:
 
 def _whole_lines(path: str | Path, encoding: str | None = None) -> Iterator[str]:
     line = None
-    is_wide = encoding is not None and codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
+    codec = codecs.lookup(encoding or "utf-8").name
+    is_wide = codec.startswith(("utf-16", "utf-32"))
     with open_binary(path) as file:
-        for line in _decode_wide(file, path, encoding) if is_wide else _decode(file, path, encoding):
+        for line in _decode_wide(file, path, codec) if is_wide else _decode(file, path, encoding):
             yield line
     if line is None:
         raise ValueError(f"{path}: the file is empty.")

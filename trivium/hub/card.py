@@ -181,6 +181,8 @@ class _Facts:
             examples = [text for text in examples if "<mask>" in text] or [self.usage.example]
         if self.recipe and self.recipe.task == "completion":
             examples = prompts_of(examples, self.recipe.inputs)
+        if tags := tuple(tags_of(self.recipe.data)) if self.recipe else ():
+            examples = [text if text.startswith(tags) else tags[0] + text for text in examples]
         return examples
 
     @property

@@ -86,10 +86,10 @@ def _draw_counts(title: str, counts: dict[str, int], axes: Axes) -> None:
     _finish(axes)
 
 
-def _bins(longest: int) -> np.ndarray:
+def _bins(longest: int) -> list[float]:
     """Return the edges of bins of equal, whole numbers of tokens, so that no bin has more lengths than another."""
     width = math.ceil((longest + 1) / MAX_BINS)
-    return np.arange(0, longest + 1 + width, width)
+    return [float(edge) for edge in range(0, longest + 1 + width, width)]
 
 
 def _finish(axes: Axes) -> None:
