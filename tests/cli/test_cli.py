@@ -447,6 +447,7 @@ FILES = {"--input", "--output", "--batch-size"}
 SAMPLING = {"--sample", "--temperature", "--top-k", "--top-p", "--seed", "--beams"}
 OPTIONS = {
     "train": {"--resume", "--overwrite"},
+    "recipes": set[str](),
     "prepare": {"--processes", "--overwrite"},
     "average": {"--last"},
     "evaluate": TRUST | {"--split", "--beams", "--batch-size"},
