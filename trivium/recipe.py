@@ -208,16 +208,11 @@ def available_recipes() -> list[str]:
     )
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Load a recipe. Interpolation with `${...}` is refused, never resolved.
-
-    Args:
-        source: Name of a bundled recipe, path of a YAML file, or run folder.
-        overrides: Fields to override, as `section.field=value` with a YAML value.
+def recipe_path(source: str | Path) -> Path:
+    """Return the path of a recipe: the name of a bundled recipe, the path of a YAML file, or a run folder.
 
     Raises:
         FileNotFoundError: There is no such recipe; the message lists the bundled ones.
-        ValueError: A field is missing or unknown, its value is not allowed, or the file is not a recipe.
     """
     path = Path(source)
     if path.is_dir():
@@ -229,6 +224,21 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             f"There is no recipe {str(source)!r}. Allowed are a YAML file, a run folder, or one of "
             f"{', '.join(available_recipes())}."
         )
+    return path
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe. Interpolation with `${...}` is refused, never resolved.
+
+    Args:
+        source: Name of a bundled recipe, path of a YAML file, or run folder.
+        overrides: Fields to override, as `section.field=value` with a YAML value.
+
+    Raises:
+        FileNotFoundError: There is no such recipe; the message lists the bundled ones.
+        ValueError: A field is missing or unknown, its value is not allowed, or the file is not a recipe.
+    """
+    path = recipe_path(source)
     with _yaml_errors(f"{path}: "):
         content = OmegaConf.merge(_read_file(path), _read_overrides(overrides))
         if missing := sorted(OmegaConf.missing_keys(content)):

@@ -112,7 +112,7 @@ def translate(
         )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
-    options = {"to": to, "batch_size": batch_size, "show_progress": show_progress}
+    options: dict[str, Any] = {"to": to, "batch_size": batch_size, "show_progress": show_progress}
     if n_best is not None:
         generation = _n_best_options(model, n_best, split_language, generation)
         found = _translations(model, tokenizer, texts, **options, **generation)
@@ -143,7 +143,7 @@ def _n_best_options(
             f"n_best is {n_best} and split_language is {split_language!r}, but only whole texts have scores. Leave "
             "out one of them."
         )
-    options = {"num_beams": beams, "num_return_sequences": n_best, "return_dict_in_generate": True}
+    options: dict[str, Any] = {"num_beams": beams, "num_return_sequences": n_best, "return_dict_in_generate": True}
     if isinstance(model, GenerationMixin) and not isinstance(model, TriviumGenerationMixin):
         options["output_scores"] = True  # Only Trivium's models return `sequences_scores` without it.
     return {**generation, **options}

@@ -450,6 +450,7 @@ FILES = {"--input", "--output", "--batch-size"}
 SAMPLING = {"--sample", "--temperature", "--top-k", "--top-p", "--seed", "--beams"}
 OPTIONS = {
     "train": {"--resume", "--overwrite"},
+    "recipes": set[str](),
     "prepare": {"--processes", "--overwrite"},
     "data": {"--output", "--max-rows"},
     "average": {"--last"},

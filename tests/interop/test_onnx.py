@@ -164,6 +164,9 @@ def test_encoder_decoder_matches(tokenizer: TriviumTokenizer, tmp_path: Path) ->
     both = [list(translate(each, tokenizer, texts, batch_size=2, num_beams=4)) for each in (model, engine)]
     assert both[0] == both[1] == list(translate(engine, engine.tokenizer, texts, batch_size=2, num_beams=4))
     assert both[0][0] != ""
+    expected_best, best = (list(translate(each, tokenizer, texts, n_best=2, num_beams=4)) for each in (model, engine))
+    assert [[each.text for each in row] for row in best] == [[each.text for each in row] for row in expected_best]
+    assert best[0][1].score == pytest.approx(expected_best[0][1].score, abs=1e-4)
     ids = random_ids(2, 3)
     expected = model.generate(ids, max_new_tokens=4)
     assert torch.equal(engine.generate(ids, max_new_tokens=4, use_cache=False), expected)

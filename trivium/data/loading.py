@@ -236,7 +236,7 @@ def load_split(args: DataArguments, split: str, columns: Sequence[str] = PAIR) -
     requested = [name for name in SPLITS if getattr(args, name) is not None]
     data: Mapping[str, Dataset | IterableDataset] = {}
     if not requested or split in requested:
-        others = {name: None for name in requested if name != split}
+        others: dict[str, Any] = {name: None for name in requested if name != split}
         data = load_data(replace(args, **others), columns)
     if split not in data:
         hint = f", or set data.{split}" if split in SPLITS else ""
