@@ -1,7 +1,8 @@
 """Evaluate a model: generation metrics, label metrics, perplexity."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,12 @@ from trivium.tasks import (
     labels_of_row,
     make_collator,
     prompts_of,
+    score_tags,
+    tags_of_words,
     windows_of_rows,
 )
+from trivium.tasks.encode import max_length_of
+from trivium.tasks.tags import align_words
 from trivium.translation import translate
 
 EVAL_BATCH_SIZE = 64  # rows per forward pass without generation, if `batch_size` is None
@@ -47,7 +52,8 @@ def evaluate(
     Args:
         model: A model with the head that `task` is for.
         tokenizer: Its tokenizer.
-        rows: Examples with the columns of the task: `source` and `target`, or `text`, or `text` and `label`.
+        rows: Examples with the columns of the task: `source` and `target`, or `text`, or `text` and `label`, or
+            `words` and `tags`.
         metrics: Names accepted by `trivium.metrics.load_metric`; None: the default metrics of the task.
         task: A key of `trivium.tasks.TASKS`. If the task has a `target` column, the model generates texts, which are
             compared with the targets.
@@ -57,8 +63,8 @@ def evaluate(
         **generation: Arguments of `generate()`; the others default to the saved generation config.
 
     Returns:
-        The `score` and the secondary figures of each metric; and the predictions, a text or label for each row, or no
-        predictions for a task without targets and labels.
+        The `score` and the secondary figures of each metric; and the predictions, a text, a label or a line of tags
+        for each row, or no predictions for a task without targets and labels.
 
     Raises:
         ValueError: The task is unknown, a metric is unknown or does not apply to this task or model, or `rows` is
@@ -79,13 +85,37 @@ def evaluate(
         predictions, references = run.texts(rows, generation), [row["target"] for row in rows]
     elif "label" in kind.columns:
         predictions, references = run.labels(rows), [labels_of_row(row["label"], model.config) for row in rows]
+    elif "tags" in kind.columns:
+        predictions, references = run.tags([row["words"] for row in rows]), [row["tags"] for row in rows]
     if "perplexity" in metrics or kind.columns == TEXT:
         scores = run.tokens(rows)
     for name in metrics:
         if name not in scores:
-            scores[name] = load_metric(name).compute(predictions=predictions, references=references)
+            compute = partial(score_tags, name) if "tags" in kind.columns else load_metric(name).compute
+            scores[name] = compute(predictions=predictions, references=references)
     texts = [" ".join(labels) if isinstance(labels, list) else str(labels) for labels in predictions]
     return {name: scores[name] for name in metrics}, texts
+
+
+def predict_tags(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[Sequence[str]],
+    *,
+    inputs: InputArguments | None = None,
+    batch_size: int | None = None,
+) -> list[list[str]]:
+    """Predict the tag of each word with a model for token classification.
+
+    Args:
+        model: A token classifier.
+        tokenizer: Its tokenizer, which must be a fast one.
+        sentences: The words of each sentence.
+        inputs: The input arguments that the model was trained with.
+        batch_size: Sentences per batch; None: 64.
+    """
+    kind = TASKS["token-classification"]
+    return _Evaluation(model.eval(), tokenizer, kind, inputs or InputArguments(), batch_size, False).tags(sentences)
 
 
 @dataclass(frozen=True)
@@ -116,6 +146,22 @@ class _Evaluation:
             for index, label in zip(indices, predicted, strict=True):
                 predictions[index] = label
         return predictions
+
+    @torch.inference_mode()
+    def tags(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Predict the tag of each word."""
+        tags: list[list[str]] = [[]] * len(sentences)
+        encoded, alignments = align_words(sentences, self.tokenizer, max_length_of(self.model.config, self.inputs))
+        examples = [
+            {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": alignment}
+            for ids, alignment in zip(encoded["input_ids"], alignments, strict=True)
+        ]
+        for indices, batch in self._batches(examples):
+            aligned = batch.pop("labels")  # The collator pads the alignments, on the side of the tokenizer.
+            predicted = self.model(**batch).logits.argmax(dim=-1)
+            for index, row, alignment in zip(indices, predicted, aligned, strict=True):
+                tags[index] = tags_of_words(row, alignment, len(sentences[index]), self.model.config)
+        return tags
 
     @torch.inference_mode()
     def tokens(self, rows: list[Row]) -> dict[str, Score]:

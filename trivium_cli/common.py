@@ -44,6 +44,7 @@ KINDS = {
     "ForConditionalGeneration": ("AutoModelForSeq2SeqLM", "translate"),
     "ForCausalLM": ("AutoModelForCausalLM", "generate"),
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "classify"),
+    "ForTokenClassification": ("AutoModelForTokenClassification", "tag"),
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
 }
 

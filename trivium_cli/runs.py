@@ -143,10 +143,11 @@ def evaluate(
 ) -> None:
     """Evaluate a model on a split of its run's data.
 
-    Translations are scored against the references, labels by classification metrics, language models by perplexity.
-    To evaluate on other data, set `data.test=PREFIX`; to use other metrics, set `metrics=[chrf,perplexity]`. Scores
-    and a few examples are printed. All scores, with the settings they were measured with, are written to
-    `evaluation_SPLIT.json` in the model's folder, and all predictions to `predictions_SPLIT.txt`.
+    Translations are scored against the references, labels and tags by classification metrics, language models by
+    perplexity. To evaluate on other data, set `data.test=PREFIX`; to use other metrics, set
+    `metrics=[chrf,perplexity]`. Scores and a few examples are printed. All scores, with the settings they were
+    measured with, are written to `evaluation_SPLIT.json` in the model's folder, and all predictions to
+    `predictions_SPLIT.txt`.
     """
     with report_errors():
         check_saved_model(model)

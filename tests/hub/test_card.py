@@ -27,6 +27,7 @@ from trivium import (
     TriviumForConditionalGeneration,
     TriviumForMaskedLM,
     TriviumForSequenceClassification,
+    TriviumForTokenClassification,
     TriviumTokenizer,
 )
 from trivium.hub.card import MARK, has_own_card, render_card
@@ -489,6 +490,7 @@ def without_end(tokenizer: TriviumTokenizer) -> TriviumTokenizer:
         TriviumForCausalLM,
         TriviumForMaskedLM,
         TriviumForSequenceClassification,
+        TriviumForTokenClassification,
     ],
 )
 def test_commands_on_card_run(model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer, tmp_path: Path) -> None:

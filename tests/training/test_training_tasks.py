@@ -33,12 +33,16 @@ AUTO_CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
     "masked-lm": "AutoModelForMaskedLM",
     "classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
 }
+ANIMALS = {"dogs": "B-animal", "cats": "B-animal"}
 LABELS = {
     "one": lambda text: "hot" if "red" in text else "not",
     "several": lambda text: [word for word in ("red", "cold") if word in text],
     "number": lambda text: text.count("dogs") - 0.5,
 }
+FILES = {"translation": "pairs.jsonl", "completion": "pairs.jsonl", "token-classification": "tags.conll"}
+METRICS = {"classification": {"accuracy", "f1"}, "token-classification": {"seqeval", "accuracy"}}
 SHAPE: dict[str, Any] = {
     "preset": "transformer-micro",
     "encoder_layers": 1,
@@ -57,7 +61,7 @@ class Corpus:
 
     def recipe(self, task: str, output: Path, kind: str = "one", **changes: Any) -> Recipe:
         """Return a recipe of six steps, evaluated and saved twice, with the overrides merged in."""
-        files = {"classification": f"{kind}.jsonl", "translation": "pairs.jsonl", "completion": "pairs.jsonl"}
+        files = {"classification": f"{kind}.jsonl", **FILES}
         path = str(self.folder / files.get(task, "texts.txt"))
         training = {
             "output_dir": str(output),
@@ -90,6 +94,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     }
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tagged = ("\n".join(f"{word}\t{ANIMALS.get(word, 'O')}" for word in text.split()) for text in TEXTS)
+    (folder / "tags.conll").write_text("\n\n".join(tagged))
     return Corpus(folder)
 
 
@@ -147,7 +153,7 @@ def test_run_logs_losses_and_metrics(trained: tuple[str, Seq2SeqTrainer]) -> Non
     task, trainer = trained
     assert len(losses(trainer)) == 6
     assert all(0 < loss < 10 for loss in losses(trainer))
-    measured = {f"eval_{name}" for name in ("accuracy", "f1")} if task == "classification" else set()
+    measured = {f"eval_{name}" for name in METRICS.get(task, ())}
     assert len(evaluations(trainer)) == 2
     for entry in evaluations(trainer):
         assert 0 < entry["eval_loss"] < 10
@@ -167,7 +173,7 @@ def test_logits_are_gathered_only_for_labels(
 
     monkeypatch.setattr(trainer, "prediction_step", spy)
     trainer.evaluate()
-    assert set(kept) == {task == "classification"}
+    assert set(kept) == {task in METRICS}
 
 
 def test_run_can_be_evaluated_from_command_line(trained: tuple[str, Seq2SeqTrainer]) -> None:

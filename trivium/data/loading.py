@@ -1,8 +1,8 @@
 """Load texts, sentence pairs and labeled texts from the Hub, from local files, or from the bundled corpus.
 
 The columns do not depend on the origin: `text` for a language model, `source` and `target` for a translator, `text`
-and `label` for a classifier. Every row is validated: a missing, empty or undecodable text raises an error with its
-location, so that the model is not trained on corrupt data.
+and `label` for a classifier, `words` and `tags` for a tagger. Every row is validated: a missing, empty or undecodable
+text raises an error with its location, so that the model is not trained on corrupt data.
 """
 
 import os
@@ -24,8 +24,10 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
+from trivium.data.conll import conll_rows
 from trivium.data.numbers import numbers_corpus
 from trivium.data.readers import READERS, PlacedRow, Row, document_rows, parallel_rows
+from trivium.data.structured import FEATURES, FIELDS, READ, check_example, name_tags
 
 SPLITS = ("train", "validation", "test")
 PAIR = ("source", "target")
@@ -42,7 +44,8 @@ class DataArguments:
     Set either `name` or local files. The suffix of a local file determines its format: `.jsonl` or `.json` (both with
     one object per line), `.csv`, `.tsv` (without quoting) or `.parquet`. Any other file is plain text: for a language
     model, a file with one text per line; for sentence pairs, the common prefix of two files, so that
-    `train="corpus/train"` reads aligned lines of `corpus/train.en` and `corpus/train.de`.
+    `train="corpus/train"` reads aligned lines of `corpus/train.en` and `corpus/train.de`; for tagged words, a CoNLL
+    file, with a word and its tag per line and an empty line after each sentence (as is a `.tsv` file).
 
     Attributes:
         name: `numbers` for the bundled corpus, a dataset on the Hub, or a folder in the Hub's layout.
@@ -53,9 +56,9 @@ class DataArguments:
         test: File or split for testing, in the same form.
         source: Source language: the column, the key in `translation`, or the suffix of the file.
         target: Target language, in the same form.
-        text: Column of texts, for tasks without sentence pairs.
-        label: Column of labels: strings or integers; lists of them for multi-label classification; or floats for
-            regression.
+        text: Column of texts, for tasks without sentence pairs; of lists of words for token classification.
+        label: Column of labels: strings or integers; lists of them for multi-label classification; floats for
+            regression; or, for token classification, lists with a tag for each word.
         prepared: Folder of data that `trivium prepare` encoded, to train on them without encoding; None to encode them
             before training.
         whole_files: Treat a plain text file as one text instead of one text per line.
@@ -102,7 +105,7 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
             read.
     """
     requested = {split: getattr(args, split) for split in SPLITS if getattr(args, split) is not None}
-    columns_by_name = {column: getattr(args, column) for column in columns}
+    columns_by_name = {column: getattr(args, FIELDS.get(column, column)) for column in columns}
     if args.max_ratio is not None and (args.max_ratio < 1 or tuple(columns) != PAIR):
         raise ValueError(
             f"data.max_ratio is {args.max_ratio}, but must be null or at least 1, and is only for sentence pairs."
@@ -182,8 +185,9 @@ def _load_split(args: DataArguments, expression: str) -> Dataset | IterableDatas
 def _as_examples(
     rows: Dataset | IterableDataset, args: DataArguments, columns: dict[str, str], split: str
 ) -> Dataset | IterableDataset:
-    # A `ClassLabel` column stores indices: convert them to names.
-    label_names = getattr((rows.features or {}).get(args.label), "names", None) if "label" in columns else None
+    # A `ClassLabel` column, or a column of lists of them, stores indices: convert them to names.
+    feature = (rows.features or {}).get(args.label) if {"label", "tags"} & columns.keys() else None
+    label_names = getattr(getattr(feature, "feature", feature), "names", None)
     return rows.map(
         _numbered_example,
         with_indices=True,
@@ -219,7 +223,7 @@ def _load_file(path: str, split: str, args: DataArguments, columns: dict[str, st
                 f"data.{split} names {file}, but there is no such file{hint}. Allowed are files that end in "
                 f"{', '.join(READERS)}{plain_text}."
             )
-    if not is_prefix and Path(path).suffix not in READERS and tuple(columns) != TEXT:
+    if not is_prefix and Path(path).suffix not in READERS and tuple(columns) != TEXT and "tags" not in columns:
         raise ValueError(
             f"data.{split} is {path}, but plain text has no labels. Use a file that ends in {', '.join(READERS)}."
         )
@@ -242,7 +246,7 @@ def _features(columns: Mapping[str, str], label_names: list[str] | None = None) 
     """Return string features for the columns, or None to infer the type of labels without names from the data."""
     if "label" in columns and not label_names:
         return None
-    return Features(dict.fromkeys(columns, Value("string")))
+    return Features({name: FEATURES.get(name, Value("string")) for name in columns})
 
 
 # --- From rows to examples -------------------------------------------------------------------------------------------
@@ -264,9 +268,12 @@ def _example(row: Row, columns: Mapping[str, str], place: str, allow_blank: bool
     example = {}
     for name, column in columns.items():
         if column not in cells:
-            names = " and ".join(f"data.{name}" for name in columns)
+            names = " and ".join(f"data.{FIELDS.get(name, name)}" for name in columns)
             raise ValueError(f"{place}: there is no column {column!r}, only {list(cells)}; set {names}.")
         value = cells[column]
+        if name in READ:
+            example[name] = READ[name](value, f"{place}: {column!r}")
+            continue
         if name == "label" and (value is None or value == "" or value != value):  # NaN is not equal to itself.
             raise ValueError(f"{place}: {column!r} is {value!r}; every text needs a label.")
         is_blank = value is None or (isinstance(value, str) and not value.strip())
@@ -274,6 +281,7 @@ def _example(row: Row, columns: Mapping[str, str], place: str, allow_blank: bool
             needs = "every pair needs a sentence on both sides" if name in PAIR else "every row needs a text"
             raise ValueError(f"{place}: {column!r} is {value!r}; {needs}.")
         example[name] = value
+    check_example(example, place)
     return example
 
 
@@ -281,7 +289,9 @@ def _numbered_example(
     row: Row, index: int, columns: Mapping[str, str], origin: str, label_names: list[str] | None, allow_blank: bool
 ) -> dict[str, Any]:
     example = _example(row, columns, f"{origin}, row {index + 1}", allow_blank)
-    if label_names:
+    if label_names and "tags" in example:
+        example["tags"] = name_tags(example["tags"], label_names, f"{origin}, row {index + 1}")
+    elif label_names:
         if example["label"] < 0:  # Test splits with withheld labels use -1.
             raise ValueError(f"{origin}, row {index + 1}: {columns['label']!r} is missing; every text needs a label.")
         example["label"] = label_names[example["label"]]
@@ -305,6 +315,8 @@ def _examples_of_files(
 
 def _rows(files: tuple[str, ...], columns: Mapping[str, str], whole: bool) -> Iterator[PlacedRow]:
     suffix = Path(files[0]).suffix
+    if "tags" in columns and (suffix == ".tsv" or suffix not in READERS):
+        return conll_rows(files[0], columns["words"], columns["tags"])
     if suffix in READERS:
         return READERS[suffix](files[0])
     if "source" in columns:

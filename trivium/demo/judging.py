@@ -1,4 +1,6 @@
-"""Run encoder-only models: fill masks and classify texts."""
+"""Run encoder-only models: fill masks, classify texts and tag words."""
+
+import re
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,6 +43,24 @@ def classify(model: PreTrainedModel, inputs: Inputs) -> list[Named]:
     return [
         (model.config.id2label[i], score) for i, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
+
+
+@torch.inference_mode()
+def tag(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[str, str, float]]:
+    """Return the words of a text, which spaces separate, with their tags and the probabilities of the tags.
+
+    A word has the tag of its first token, as in training.
+    """
+    encoded = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
+    offsets = encoded.pop("offset_mapping")[0].tolist()
+    probabilities = model(**encoded.to(model.device)).logits[0].float().softmax(dim=-1)
+    tagged = []
+    for word in re.finditer(r"\S+", text):
+        places = (i for i, (start, end) in enumerate(offsets) if start < end and word.start() < end <= word.end())
+        if (first := next(places, None)) is not None:
+            probability, label = probabilities[first].max(dim=-1)
+            tagged.append((word[0], model.config.id2label[label.item()], probability.item()))
+    return tagged
 
 
 def is_regression(model: PreTrainedModel) -> bool:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .generating import EXTRA_LENGTH, Generation, generate_steps
 from .introspect import Inputs, UnfitText, max_length, read
-from .judging import classify, fill_masks, is_regression
+from .judging import classify, fill_masks, is_regression, tag
 
 HERE = Path(__file__).parent
 NEW_TOKENS = 100  # maximum length of a continuation, unless the generation config sets one
@@ -40,6 +40,8 @@ TRANSLATE = _Labels("Text to translate", "Translate", "translate")
 CONTINUE = _Labels("Prompt", "Continue", "continue")
 FILL = _Labels("Text with masks", "Fill", "fill_mask")
 CLASSIFY = _Labels("Text to classify", "Classify", "classify")
+TAG = _Labels("Text to tag", "Tag", "tag")
+ENDINGS = {"ForMaskedLM": FILL, "ForSequenceClassification": CLASSIFY, "ForTokenClassification": TAG}
 
 
 def launch(
@@ -56,8 +58,8 @@ def launch(
     The page loads nothing from other servers, sends no analytics, and stores no text.
 
     Args:
-        model: A model that translates, continues texts, fills masks or classifies; it is switched to eager attention,
-            which returns the weights.
+        model: A model that translates, continues texts, fills masks, classifies or tags words; it is switched to
+            eager attention, which returns the weights.
         tokenizer: Its tokenizer.
         title: Title of the page.
         summary: Description of the model, in Markdown.
@@ -143,11 +145,12 @@ def _labels_of(model: PreTrainedModel) -> _Labels:
     if model.can_generate():
         return TRANSLATE if model.config.is_encoder_decoder else CONTINUE
     name = type(model).__name__
-    for ending, labels in (("ForMaskedLM", FILL), ("ForSequenceClassification", CLASSIFY)):
+    for ending, labels in ENDINGS.items():
         if name.endswith(ending):
             return labels
     raise ValueError(
-        f"model is a {name}, but the page needs a model that translates or continues texts, fills masks or classifies."
+        f"model is a {name}, but the page needs a model that translates or continues texts, fills masks, classifies "
+        "or tags words."
     )
 
 
@@ -223,6 +226,8 @@ def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: 
                 yield {"kind": "fillings", "fillings": fill_masks(model, tokenizer, inputs)}
             elif labels is CLASSIFY:
                 yield {"kind": "labels", "labels": classify(model, inputs), "is_number": is_regression(model)}
+            elif labels is TAG:
+                yield {"kind": "tags", "tags": tag(model, tokenizer, text.encode(errors="replace").decode())}
             else:
                 yield {"kind": "read", "pieces": [asdict(piece) for piece in inputs.pieces]}
                 states = generate_steps(model, tokenizer, inputs, **_options(model, inputs, *settings))

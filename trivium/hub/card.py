@@ -54,6 +54,7 @@ METRICS = {
     "exact_match": ("exact_match", "exact match", "{:.1%}"),
     "accuracy": ("accuracy", "accuracy", "{:.1%}"),
     "f1": ("f1", "F1 (macro)", "{:.3f}"),
+    "seqeval": ("seqeval", "F1 of entities (seqeval)", "{:.3f}"),
     "mse": ("mse", "mean squared error", "{:.4g}"),
     "r2": ("r_squared", "R²", "{:.3f}"),
     "perplexity": ("perplexity", "perplexity per token (lower is better)", "{:.2f}"),

@@ -90,6 +90,7 @@ labels = model(**inputs).logits[0].argmax(-1)
 for token, label in zip(inputs["input_ids"][0], labels):
     print(tokenizer.decode(token), model.config.id2label[label.item()])
 """,
+        command="tag",
     ),
     "ForQuestionAnswering": Usage(
         "question-answering",

@@ -8,6 +8,7 @@ import torch
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,6 +19,7 @@ from trivium.data.packing import STATISTICS
 from trivium.modeling import (
     TriviumForMaskedLM,
     TriviumForSequenceClassification,
+    TriviumForTokenClassification,
 )
 from trivium.tasks.encode import (
     InputArguments,
@@ -40,6 +42,8 @@ def make_collator(
         collate: Any = _make_masker(tokenizer, inputs, epoch)
     elif task.model_class is TriviumForSequenceClassification:
         collate = DataCollatorWithPadding(tokenizer)
+    elif task.model_class is TriviumForTokenClassification:
+        collate = DataCollatorForTokenClassification(tokenizer)
     elif inputs.packing:
         collate = default_data_collator
     else:

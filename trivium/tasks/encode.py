@@ -12,6 +12,7 @@ from trivium.configuration import TriviumConfig
 from trivium.data.packing import STRATEGIES, pack
 from trivium.modeling.loss import IGNORE_INDEX
 from trivium.tasks.label_facts import encode_label
+from trivium.tasks.tags import align_words, encode_tags
 
 Batch = dict[str, list[Any]]
 
@@ -161,5 +162,17 @@ def encode_labeled(
     """Encode texts and their labels: class indices, multi-hot vectors, or numbers for regression."""
     encoded = tokenizer(batch["text"], truncation=True, max_length=max_length_of(config, inputs))
     encoded["labels"] = [encode_label(label, config) for label in batch["label"]]
+    encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+    return encoded
+
+
+def encode_tagged(
+    batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
+) -> Batch:
+    """Encode words and their tags; the first token of each word has its tag as the label."""
+    encoded, alignments = align_words(batch["words"], tokenizer, max_length_of(config, inputs))
+    encoded["labels"] = [
+        encode_tags(tags, alignment, config) for tags, alignment in zip(batch["tags"], alignments, strict=True)
+    ]
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
     return encoded

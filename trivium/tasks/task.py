@@ -12,12 +12,14 @@ from transformers import (
 
 from trivium.configuration import TriviumConfig
 from trivium.data.loading import LABELED_TEXT, PAIR, TEXT
-from trivium.metrics import LABEL_METRICS, NAME_METRICS, NUMBER_METRICS, TEXT_METRICS
+from trivium.data.structured import TAGGED_WORDS
+from trivium.metrics import LABEL_METRICS, NAME_METRICS, NUMBER_METRICS, TAG_METRICS, TEXT_METRICS
 from trivium.modeling import (
     TriviumForCausalLM,
     TriviumForConditionalGeneration,
     TriviumForMaskedLM,
     TriviumForSequenceClassification,
+    TriviumForTokenClassification,
 )
 from trivium.tasks.encode import (
     Batch,
@@ -26,8 +28,11 @@ from trivium.tasks.encode import (
     encode_for_masking,
     encode_labeled,
     encode_pairs,
+    encode_tagged,
     encode_texts,
 )
+from trivium.tasks.label_facts import label_facts
+from trivium.tasks.tags import marks_entities, tag_facts
 
 ENCODED_ROWS = 1000  # number of rows to encode, and to pack, together
 
@@ -54,8 +59,29 @@ class Task:
     metrics: tuple[str, ...]
     inputs: tuple[str, ...] = ()
 
+    @property
+    def has_labels(self) -> bool:
+        """Return True if the configuration of the model lists the labels of the data."""
+        return "label" in self.columns or "tags" in self.columns
+
+    def label_facts(self, rows: Iterable[Mapping[str, Any]], problem_type: str | None = None) -> dict[str, Any]:
+        """Derive the label fields of a model's configuration from its training data; none for other tasks."""
+        if "tags" in self.columns:
+            return tag_facts(row["tags"] for row in rows)
+        return label_facts((row["label"] for row in rows), problem_type) if self.has_labels else {}
+
+    def text_of(self, row: Mapping[str, Any]) -> str:
+        """Return the text of a row that the model reads."""
+        text = row[self.columns[0]]
+        return text if isinstance(text, str) else " ".join(text)
+
     def metrics_for(self, config: TriviumConfig) -> tuple[str, ...]:
-        """Return the names of the metrics that fit a model; a regression has other metrics than a classification."""
+        """Return the names of the metrics that fit a model: a regression has others than a classification.
+
+        Metrics of entities need tags that mark them, which parts of speech do not.
+        """
+        if self.metrics == TAG_METRICS:
+            return TAG_METRICS if marks_entities(config.label2id) else ("accuracy",)
         if self.metrics != LABEL_METRICS:
             return self.metrics
         return NUMBER_METRICS if config.problem_type == "regression" else NAME_METRICS
@@ -126,4 +152,5 @@ TASKS: Mapping[str, Task] = {
         ("mlm_probability", "whole_word_mask"),
     ),
     "classification": Task(TriviumForSequenceClassification, LABELED_TEXT, True, True, encode_labeled, LABEL_METRICS),
+    "token-classification": Task(TriviumForTokenClassification, TAGGED_WORDS, True, True, encode_tagged, TAG_METRICS),
 }

@@ -1,18 +1,14 @@
 """Train a model from a recipe, with transformers' Trainer: validate, build, run."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import (
     AutoTokenizer,
     EarlyStoppingCallback,
-    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
@@ -21,20 +17,19 @@ from transformers import (
     set_seed,
 )
 
-from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
 from trivium.data.packing import packing_facts
-from trivium.metrics import load_metric
 from trivium.recipe import Recipe
 from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, explain_write_failure, set_aside
 from trivium.storage.manifest import CARD, MANIFEST, RunFolder, record, start_manifest
 from trivium.storage.names import RECIPE_FILE
-from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_targets, make_collator
+from trivium.tasks import encode_data, make_collator
 from trivium.tokenization import train_tokenizer
 from trivium.training.callbacks import ExponentialAverage, RunFacts
 from trivium.training.callbacks.push import check_hub_arguments
 from trivium.training.callbacks.run_facts import encoding_rates
 from trivium.training.callbacks.throughput import DataReport
+from trivium.training.compute_metrics import make_compute_metrics
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
 from trivium.training.prepared import Prepared, load_prepared
 from trivium.training.resume import checkpoint_to_resume
@@ -280,13 +275,7 @@ def load_or_build(
     have the tokenizer and the labels, which their rows no longer show.
     """
     task = recipe.kind
-    labels: dict[str, Any] = {}
-    if "label" in task.columns:
-        labels = (
-            label_facts((row["label"] for row in rows), recipe.model.get("problem_type"))
-            if prepared is None
-            else prepared.labels
-        )
+    labels = task.label_facts(rows, recipe.model.get("problem_type")) if prepared is None else prepared.labels
     defaults = {"add_bos_token": task.add_bos_token, "add_eos_token": task.add_eos_token}
     overrides = {name: value for name in defaults if (value := getattr(recipe.tokenizer, name)) is not None}
     if recipe.init_from:
@@ -314,7 +303,7 @@ def load_or_build(
         texts = rows if sample is None else rows.take(sample)
         targets = (row["target"] for row in texts) if "target" in task.columns else None
         tokenizer = broadcast_from_main(
-            lambda: train_tokenizer((row[task.columns[0]] for row in texts), target_texts=targets, **options)
+            lambda: train_tokenizer((task.text_of(row) for row in texts), target_texts=targets, **options)
         )
     config = recipe.model_config(
         vocab_size=len(tokenizer),
@@ -354,52 +343,3 @@ def load_initial_model(recipe: Recipe, labels: dict[str, Any]) -> PreTrainedMode
             "change the shape of the parameters, such as dropout."
         )
     return model
-
-
-def make_compute_metrics(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Callable[[EvalPrediction], dict[str, float]] | None:
-    """Return the Trainer's `compute_metrics`, or None to compute only the loss, without gathering any logits."""
-    names = list(recipe.kind.metrics_for(model.config)[:2]) if recipe.metrics is None else recipe.metrics
-    if "label" in recipe.kind.columns:
-        return make_compute_label_metrics(model.config, names)
-    if recipe.training.get("predict_with_generate") and model.config.is_encoder_decoder:
-        return make_compute_text_metrics(tokenizer, names)
-    return None
-
-
-def make_compute_label_metrics(
-    config: TriviumConfig, names: list[str]
-) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return a `compute_metrics` that scores predicted labels; it returns one score per metric."""
-    metrics = {name: load_metric(name) for name in names}
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        predictions = labels_of_logits(torch.from_numpy(prediction.predictions), config)
-        references = labels_of_targets(torch.from_numpy(prediction.label_ids), config)
-        return {
-            name: metric.compute(predictions=predictions, references=references)["score"]
-            for name, metric in metrics.items()
-        }
-
-    return compute
-
-
-def make_compute_text_metrics(
-    tokenizer: PreTrainedTokenizerBase, names: list[str]
-) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return a `compute_metrics` that scores generated texts; it returns one score per metric."""
-    metrics = {name: load_metric(name) for name in names if name != "perplexity"}  # perplexity is exp(eval_loss)
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        predictions, references = (
-            # The Trainer pads with -100, which not every tokenizer can decode.
-            tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
-            for ids in (prediction.predictions, prediction.label_ids)
-        )
-        return {
-            name: metric.compute(predictions=predictions, references=references)["score"]
-            for name, metric in metrics.items()
-        }
-
-    return compute
