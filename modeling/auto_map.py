@@ -18,6 +18,7 @@ from .modeling_trivium_encoder import (
     TriviumForSequenceClassification,
     TriviumForTokenClassification,
 )
+from .pipeline_summarization import SummarizationPipeline
 from .pipeline_translation import TranslationPipeline
 
 WITH_ENCODER: dict[str, type[PreTrainedModel]] = {
@@ -60,8 +61,10 @@ def custom_pipelines(config: TriviumConfig) -> dict[str, dict[str, Any]]:
     """Return the custom pipelines of a model of this configuration in the format of `config.json`."""
     if not config.is_encoder_decoder:
         return {}
-    translation = {"impl": _hub_reference(TranslationPipeline), "pt": ["AutoModelForSeq2SeqLM"], "type": "text"}
-    return {"translation": translation}
+    # With a single pipeline, `pipeline(model=folder)` finds the task by itself.
+    pipeline = SummarizationPipeline if config.seq2seq_task == "summarization" else TranslationPipeline
+    impl = _hub_reference(pipeline)
+    return {pipeline.task_name: {"impl": impl, "pt": ["AutoModelForSeq2SeqLM"], "type": "text"}}
 
 
 def _hub_reference(saved_class: type) -> str:

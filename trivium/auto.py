@@ -8,6 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from trivium.configuration import TriviumConfig
 from trivium.modeling.auto_map import WITH_BOTH, WITH_DECODER, WITH_ENCODER, auto_classes
+from trivium.modeling.pipeline_summarization import SummarizationPipeline
 from trivium.modeling.pipeline_translation import TranslationPipeline
 from trivium.tokenization import TriviumTokenizer
 
@@ -66,8 +67,9 @@ def register() -> None:
     # The Trainer's label smoothing uses this mapping to decide whether the labels must be shifted.
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForCausalLM"
 
-    # transformers 5 has no translation pipeline, and refuses the name of a removed task even if it is registered.
-    getattr(pipelines, "REMOVED_TASKS", {}).pop("translation", None)
-    pipelines.PIPELINE_REGISTRY.register_pipeline(
-        "translation", TranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text"
-    )
+    # transformers 5 has no such pipelines, and refuses the name of a removed task even if it is registered.
+    for pipeline in (TranslationPipeline, SummarizationPipeline):
+        getattr(pipelines, "REMOVED_TASKS", {}).pop(pipeline.task_name, None)
+        pipelines.PIPELINE_REGISTRY.register_pipeline(
+            pipeline.task_name, pipeline, pt_model=AutoModelForSeq2SeqLM, type="text"
+        )

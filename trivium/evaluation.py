@@ -53,10 +53,10 @@ def evaluate(
         model: A model with the head that `task` is for.
         tokenizer: Its tokenizer.
         rows: Examples with the columns of the task: `source` and `target`, or `text`, or `text` and `label`, or
-            `words` and `tags`.
+            `words` and `tags`, or `document` and `references`.
         metrics: Names accepted by `trivium.metrics.load_metric`; None: the default metrics of the task.
-        task: A key of `trivium.tasks.TASKS`. If the task has a `target` column, the model generates texts, which are
-            compared with the targets.
+        task: A key of `trivium.tasks.TASKS`. If the task has targets or references, the model generates texts,
+            which are compared with them.
         inputs: The input arguments that the model was trained with.
         batch_size: Rows per batch; None: 64, and for generation as in `translate`.
         show_progress: Whether to show a progress bar.
@@ -81,8 +81,8 @@ def evaluate(
         raise ValueError("rows is empty, but must contain at least one row.")
     scores: dict[str, Score] = {}
     predictions: list[Any] = []
-    if "target" in kind.columns:
-        predictions, references = run.texts(rows, generation), [row["target"] for row in rows]
+    if kind.target:
+        predictions, references = run.texts(rows, generation), [row[kind.target] for row in rows]
     elif "label" in kind.columns:
         predictions, references = run.labels(rows), [labels_of_row(row["label"], model.config) for row in rows]
     elif "tags" in kind.columns:
@@ -129,7 +129,7 @@ class _Evaluation:
 
     def texts(self, rows: list[Row], generation: dict[str, Any]) -> list[str]:
         """Generate a text from the source of each row."""
-        sources = [row["source"] for row in rows]
+        sources = [self.task.text_of(row) for row in rows]
         prompts = sources if self.model.config.is_encoder_decoder else prompts_of(sources, self.inputs)
         options = {"batch_size": self.batch_size, "show_progress": self.show_progress, **generation}
         return list(translate(self.model, self.tokenizer, prompts, **options))

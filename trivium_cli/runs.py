@@ -143,8 +143,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model on a split of its run's data.
 
-    Translations are scored against the references, labels and tags by classification metrics, language models by
-    perplexity. To evaluate on other data, set `data.test=PREFIX`; to use other metrics, set
+    Translations and summaries are scored against the references, labels and tags by classification metrics, language
+    models by perplexity. To evaluate on other data, set `data.test=PREFIX`; to use other metrics, set
     `metrics=[chrf,perplexity]`. Scores and a few examples are printed. All scores, with the settings they were
     measured with, are written to `evaluation_SPLIT.json` in the model's folder, and all predictions to
     `predictions_SPLIT.txt`.
@@ -172,7 +172,7 @@ def evaluate(
         loaded, tokenizer = load(model, trust_remote_code=trust_remote_code)
         options = drop_none(num_beams=beams, length_penalty=length_penalty)
         decoding = {}
-        if "target" in recipe.kind.columns:
+        if recipe.kind.target:
             decoding = _decoding(loaded.generation_config, recipe.generation, options)
         scores, predictions = evaluation.evaluate(
             loaded,

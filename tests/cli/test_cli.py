@@ -378,6 +378,16 @@ def test_terminal_lines_are_answered_one_by_one(
     assert answers_so_far == [0, 1, 2]
 
 
+# --- summarize -------------------------------------------------------------------------------------------------------
+
+
+def test_summarize_runs_a_model_as_translate_does(translator: Path, language_model: Path) -> None:
+    assert printed("summarize", translator, CAT, "", BIRDS, "--beams", "2") == f"{CAT}\n\n{BIRDS}\n"
+    code, _, errors = trivium("summarize", language_model, CAT)
+    assert code == 1
+    assert "which is for `trivium generate`, not for `trivium summarize`" in errors
+
+
 # --- tag -------------------------------------------------------------------------------------------------------------
 
 
@@ -478,6 +488,7 @@ OPTIONS = {
     "average": {"--last"},
     "evaluate": TRUST | {"--split", "--beams", "--batch-size"},
     "translate": TRUST | FILES | SAMPLING | {"--length-penalty", "--max-length", "--engine"},
+    "summarize": TRUST | FILES | {"--beams", "--length-penalty", "--max-length"},
     "generate": TRUST | FILES | SAMPLING | {"--num", "--max-new-tokens"},
     "classify": TRUST | FILES | {"--top-k"},
     "fill-mask": TRUST | FILES | {"--top-k"},

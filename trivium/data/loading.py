@@ -1,7 +1,8 @@
 """Load texts, sentence pairs and labeled texts from the Hub, from local files, or from the bundled corpus.
 
 The columns do not depend on the origin: `text` for a language model, `source` and `target` for a translator, `text`
-and `label` for a classifier, `words` and `tags` for a tagger. Every row is validated: a missing, empty or undecodable
+and `label` for a classifier, `words` and `tags` for a tagger, `document` and `references` for
+a summarizer. Every row is validated: a missing, empty or undecodable
 text raises an error with its location, so that the model is not trained on corrupt data.
 """
 
@@ -27,7 +28,7 @@ from datasets.exceptions import DatasetGenerationError
 from trivium.data.conll import conll_rows
 from trivium.data.numbers import numbers_corpus
 from trivium.data.readers import READERS, PlacedRow, Row, document_rows, parallel_rows
-from trivium.data.structured import FEATURES, FIELDS, READ, check_example, name_tags
+from trivium.data.structured import DOCUMENT, FEATURES, FIELDS, READ, check_example, name_tags
 
 SPLITS = ("train", "validation", "test")
 PAIR = ("source", "target")
@@ -54,8 +55,10 @@ class DataArguments:
             count rows, such as `train[1000:]`.
         validation: File or split for validation, in the same form.
         test: File or split for testing, in the same form.
-        source: Source language: the column, the key in `translation`, or the suffix of the file.
-        target: Target language, in the same form.
+        source: Source language: the column, the key in `translation`, or the suffix of the file; for summarization,
+            the same for documents, which may be lists of sentences.
+        target: Target language, in the same form; for summarization, the same for summaries, which may be lists of
+            accepted ones: the first is trained on, all are references.
         text: Column of texts, for tasks without sentence pairs; of lists of words for token classification.
         label: Column of labels: strings or integers; lists of them for multi-label classification; floats for
             regression; or, for token classification, lists with a tag for each word.
@@ -204,7 +207,7 @@ def _as_examples(
 
 def files_of(path: str, args: DataArguments, columns: Iterable[str]) -> tuple[str, ...]:
     """Return the file that `path` names, or the two files of parallel text that it is the prefix of."""
-    if Path(path).suffix in READERS or "source" not in columns:
+    if Path(path).suffix in READERS or not {"source", "document"} & set(columns):
         return (path,)
     return f"{path}.{args.source}", f"{path}.{args.target}"
 
@@ -216,7 +219,10 @@ def _load_file(path: str, split: str, args: DataArguments, columns: dict[str, st
         if not Path(file).is_file():
             hint = f" (leave off {Path(path).suffix})" if Path(path).is_file() else ""
             plain_text = {
-                PAIR: f", or the prefix of parallel text (PREFIX.{args.source} and PREFIX.{args.target})",
+                **dict.fromkeys(
+                    (PAIR, DOCUMENT),
+                    f", or the prefix of parallel text (PREFIX.{args.source} and PREFIX.{args.target})",
+                ),
                 TEXT: ", or plain text",
             }.get(tuple(columns), "")
             raise FileNotFoundError(
@@ -309,7 +315,7 @@ def _examples_of_files(
     for place, row in _rows(files, columns, whole):
         yield _example(row, columns, place, allow_blank)
     if place is None:
-        contents = "sentence pairs" if "source" in columns else "texts"
+        contents = "sentence pairs" if len(files) > 1 else "texts"
         raise ValueError(f"{files[0]}: there are no {contents} in this file.")
 
 
@@ -319,6 +325,6 @@ def _rows(files: tuple[str, ...], columns: Mapping[str, str], whole: bool) -> It
         return conll_rows(files[0], columns["words"], columns["tags"])
     if suffix in READERS:
         return READERS[suffix](files[0])
-    if "source" in columns:
-        return parallel_rows(files[0], files[1], columns["source"], columns["target"])
+    if len(files) > 1:
+        return parallel_rows(files[0], files[1], *columns.values())
     return document_rows(files[0], columns["text"], whole)

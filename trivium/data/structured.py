@@ -1,4 +1,4 @@
-"""Validate columns that hold lists: the words and tags of a sentence, the references of a summary."""
+"""Validate columns that hold lists: words and tags, sentences of a document, references of its summary."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 from datasets import List, Value
 
 TAGGED_WORDS = ("words", "tags")
+DOCUMENT = ("document", "references")
 # Fields of the `data:` section that name the columns in the data; other columns have the name of their field.
-FIELDS = {"words": "text", "tags": "label"}
-FEATURES: dict[str, Any] = {"words": List(Value("string")), "tags": List(Value("string"))}
+FIELDS = {"words": "text", "tags": "label", "document": "source", "references": "target"}
+FEATURES: dict[str, Any] = dict.fromkeys(("words", "tags", "references"), List(Value("string")))
 
 
 def read_words(value: Any, place: str) -> list[str]:
@@ -35,7 +36,37 @@ def read_tags(value: Any, place: str) -> list[str]:
     return [str(tag) for tag in tags]
 
 
-READ: dict[str, Callable[[Any, str], Any]] = {"words": read_words, "tags": read_tags}
+def read_document(value: Any, place: str) -> str:
+    """Return a document as one text; sentences are joined by spaces.
+
+    Raises:
+        ValueError: The text is blank, or a sentence is not a string.
+    """
+    sentences = [value] if isinstance(value, str) else value
+    is_text = isinstance(sentences, list) and all(isinstance(sentence, str) for sentence in sentences)
+    if not is_text or not "".join(sentences).strip():
+        raise ValueError(f"{place} is {value!r}, but must be a text or a list of sentences, and not blank.")
+    return " ".join(sentences)
+
+
+def read_references(value: Any, place: str) -> list[str]:
+    """Return the accepted summaries of a document as a list.
+
+    Raises:
+        ValueError: There is none, or one is blank.
+    """
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{place} is {value!r}, but must be a text or a list of texts, none of them blank.")
+    return texts
+
+
+READ: dict[str, Callable[[Any, str], Any]] = {
+    "words": read_words,
+    "tags": read_tags,
+    "document": read_document,
+    "references": read_references,
+}
 
 
 def check_example(example: Mapping[str, Any], place: str) -> None:

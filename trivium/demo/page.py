@@ -37,6 +37,7 @@ class _Labels:
 
 
 TRANSLATE = _Labels("Text to translate", "Translate", "translate")
+SUMMARIZE = _Labels("Text to summarize", "Summarize", "summarize")
 CONTINUE = _Labels("Prompt", "Continue", "continue")
 FILL = _Labels("Text with masks", "Fill", "fill_mask")
 CLASSIFY = _Labels("Text to classify", "Classify", "classify")
@@ -99,7 +100,7 @@ def build(
 ) -> gr.Blocks:
     """Build the page without serving it; see `launch`."""
     labels = _labels_of(model)
-    generates = labels in (TRANSLATE, CONTINUE)
+    generates = labels in (TRANSLATE, SUMMARIZE, CONTINUE)
     model.set_attn_implementation("eager")
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(f"<h1>{escape(title)}</h1>", elem_id="heading")
@@ -143,7 +144,9 @@ def build(
 
 def _labels_of(model: PreTrainedModel) -> _Labels:
     if model.can_generate():
-        return TRANSLATE if model.config.is_encoder_decoder else CONTINUE
+        if not model.config.is_encoder_decoder:
+            return CONTINUE
+        return SUMMARIZE if getattr(model.config, "seq2seq_task", None) == "summarization" else TRANSLATE
     name = type(model).__name__
     for ending, labels in ENDINGS.items():
         if name.endswith(ending):

@@ -52,6 +52,9 @@ METRICS = {
     "chrf": ("chrf", "chrF", "{:.2f}"),
     "ter": ("ter", "TER (lower is better)", "{:.2f}"),
     "exact_match": ("exact_match", "exact match", "{:.1%}"),
+    "rouge1": ("rouge", "ROUGE-1", "{:.2f}"),
+    "rouge2": ("rouge", "ROUGE-2", "{:.2f}"),
+    "rougeL": ("rouge", "ROUGE-L", "{:.2f}"),
     "accuracy": ("accuracy", "accuracy", "{:.1%}"),
     "f1": ("f1", "F1 (macro)", "{:.3f}"),
     "seqeval": ("seqeval", "F1 of entities (seqeval)", "{:.3f}"),
@@ -316,7 +319,7 @@ def _template_variables(facts: _Facts, name: str) -> dict[str, Any]:
         "resources": _table(_resources(facts.run, facts.work)),
         "intended_use": card.intended_use,
         "limitations": card.limitations,
-        "general_limitations": LIMITS["text" if config.decoder_layers or usage.task == "fill-mask" else "labels"],
+        "general_limitations": LIMITS["labels" if usage.task.endswith("-classification") else "text"],
     }
 
 
@@ -488,7 +491,7 @@ def _code(text: str) -> str:
 def _draw_attention(facts: _Facts) -> bytes | None:
     """Return the attention of the model as a PNG, if the card has an example text and the model supports it."""
     model_class = getattr(modeling, facts.config.architectures[0])
-    cannot_generate = facts.config.is_encoder_decoder and facts.usage.task != "translation"
+    cannot_generate = facts.config.is_encoder_decoder and facts.usage.command is None
     if not facts.card.examples or cannot_generate or not (facts.folder / "tokenizer.json").is_file():
         return None
     from trivium.inspection import plot_attention  # deferred: matplotlib takes time to import

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trivium.configuration import TriviumConfig
 
@@ -42,19 +42,21 @@ CLASSIFICATION = Usage(
     "text-classification", "AutoModelForSequenceClassification", "Good morning.", LABELS, command="classify"
 )
 
-# Keyed by the class name without "Trivium".
-USAGES = {
-    "ForConditionalGeneration": Usage(
-        "translation",
-        "AutoModelForSeq2SeqLM",
-        "Good morning.",
-        """
+TRANSLATION = Usage(
+    "translation",
+    "AutoModelForSeq2SeqLM",
+    "Good morning.",
+    """
 inputs = tokenizer([TEXT], padding=True, return_tensors="pt")
 output = model.generate(**inputsLENGTH)
 print(tokenizer.batch_decode(output, skip_special_tokens=True))
 """,
-        command="translate",
-    ),
+    command="translate",
+)
+
+# Keyed by the class name without "Trivium".
+USAGES = {
+    "ForConditionalGeneration": TRANSLATION,
     "ForCausalLM": Usage(
         "text-generation",
         "AutoModelForCausalLM",
@@ -120,13 +122,16 @@ def usage_of(config: TriviumConfig) -> Usage:
     name = (config.architectures or ["model of no known class"])[0]
     if name.removeprefix("Trivium") not in USAGES:
         raise ValueError(f"architectures in config.json is {name!r}, but must be a class of Trivium.")
-    return USAGES[name.removeprefix("Trivium")]
+    usage = USAGES[name.removeprefix("Trivium")]
+    if usage is TRANSLATION and config.seq2seq_task == "summarization":
+        return replace(TRANSLATION, task="summarization", command="summarize")
+    return usage
 
 
 def pipeline_code(usage: Usage, config: TriviumConfig, name: str, text: str, max_new_tokens: int | None) -> str:
     """Return Python code that loads the model `name` as a pipeline and runs it on `text`."""
     options = ""
-    if max_new_tokens and usage.task in ("translation", "text-generation"):
+    if max_new_tokens and usage.task in ("translation", "summarization", "text-generation"):
         options = f", max_new_tokens={max_new_tokens}"
     if usage.task == "text-classification":
         options = {"regression": ', function_to_apply="none"', "multi_label_classification": ", top_k=None"}.get(

@@ -83,6 +83,14 @@ def encode_pairs(
     return encoded
 
 
+def encode_documents(
+    batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
+) -> Batch:
+    """Encode documents as `input_ids`, and the first reference of each as `labels`."""
+    pairs = {"source": batch["document"], "target": [references[0] for references in batch["references"]]}
+    return encode_pairs(pairs, tokenizer, config, inputs)
+
+
 def encode_completions(
     batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
 ) -> Batch:

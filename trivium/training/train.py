@@ -17,6 +17,7 @@ from transformers import (
     set_seed,
 )
 
+from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
 from trivium.data.packing import packing_facts
 from trivium.recipe import Recipe
@@ -276,10 +277,11 @@ def load_or_build(
     """
     task = recipe.kind
     labels = task.label_facts(rows, recipe.model.get("problem_type")) if prepared is None else prepared.labels
+    facts = {**labels, **task.config}
     defaults = {"add_bos_token": task.add_bos_token, "add_eos_token": task.add_eos_token}
     overrides = {name: value for name in defaults if (value := getattr(recipe.tokenizer, name)) is not None}
     if recipe.init_from:
-        model = load_initial_model(recipe, labels)
+        model = load_initial_model(recipe, facts)
         tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False)
         # Encode an empty text instead of reading the attributes `add_bos_token` and `add_eos_token`: if transformers'
         # own class has saved the tokenizer, they do not say which special tokens it adds.
@@ -301,7 +303,7 @@ def load_or_build(
         tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer, trust_remote_code=False)
     else:
         texts = rows if sample is None else rows.take(sample)
-        targets = (row["target"] for row in texts) if "target" in task.columns else None
+        targets = (target for row in texts for target in task.targets_of(row)) if task.target else None
         tokenizer = broadcast_from_main(
             lambda: train_tokenizer((task.text_of(row) for row in texts), target_texts=targets, **options)
         )
@@ -312,21 +314,23 @@ def load_or_build(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.bos_token_id,
-        **labels,
+        **facts,
     )
     tokenizer.model_max_length = config.max_position_embeddings
-    return task.model_class(config), tokenizer
+    return task.model_class_for(config)(config), tokenizer
 
 
-def load_initial_model(recipe: Recipe, labels: dict[str, Any]) -> PreTrainedModel:
+def load_initial_model(recipe: Recipe, facts: dict[str, Any]) -> PreTrainedModel:
     """Load the model that `init_from` names; a head that does not fit the task is initialized anew.
 
     Raises:
         ValueError: Parameters outside the head are missing, unexpected or of another shape.
     """
     try:
-        model, report = recipe.kind.model_class.from_pretrained(
-            recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **{**labels, **recipe.model}
+        options = {**facts, **recipe.model}
+        model_class = recipe.kind.model_class_for(TriviumConfig.from_pretrained(recipe.init_from, **options))
+        model, report = model_class.from_pretrained(
+            recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except OSError as error:
         if recipe.init_from is None or Path(recipe.init_from).is_dir():
