@@ -3,11 +3,19 @@
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, pipelines
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    pipelines,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from trivium.configuration import TriviumConfig
 from trivium.modeling.auto_map import WITH_BOTH, WITH_DECODER, WITH_ENCODER, auto_classes
+from trivium.modeling.pipeline_question_answering import QuestionAnsweringPipeline
 from trivium.modeling.pipeline_summarization import SummarizationPipeline
 from trivium.modeling.pipeline_translation import TranslationPipeline
 from trivium.tokenization import TriviumTokenizer
@@ -68,8 +76,10 @@ def register() -> None:
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForCausalLM"
 
     # transformers 5 has no such pipelines, and refuses the name of a removed task even if it is registered.
-    for pipeline in (TranslationPipeline, SummarizationPipeline):
+    for pipeline, auto_class in (
+        (TranslationPipeline, AutoModelForSeq2SeqLM),
+        (SummarizationPipeline, AutoModelForSeq2SeqLM),
+        (QuestionAnsweringPipeline, AutoModelForQuestionAnswering),
+    ):
         getattr(pipelines, "REMOVED_TASKS", {}).pop(pipeline.task_name, None)
-        pipelines.PIPELINE_REGISTRY.register_pipeline(
-            pipeline.task_name, pipeline, pt_model=AutoModelForSeq2SeqLM, type="text"
-        )
+        pipelines.PIPELINE_REGISTRY.register_pipeline(pipeline.task_name, pipeline, pt_model=auto_class, type="text")

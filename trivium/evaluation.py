@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trivium.data.loading import TEXT
 from trivium.metrics import load_metric
 from trivium.modeling.loss import IGNORE_INDEX
+from trivium.modeling.pipeline_question_answering import best_answers, encode_windows
 from trivium.tasks import (
     TASKS,
     InputArguments,
@@ -53,7 +54,7 @@ def evaluate(
         model: A model with the head that `task` is for.
         tokenizer: Its tokenizer.
         rows: Examples with the columns of the task: `source` and `target`, or `text`, or `text` and `label`, or
-            `words` and `tags`, or `document` and `references`.
+            `words` and `tags`, or `document` and `references`, or `question`, `context` and `answers`.
         metrics: Names accepted by `trivium.metrics.load_metric`; None: the default metrics of the task.
         task: A key of `trivium.tasks.TASKS`. If the task has targets or references, the model generates texts,
             which are compared with them.
@@ -85,6 +86,9 @@ def evaluate(
         predictions, references = run.texts(rows, generation), [row[kind.target] for row in rows]
     elif "label" in kind.columns:
         predictions, references = run.labels(rows), [labels_of_row(row["label"], model.config) for row in rows]
+    elif "answers" in kind.columns:
+        answers = run.answers(rows)
+        predictions, references = [answer["answer"] for answer in answers], [row["answers"]["text"] for row in rows]
     elif "tags" in kind.columns:
         predictions, references = run.tags([row["words"] for row in rows]), [row["tags"] for row in rows]
     if "perplexity" in metrics or kind.columns == TEXT:
@@ -116,6 +120,30 @@ def predict_tags(
     """
     kind = TASKS["token-classification"]
     return _Evaluation(model.eval(), tokenizer, kind, inputs or InputArguments(), batch_size, False).tags(sentences)
+
+
+def predict_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    *,
+    inputs: InputArguments | None = None,
+    batch_size: int | None = None,
+) -> list[dict[str, Any]]:
+    """Find the answer to each question in its context with a model for question answering.
+
+    Args:
+        model: A model with a head for extractive question answering.
+        tokenizer: Its tokenizer, which must be a fast one.
+        rows: Mappings with a `question` and a `context`.
+        inputs: The input arguments that the model was trained with.
+        batch_size: Windows per batch; None: 64.
+
+    Returns:
+        For each question `answer`, `start`, `end` and `score`, as `QuestionAnsweringPipeline` does.
+    """
+    kind = TASKS["question-answering"]
+    return _Evaluation(model.eval(), tokenizer, kind, inputs or InputArguments(), batch_size, False).answers(rows)
 
 
 @dataclass(frozen=True)
@@ -162,6 +190,25 @@ class _Evaluation:
             for index, row, alignment in zip(indices, predicted, aligned, strict=True):
                 tags[index] = tags_of_words(row, alignment, len(sentences[index]), self.model.config)
         return tags
+
+    @torch.inference_mode()
+    def answers(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Find the answer to each question in the windows of its context."""
+        limit = max_length_of(self.model.config, self.inputs)
+        windows = [
+            (number, window)
+            for number, row in enumerate(rows)
+            for window in encode_windows(self.tokenizer, row["question"], row["context"], limit, self.inputs.stride)
+        ]
+        places = [{name: torch.tensor(window.pop(name)) for name in ("starts", "ends")} for _, window in windows]
+        found: list[list[dict[str, torch.Tensor]]] = [[] for _ in rows]
+        for indices, batch in self._batches([window for _, window in windows]):
+            outputs = self.model(**batch)
+            for index, start, end in zip(indices, outputs.start_logits.cpu(), outputs.end_logits.cpu(), strict=True):
+                length = len(places[index]["starts"])  # The collator pads on the right.
+                logits = {"start_logits": start[:length], "end_logits": end[:length]}
+                found[windows[index][0]].append({**logits, **places[index]})
+        return [best_answers(parts, row["context"])[0] for row, parts in zip(rows, found, strict=True)]
 
     @torch.inference_mode()
     def tokens(self, rows: list[Row]) -> dict[str, Score]:

@@ -45,6 +45,7 @@ KINDS = {
     "ForCausalLM": ("AutoModelForCausalLM", "generate"),
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "classify"),
     "ForTokenClassification": ("AutoModelForTokenClassification", "tag"),
+    "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "answer"),
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
 }
 # Commands for the same models as another command, which their task cannot be told from.

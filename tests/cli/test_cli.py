@@ -493,6 +493,7 @@ OPTIONS = {
     "classify": TRUST | FILES | {"--top-k"},
     "fill-mask": TRUST | FILES | {"--top-k"},
     "tag": TRUST | FILES,
+    "answer": TRUST | FILES | {"--context", "--top-k"},
     "split": set[str](),
     "join": {"--cross-attention", "--seed"},
     "convert": {"--to", "--max-shard-size", "--quantization"},

@@ -36,6 +36,7 @@ AUTO_CLASSES = {
     "masked-lm": "AutoModelForMaskedLM",
     "classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
 }
 ANIMALS = {"dogs": "B-animal", "cats": "B-animal"}
 LABELS = {
@@ -46,6 +47,7 @@ LABELS = {
 FILES = {
     **dict.fromkeys(("translation", "summarization", "completion"), "pairs.jsonl"),
     "token-classification": "tags.conll",
+    "question-answering": "questions.jsonl",
 }
 METRICS = {"classification": {"accuracy", "f1"}, "token-classification": {"seqeval", "accuracy"}}
 SHAPE: dict[str, Any] = {
@@ -95,6 +97,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     (folder / "texts.txt").write_text("\n".join(TEXTS))
     files: dict[str, list[dict[str, Any]]] = {
         "pairs": [{"en": text, "de": " " + text.split()[0]} for text in TEXTS],
+        "questions": [
+            {"question": "which?", "context": text, "answers": {"text": [text.split()[0]], "answer_start": [0]}}
+            for text in TEXTS
+        ],
         **{kind: [{"text": text, "label": label(text)} for text in TEXTS] for kind, label in LABELS.items()},
     }
     for name, rows in files.items():

@@ -108,7 +108,7 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
             read.
     """
     requested = {split: getattr(args, split) for split in SPLITS if getattr(args, split) is not None}
-    columns_by_name = {column: getattr(args, FIELDS.get(column, column)) for column in columns}
+    columns_by_name = {column: getattr(args, FIELDS.get(column, column), column) for column in columns}
     if args.max_ratio is not None and (args.max_ratio < 1 or tuple(columns) != PAIR):
         raise ValueError(
             f"data.max_ratio is {args.max_ratio}, but must be null or at least 1, and is only for sentence pairs."
@@ -275,7 +275,8 @@ def _example(row: Row, columns: Mapping[str, str], place: str, allow_blank: bool
     for name, column in columns.items():
         if column not in cells:
             names = " and ".join(f"data.{FIELDS.get(name, name)}" for name in columns)
-            raise ValueError(f"{place}: there is no column {column!r}, only {list(cells)}; set {names}.")
+            hint = f"set {names}" if hasattr(DataArguments, FIELDS.get(name, name)) else "its name is that of SQuAD"
+            raise ValueError(f"{place}: there is no column {column!r}, only {list(cells)}; {hint}.")
         value = cells[column]
         if name in READ:
             example[name] = READ[name](value, f"{place}: {column!r}")

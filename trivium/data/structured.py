@@ -1,4 +1,4 @@
-"""Validate columns that hold lists: words and tags, sentences of a document, references of its summary."""
+"""Validate columns that hold lists: words and tags, sentences of a document, references of its summary, answers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,9 +7,11 @@ from datasets import List, Value
 
 TAGGED_WORDS = ("words", "tags")
 DOCUMENT = ("document", "references")
-# Fields of the `data:` section that name the columns in the data; other columns have the name of their field.
+QUESTION = ("question", "context", "answers")
+# Fields of the `data:` section that name the columns in the data; by default that of the same name, if there is one.
 FIELDS = {"words": "text", "tags": "label", "document": "source", "references": "target"}
 FEATURES: dict[str, Any] = dict.fromkeys(("words", "tags", "references"), List(Value("string")))
+FEATURES["answers"] = {"text": List(Value("string")), "answer_start": List(Value("int64"))}
 
 
 def read_words(value: Any, place: str) -> list[str]:
@@ -61,11 +63,28 @@ def read_references(value: Any, place: str) -> list[str]:
     return texts
 
 
+def read_answers(value: Any, place: str) -> dict[str, list[Any]]:
+    """Return the accepted answers of a question in the format of SQuAD: their texts, and where they start.
+
+    Raises:
+        ValueError: There is no answer, or the columns are not those of SQuAD.
+    """
+    texts, starts = (value.get(name) for name in ("text", "answer_start")) if isinstance(value, dict) else ([], [])
+    is_valid = isinstance(texts, list) and isinstance(starts, list) and 0 < len(texts) == len(starts)
+    if not is_valid or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(
+            f"{place} is {value!r}, but must be {{'text': [...], 'answer_start': [...]}} with at least one answer, "
+            "none of them blank, and the position of the first character of each in the context."
+        )
+    return {"text": texts, "answer_start": starts}
+
+
 READ: dict[str, Callable[[Any, str], Any]] = {
     "words": read_words,
     "tags": read_tags,
     "document": read_document,
     "references": read_references,
+    "answers": read_answers,
 }
 
 
@@ -73,8 +92,15 @@ def check_example(example: Mapping[str, Any], place: str) -> None:
     """Check the columns of an example against each other.
 
     Raises:
-        ValueError: The numbers of words and tags differ.
+        ValueError: The numbers of words and tags differ, or an answer is not where it should start.
     """
+    if "answers" in example:
+        for text, start in zip(*example["answers"].values(), strict=True):
+            if not isinstance(start, int) or start < 0 or not example["context"].startswith(text, start):
+                raise ValueError(
+                    f"{place}: the answer {text!r} is not at answer_start {start!r} of its context; the position is "
+                    "that of the first character, counted from 0."
+                )
     if "tags" in example and len(example["words"]) != len(example["tags"]):
         raise ValueError(
             f"{place}: found {len(example['words'])} words and {len(example['tags'])} tags; every word needs one tag."

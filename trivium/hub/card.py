@@ -55,6 +55,8 @@ METRICS = {
     "rouge1": ("rouge", "ROUGE-1", "{:.2f}"),
     "rouge2": ("rouge", "ROUGE-2", "{:.2f}"),
     "rougeL": ("rouge", "ROUGE-L", "{:.2f}"),
+    "squad_f1": ("squad", "F1 of words (SQuAD)", "{:.2f}"),
+    "squad_exact_match": ("squad", "exact match (SQuAD)", "{:.2f}"),
     "accuracy": ("accuracy", "accuracy", "{:.1%}"),
     "f1": ("f1", "F1 (macro)", "{:.3f}"),
     "seqeval": ("seqeval", "F1 of entities (seqeval)", "{:.3f}"),

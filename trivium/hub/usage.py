@@ -54,6 +54,8 @@ print(tokenizer.batch_decode(output, skip_special_tokens=True))
     command="translate",
 )
 
+CONTEXT = "The text that has the answer."
+
 # Keyed by the class name without "Trivium".
 USAGES = {
     "ForConditionalGeneration": TRANSLATION,
@@ -98,13 +100,13 @@ for token, label in zip(inputs["input_ids"][0], labels):
         "question-answering",
         "AutoModelForQuestionAnswering",
         "Who said it?",
-        """
-inputs = tokenizer(TEXT, "The text that has the answer.", return_tensors="pt")
+        f"""
+inputs = tokenizer(TEXT, "{CONTEXT}", return_tensors="pt")
 output = model(**inputs)
 start, end = output.start_logits[0].argmax(), output.end_logits[0].argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
 """,
-        has_pipeline=False,  # transformers 5 has no such pipeline
+        command="answer",
     ),
     "EncoderModel": Usage("feature-extraction", "AutoModel", "Good morning.", FEATURES),
     "DecoderModel": Usage("feature-extraction", "AutoModel", "Good morning.", FEATURES),
@@ -137,10 +139,13 @@ def pipeline_code(usage: Usage, config: TriviumConfig, name: str, text: str, max
         options = {"regression": ', function_to_apply="none"', "multi_label_classification": ", top_k=None"}.get(
             config.problem_type or "", ""
         )
+    inputs = _quoted(text)
+    if usage.task == "question-answering":
+        inputs = f"question={inputs}, context={_quoted(CONTEXT)}"
     return (
         "from transformers import pipeline\n\n"
         f"pipe = pipeline({_quoted(usage.task)}, model={_quoted(name)}, trust_remote_code=True)\n"
-        f"print(pipe({_quoted(text)}{options}))"
+        f"print(pipe({inputs}{options}))"
     )
 
 
@@ -165,7 +170,8 @@ def command_code(usage: Usage, name: str, text: str) -> str:
     if usage.command is None:
         return ""
     folder = name.rsplit("/", 1)[-1]
-    commands = [["trivium", usage.command, folder, " ".join(text.split())]]
+    options = ["--context", "context.txt"] if usage.task == "question-answering" else []
+    commands = [["trivium", usage.command, folder, *options, " ".join(text.split())]]
     if "/" in name:  # without a namespace, it is a local folder
         commands.insert(0, ["hf", "download", name, "--local-dir", folder])
     return "\n".join(shlex.join(command) for command in commands)

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 TEXT_METRICS = ("sacrebleu", "chrf", "bleu_lower", "ter", "exact_match")
 ROUGE_METRICS = ("rougeL", "rouge2", "rouge1")
+ANSWER_METRICS = ("squad_f1", "squad_exact_match")
 NAME_METRICS = ("accuracy", "f1")
 NUMBER_METRICS = ("mse", "r2")
 LABEL_METRICS = (*NAME_METRICS, *NUMBER_METRICS)
 TAG_METRICS = ("seqeval", "accuracy")
-METRICS = (*TEXT_METRICS, *ROUGE_METRICS, *LABEL_METRICS, "seqeval", "perplexity")
+METRICS = (*TEXT_METRICS, *ROUGE_METRICS, *ANSWER_METRICS, *LABEL_METRICS, "seqeval", "perplexity")
 
 
 def load_metric(name: str) -> "evaluate.Metric":
@@ -33,6 +34,8 @@ def load_metric(name: str) -> "evaluate.Metric":
     - `rouge1`, `rouge2`, `rougeL`: the F1 score of words, of pairs of words, and of the longest common subsequence,
       from 0 to 100, with stemming; the mean over texts, of the best reference of each. The words of rouge-score are
       ASCII letters and digits, so it is for English.
+    - `squad_f1`, `squad_exact_match`: the F1 score of words, and exact match, from 0 to 100, as SQuAD counts them:
+      without case, ASCII punctuation and English articles; the mean over questions, of the best reference of each.
     - `accuracy`: the fraction of correct labels, from 0 to 1; for multi-label tasks, of exactly matching label sets.
     - `f1`: the macro-averaged F1 score, from 0 to 1: the unweighted mean over labels.
     - `seqeval`: the micro-averaged F1 score of entities, from 0 to 1, as the CoNLL-2003 script counts them: an entity
@@ -40,7 +43,7 @@ def load_metric(name: str) -> "evaluate.Metric":
     - `mse`, `r2`: the mean squared error of predicted numbers, and the fraction of variance explained.
     - `perplexity`: exp of the mean negative log-likelihood per token, which is returned as `loss`; lower is better.
 
-    The first eight take `predictions`, a list of strings, and `references`, a string or a list of strings for each
+    The first ten take `predictions`, a list of strings, and `references`, a string or a list of strings for each
     prediction. The first four add sacrebleu's `signature` and its secondary figures (`bp`, `precisions`, ...), and
     pass further arguments of `compute` to its class: `compute(..., tokenize="zh")`. The next four take
     `predictions` and `references` as labels, lists of labels, or numbers. `seqeval` takes a list of tags, such as
@@ -67,6 +70,10 @@ def load_metric(name: str) -> "evaluate.Metric":
         from .rouge import RougeScore
 
         return RougeScore(name)
+    if name in ANSWER_METRICS:
+        from .squad import AnswerScore
+
+        return AnswerScore(name)
     if name == "seqeval":
         from .tags import EntityScore
 
@@ -77,6 +84,7 @@ def load_metric(name: str) -> "evaluate.Metric":
 
 
 __all__ = [
+    "ANSWER_METRICS",
     "LABEL_METRICS",
     "METRICS",
     "NAME_METRICS",

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers import (
 from trivium.data.packing import STATISTICS
 from trivium.modeling import (
     TriviumForMaskedLM,
+    TriviumForQuestionAnswering,
     TriviumForSequenceClassification,
     TriviumForTokenClassification,
 )
@@ -44,6 +46,8 @@ def make_collator(
         collate = DataCollatorWithPadding(tokenizer)
     elif task.model_class is TriviumForTokenClassification:
         collate = DataCollatorForTokenClassification(tokenizer)
+    elif task.model_class is TriviumForQuestionAnswering:  # positions are counted from the left
+        collate = partial(tokenizer.pad, padding_side="right", return_tensors="pt")
     elif inputs.packing:
         collate = default_data_collator
     else:

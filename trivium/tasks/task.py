@@ -12,13 +12,22 @@ from transformers import (
 
 from trivium.configuration import TriviumConfig
 from trivium.data.loading import LABELED_TEXT, PAIR, TEXT
-from trivium.data.structured import DOCUMENT, TAGGED_WORDS
-from trivium.metrics import LABEL_METRICS, NAME_METRICS, NUMBER_METRICS, ROUGE_METRICS, TAG_METRICS, TEXT_METRICS
+from trivium.data.structured import DOCUMENT, QUESTION, TAGGED_WORDS
+from trivium.metrics import (
+    ANSWER_METRICS,
+    LABEL_METRICS,
+    NAME_METRICS,
+    NUMBER_METRICS,
+    ROUGE_METRICS,
+    TAG_METRICS,
+    TEXT_METRICS,
+)
 from trivium.modeling import (
     TriviumDecoderForSequenceClassification,
     TriviumForCausalLM,
     TriviumForConditionalGeneration,
     TriviumForMaskedLM,
+    TriviumForQuestionAnswering,
     TriviumForSequenceClassification,
     TriviumForTokenClassification,
 )
@@ -30,6 +39,7 @@ from trivium.tasks.encode import (
     encode_for_masking,
     encode_labeled,
     encode_pairs,
+    encode_questions,
     encode_tagged,
     encode_texts,
 )
@@ -92,7 +102,7 @@ class Task:
 
     def text_of(self, row: Mapping[str, Any]) -> str:
         """Return the text of a row that the model reads."""
-        text = row[self.columns[0]]
+        text = f"{row['question']} {row['context']}" if self.columns == QUESTION else row[self.columns[0]]
         return text if isinstance(text, str) else " ".join(text)
 
     def metrics_for(self, config: TriviumConfig) -> tuple[str, ...]:
@@ -194,6 +204,9 @@ TASKS: Mapping[str, Task] = {
         encode_labeled,
         LABEL_METRICS,
         decoder_class=TriviumDecoderForSequenceClassification,
+    ),
+    "question-answering": Task(
+        TriviumForQuestionAnswering, QUESTION, True, True, encode_questions, ANSWER_METRICS, ("stride",)
     ),
     "token-classification": Task(TriviumForTokenClassification, TAGGED_WORDS, True, True, encode_tagged, TAG_METRICS),
 }
