@@ -100,6 +100,8 @@ class TriviumConfig(PreTrainedConfig):
         lm_head_bias: Whether the output projection has a bias, as in Marian; the paper's has none.
         label_smoothing: Epsilon of label smoothing, in training only (section 5.4).
         classifier_pooling: Pooling of the sequence classifier: the "mean" of the encoded tokens, or the first ("cls").
+        seq2seq_task: Task that an encoder-decoder was trained for, "translation" or "summarization": the pipeline that
+            is saved with it.
         is_encoder_decoder: Derived from the number of layers; an explicit value must agree with them.
 
     Raises:
@@ -140,6 +142,7 @@ class TriviumConfig(PreTrainedConfig):
     lm_head_bias: bool = False
     label_smoothing: float | int = 0.1
     classifier_pooling: Literal["mean", "cls"] = "mean"
+    seq2seq_task: Literal["translation", "summarization"] = "translation"
     use_cache: bool = True
     is_encoder_decoder: bool | None = None
     pad_token_id: int | None = 0

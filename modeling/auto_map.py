@@ -18,6 +18,8 @@ from .modeling_trivium_encoder import (
     TriviumForSequenceClassification,
     TriviumForTokenClassification,
 )
+from .pipeline_question_answering import QuestionAnsweringPipeline
+from .pipeline_summarization import SummarizationPipeline
 from .pipeline_translation import TranslationPipeline
 
 WITH_ENCODER: dict[str, type[PreTrainedModel]] = {
@@ -56,12 +58,18 @@ def auto_map(config: TriviumConfig) -> dict[str, str]:
     return {name: _hub_reference(model_class) for name, model_class in auto_classes(config).items()}
 
 
-def custom_pipelines(config: TriviumConfig) -> dict[str, dict[str, Any]]:
-    """Return the custom pipelines of a model of this configuration in the format of `config.json`."""
-    if not config.is_encoder_decoder:
+def custom_pipelines(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
+    """Return the custom pipeline of a model, if it has one, in the format of `config.json`."""
+    auto_class = "AutoModelForSeq2SeqLM"
+    # With a single pipeline, `pipeline(model=folder)` finds the task by itself.
+    pipeline: Any = TranslationPipeline
+    if isinstance(model, TriviumForQuestionAnswering):
+        auto_class, pipeline = "AutoModelForQuestionAnswering", QuestionAnsweringPipeline
+    elif not model.config.is_encoder_decoder:
         return {}
-    translation = {"impl": _hub_reference(TranslationPipeline), "pt": ["AutoModelForSeq2SeqLM"], "type": "text"}
-    return {"translation": translation}
+    elif model.config.seq2seq_task == "summarization":
+        pipeline = SummarizationPipeline
+    return {pipeline.task_name: {"impl": _hub_reference(pipeline), "pt": [auto_class], "type": "text"}}
 
 
 def _hub_reference(saved_class: type) -> str:

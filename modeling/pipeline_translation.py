@@ -74,6 +74,8 @@ class TranslationPipeline(Pipeline):
         ValueError: The model cannot generate or is no encoder-decoder, there is no tokenizer, or an input is no text.
     """
 
+    task_name = "translation"
+    result_name = "translation"  # beginning of the keys of a result
     _load_tokenizer = True
     _load_processor = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
@@ -82,11 +84,11 @@ class TranslationPipeline(Pipeline):
     ) -> None:
         if not (model.config.is_encoder_decoder and model.can_generate()):
             raise ValueError(
-                f"model is a {type(model).__name__}, but translation needs an encoder-decoder that can generate. Load "
-                "it with AutoModelForSeq2SeqLM."
+                f"model is a {type(model).__name__}, but {self.task_name} needs an encoder-decoder that can generate. "
+                "Load it with AutoModelForSeq2SeqLM."
             )
         if tokenizer is None:
-            raise ValueError("tokenizer is None, but translation needs the tokenizer of the model. Pass it.")
+            raise ValueError(f"tokenizer is None, but {self.task_name} needs the tokenizer of the model. Pass it.")
         super().__init__(model=model, tokenizer=tokenizer, **kwargs)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
@@ -127,8 +129,8 @@ class TranslationPipeline(Pipeline):
         """Encode one text, after the tag of its target language, as ids of shape (1, length)."""
         if not isinstance(input_, str):
             raise ValueError(
-                f"An input of the translation pipeline is {input_!r}, but must be a text, or a list, generator or "
-                "dataset of texts."
+                f"An input of the {self.task_name} pipeline is {input_!r}, but must be a text, or a list, generator "
+                "or dataset of texts."
             )
         max_length = cap_length(self.model.config, self.tokenizer.model_max_length)
         limit = {"max_length": max_length} if truncation and max_length < self.tokenizer.model_max_length else {}
@@ -173,10 +175,10 @@ class TranslationPipeline(Pipeline):
         """Decode the translations of one text."""
         output_ids = model_outputs["output_ids"][0]
         if return_tensors:
-            results = [{"translation_token_ids": ids} for ids in output_ids]
+            results = [{f"{self.result_name}_token_ids": ids} for ids in output_ids]
         else:
             texts = self.tokenizer.batch_decode(output_ids, skip_special_tokens=True)
-            results = [{"translation_text": "" if model_outputs["is_blank"] else text} for text in texts]
+            results = [{f"{self.result_name}_text": "" if model_outputs["is_blank"] else text} for text in texts]
         if "scores" in model_outputs:
             scores = (model_outputs["scores"][0] * ~model_outputs["is_blank"]).tolist()
             results = [{**result, "score": score} for result, score in zip(results, scores, strict=True)]

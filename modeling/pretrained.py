@@ -143,7 +143,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
         from .auto_map import auto_map, custom_pipelines
 
         extended = self.config.model_type != TriviumConfig.model_type  # saving adds its only entry
-        classes, pipelines = {} if extended else auto_map(self.config), custom_pipelines(self.config)
+        classes, pipelines = {} if extended else auto_map(self.config), custom_pipelines(self)
         modules = self._saved_modules()
         available = {name: reference for name, reference in classes.items() if reference.split(".")[0] in modules}
         self.config.auto_map = available

@@ -3,11 +3,20 @@
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, pipelines
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    pipelines,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from trivium.configuration import TriviumConfig
 from trivium.modeling.auto_map import WITH_BOTH, WITH_DECODER, WITH_ENCODER, auto_classes
+from trivium.modeling.pipeline_question_answering import QuestionAnsweringPipeline
+from trivium.modeling.pipeline_summarization import SummarizationPipeline
 from trivium.modeling.pipeline_translation import TranslationPipeline
 from trivium.tokenization import TriviumTokenizer
 
@@ -66,8 +75,11 @@ def register() -> None:
     # The Trainer's label smoothing uses this mapping to decide whether the labels must be shifted.
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForCausalLM"
 
-    # transformers 5 has no translation pipeline, and refuses the name of a removed task even if it is registered.
-    getattr(pipelines, "REMOVED_TASKS", {}).pop("translation", None)
-    pipelines.PIPELINE_REGISTRY.register_pipeline(
-        "translation", TranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text"
-    )
+    # transformers 5 has no such pipelines, and refuses the name of a removed task even if it is registered.
+    for pipeline, auto_class in (
+        (TranslationPipeline, AutoModelForSeq2SeqLM),
+        (SummarizationPipeline, AutoModelForSeq2SeqLM),
+        (QuestionAnsweringPipeline, AutoModelForQuestionAnswering),
+    ):
+        getattr(pipelines, "REMOVED_TASKS", {}).pop(pipeline.task_name, None)
+        pipelines.PIPELINE_REGISTRY.register_pipeline(pipeline.task_name, pipeline, pt_model=auto_class, type="text")

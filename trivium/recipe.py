@@ -30,6 +30,7 @@ from trivium.tasks import TASKS, InputArguments, Task
 
 # Arguments of TriviumConfig besides its fields.
 CONFIG_ARGUMENTS = ("problem_type", "label2id", "id2label", "num_labels", "rope_theta")
+ENCODER_DECODER_TASKS = ("translation", "summarization")
 # Training arguments that apply only to batches of rows, and the values that they may have with token batches.
 ROW_BATCH_ARGUMENTS: tuple[tuple[str, list[Any]], ...] = (
     ("per_device_train_batch_size", [None]),
@@ -389,9 +390,10 @@ def _check_training(recipe: Recipe) -> None:
     if not recipe.training.get("output_dir"):
         raise ValueError("training.output_dir is missing. Set it to the folder of the run.")
     generates = recipe.training.get("predict_with_generate", False)
-    if recipe.task != "translation" and generates:
+    if recipe.task not in ENCODER_DECODER_TASKS and generates:
         raise ValueError(
-            f"training.predict_with_generate is {generates}, but is only for translation; the task is {recipe.task}."
+            f"training.predict_with_generate is {generates}, but is only for {' and '.join(ENCODER_DECODER_TASKS)}; "
+            f"the task is {recipe.task}."
         )
 
 
@@ -432,10 +434,10 @@ def _check_prepared(recipe: Recipe) -> None:
 
 
 def _check_tokenizer(recipe: Recipe) -> None:
-    if recipe.task != "translation" and not recipe.tokenizer.shared:
+    if recipe.task not in ENCODER_DECODER_TASKS and not recipe.tokenizer.shared:
         raise ValueError(
-            "tokenizer.shared is False, but separate vocabularies are only for translation; the task is "
-            f"{recipe.task}."
+            f"tokenizer.shared is False, but separate vocabularies are only for {' and '.join(ENCODER_DECODER_TASKS)};"
+            f" the task is {recipe.task}."
         )
 
 

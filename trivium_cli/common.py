@@ -44,8 +44,12 @@ KINDS = {
     "ForConditionalGeneration": ("AutoModelForSeq2SeqLM", "translate"),
     "ForCausalLM": ("AutoModelForCausalLM", "generate"),
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "classify"),
+    "ForTokenClassification": ("AutoModelForTokenClassification", "tag"),
+    "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "answer"),
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
 }
+# Commands for the same models as another command, which their task cannot be told from.
+SAME = {"summarize": "translate"}
 
 
 def load(
@@ -66,7 +70,7 @@ def load(
     config = check_saved_model(folder)
     name = architecture_of(config)
     auto_class, supported = next((kind for suffix, kind in KINDS.items() if name.endswith(suffix)), (None, None))
-    if auto_class is None or command not in (None, supported):
+    if auto_class is None or SAME.get(command or "", command) not in (None, supported):
         purpose = f"for `trivium {supported}`" if supported else "not supported by any command that takes texts"
         hint = f", not for `trivium {command}`" if supported else ""
         if (command, supported) == ("generate", "translate"):

@@ -27,8 +27,8 @@ def demo(
     """Serve a web demo of a model.
 
     For a translation or language model, the page streams the generated tokens with their alternatives and attention;
-    an encoder fills masks or predicts labels. The page loads no external resources, sends no data elsewhere and stores
-    no text. Press Ctrl-C to stop it.
+    an encoder fills masks, predicts labels, tags words or answers. The page loads no external resources, sends no data
+    elsewhere and stores no text. Press Ctrl-C to stop it.
 
     `trivium push --space` publishes the same page on the Hub.
     """

@@ -143,10 +143,11 @@ def evaluate(
 ) -> None:
     """Evaluate a model on a split of its run's data.
 
-    Translations are scored against the references, labels by classification metrics, language models by perplexity.
-    To evaluate on other data, set `data.test=PREFIX`; to use other metrics, set `metrics=[chrf,perplexity]`. Scores
-    and a few examples are printed. All scores, with the settings they were measured with, are written to
-    `evaluation_SPLIT.json` in the model's folder, and all predictions to `predictions_SPLIT.txt`.
+    Translations and summaries are scored against the references, labels and tags by classification metrics, answers
+    as SQuAD does, language models by perplexity. To evaluate on other data, set `data.test=PREFIX`; to use other
+    metrics, set `metrics=[chrf,perplexity]`. Scores and a few examples are printed. All scores, with the settings they
+    were measured with, are written to `evaluation_SPLIT.json` in the model's folder, and all predictions to
+    `predictions_SPLIT.txt`.
     """
     with report_errors():
         check_saved_model(model)
@@ -168,7 +169,7 @@ def evaluate(
         loaded, tokenizer = load(model, trust_remote_code=trust_remote_code)
         options = drop_none(num_beams=beams, length_penalty=length_penalty)
         decoding = {}
-        if "target" in recipe.kind.columns:
+        if recipe.kind.target:
             decoding = _decoding(loaded.generation_config, recipe.generation, options)
         scores, predictions = evaluation.evaluate(
             loaded,
@@ -204,8 +205,15 @@ def evaluate(
         for column in (*recipe.kind.columns, "prediction"):
             examples.add_column(column, overflow="fold")
         for row, prediction in islice(zip(rows, predictions, strict=True), EXAMPLES):
-            examples.add_row(*(Text(str(row[column])) for column in recipe.kind.columns), Text(prediction))
+            examples.add_row(*(Text(_cell(row[column])) for column in recipe.kind.columns), Text(prediction))
         Console().print(examples)
+
+
+def _cell(value: Any) -> str:
+    """Format a value of the data for the table of examples; lists of words or texts are joined."""
+    if isinstance(value, dict):  # answers in the format of SQuAD
+        value = value["text"]
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _decoding(saved: "GenerationConfig", chosen: Iterable[str], options: dict[str, Any]) -> dict[str, Any]:

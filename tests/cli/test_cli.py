@@ -20,8 +20,11 @@ from trivium import (
     TriviumForConditionalGeneration,
     TriviumForMaskedLM,
     TriviumForSequenceClassification,
+    TriviumForTokenClassification,
     TriviumTokenizer,
 )
+from trivium.data import DataArguments, load_data
+from trivium.evaluation import predict_tags
 from trivium.tokenization import train_tokenizer
 from trivium_cli import app, texts
 
@@ -147,6 +150,13 @@ def classifier(folders: Path, tokenizer: TriviumTokenizer) -> Path:
         problem_type="single_label_classification",
         position_embedding_type="learned",
     )
+
+
+@pytest.fixture(scope="module")
+def tagger(folders: Path, tokenizer: TriviumTokenizer) -> Path:
+    labels = {"id2label": {0: "O", 1: "B-animal"}, "label2id": {"O": 0, "B-animal": 1}}
+    model = TriviumForTokenClassification(tiny_config(vocab_size=len(tokenizer), decoder_layers=0, **labels))
+    return save(model, tokenizer, folders / "tagger")
 
 
 # --- translate -------------------------------------------------------------------------------------------------------
@@ -371,6 +381,32 @@ def test_terminal_lines_are_answered_one_by_one(
     assert answers_so_far == [0, 1, 2]
 
 
+# --- summarize -------------------------------------------------------------------------------------------------------
+
+
+def test_summarize_runs_a_model_as_translate_does(translator: Path, language_model: Path) -> None:
+    assert printed("summarize", translator, CAT, "", BIRDS, "--beams", "2") == f"{CAT}\n\n{BIRDS}\n"
+    code, _, errors = trivium("summarize", language_model, CAT)
+    assert code == 1
+    assert "which is for `trivium generate`, not for `trivium summarize`" in errors
+
+
+# --- tag -------------------------------------------------------------------------------------------------------------
+
+
+def test_tag_writes_conll_that_training_reads(tagger: Path, tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+    lines = ["two dogs  ran", "", CAT]
+    (tmp_path / "in.txt").write_text("\n".join(lines), encoding="utf-8")
+    trivium("tag", tagger, "-i", tmp_path / "in.txt", "-o", tmp_path / "out.conll", "--batch-size", "2")
+    output = (tmp_path / "out.conll").read_text(encoding="utf-8")
+    assert printed("tag", tagger, *lines) == output
+    rows = load_data(DataArguments(train=str(tmp_path / "out.conll")), ("words", "tags"))["train"]
+    assert rows["words"] == [lines[0].split(), lines[2].split()]
+    model = TriviumForTokenClassification.from_pretrained(tagger).eval()
+    assert list(rows["tags"]) == predict_tags(model, tokenizer, rows["words"])
+    assert {tag for tags in rows["tags"] for tag in tags} <= {"O", "B-animal"}
+
+
 # --- Refusals --------------------------------------------------------------------------------------------------------
 
 FOLDERS = {
@@ -378,6 +414,7 @@ FOLDERS = {
     "generate": "language_model",
     "classify": "classifier",
     "fill-mask": "masked_model",
+    "tag": "tagger",
 }
 
 
@@ -460,9 +497,12 @@ OPTIONS = {
     | SAMPLING
     | {"--length-penalty", "--max-length", "--engine", "--n-best", "--scores", "--to"}
     | {"--split-sentences", "--language"},
+    "summarize": TRUST | FILES | {"--beams", "--length-penalty", "--max-length"},
     "generate": TRUST | FILES | SAMPLING | {"--num", "--max-new-tokens"},
     "classify": TRUST | FILES | {"--top-k"},
     "fill-mask": TRUST | FILES | {"--top-k"},
+    "tag": TRUST | FILES,
+    "answer": TRUST | FILES | {"--context", "--top-k"},
     "split": set[str](),
     "join": {"--cross-attention", "--seed"},
     "convert": {"--to", "--max-shard-size", "--layout", "--quantization"},

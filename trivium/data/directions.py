@@ -75,11 +75,11 @@ def tags_of(args: "DataArguments") -> list[str]:
     return list(dict.fromkeys(language_tag(part.target) for part in split_directions(args)))
 
 
-def untagged_texts(rows: Iterable[Mapping[str, Any]], column: str, tags: Sequence[str]) -> Iterator[str]:
-    """Yield the texts of a column without their tags, whose letters a tokenizer should not be trained on."""
-    for row in rows:
-        tag = next((tag for tag in tags if row[column].startswith(tag)), "")
-        yield row[column].removeprefix(tag)
+def untagged_texts(texts: Iterable[str], tags: Sequence[str]) -> Iterator[str]:
+    """Yield texts without their tags, whose letters a tokenizer should not be trained on."""
+    for text in texts:
+        tag = next((tag for tag in tags if text.startswith(tag)), "")
+        yield text.removeprefix(tag)
 
 
 def load_directions(

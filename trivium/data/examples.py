@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trivium.data.compressed import content_suffix
+from trivium.data.conll import conll_rows
 from trivium.data.filters import PAIR
 from trivium.data.readers import (
     READERS,
@@ -16,6 +17,7 @@ from trivium.data.readers import (
     parallel_rows,
     separator_hint,
 )
+from trivium.data.structured import FIELDS, LISTS_OF_TEXTS, QUESTION, READ, check_example, name_tags
 
 # Control characters except tabs and line breaks; those above U+007F are often text in cp1252 read as Latin-1.
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -57,11 +59,14 @@ def example_of(row: Row, columns: Mapping[str, str], place: str, allow_blank: bo
         try:
             value = _lookup(cells, column)
         except KeyError as error:
-            names = " and ".join(f"data.{name}" for name in columns)
+            names = " and ".join(f"data.{FIELDS.get(name, name)}" for name in columns)
+            advice = "name the columns as SQuAD does" if name in QUESTION else f"set {names}"
             raise ValueError(
-                f"{place}: there is no column {column!r}, only {list(cells)}; set {names}."
-                f"{separator_hint(list(cells))}"
+                f"{place}: there is no column {column!r}, only {list(cells)}; {advice}.{separator_hint(list(cells))}"
             ) from error
+        if name in READ:
+            example[name] = READ[name](value, f"{place}: {column!r}")
+            continue
         if name == "label" and (value is None or value == "" or value != value):  # NaN is not equal to itself.
             raise ValueError(f"{place}: {column!r} is {value!r}; every text needs a label.")
         is_blank = value is None or (isinstance(value, str) and not value.strip())
@@ -70,15 +75,18 @@ def example_of(row: Row, columns: Mapping[str, str], place: str, allow_blank: bo
             advice = " Set data.drop_empty=true to drop such rows." if is_blank else ""
             raise ValueError(f"{place}: {column!r} is {value!r}; {needs}.{advice}")
         example[name] = "" if value is None else value
+    check_example(example, place)
     return example
 
 
 def numbered_example(
     row: Row, index: int, columns: Mapping[str, str], origin: str, label_names: list[str] | None, allow_blank: bool
 ) -> dict[str, Any]:
-    """Return the columns of a task from a row of a named dataset, with the class of a label as its name."""
+    """Return the columns of a task from a row of a named dataset, with labels and tags by name."""
     example = example_of(row, columns, f"{origin}, row {index + 1}", allow_blank)
-    if label_names:
+    if label_names and "tags" in example:
+        example["tags"] = name_tags(example["tags"], label_names, f"{origin}, row {index + 1}")
+    elif label_names:
         if example["label"] < 0:  # Test splits with withheld labels use -1.
             raise ValueError(f"{origin}, row {index + 1}: {columns['label']!r} is missing; every text needs a label.")
         example["label"] = label_names[example["label"]]
@@ -110,7 +118,8 @@ def examples_of_files(
 def find_control(example: Mapping[str, Any]) -> str | None:
     """Return the first control character in the texts of a row as text, or None if there is none."""
     for name, value in example.items():
-        if name != "label" and (match := CONTROL.search(value)):
+        text = " ".join(value) if name in LISTS_OF_TEXTS else value
+        if name not in ("label", "answers") and (match := CONTROL.search(text)):
             return f"the {name} has the control character U+{ord(match[0]):04X} at position {match.start() + 1}"
     return None
 
@@ -125,8 +134,11 @@ def placed_examples(
 
 def _rows(files: tuple[str, ...], columns: Mapping[str, str], whole: bool, form: FileFormat) -> Iterator[PlacedRow]:
     suffix = content_suffix(files[0])
+    if "tags" in columns and (suffix == ".tsv" or suffix not in READERS):
+        return conll_rows(files[0], columns["words"], columns["tags"], form.encoding)
     if suffix in READERS:
         return READERS[suffix](files[0], form)
-    if "source" in columns:
-        return parallel_rows(files[0], files[1], columns["source"], columns["target"], form.encoding)
+    if len(files) > 1:
+        source, target = columns.values()
+        return parallel_rows(files[0], files[1], source, target, form.encoding)
     return document_rows(files[0], columns["text"], whole, form.encoding)

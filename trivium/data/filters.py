@@ -54,7 +54,7 @@ class Filters:
 
     def reason(self, row: Mapping[str, Any]) -> str | None:
         """Return why a row is dropped, or None to keep it; duplicates are not considered."""
-        texts = {name: row[name] for name in self.columns if name != "label"}
+        texts = {name: row[name] for name in self.columns if isinstance(row[name], str) and name != "label"}
         if (self.drop_empty or self.max_ratio is not None) and not all(text.strip() for text in texts.values()):
             return "empty"
         if self.max_ratio is not None:

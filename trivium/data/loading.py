@@ -1,8 +1,9 @@
 """Load texts, sentence pairs and labeled texts from the Hub, from local files, or from the bundled corpus.
 
 The columns do not depend on the origin: `text` for a language model, `source` and `target` for a translator, `text`
-and `label` for a classifier. Every row is validated: a missing, empty or undecodable text raises an error with its
-location, so that the model is not trained on corrupt data.
+and `label` for a classifier, `words` and `tags` for a tagger, `document` and `references` for a summarizer,
+`question`, `context` and `answers` for question answering. Every row is validated: a missing, empty or undecodable
+text raises an error with its location, so that the model is not trained on corrupt data.
 """
 
 import io
@@ -32,6 +33,7 @@ from trivium.data.examples import examples_of_files, numbered_example
 from trivium.data.filters import PAIR, Filters, check_scripts, filter_rows
 from trivium.data.numbers import numbers_corpus
 from trivium.data.readers import BINARY, READERS, TABLES, FileFormat
+from trivium.data.structured import DOCUMENT, FEATURES, FIELDS, READ
 
 SPLITS = ("train", "validation", "test")
 TEXT = ("text",)
@@ -46,8 +48,10 @@ class DataArguments:
     Set either `name` or local files. The suffix of a local file determines its format: `.jsonl` or `.json` (both with
     one object per line), `.csv`, `.tsv` (without quoting), `.parquet` or `.tmx` (a translation memory). Any other file
     is plain text: for a language model, a file with one text per line; for sentence pairs, the common prefix of two
-    files, so that `train="corpus/train"` reads aligned lines of `corpus/train.en` and `corpus/train.de`. Each file may
-    be compressed (`.gz`, `.xz`, `.bz2`, `.zst`), and is also found if its name is set without that suffix.
+    files, so that `train="corpus/train"` reads aligned lines of `corpus/train.en` and `corpus/train.de`; for tagged
+    words, a CoNLL file, with a word and its tag per line and an empty line after each sentence (as is a `.tsv` file).
+    Each file may be compressed (`.gz`, `.xz`, `.bz2`, `.zst`), and is also found if its name is set without that
+    suffix.
 
     Attributes:
         name: `numbers` for the bundled corpus, a dataset on the Hub, or a folder in the Hub's layout.
@@ -57,17 +61,20 @@ class DataArguments:
         validation: File or split for validation, in the same form.
         test: File or split for testing, in the same form.
         source: Source language: the column, the key in `translation`, the suffix of the file, or the language in a
-            translation memory. A column may be nested, such as `doc.src.text`.
-        target: Target language, in the same form.
+            translation memory. A column may be nested, such as `doc.src.text`. For summarization, the same for
+            documents, which may be lists of sentences.
+        target: Target language, in the same form; for summarization, the same for summaries, which may be lists of
+            accepted ones: the first is trained on, all are references.
         directions: Several directions for one model, such as `[en-de, en-fr]`, instead of `source` and `target`. The
             tag of the target language, such as `<2de>`, becomes the first token of each source. `{direction}` in
             `train`, `validation`, `test` and `config_name` is replaced by the direction. Limits hold for each.
         temperature: For `directions`: 1 to train on every pair once, more to repeat pairs of smaller directions, whose
             share becomes proportional to their size to the power of 1/temperature.
         mixing_seed: For `directions`: seed of the order of the training rows, and of the repeated ones.
-        text: Column of texts, for tasks without sentence pairs; it may be nested.
-        label: Column of labels: strings or integers; lists of them for multi-label classification; or floats for
-            regression.
+        text: Column of texts, for tasks without sentence pairs; of lists of words for token classification. It may be
+            nested.
+        label: Column of labels: strings or integers; lists of them for multi-label classification; floats for
+            regression; or, for token classification, lists with a tag for each word.
         prepared: Folder of data that `trivium prepare` encoded, to train on them without encoding; None to encode them
             before training.
         whole_files: Treat a plain text file as one text instead of one text per line.
@@ -145,7 +152,7 @@ def load_and_count(
     if args.directions is not None:
         return load_directions(args, columns, load_and_count)
     requested = {split: getattr(args, split) for split in SPLITS if getattr(args, split) is not None}
-    columns_by_name = {column: getattr(args, column) for column in columns}
+    columns_by_name = _columns_by_name(args, columns)
     _check_format(args, requested)
     _check_filters(args, tuple(columns))
     if args.name == "numbers":
@@ -208,6 +215,11 @@ def _check_filters(args: DataArguments, columns: tuple[str, ...]) -> None:
             raise ValueError(
                 f"data.{name} is {value}, but is only for sentence pairs; the task needs {' and '.join(columns)}."
             )
+    if args.drop_empty and set(columns) & READ.keys():
+        raise ValueError(
+            f"data.drop_empty is True, but is only for texts and sentence pairs, not for {' and '.join(columns)}. Set it "
+            "to false."
+        )
     for name in ("source_scripts", "target_scripts"):
         if (scripts := getattr(args, name)) is not None:
             check_scripts(f"data.{name}", scripts)
@@ -318,8 +330,9 @@ def _allow_blank(args: DataArguments, split: str) -> bool:
 def _as_examples(
     rows: Dataset | IterableDataset, args: DataArguments, columns: dict[str, str], split: str
 ) -> Dataset | IterableDataset:
-    # A `ClassLabel` column stores indices: convert them to names.
-    label_names = getattr((rows.features or {}).get(args.label), "names", None) if "label" in columns else None
+    # A `ClassLabel` column, or a column of lists of them, stores indices: convert them to names.
+    feature = (rows.features or {}).get(args.label) if {"label", "tags"} & columns.keys() else None
+    label_names = getattr(getattr(feature, "feature", feature), "names", None)
     return rows.map(
         numbered_example,
         with_indices=True,
@@ -339,16 +352,21 @@ def files_of(path: str, args: DataArguments, columns: Iterable[str]) -> tuple[st
 
     A file that exists only compressed is returned with the suffix of its compression.
     """
-    is_one_file = content_suffix(path) in READERS or "source" not in columns
+    is_one_file = content_suffix(path) in READERS or not {"source", "document"} & set(columns)
     files = (path,) if is_one_file else (f"{path}.{args.source}", f"{path}.{args.target}")
     return tuple(find_file(file) or file for file in files)
 
 
 def file_arguments(path: str, args: DataArguments, columns: Iterable[str]) -> dict[str, Any]:
     """Return the arguments of `placed_examples` for the file that `path` names."""
-    names = {column: getattr(args, column) for column in columns}
+    names = _columns_by_name(args, columns)
     form = FileFormat(tuple(names.values()), args.delimiter, args.encoding or "utf-8")
     return {"files": files_of(path, args, names), "columns": names, "whole": args.whole_files, "form": form}
+
+
+def _columns_by_name(args: DataArguments, columns: Iterable[str]) -> dict[str, str]:
+    """Return the column of the data for each column of a task."""
+    return {column: getattr(args, FIELDS.get(column, column), column) for column in columns}
 
 
 def _load_file(path: str, split: str, args: DataArguments, columns: dict[str, str]) -> Dataset | IterableDataset:
@@ -358,15 +376,13 @@ def _load_file(path: str, split: str, args: DataArguments, columns: dict[str, st
         if not Path(file).is_file():
             suffixes = "".join(dict.fromkeys((content_suffix(path), Path(path).suffix)))
             hint = f" (leave off {suffixes})" if Path(path).is_file() else ""
-            plain_text = {
-                PAIR: f", or the prefix of parallel text (PREFIX.{args.source} and PREFIX.{args.target})",
-                TEXT: ", or plain text",
-            }.get(tuple(columns), "")
+            parallel = f", or the prefix of parallel text (PREFIX.{args.source} and PREFIX.{args.target})"
+            plain_text = {PAIR: parallel, DOCUMENT: parallel, TEXT: ", or plain text"}.get(tuple(columns), "")
             raise FileNotFoundError(
                 f"data.{split} names {file}, but there is no such file{hint}. Allowed are files that end in "
                 f"{', '.join(READERS)}{plain_text}."
             )
-    if not is_prefix and content_suffix(path) not in READERS and tuple(columns) != TEXT:
+    if not is_prefix and content_suffix(path) not in READERS and tuple(columns) != TEXT and "tags" not in columns:
         raise ValueError(
             f"data.{split} is {path}, but plain text has no labels. Use a file that ends in {', '.join(READERS)}."
         )
@@ -388,4 +404,4 @@ def _features(columns: Mapping[str, str], label_names: list[str] | None = None) 
     """Return string features for the columns, or None to infer the type of labels without names from the data."""
     if "label" in columns and not label_names:
         return None
-    return Features(dict.fromkeys(columns, Value("string")))
+    return Features({name: FEATURES.get(name, Value("string")) for name in columns})

@@ -1,13 +1,17 @@
-"""Run encoder-only models: fill masks and classify texts."""
+"""Run encoder-only models: fill masks, classify texts, tag words and find answers."""
+
+import re
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .generating import Named
-from .introspect import Inputs, UnfitText
+from .introspect import Inputs, UnfitText, max_length
 
 MAX_FILLINGS = 8  # per mask
 MAX_LABELS = 20
+MAX_ANSWERS = 5
+MAX_ANSWER_LENGTH = 30  # tokens
 
 
 @torch.inference_mode()
@@ -40,6 +44,57 @@ def classify(model: PreTrainedModel, inputs: Inputs) -> list[Named]:
     best = scores.topk(min(MAX_LABELS, len(scores)))
     return [
         (model.config.id2label[i], score) for i, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+@torch.inference_mode()
+def tag(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[str, str, float]]:
+    """Return the words of a text, which spaces separate, with their tags and the probabilities of the tags.
+
+    A word has the tag of its first token, as in training.
+    """
+    encoded = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
+    offsets = encoded.pop("offset_mapping")[0].tolist()
+    probabilities = model(**encoded.to(model.device)).logits[0].float().softmax(dim=-1)
+    tagged = []
+    for word in re.finditer(r"\S+", text):
+        places = (i for i, (start, end) in enumerate(offsets) if start < end and word.start() < end <= word.end())
+        if (first := next(places, None)) is not None:
+            probability, label = probabilities[first].max(dim=-1)
+            tagged.append((word[0], model.config.id2label[label.item()], probability.item()))
+    return tagged
+
+
+@torch.inference_mode()
+def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, context: str) -> list[Named]:
+    """Return the most probable spans of a text as answers to a question, best first.
+
+    The probability of a span is the product of those of its first and of its last token.
+
+    Raises:
+        UnfitText: The text is empty, or too long for the model together with the question.
+    """
+    if not context.strip():
+        raise UnfitText("The text is empty. Enter the text that has the answer.")
+    encoded = tokenizer(question, context, return_tensors="pt", return_offsets_mapping=True)
+    length, limit = encoded["input_ids"].shape[1], max_length(model.config)
+    if length > limit:
+        raise UnfitText(f"Question and text have {length:,} tokens, but at most {limit:,} are allowed. Shorten them.")
+    offsets = encoded.pop("offset_mapping")[0].tolist()
+    is_context = torch.tensor(
+        [part == 1 and start < end for part, (start, end) in zip(encoded.sequence_ids(0), offsets, strict=True)]
+    )
+    outputs = model(**encoded.to(model.device))
+    starts, ends = (
+        logits[0].float().cpu().masked_fill(~is_context, -torch.inf).softmax(dim=-1)
+        for logits in (outputs.start_logits, outputs.end_logits)
+    )
+    scores = (starts[:, None] * ends).triu().tril(MAX_ANSWER_LENGTH - 1)
+    best = scores.flatten().topk(min(MAX_ANSWERS, int(is_context.sum())))
+    spans = [divmod(index, length) for index in best.indices.tolist()]
+    return [
+        (context[offsets[first][0] : offsets[last][1]], score)
+        for (first, last), score in zip(spans, best.values.tolist(), strict=True)
     ]
 
 

@@ -218,6 +218,16 @@ const draw = {
     begin(rows(isNumber ? "Predicted value" : "Labels and their probabilities", named));
     status(`${named[0][0]}: ${named[0][2] ?? percent(named[0][1])}`);
   },
+
+  answers({ answers }) {
+    begin(rows("Answers and their probabilities", answers));
+    status(`${answers[0][0]}: ${percent(answers[0][1])}`);
+  },
+
+  tags({ tags }) {
+    begin(rows("Words and their tags", tags.map(([word, tag, share]) => [word, share, `${tag} ${percent(share)}`])));
+    status(`Tagged ${tags.length} ${tags.length === 1 ? "word" : "words"}.`);
+  },
 };
 
 const firstLine = (value) => value.slice(0, value.indexOf("\n"));

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .generating import EXTRA_LENGTH, Generation, generate_steps
 from .introspect import Inputs, UnfitText, max_length, read
-from .judging import classify, fill_masks, is_regression
+from .judging import answer, classify, fill_masks, is_regression, tag
 
 HERE = Path(__file__).parent
 NEW_TOKENS = 100  # maximum length of a continuation, unless the generation config sets one
@@ -37,9 +37,18 @@ class _Labels:
 
 
 TRANSLATE = _Labels("Text to translate", "Translate", "translate")
+SUMMARIZE = _Labels("Text to summarize", "Summarize", "summarize")
 CONTINUE = _Labels("Prompt", "Continue", "continue")
 FILL = _Labels("Text with masks", "Fill", "fill_mask")
 CLASSIFY = _Labels("Text to classify", "Classify", "classify")
+TAG = _Labels("Text to tag", "Tag", "tag")
+ANSWER = _Labels("Question", "Answer", "answer")
+ENDINGS = {
+    "ForMaskedLM": FILL,
+    "ForSequenceClassification": CLASSIFY,
+    "ForTokenClassification": TAG,
+    "ForQuestionAnswering": ANSWER,
+}
 
 
 def launch(
@@ -56,8 +65,8 @@ def launch(
     The page loads nothing from other servers, sends no analytics, and stores no text.
 
     Args:
-        model: A model that translates, continues texts, fills masks or classifies; it is switched to eager attention,
-            which returns the weights.
+        model: A model that translates, summarizes or continues texts, fills masks, classifies, tags words or finds
+            answers; it is switched to eager attention, which returns the weights.
         tokenizer: Its tokenizer.
         title: Title of the page.
         summary: Description of the model, in Markdown.
@@ -97,7 +106,7 @@ def build(
 ) -> gr.Blocks:
     """Build the page without serving it; see `launch`."""
     labels = _labels_of(model)
-    generates = labels in (TRANSLATE, CONTINUE)
+    generates = labels in (TRANSLATE, SUMMARIZE, CONTINUE)
     model.set_attn_implementation("eager")
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(f"<h1>{escape(title)}</h1>", elem_id="heading")
@@ -118,16 +127,18 @@ def build(
             stop = gr.Button("Stop", visible=generates, min_width=80)
             mask = gr.Button(f"Insert {tokenizer.mask_token}", visible=labels is FILL, min_width=120)
         settings = _settings(model, labels) if generates else []
+        if labels is ANSWER:
+            settings = [gr.Textbox(label="Text that has the answer", lines=6, max_lines=20)]
         drawing = gr.HTML(
             html_template="",
             js_on_load=(HERE / "page.js").read_text(encoding="utf-8"),
             apply_default_css=False,
             elem_id="drawing",
         )
-        answer = _answer(model, tokenizer, labels)
+        handler = _handler(model, tokenizer, labels)
         event = gr.on(
             [send.click, text.submit],
-            answer,
+            handler,
             [text, *settings],
             drawing,
             show_progress="hidden",
@@ -141,13 +152,16 @@ def build(
 
 def _labels_of(model: PreTrainedModel) -> _Labels:
     if model.can_generate():
-        return TRANSLATE if model.config.is_encoder_decoder else CONTINUE
+        if not model.config.is_encoder_decoder:
+            return CONTINUE
+        return SUMMARIZE if getattr(model.config, "seq2seq_task", None) == "summarization" else TRANSLATE
     name = type(model).__name__
-    for ending, labels in (("ForMaskedLM", FILL), ("ForSequenceClassification", CLASSIFY)):
+    for ending, labels in ENDINGS.items():
         if name.endswith(ending):
             return labels
     raise ValueError(
-        f"model is a {name}, but the page needs a model that translates or continues texts, fills masks or classifies."
+        f"model is a {name}, but the page needs a model that translates or continues texts, fills masks, classifies, "
+        "tags words or finds answers."
     )
 
 
@@ -202,7 +216,7 @@ def _settings(model: PreTrainedModel, labels: _Labels) -> list[gr.components.Com
     return [choice, width, temperature, top_p, seed, new_tokens]
 
 
-def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: _Labels) -> Callable[..., Any]:
+def _handler(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: _Labels) -> Callable[..., Any]:
     """Return the event handler: it yields all events so far, as JSON lines.
 
     Gradio sends only the suffix of a growing string to the browser; a list of lists would be compared in full at every
@@ -210,7 +224,7 @@ def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: 
     """
     runs = itertools.count(1)  # makes the first line of each answer unique
 
-    def answer(text: str, *settings: Any) -> Iterator[str]:
+    def handle(text: str, *settings: Any) -> Iterator[str]:
         lines = _line({"kind": "begin", "run": next(runs)})
         for event in events(text, *settings):
             lines += _line(event)
@@ -223,6 +237,11 @@ def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: 
                 yield {"kind": "fillings", "fillings": fill_masks(model, tokenizer, inputs)}
             elif labels is CLASSIFY:
                 yield {"kind": "labels", "labels": classify(model, inputs), "is_number": is_regression(model)}
+            elif labels is ANSWER:
+                texts = [part.encode(errors="replace").decode() for part in (text, *settings)]
+                yield {"kind": "answers", "answers": answer(model, tokenizer, *texts)}
+            elif labels is TAG:
+                yield {"kind": "tags", "tags": tag(model, tokenizer, text.encode(errors="replace").decode())}
             else:
                 yield {"kind": "read", "pieces": [asdict(piece) for piece in inputs.pieces]}
                 states = generate_steps(model, tokenizer, inputs, **_options(model, inputs, *settings))
@@ -233,7 +252,7 @@ def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: 
             yield {"kind": "problem", "message": "An error occurred. See the log of the server."}
             raise
 
-    return answer
+    return handle
 
 
 def _line(event: Event) -> str:

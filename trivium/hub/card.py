@@ -53,8 +53,14 @@ METRICS = {
     "chrf": ("chrf", "chrF", "{:.2f}"),
     "ter": ("ter", "TER (lower is better)", "{:.2f}"),
     "exact_match": ("exact_match", "exact match", "{:.1%}"),
+    "rouge1": ("rouge", "ROUGE-1", "{:.2f}"),
+    "rouge2": ("rouge", "ROUGE-2", "{:.2f}"),
+    "rougeL": ("rouge", "ROUGE-L", "{:.2f}"),
+    "squad_f1": ("squad", "F1 of words (SQuAD)", "{:.2f}"),
+    "squad_exact_match": ("squad", "exact match (SQuAD)", "{:.2f}"),
     "accuracy": ("accuracy", "accuracy", "{:.1%}"),
     "f1": ("f1", "F1 (macro)", "{:.3f}"),
+    "seqeval": ("seqeval", "F1 of entities (seqeval)", "{:.3f}"),
     "mse": ("mse", "mean squared error", "{:.4g}"),
     "r2": ("r_squared", "R²", "{:.3f}"),
     "perplexity": ("perplexity", "perplexity per token (lower is better)", "{:.2f}"),
@@ -331,7 +337,7 @@ def _template_variables(facts: _Facts, name: str) -> dict[str, Any]:
         "resources": _table(_resources(facts.run, facts.work)),
         "intended_use": card.intended_use,
         "limitations": card.limitations,
-        "general_limitations": LIMITS["text" if config.decoder_layers or usage.task == "fill-mask" else "labels"],
+        "general_limitations": LIMITS["labels" if usage.task.endswith("-classification") else "text"],
     }
 
 

@@ -76,8 +76,8 @@ def write_space(folder: Path, output: Path, repo_id: str, revision: str = "main"
         ) from error
     if usage_of(TriviumConfig.from_pretrained(folder)).command is None:
         raise ValueError(
-            f"{folder} holds a model without a demo page, but must hold one that translates or continues texts, fills "
-            "masks or classifies texts."
+            f"{folder} holds a model without a demo page, but must hold one that translates, summarizes or continues "
+            "texts, fills masks, classifies texts, tags words or finds answers."
         )
     introduction = introduce(folder, repo_id)
     metadata = SpaceCardData(

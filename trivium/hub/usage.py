@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trivium.configuration import TriviumConfig
 
@@ -42,19 +42,23 @@ CLASSIFICATION = Usage(
     "text-classification", "AutoModelForSequenceClassification", "Good morning.", LABELS, command="classify"
 )
 
-# Keyed by the class name without "Trivium".
-USAGES = {
-    "ForConditionalGeneration": Usage(
-        "translation",
-        "AutoModelForSeq2SeqLM",
-        "Good morning.",
-        """
+TRANSLATION = Usage(
+    "translation",
+    "AutoModelForSeq2SeqLM",
+    "Good morning.",
+    """
 inputs = tokenizer([TEXT], padding=True, return_tensors="pt")
 output = model.generate(**inputsLENGTH)
 print(tokenizer.batch_decode(output, skip_special_tokens=True))
 """,
-        command="translate",
-    ),
+    command="translate",
+)
+
+CONTEXT = "The text that has the answer."
+
+# Keyed by the class name without "Trivium".
+USAGES = {
+    "ForConditionalGeneration": TRANSLATION,
     "ForCausalLM": Usage(
         "text-generation",
         "AutoModelForCausalLM",
@@ -90,18 +94,19 @@ labels = model(**inputs).logits[0].argmax(-1)
 for token, label in zip(inputs["input_ids"][0], labels):
     print(tokenizer.decode(token), model.config.id2label[label.item()])
 """,
+        command="tag",
     ),
     "ForQuestionAnswering": Usage(
         "question-answering",
         "AutoModelForQuestionAnswering",
         "Who said it?",
-        """
-inputs = tokenizer(TEXT, "The text that has the answer.", return_tensors="pt")
+        f"""
+inputs = tokenizer(TEXT, "{CONTEXT}", return_tensors="pt")
 output = model(**inputs)
 start, end = output.start_logits[0].argmax(), output.end_logits[0].argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
 """,
-        has_pipeline=False,  # transformers 5 has no such pipeline
+        command="answer",
     ),
     "EncoderModel": Usage("feature-extraction", "AutoModel", "Good morning.", FEATURES),
     "DecoderModel": Usage("feature-extraction", "AutoModel", "Good morning.", FEATURES),
@@ -119,22 +124,28 @@ def usage_of(config: TriviumConfig) -> Usage:
     name = (config.architectures or ["model of no known class"])[0]
     if name.removeprefix("Trivium") not in USAGES:
         raise ValueError(f"architectures in config.json is {name!r}, but must be a class of Trivium.")
-    return USAGES[name.removeprefix("Trivium")]
+    usage = USAGES[name.removeprefix("Trivium")]
+    if usage is TRANSLATION and config.seq2seq_task == "summarization":
+        return replace(TRANSLATION, task="summarization", command="summarize")
+    return usage
 
 
 def pipeline_code(usage: Usage, config: TriviumConfig, name: str, text: str, max_new_tokens: int | None) -> str:
     """Return Python code that loads the model `name` as a pipeline and runs it on `text`."""
     options = ""
-    if max_new_tokens and usage.task in ("translation", "text-generation"):
+    if max_new_tokens and usage.task in ("translation", "summarization", "text-generation"):
         options = f", max_new_tokens={max_new_tokens}"
     if usage.task == "text-classification":
         options = {"regression": ', function_to_apply="none"', "multi_label_classification": ", top_k=None"}.get(
             config.problem_type or "", ""
         )
+    inputs = _quoted(text)
+    if usage.task == "question-answering":
+        inputs = f"question={inputs}, context={_quoted(CONTEXT)}"
     return (
         "from transformers import pipeline\n\n"
         f"pipe = pipeline({_quoted(usage.task)}, model={_quoted(name)}, trust_remote_code=True)\n"
-        f"print(pipe({_quoted(text)}{options}))"
+        f"print(pipe({inputs}{options}))"
     )
 
 
@@ -159,7 +170,8 @@ def command_code(usage: Usage, name: str, text: str) -> str:
     if usage.command is None:
         return ""
     folder = name.rsplit("/", 1)[-1]
-    commands = [["trivium", usage.command, folder, " ".join(text.split())]]
+    options = ["--context", "context.txt"] if usage.task == "question-answering" else []
+    commands = [["trivium", usage.command, folder, *options, " ".join(text.split())]]
     if "/" in name:  # without a namespace, it is a local folder
         commands.insert(0, ["hf", "download", name, "--local-dir", folder])
     return "\n".join(shlex.join(command) for command in commands)

@@ -78,7 +78,10 @@ class TextScore(OfflineMetric):
         accepted = [[texts] if isinstance(texts, str) else texts for texts in references]
         if not all(accepted):
             raise ValueError(f"references[{accepted.index([])}] is empty, but must have at least one text.")
-        return SCORES[self.config_name](predictions, accepted, **options)
+        return self._score(predictions, accepted, **options)
+
+    def _score(self, predictions: list[str], references: list[list[str]], **options: Any) -> dict[str, Any]:
+        return SCORES[self.config_name](predictions, references, **options)
 
 
 class Perplexity(OfflineMetric):

@@ -2,12 +2,14 @@
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -17,7 +19,9 @@ from transformers import (
 from trivium.data.packing import STATISTICS
 from trivium.modeling import (
     TriviumForMaskedLM,
+    TriviumForQuestionAnswering,
     TriviumForSequenceClassification,
+    TriviumForTokenClassification,
 )
 from trivium.tasks.encode import (
     InputArguments,
@@ -40,6 +44,10 @@ def make_collator(
         collate: Any = _make_masker(tokenizer, inputs, epoch)
     elif task.model_class is TriviumForSequenceClassification:
         collate = DataCollatorWithPadding(tokenizer)
+    elif task.model_class is TriviumForTokenClassification:
+        collate = DataCollatorForTokenClassification(tokenizer)
+    elif task.model_class is TriviumForQuestionAnswering:  # positions are counted from the left
+        collate = partial(tokenizer.pad, padding_side="right", return_tensors="pt")
     elif inputs.packing:
         collate = default_data_collator
     else:

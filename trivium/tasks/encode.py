@@ -11,7 +11,10 @@ from transformers import (
 from trivium.configuration import TriviumConfig
 from trivium.data.packing import STRATEGIES, pack
 from trivium.modeling.loss import IGNORE_INDEX
+from trivium.modeling.pipeline_question_answering import STRIDE
+from trivium.tasks.answers import encode_answers
 from trivium.tasks.label_facts import encode_label
+from trivium.tasks.tags import align_words, encode_tags
 
 Batch = dict[str, list[Any]]
 
@@ -32,6 +35,7 @@ class InputArguments:
             "best-fit": keep every text whole that is not longer than a row (see `trivium.data.packing`).
         prompt: For `completion`: template of the prompt that the target completes, in which "{source}" is replaced by
             the source.
+        stride: For `question-answering`: number of tokens that consecutive windows of a long context share.
         mlm_probability: For `masked-lm`: fraction of tokens that are selected for prediction.
         whole_word_mask: For `masked-lm`: mask all tokens of a word together.
     """
@@ -42,6 +46,7 @@ class InputArguments:
     packing: bool = False
     packing_strategy: str = "concatenate"
     prompt: str = "{source}"
+    stride: int = STRIDE
     mlm_probability: float = 0.15
     whole_word_mask: bool = False
 
@@ -61,6 +66,8 @@ class InputArguments:
             raise ValueError(
                 f"inputs.packing_strategy is {self.packing_strategy!r}, but must be one of {', '.join(STRATEGIES)}."
             )
+        if self.stride < 0:
+            raise ValueError(f"inputs.stride is {self.stride}, but must be at least 0.")
         if "{source}" not in self.prompt:
             raise ValueError(f"inputs.prompt is {self.prompt!r}, but must contain {{source}}.")
         if not 0 < self.mlm_probability <= 1:
@@ -80,6 +87,14 @@ def encode_pairs(
     encoded = tokenizer(batch["source"], text_target=batch["target"], truncation=True, max_length=max_length)
     encoded["length"] = [max(map(len, pair)) for pair in zip(encoded["input_ids"], encoded["labels"], strict=True)]
     return encoded
+
+
+def encode_documents(
+    batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
+) -> Batch:
+    """Encode documents as `input_ids`, and the first reference of each as `labels`."""
+    pairs = {"source": batch["document"], "target": [references[0] for references in batch["references"]]}
+    return encode_pairs(pairs, tokenizer, config, inputs)
 
 
 def encode_completions(
@@ -163,3 +178,25 @@ def encode_labeled(
     encoded["labels"] = [encode_label(label, config) for label in batch["label"]]
     encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
     return encoded
+
+
+def encode_tagged(
+    batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
+) -> Batch:
+    """Encode words and their tags; the first token of each word has its tag as the label."""
+    encoded, alignments = align_words(batch["words"], tokenizer, max_length_of(config, inputs))
+    encoded["labels"] = [
+        encode_tags(tags, alignment, config) for tags, alignment in zip(batch["tags"], alignments, strict=True)
+    ]
+    encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+    return encoded
+
+
+def encode_questions(
+    batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
+) -> Batch:
+    """Encode questions with the windows of their contexts, each with the positions of the answer."""
+    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    max_length = max_length_of(config, inputs)
+    examples = [example for row in rows for example in encode_answers(row, tokenizer, max_length, inputs.stride)]
+    return {name: [example[name] for example in examples] for name in examples[0]}

@@ -1,7 +1,7 @@
 """Training tasks: model class, data columns, encoding and metrics of each."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import DatasetDict, IterableDatasetDict
@@ -12,22 +12,39 @@ from transformers import (
 
 from trivium.configuration import TriviumConfig
 from trivium.data.loading import LABELED_TEXT, PAIR, TEXT
-from trivium.metrics import LABEL_METRICS, NAME_METRICS, NUMBER_METRICS, TEXT_METRICS
+from trivium.data.structured import DOCUMENT, QUESTION, TAGGED_WORDS
+from trivium.metrics import (
+    ANSWER_METRICS,
+    LABEL_METRICS,
+    NAME_METRICS,
+    NUMBER_METRICS,
+    ROUGE_METRICS,
+    TAG_METRICS,
+    TEXT_METRICS,
+)
 from trivium.modeling import (
+    TriviumDecoderForSequenceClassification,
     TriviumForCausalLM,
     TriviumForConditionalGeneration,
     TriviumForMaskedLM,
+    TriviumForQuestionAnswering,
     TriviumForSequenceClassification,
+    TriviumForTokenClassification,
 )
 from trivium.tasks.encode import (
     Batch,
     InputArguments,
     encode_completions,
+    encode_documents,
     encode_for_masking,
     encode_labeled,
     encode_pairs,
+    encode_questions,
+    encode_tagged,
     encode_texts,
 )
+from trivium.tasks.label_facts import label_facts
+from trivium.tasks.tags import marks_entities, tag_facts
 
 ENCODED_ROWS = 1000  # number of rows to encode, and to pack, together
 
@@ -44,6 +61,8 @@ class Task:
         encode: Function from a batch of rows to columns of model inputs.
         metrics: Names of the metrics that fit the task; the first two are the default of a recipe.
         inputs: Fields of `InputArguments` that only this task uses.
+        decoder_class: Class of a model without an encoder, if the task has one.
+        config: Fields of the model's configuration that record the task.
     """
 
     model_class: type[PreTrainedModel]
@@ -53,9 +72,46 @@ class Task:
     encode: Callable[[Batch, PreTrainedTokenizerBase, TriviumConfig, InputArguments], Batch]
     metrics: tuple[str, ...]
     inputs: tuple[str, ...] = ()
+    decoder_class: type[PreTrainedModel] | None = None
+    config: Mapping[str, str] = field(default_factory=dict)
+
+    def model_class_for(self, config: TriviumConfig) -> type[PreTrainedModel]:
+        """Return the class of a model of this configuration."""
+        return self.model_class if config.encoder_layers or self.decoder_class is None else self.decoder_class
+
+    @property
+    def has_labels(self) -> bool:
+        """Return True if the configuration of the model lists the labels of the data."""
+        return "label" in self.columns or "tags" in self.columns
+
+    def label_facts(self, rows: Iterable[Mapping[str, Any]], problem_type: str | None = None) -> dict[str, Any]:
+        """Derive the label fields of a model's configuration from its training data; none for other tasks."""
+        if "tags" in self.columns:
+            return tag_facts(row["tags"] for row in rows)
+        return label_facts((row["label"] for row in rows), problem_type) if self.has_labels else {}
+
+    @property
+    def target(self) -> str | None:
+        """Return the column of the texts that the model generates, or None if it generates no text."""
+        return next((name for name in ("target", "references") if name in self.columns), None)
+
+    def targets_of(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the texts of a row that the model learns to generate, or is compared with."""
+        targets = row[self.target] if self.target else []
+        return [targets] if isinstance(targets, str) else targets
+
+    def text_of(self, row: Mapping[str, Any]) -> str:
+        """Return the text of a row that the model reads."""
+        text = f"{row['question']} {row['context']}" if self.columns == QUESTION else row[self.columns[0]]
+        return text if isinstance(text, str) else " ".join(text)
 
     def metrics_for(self, config: TriviumConfig) -> tuple[str, ...]:
-        """Return the names of the metrics that fit a model; a regression has other metrics than a classification."""
+        """Return the names of the metrics that fit a model: a regression has others than a classification.
+
+        Metrics of entities need tags that mark them, which parts of speech do not.
+        """
+        if self.metrics == TAG_METRICS:
+            return TAG_METRICS if marks_entities(config.label2id) else ("accuracy",)
         if self.metrics != LABEL_METRICS:
             return self.metrics
         return NUMBER_METRICS if config.problem_type == "regression" else NAME_METRICS
@@ -102,7 +158,22 @@ def encode_rows(
 
 TASKS: Mapping[str, Task] = {
     "translation": Task(
-        TriviumForConditionalGeneration, PAIR, False, True, encode_pairs, (*TEXT_METRICS, "perplexity")
+        TriviumForConditionalGeneration,
+        PAIR,
+        False,
+        True,
+        encode_pairs,
+        (*TEXT_METRICS, "perplexity"),
+        config={"seq2seq_task": "translation"},
+    ),
+    "summarization": Task(
+        TriviumForConditionalGeneration,
+        DOCUMENT,
+        False,
+        True,
+        encode_documents,
+        (*ROUGE_METRICS, *TEXT_METRICS, "perplexity"),
+        config={"seq2seq_task": "summarization"},
     ),
     "completion": Task(
         TriviumForCausalLM, PAIR, True, False, encode_completions, (*TEXT_METRICS, "perplexity"), ("prompt",)
@@ -125,5 +196,17 @@ TASKS: Mapping[str, Task] = {
         ("perplexity", "accuracy"),
         ("mlm_probability", "whole_word_mask"),
     ),
-    "classification": Task(TriviumForSequenceClassification, LABELED_TEXT, True, True, encode_labeled, LABEL_METRICS),
+    "classification": Task(
+        TriviumForSequenceClassification,
+        LABELED_TEXT,
+        True,
+        True,
+        encode_labeled,
+        LABEL_METRICS,
+        decoder_class=TriviumDecoderForSequenceClassification,
+    ),
+    "question-answering": Task(
+        TriviumForQuestionAnswering, QUESTION, True, True, encode_questions, ANSWER_METRICS, ("stride",)
+    ),
+    "token-classification": Task(TriviumForTokenClassification, TAGGED_WORDS, True, True, encode_tagged, TAG_METRICS),
 }

@@ -90,7 +90,7 @@ def report_data(recipe: Recipe, *, max_rows: int = MAX_ROWS) -> DataReport:
     model, tokenizer = load_or_build(recipe, data["train"])
     config = model.config
     del model
-    texts = [name for name in columns if name != "label"]
+    texts = [name for name in columns if name not in ("label", "tags", "answers")]
     splits, characters, hashes = {}, {}, {}
     samples: list[dict[str, Any]] = []
     for split, split_rows in data.items():
@@ -104,7 +104,7 @@ def report_data(recipe: Recipe, *, max_rows: int = MAX_ROWS) -> DataReport:
             hashes[split].add(rows, columns)
             for row in rows:
                 for name in texts:
-                    characters[split].update(row[name])
+                    characters[split].update(_text(row[name]))
             kept += rows if split == "train" else []
         if kept:
             count = min(SAMPLES, len(kept))
@@ -141,16 +141,23 @@ def _count(
     report.examined += len(rows)
     report.control += sum(find_control(row) is not None for row in rows)
     for name in texts:
-        argument = "text_target" if name == "target" else "text"
-        lengths = [
-            len(ids) for ids in tokenizer(**{argument: [row[name] for row in rows]}, verbose=False)["input_ids"]
-        ]
+        argument = "text_target" if name == recipe.kind.target else "text"
+        values = [_text(row[name]) for row in rows]
+        lengths = [len(ids) for ids in tokenizer(**{argument: values}, verbose=False)["input_ids"]]
         report.lengths.setdefault(name, []).extend(lengths)
         too_long = 0 if recipe.inputs.packing else sum(n > max_length_of(config, recipe.inputs) for n in lengths)
         report.truncated[name] = report.truncated.get(name, 0) + too_long
     if "label" in recipe.kind.columns:
         for row in rows:
             report.labels.update(map(str, row["label"] if isinstance(row["label"], list) else [row["label"]]))
+    if "tags" in recipe.kind.columns:
+        for row in rows:
+            report.labels.update(row["tags"])
+
+
+def _text(value: Any) -> str:
+    """Return the cell of a row as one text: words and references are joined."""
+    return value if isinstance(value, str) else " ".join(value)
 
 
 class _Hashes:

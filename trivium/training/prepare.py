@@ -85,7 +85,7 @@ def prepare(recipe: Recipe, *, processes: int = 1, overwrite: bool = False) -> d
                 "data": rows_hash,
                 "files": dict(raw_files(recipe)),
                 "model": model_facts(config, tokenizer, recipe),
-                "labels": labels_of(config) if "label" in recipe.kind.columns else {},
+                "labels": labels_of(config) if recipe.kind.has_labels else {},
             }
             # The manifest comes first, so that a folder with an unfinished tokenizer is recognized.
             write_manifest(folder, manifest)

@@ -142,7 +142,7 @@ def fields_of(recipe: Recipe) -> dict[str, Any]:
 def model_facts(config: TriviumConfig, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> dict[str, Any]:
     """Return the values that encoding reads from model and tokenizer, keyed by the recipe fields that set them."""
     facts: dict[str, Any] = {"inputs.max_length (null: the model's)": max_length_of(config, recipe.inputs)}
-    if "label" in recipe.kind.columns:
+    if recipe.kind.has_labels:
         facts["the labels"] = labels_of(config)
     return {**facts, "the fingerprint of the tokenizer": tokenizer_fingerprint(tokenizer)}
 

@@ -1,18 +1,14 @@
 """Train a model from a recipe, with transformers' Trainer: validate, build, run."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers import (
     AutoTokenizer,
     EarlyStoppingCallback,
-    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
@@ -25,18 +21,18 @@ from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
 from trivium.data.directions import tags_of, untagged_texts
 from trivium.data.packing import packing_facts
-from trivium.metrics import load_metric
 from trivium.recipe import Recipe
 from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, explain_write_failure, set_aside
 from trivium.storage.manifest import CARD, MANIFEST, RunFolder, record, start_manifest
 from trivium.storage.names import RECIPE_FILE
-from trivium.tasks import encode_data, label_facts, labels_of_logits, labels_of_targets, make_collator
+from trivium.tasks import encode_data, make_collator
 from trivium.tasks.encode import max_length_of
 from trivium.tokenization import train_tokenizer
 from trivium.training.callbacks import ExponentialAverage, RunFacts
 from trivium.training.callbacks.push import check_hub_arguments
 from trivium.training.callbacks.run_facts import encoding_rates
 from trivium.training.callbacks.throughput import DataReport
+from trivium.training.compute_metrics import make_compute_metrics
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
 from trivium.training.prepared import Prepared, load_prepared
 from trivium.training.resume import checkpoint_to_resume
@@ -286,18 +282,13 @@ def load_or_build(
     have the tokenizer and the labels, which their rows no longer show.
     """
     task = recipe.kind
-    labels: dict[str, Any] = {}
-    if "label" in task.columns:
-        labels = (
-            label_facts((row["label"] for row in rows), recipe.model.get("problem_type"))
-            if prepared is None
-            else prepared.labels
-        )
+    labels = task.label_facts(rows, recipe.model.get("problem_type")) if prepared is None else prepared.labels
+    facts = {**labels, **task.config}
     defaults = {"add_bos_token": task.add_bos_token, "add_eos_token": task.add_eos_token}
     overrides = {name: value for name in defaults if (value := getattr(recipe.tokenizer, name)) is not None}
     tags = tags_of(recipe.data)
     if recipe.init_from:
-        model = load_initial_model(recipe, labels)
+        model = load_initial_model(recipe, facts)
         tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False)
         if missing := sorted(set(tags) - set(tokenizer.get_vocab())):
             raise ValueError(
@@ -324,9 +315,11 @@ def load_or_build(
         tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer, trust_remote_code=False)
     else:
         texts = rows if sample is None else rows.take(sample)
-        targets = (row["target"] for row in texts) if "target" in task.columns else None
+        targets = (target for row in texts for target in task.targets_of(row)) if task.target else None
         tokenizer = broadcast_from_main(
-            lambda: train_tokenizer(untagged_texts(texts, task.columns[0], tags), target_texts=targets, **options)
+            lambda: train_tokenizer(
+                untagged_texts((task.text_of(row) for row in texts), tags), target_texts=targets, **options
+            )
         )
         tokenizer.add_tokens(tags, special_tokens=True)
     config = recipe.model_config(
@@ -336,21 +329,22 @@ def load_or_build(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.bos_token_id,
-        **labels,
+        **facts,
     )
     tokenizer.model_max_length = config.max_position_embeddings
-    return task.model_class(config), tokenizer
+    return task.model_class_for(config)(config), tokenizer
 
 
-def load_initial_model(recipe: Recipe, labels: dict[str, Any]) -> PreTrainedModel:
+def load_initial_model(recipe: Recipe, facts: dict[str, Any]) -> PreTrainedModel:
     """Load the model that `init_from` names; a head that does not fit the task is initialized anew.
 
     Raises:
         ValueError: Parameters outside the head are missing, unexpected or of another shape.
     """
-    config = {**labels, **recipe.config_fields}
+    config = {**facts, **recipe.config_fields}
     try:
-        model, report = recipe.kind.model_class.from_pretrained(
+        model_class = recipe.kind.model_class_for(TriviumConfig.from_pretrained(recipe.init_from, **config))
+        model, report = model_class.from_pretrained(
             recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **config
         )
     except OSError as error:
@@ -368,52 +362,3 @@ def load_initial_model(recipe: Recipe, labels: dict[str, Any]) -> PreTrainedMode
             "change the shape of the parameters, such as dropout."
         )
     return model
-
-
-def make_compute_metrics(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Callable[[EvalPrediction], dict[str, float]] | None:
-    """Return the Trainer's `compute_metrics`, or None to compute only the loss, without gathering any logits."""
-    names = list(recipe.kind.metrics_for(model.config)[:2]) if recipe.metrics is None else recipe.metrics
-    if "label" in recipe.kind.columns:
-        return make_compute_label_metrics(model.config, names)
-    if recipe.training.get("predict_with_generate") and model.config.is_encoder_decoder:
-        return make_compute_text_metrics(tokenizer, names)
-    return None
-
-
-def make_compute_label_metrics(
-    config: TriviumConfig, names: list[str]
-) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return a `compute_metrics` that scores predicted labels; it returns one score per metric."""
-    metrics = {name: load_metric(name) for name in names}
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        predictions = labels_of_logits(torch.from_numpy(prediction.predictions), config)
-        references = labels_of_targets(torch.from_numpy(prediction.label_ids), config)
-        return {
-            name: metric.compute(predictions=predictions, references=references)["score"]
-            for name, metric in metrics.items()
-        }
-
-    return compute
-
-
-def make_compute_text_metrics(
-    tokenizer: PreTrainedTokenizerBase, names: list[str]
-) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return a `compute_metrics` that scores generated texts; it returns one score per metric."""
-    metrics = {name: load_metric(name) for name in names if name != "perplexity"}  # perplexity is exp(eval_loss)
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        predictions, references = (
-            # The Trainer pads with -100, which not every tokenizer can decode.
-            tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
-            for ids in (prediction.predictions, prediction.label_ids)
-        )
-        return {
-            name: metric.compute(predictions=predictions, references=references)["score"]
-            for name, metric in metrics.items()
-        }
-
-    return compute

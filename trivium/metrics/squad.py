@@ -1,0 +1,46 @@
+"""Metrics for answers that are spans of a text: exact match and F1 of words, as SQuAD counts them."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from trivium.metrics.scores import TextScore
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize(answer: str) -> list[str]:
+    """Return the words of an answer in lower case, without ASCII punctuation and English articles."""
+    return ARTICLES.sub(" ", answer.lower().translate(WITHOUT_PUNCTUATION)).split()
+
+
+def exact_match(prediction: str, reference: str) -> float:
+    """Return 1 if the normalized answers are equal, else 0."""
+    return float(normalize(prediction) == normalize(reference))
+
+
+def f1(prediction: str, reference: str) -> float:
+    """Return the F1 score of the words that the normalized answers share; 1 if both have none."""
+    predicted, expected = normalize(prediction), normalize(reference)
+    if not predicted and not expected:
+        return 1.0
+    shared = (Counter(predicted) & Counter(expected)).total()
+    return 2 * shared / (len(predicted) + len(expected))  # the harmonic mean of shared / predicted, shared / expected
+
+
+SCORES: dict[str, Callable[[str, str], float]] = {"squad_f1": f1, "squad_exact_match": exact_match}
+
+
+class AnswerScore(TextScore):
+    """Mean over questions, from 0 to 100, of the best score among the accepted answers; `config_name` is the score."""
+
+    def _score(self, predictions: list[str], references: list[list[str]], **options: Any) -> dict[str, Any]:
+        score = SCORES[self.config_name]
+        best = [
+            max(score(prediction, reference) for reference in accepted)
+            for prediction, accepted in zip(predictions, references, strict=True)
+        ]
+        return {"score": 100 * sum(best) / len(best)}
