@@ -217,8 +217,8 @@ def _check_filters(args: DataArguments, columns: tuple[str, ...]) -> None:
             )
     if args.drop_empty and set(columns) & READ.keys():
         raise ValueError(
-            f"data.drop_empty is True, but is only for texts and sentence pairs, not for {' and '.join(columns)}. Set it "
-            "to false."
+            f"data.drop_empty is True, but is only for texts and sentence pairs, not for {' and '.join(columns)}. "
+            "Set it to false."
         )
     for name in ("source_scripts", "target_scripts"):
         if (scripts := getattr(args, name)) is not None:
