@@ -52,7 +52,7 @@ RUNTIMES := build/runtimes
 
 runtimes: $(RUNTIMES)/installed build/node  ## tests of exported models in llama.cpp, OpenVINO and transformers.js
 	$(RUNTIMES)/bin/python -m pytest -m slow tests/clients/test_llama_cpp.py tests/clients/test_openvino.py \
-		tests/clients/test_transformers_js.py
+		tests/clients/test_transformers_js.py tests/demo/test_static_page.py
 
 $(RUNTIMES)/installed: pyproject.toml constraints.txt
 	test -d $(RUNTIMES) || $(PYTHON) -m venv $(RUNTIMES)

@@ -45,6 +45,8 @@ from trivium.training.distributed import launch_configs
 print(trivium.__file__, available_recipes(), list(launch_configs()))
 print(importlib.resources.files("trivium.hub").joinpath("hub_card.md").read_text())
 assert all(importlib.resources.files("trivium.demo").joinpath(name).is_file() for name in ("page.css", "page.js"))
+page = importlib.resources.files("trivium.interop").joinpath
+assert all(page(f"static_page.{suffix}").is_file() for suffix in ("css", "html", "js"))
 """
     environment = {**os.environ, "PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"}
     printed = subprocess.run(

@@ -76,7 +76,7 @@ def _convert_for_engine(folder: Path, output: Path, engine: str, quantization: s
         elif engine == TRANSFORMERS_JS:
             from trivium.interop.transformers_js import to_transformers_js
 
-            to_transformers_js(folder, output)
+            notes = to_transformers_js(folder, output)
         elif engine == "gguf":
             from trivium.interop.gguf import to_gguf
 

@@ -507,7 +507,7 @@ OPTIONS = {
     "join": {"--cross-attention", "--seed"},
     "convert": {"--to", "--max-shard-size", "--layout", "--quantization"},
     "card": {"--repo-id", "--overwrite"},
-    "demo": {"--host", "--port", "--open"},
+    "demo": {"--host", "--port", "--static", "--library", "--open"},
     "launch-config": set[str](),
     "plot": set[str](),
     "push": TRUST | {"--private", "--revision", "--message", "--space", "--dry-run"},

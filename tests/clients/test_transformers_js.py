@@ -68,9 +68,12 @@ def export(
 ) -> PreTrainedModel:
     torch.manual_seed(0)
     model = tiny_model(model_class, std=0.3, vocab_size=len(tokenizer), **{**SMALL, **options}).float()
+    if model.can_generate():
+        model.generation_config.update(num_beams=2, early_stopping=True)
     model.save_pretrained(folder / "saved")
     tokenizer.save_pretrained(folder / "saved")
-    to_transformers_js(folder / "saved", folder / "web")
+    notes = to_transformers_js(folder / "saved", folder / "web")
+    assert notes == ["num_beams=2 is dropped: transformers.js has no beam search"] * model.can_generate()
     shutil.rmtree(folder / "saved")  # Only the exported folder is used.
     return model
 
@@ -105,7 +108,7 @@ def test_generated_texts(position: str, tokenizer: TriviumTokenizer, tmp_path: P
     prompts = TriviumTokenizer(tokenizer_object=tokenizer._tokenizer, add_bos_token=True, add_eos_token=False)
     prompts.padding_side = "left"
     model = export(TriviumForCausalLM, prompts, tmp_path, encoder_layers=0, position_embedding_type=position)
-    options = {"max_new_tokens": 8, "do_sample": False}
+    options = {"max_new_tokens": 8, "do_sample": False, "num_beams": 1, "early_stopping": False}
     found = run(tmp_path, *[("text-generation", "web", dtype, TEXTS, options) for dtype in ("fp32", "q8")])
     batch = prompts(TEXTS, padding=True, return_tensors="pt")
     expected = prompts.batch_decode(model.generate(**batch, **options), skip_special_tokens=True)
@@ -115,7 +118,7 @@ def test_generated_texts(position: str, tokenizer: TriviumTokenizer, tmp_path: P
 
 def test_translations(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     model = export(TriviumForConditionalGeneration, tokenizer, tmp_path, decoder_layers=2)
-    options = {"max_new_tokens": 8, "do_sample": False}
+    options = {"max_new_tokens": 8, "do_sample": False, "num_beams": 1, "early_stopping": False}
     found = run(tmp_path, *[("translation", "web", dtype, TEXTS, options) for dtype in ("fp32", "q8")])
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
     expected = tokenizer.batch_decode(model.generate(**batch, **options), skip_special_tokens=True)

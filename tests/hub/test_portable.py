@@ -36,6 +36,7 @@ from transformers import (
 
 from trivium import (
     TriviumConfig,
+    TriviumDecoderForSequenceClassification,
     TriviumForCausalLM,
     TriviumForConditionalGeneration,
     TriviumForMaskedLM,
@@ -257,6 +258,30 @@ def test_models_load_from_any_location(tmp_path: Path) -> None:
     pinned = ("main", "tag", "commit", "tag, its own code", "tag, newer code")
     assert [versions[key] for key in pinned] == [2, 1, 1, 1, 2]
     assert contents(tmp_path / "read-only") == before
+
+
+CLASSIFY = """
+pipe = transformers.pipeline("text-classification", "classifier", trust_remote_code=True)
+assert type(pipe.model).__name__ == "TriviumDecoderForSequenceClassification"
+Path("results.json").write_text(json.dumps(pipe(arguments[0], batch_size=2, top_k=None)))
+"""
+
+
+def test_classifier_on_decoder_runs_in_pipeline(tmp_path: Path) -> None:
+    """Run the pipeline for texts of different lengths, in padded batches, without the package."""
+    texts = ["a cat", "two dogs ran across the road", "birds"]
+    tokenizer = train_tokenizer(texts, vocab_size=300, add_bos_token=True)
+    sizes = {"encoder_layers": 0, "num_labels": 3, "vocab_size": len(tokenizer)}
+    model = tiny_model(TriviumDecoderForSequenceClassification, **sizes).float()
+    model.save_pretrained(tmp_path / "classifier")
+    tokenizer.save_pretrained(tmp_path / "classifier")
+    run_without_trivium(CLASSIFY, texts, folder=tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    for text, result in zip(texts, results, strict=True):
+        scores = {each["label"]: each["score"] for each in result}
+        with torch.no_grad():
+            expected = model(**tokenizer(text, return_tensors="pt")).logits.softmax(dim=-1)[0]
+        assert [scores[f"LABEL_{i}"] for i in range(3)] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_saved_folder_has_no_pickles(tmp_path: Path) -> None:

@@ -206,6 +206,7 @@ def _end_ids(folder: Path, config: TriviumConfig) -> list[int]:
 
 # --- Tensors ---------------------------------------------------------------------------------------------------------
 
+Layout = Callable[[torch.Tensor], torch.Tensor]
 Tensors = dict[str, tuple[Shape, Callable[[], torch.Tensor]]]
 
 
@@ -214,14 +215,16 @@ def _name_tensors(
 ) -> Tensors:
     """Return the shape of each tensor, by llama.cpp's name, and a function that computes it in llama.cpp's layout."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[model_type.upper()], config.decoder_layers)
+    assert config.num_key_value_heads is not None
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     tensors: Tensors = {}
     for native, step in steps.items():
-        name, shape, layout = names.get_name(native, try_suffixes=(".weight", ".bias")), shapes[native], _keep
+        name, shape = names.get_name(native, try_suffixes=(".weight", ".bias")), shapes[native]
+        layout: Layout = _keep
         assert name is not None, native
         part = name.split(".")[-2]
         if model_type == "gpt2" and name.startswith("blk.") and len(shape) == 2:
-            shape, layout = shape[::-1], torch.t
+            shape, layout = shape[::-1], _transpose
         elif model_type == "llama" and part in heads:
             layout = partial(_interleave, heads=heads[part])
         tensors[name] = shape, partial(_compute, layout, step)
@@ -231,12 +234,16 @@ def _name_tensors(
     return tensors
 
 
-def _compute(layout: Callable[[torch.Tensor], torch.Tensor], step: Callable[[], torch.Tensor]) -> torch.Tensor:
+def _compute(layout: Layout, step: Callable[[], torch.Tensor]) -> torch.Tensor:
     return layout(step())
 
 
 def _keep(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
+
+
+def _transpose(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.t()
 
 
 def _interleave(tensor: torch.Tensor, heads: int) -> torch.Tensor:

@@ -69,12 +69,15 @@ SHARED_FIELDS = (
 )
 
 
-def to_transformers_js(source: str | Path, output: str | Path) -> None:
+def to_transformers_js(source: str | Path, output: str | Path) -> list[str]:
     """Export a saved model for transformers.js, in float32 and in 8 bits, with its tokenizer.
 
     Args:
         source: Folder of a saved model with a head, or of an encoder-only model without one.
         output: A new or empty folder.
+
+    Returns:
+        Notes on differences, one clause each.
 
     Raises:
         FileNotFoundError: The model or its tokenizer does not exist.
@@ -91,6 +94,10 @@ def to_transformers_js(source: str | Path, output: str | Path) -> None:
             f"decoder_vocab_size is {model.config.decoder_vocab_size}, but must be None: transformers.js decodes with "
             "the tokenizer of the source. Train a model with one vocabulary."
         )
+    notes = list[str]()
+    if model.can_generate() and (beams := model.generation_config.num_beams or 1) > 1:
+        notes = [f"num_beams={beams} is dropped: transformers.js has no beam search"]
+        model.generation_config.update(num_beams=1, early_stopping=False, length_penalty=1.0)
     with whole_folder(output) as partial, silence_exporter():
         (partial / GRAPHS).mkdir()
         if not model.can_generate():
@@ -106,6 +113,7 @@ def to_transformers_js(source: str | Path, output: str | Path) -> None:
             model.generation_config.save_pretrained(partial)
         _save_tokenizer(tokenizer, partial)
         write_whole(partial / "config.json", json.dumps(_stand_in_config(model), indent=2) + "\n")
+    return notes
 
 
 def _stand_in_config(model: PreTrainedModel) -> dict[str, Any]:
