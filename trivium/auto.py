@@ -13,7 +13,7 @@ from trivium.tokenization import TriviumTokenizer
 
 
 class AnyModel:
-    """Entry of `AutoModel` that selects the model class from the configuration.
+    """Stand-in for `AutoModel` that selects the model class from the configuration.
 
     An Auto class maps a configuration class to one model class, but Trivium has one for each architecture.
     """
@@ -36,13 +36,13 @@ class AnyModel:
 
 
 class AnyModelForPreTraining(AnyModel):
-    """Entry of `AutoModelForPreTraining`."""
+    """Select the model class for `AutoModelForPreTraining`."""
 
     auto_class = "AutoModelForPreTraining"
 
 
 class AnyModelForSequenceClassification(AnyModel):
-    """Entry of `AutoModelForSequenceClassification`."""
+    """Select the model class for `AutoModelForSequenceClassification`."""
 
     auto_class = "AutoModelForSequenceClassification"
 
@@ -66,7 +66,7 @@ def register() -> None:
     # The Trainer's label smoothing uses this mapping to decide whether the labels must be shifted.
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForCausalLM"
 
-    # transformers 5 has no translation pipeline, and refuses the name of a removed task even if it is registered.
+    # transformers 5 has no translation pipeline, and rejects the name of a removed task even if it is registered.
     getattr(pipelines, "REMOVED_TASKS", {}).pop("translation", None)
     pipelines.PIPELINE_REGISTRY.register_pipeline(
         "translation", TranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text"

@@ -48,17 +48,17 @@ def evaluate(
         model: A model with the head that `task` is for.
         tokenizer: Its tokenizer.
         rows: Examples with the columns of the task: `source` and `target`, or `text`, or `text` and `label`.
-        metrics: Names accepted by `trivium.metrics.load_metric`; None: the default metrics of the task.
+        metrics: Names accepted by `trivium.metrics.load_metric`; None selects the default metrics of the task.
         task: A key of `trivium.tasks.TASKS`. If the task has a `target` column, the model generates texts, which are
             compared with the targets.
         inputs: The input arguments that the model was trained with.
-        batch_size: Rows per batch; None: 64, and for generation as in `translate`.
+        batch_size: Rows per batch; None selects 64 or, for generation, the default of `translate`.
         show_progress: Whether to show a progress bar.
         **generation: Arguments of `generate()`; the others default to the saved generation config.
 
     Returns:
-        The `score` and the secondary figures of each metric; and the predictions, a text or label for each row, or no
-        predictions for a task without targets and labels.
+        The `score` and the secondary figures of each metric, and the predictions: a text or label for each row, or no
+        predictions if the task has neither targets nor labels.
 
     Raises:
         ValueError: The task is unknown, a metric is unknown or does not apply to this task or model, or `rows` is

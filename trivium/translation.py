@@ -43,11 +43,12 @@ def translate(
         tokenizer: Its tokenizer; for a decoder-only model one that does not append EOS (`add_eos_token=False`).
         texts: Source texts or prompts. For an encoder-decoder a text is truncated, with a warning, to the number of
             learned positions of the model, or to `max(1024, max_position_embeddings)` tokens.
-        batch_size: Texts per batch; None: as many as fit in 4,096 tokens, counting padding and multiplied by beams.
+        batch_size: Texts per batch; None for as many as fit in 4,096 tokens, counting padding and multiplied by the
+            number of beams.
         show_progress: Whether to show a progress bar.
         **generation: Arguments of `generate()`; the others default to the saved generation config, except that a
-            translation may be 50 tokens longer than the longest text of its batch, as in the paper (section 6.1), as
-            far as the model has positions.
+            translation may be 50 tokens longer than the longest text of its batch, as in the paper (section 6.1), up
+            to the number of positions of the model.
 
     Raises:
         ValueError: `num_return_sequences` is not 1, or `batch_size` is below 1.
@@ -99,8 +100,8 @@ def continue_texts(
         texts: Prompts; an empty prompt becomes the BOS token.
         batch_size: As in `translate`.
         show_progress: Whether to show a progress bar.
-        **generation: Arguments of `generate()`; the others default to the saved generation config. Without a length a
-            continuation has at most 256 tokens, as far as the model has positions.
+        **generation: Arguments of `generate()`; the others default to the saved generation config. If no length is
+            set, a continuation has at most 256 tokens, up to the number of positions of the model.
     """
 
     def encode(texts: list[str], first: int) -> list[list[int]]:
@@ -138,11 +139,11 @@ def _generate(
         model: A model with `generate()`.
         tokenizer: Tokenizer that pads the batches.
         texts: Input texts, consumed lazily.
-        encode: Function that tokenizes a list of texts, given the number of the first text, counted from 1; a text
-            without tokens yields no output.
-        length_options: Function from the padded length of a batch to length arguments of `generate()`; `generation`
-            overrides them.
-        batch_size: Texts per batch; None: as many as fit in `MAX_BATCH_TOKENS`.
+        encode: Function that tokenizes a list of texts. Its second argument is the number of the first text, counted
+            from 1. A text without tokens yields no output.
+        length_options: Function that maps the padded length of a batch to length arguments of `generate()`;
+            `generation` overrides them.
+        batch_size: Texts per batch; None for as many as fit in `MAX_BATCH_TOKENS`.
         progress: Progress bar, updated with the number of texts.
         generation: Arguments of `generate()`.
     """
@@ -159,7 +160,8 @@ def _generate(
             rows, order = order[:count], order[count:]
             inputs = tokenizer.pad(
                 {"input_ids": [input_ids[i] for i in rows]},
-                padding_side="left" if is_decoder_only else "right",  # a prompt must end next to its continuation
+                # A prompt is padded on the left, so that its continuation follows it directly.
+                padding_side="left" if is_decoder_only else "right",
                 return_tensors="pt",
             )
             output = model.generate(**inputs.to(model.device), **{**length_options(length), **generation})
@@ -172,7 +174,7 @@ def _generate(
 
 
 def _encode_within(tokenizer: PreTrainedTokenizerBase, texts: list[str], first: int, limit: int) -> list[list[int]]:
-    """Tokenize texts; truncate those of more than `limit` tokens, with a warning that names the text by its number."""
+    """Tokenize texts; truncate those longer than `limit` tokens, with a warning that states the number of the text."""
     max_characters = limit * CHARACTERS_PER_TOKEN
     input_ids: list[list[int]] = tokenizer([text[:max_characters] for text in texts])["input_ids"]
     for i, text in enumerate(texts):

@@ -1,8 +1,8 @@
 """Load texts, sentence pairs and labeled texts from the Hub, from local files, or from the bundled corpus.
 
-The columns do not depend on the origin: `text` for a language model, `source` and `target` for a translator, `text`
-and `label` for a classifier. Every row is validated: a missing, empty or undecodable text raises an error with its
-location, so that the model is not trained on corrupt data.
+The columns do not depend on where the data come from: `text` for a language model, `source` and `target` for a
+translator, `text` and `label` for a classifier. Every row is validated: a missing, empty or undecodable text raises an
+error that gives its location, so that the model is not trained on corrupt data.
 """
 
 import os
@@ -49,19 +49,19 @@ class DataArguments:
         config_name: Configuration of the Hub dataset, if it has several.
         train: Local file to train on; with `name`, the split to train on, such as `train[:90%]`. Slices of a stream
             count rows, such as `train[1000:]`.
-        validation: File or split for validation, in the same form.
-        test: File or split for testing, in the same form.
+        validation: File or split for validation, specified like `train`.
+        test: File or split for testing, specified like `train`.
         source: Source language: the column, the key in `translation`, or the suffix of the file.
-        target: Target language, in the same form.
+        target: Target language, specified like `source`.
         text: Column of texts, for tasks without sentence pairs.
         label: Column of labels: strings or integers; lists of them for multi-label classification; or floats for
             regression.
-        prepared: Folder of data that `trivium prepare` encoded, to train on them without encoding; None to encode them
-            before training.
+        prepared: Folder of data encoded by `trivium prepare`, which are used for training directly; None to encode the
+            data before training.
         whole_files: Treat a plain text file as one text instead of one text per line.
         streaming: Read data lazily, if they do not fit on the disk or into memory.
         max_ratio: Drop training pairs in which one side has more than this many times the words of the other, or no
-            words; punctuation marks count as words. None keeps all pairs, and raises if a side is empty.
+            words; punctuation marks count as words. None keeps all pairs, and an empty side raises an error.
         max_train_samples: Number of training rows to keep, from the first; None for all.
         max_validation_samples: Number of validation rows to keep, from the first; None for all.
         max_test_samples: Number of test rows to keep, from the first; None for all.
@@ -199,7 +199,7 @@ def _as_examples(
 
 
 def files_of(path: str, args: DataArguments, columns: Iterable[str]) -> tuple[str, ...]:
-    """Return the file that `path` names, or the two files of parallel text that it is the prefix of."""
+    """Return the file at `path`, or the two files of parallel text whose common prefix is `path`."""
     if Path(path).suffix in READERS or "source" not in columns:
         return (path,)
     return f"{path}.{args.source}", f"{path}.{args.target}"

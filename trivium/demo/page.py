@@ -65,10 +65,10 @@ def launch(
         **options: Arguments of gradio's `launch`: `server_name`, `server_port`, `inbrowser`, `prevent_thread_lock`.
 
     Returns:
-        The page; with `prevent_thread_lock=True` at once, and `close()` stops it.
+        The page. With `prevent_thread_lock=True`, it is returned immediately, and its `close()` stops the server.
 
     Raises:
-        ValueError: The model has none of these tasks.
+        ValueError: The model supports none of these tasks.
         OSError: The port is in use.
     """
     page = build(model, tokenizer, title=title, summary=summary, examples=examples)
@@ -273,7 +273,7 @@ def _options(
         options["num_beams"] = beams
     elif method == "Sampling":
         torch.manual_seed(seed or 0)
-        # Gradio passes whole numbers as int, which generate() refuses.
+        # Gradio passes whole numbers as int, which generate() rejects.
         options |= {"do_sample": True, "top_k": 0, "temperature": float(temperature), "top_p": float(top_p)}
     return options
 

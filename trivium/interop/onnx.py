@@ -262,7 +262,7 @@ def _pairs(config: TriviumConfig, batch: int, length: int) -> Pairs:
 
 @contextmanager
 def _silence_exporter() -> Iterator[None]:
-    """Silence the exporter's log messages and warnings, such as those on packages that are not installed."""
+    """Silence the exporter's log messages and warnings, such as those about packages that are not installed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

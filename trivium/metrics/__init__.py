@@ -20,18 +20,19 @@ METRICS = (*TEXT_METRICS, *LABEL_METRICS, "perplexity")
 
 
 def load_metric(name: str) -> "evaluate.Metric":
-    """Return a new metric, whose result has its main value under `"score"`.
+    """Return a new metric. The main value of its result has the key `"score"`.
 
     - `sacrebleu`: BLEU from 0 to 100, cased, on detokenized text, with sacrebleu's 13a tokenizer. Report this one.
-    - `bleu_lower`: BLEU, lowercased and tokenized on both sides, as reported in Multi30k papers. They tokenize with
-      Moses; 13a approximates it, since like Moses, and unlike `intl`, it keeps hyphenated words whole.
+    - `bleu_lower`: BLEU, lowercased and tokenized on both sides, as reported in Multi30k papers. These papers tokenize
+      with Moses; 13a is close to it because both, unlike `intl`, keep hyphenated words whole.
     - `chrf`: the character n-gram F-score, from 0 to 100.
     - `ter`: the translation edit rate, in edits per 100 reference words; lower is better.
     - `exact_match`: the fraction of predictions, from 0 to 1, that equal one of their references.
     - `accuracy`: the fraction of correct labels, from 0 to 1; for multi-label tasks, of exactly matching label sets.
     - `f1`: the macro-averaged F1 score, from 0 to 1: the unweighted mean over labels.
     - `mse`, `r2`: the mean squared error of predicted numbers, and the fraction of variance explained.
-    - `perplexity`: exp of the mean negative log-likelihood per token, which is returned as `loss`; lower is better.
+    - `perplexity`: the exponential of the mean negative log-likelihood per token; the latter is returned as `loss`;
+      lower is better.
 
     The first five take `predictions`, a list of strings, and `references`, a string or a list of strings for each
     prediction. The first four add sacrebleu's `signature` and its secondary figures (`bp`, `precisions`, ...), and

@@ -29,7 +29,7 @@ PEAK_TFLOPS = {
 
 @dataclass
 class TokenCounts:
-    """Token counts of a batch, from which its FLOPs follow; counts of several batches are added field by field.
+    """Token counts of a batch, which determine its FLOPs; counts of several batches are added field by field.
 
     Attributes:
         padded: Input and target tokens, including padding.
@@ -103,7 +103,7 @@ def training_flops(counts: TokenCounts, model: PreTrainedModel) -> float:
     appendix B). Masked pairs count in attention; padding and activation recomputation do not.
     """
     config = model.config
-    assert config.num_key_value_heads is not None  # the configuration fills it in
+    assert config.num_key_value_heads is not None  # the configuration sets the default
     width = config.d_model
     keys_and_values = 2 * width * config.num_key_value_heads * config.head_dim
     queries_and_output = 2 * width * width

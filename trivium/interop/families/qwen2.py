@@ -9,8 +9,9 @@ QWEN2 = replace(
     MISTRAL,
     model_type="qwen2",
     classes={"Qwen2ForCausalLM": "TriviumForCausalLM", "Qwen2Model": "TriviumDecoderModel"},
-    # Trivium has biases on all four attention projections or on none. To Trivium, the output bias becomes zeros. To
-    # Qwen2, the output bias must be zero, and a model without attention biases gets zeros for the other three.
+    # Trivium has biases on all four attention projections or on none. Conversion to Trivium fills the output bias with
+    # zeros. Conversion to Qwen2 requires an output bias of zero, and fills the other three biases with zeros if the
+    # model has none.
     requirements={**LLAMA.requirements, "ffn_bias": False},
     import_defaults={"attention_bias": True},
 )
