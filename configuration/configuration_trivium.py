@@ -63,13 +63,13 @@ class TriviumConfig(PreTrainedConfig):
 
     Args:
         vocab_size: Vocabulary size; of the source vocabulary if there are two.
-        decoder_vocab_size: Size of the target vocabulary. None: source and target share one vocabulary.
+        decoder_vocab_size: Size of the target vocabulary. None if source and target share one vocabulary.
         d_model: Width of embeddings and hidden states.
-        encoder_layers: Number of encoder layers, the paper's N. 0: the model is decoder-only.
-        decoder_layers: Number of decoder layers, the paper's N. 0: the model is encoder-only.
+        encoder_layers: Number of encoder layers, the paper's N. 0 makes the model decoder-only.
+        decoder_layers: Number of decoder layers, the paper's N. 0 makes the model encoder-only.
         num_attention_heads: Number of attention heads, the paper's h, each of width `d_model / num_attention_heads`.
         num_key_value_heads: Number of key and value heads. Fewer than `num_attention_heads` is grouped-query
-            attention, 1 is multi-query attention. None: equal to `num_attention_heads`.
+            attention, 1 is multi-query attention. None for `num_attention_heads`.
         ffn_dim: Inner width of the feed-forward network, the paper's d_ff.
         gated_ffn: Whether the feed-forward network is gated (SwiGLU if the activation is "silu").
         activation_function: Key of transformers' `ACT2FN`.
@@ -79,9 +79,9 @@ class TriviumConfig(PreTrainedConfig):
         position_embedding_type: "sinusoidal" (section 3.5), "learned", or "rotary" (in self-attention only).
         max_position_embeddings: Maximum sequence length with learned positions. Sinusoidal and rotary positions have
             no limit; for them it is the length that the model is intended for.
-        rope_parameters: Wavelengths of rotary positions, as in transformers: their base `rope_theta` (default 10000),
-            and with a `rope_type` other than "default" how a trained context is stretched: "linear", "dynamic",
-            "yarn", "longrope" or "llama3", each with its own keys (`factor`, ...). `rope_theta` may be passed alone.
+        rope_parameters: Wavelengths of rotary positions, as in transformers: their base `rope_theta` (default 10000)
+            and, to extend a trained context, a `rope_type` other than "default": "linear", "dynamic", "yarn",
+            "longrope" or "llama3", each with its own keys (`factor`, ...). `rope_theta` may be passed alone.
         norm_type: "layernorm" or "rmsnorm".
         norm_position: "post" as in the paper, LayerNorm(x + Sublayer(x)), or "pre", x + Sublayer(LayerNorm(x)).
         norm_eps: Epsilon added to the variance.
@@ -89,7 +89,7 @@ class TriviumConfig(PreTrainedConfig):
         ffn_bias: Whether the projections of the feed-forward network have biases, as in equation 2.
         scale_embedding: Whether embeddings are multiplied by sqrt(d_model) (section 3.4).
         normalize_embedding: Whether the sum of all embeddings is normalized before the first layer, as in BERT.
-        type_vocab_size: Number of token types that the encoder embeds (`token_type_ids`), as in BERT; 0: none.
+        type_vocab_size: Number of token types that the encoder embeds (`token_type_ids`), as in BERT; 0 for none.
         tie_word_embeddings: Whether all embeddings of one vocabulary and the output projection share one matrix
             (section 3.4); otherwise each has its own.
         lm_head_bias: Whether the output projection has a bias, as in Marian; the paper's has none.
@@ -200,7 +200,7 @@ class TriviumConfig(PreTrainedConfig):
 
     @property
     def rope_type(self) -> Any:
-        """Return how rotary positions are scaled; "default" if they are not."""
+        """Return the scaling type of rotary positions; "default" if they are not scaled."""
         return (self.rope_parameters or {}).get("rope_type", "default")
 
     @property

@@ -1,4 +1,4 @@
-"""A decoder that reads prompts, then token after token, for the searches of `decoding`."""
+"""Incremental decoder for the searches of `decoding`: it reads the prompts, then one token at a time."""
 
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ class IncrementalDecoder:
         num_beams: Rows of each sentence.
         attention_mask: (rows, source_len) of an encoder-decoder, else (rows, prompt_len).
         encoder_outputs: Output of the encoder.
-        **kwargs: Other arguments of `generate()`, which follow from these.
+        **kwargs: Ignored: other model inputs of `generate()`, which are derived from these.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class IncrementalDecoder:
         if isinstance(embed_positions, LearnedPositions):
             embed_positions.check_length(past_length + ids.shape[1])
         states = self.decoder.embed_tokens(ids)  # (rows, tokens to read, d_model)
-        if self.mask is None and ids.shape[1] == 1:  # it sees the whole cache: no mask, which saves time
+        if self.mask is None and ids.shape[1] == 1:  # sees the whole cache; omitting the mask saves time
             position_ids, context = token_positions(None, 1, past_length, ids.device), NO_CONTEXT
         else:
             position_ids, context = self.decoder.prepare(states, self.mask, cache=self.self_cache)
@@ -84,7 +84,7 @@ class IncrementalDecoder:
 
     @cached_property
     def plain_layers(self) -> PlainLayers | None:
-        """The decoder's layers for one token of every row; None if its modules have to be called."""
+        """The decoder's layers for one token of every row, or None if its modules have to be called."""
         return PlainLayers(self.decoder, self.self_cache, self.cross_cache) if is_plain(self.decoder) else None
 
     def select(self, rows: torch.Tensor, sentences: torch.Tensor | None = None) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def finite(value: float | None) -> float | None:
-    """Refuse NaN and infinite option values, which `min` and `max` do not catch."""
+    """Reject NaN and infinite option values, which `min` and `max` do not catch."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
@@ -61,7 +61,7 @@ def load(
 
     Raises:
         FileNotFoundError: There is no saved model.
-        ValueError: The model is not for this command, a file is corrupt, or the model needs remote code.
+        ValueError: The model does not fit this command, a file is corrupt, or the model needs remote code.
     """
     config = check_saved_model(folder)
     name = architecture_of(config)
@@ -140,7 +140,7 @@ def architecture_of(config: dict[str, Any]) -> str:
 
 
 def drop_none(**options: Any) -> dict[str, Any]:
-    """Drop unset options, for which the settings saved with the model are used."""
+    """Drop unset options, so that the settings saved with the model apply."""
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -157,7 +157,7 @@ def as_lines(texts: Iterable[str]) -> str:
 @contextmanager
 def report_errors() -> Iterator[None]:
     """Print user errors as one line, with exit code 1; other errors keep their traceback."""
-    from huggingface_hub.errors import StrictDataclassError  # raised if a configuration is invalid
+    from huggingface_hub.errors import StrictDataclassError  # raised for an invalid configuration
 
     try:
         yield

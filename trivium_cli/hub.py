@@ -98,7 +98,7 @@ def push(
         console.print("The model loads without trivium, and computes the same.")
         planned = hub.plan(model, repo_id, private=private, revision=revision)
         _show(console, planned)
-        if space:  # refuse problems before anything is uploaded
+        if space:  # fail before anything is uploaded
             with TemporaryDirectory() as temporary:
                 hub.write_space(model, Path(temporary), repo_id)
                 page = hub.plan_space(Path(temporary), repo_id, private=private)

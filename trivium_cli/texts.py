@@ -86,8 +86,8 @@ def translate(
 
     Texts of more than 1,024 tokens are truncated with a warning, unless the model supports longer ones.
 
-    For an engine other than torch, the folder may be one that `trivium convert` wrote for it; a saved model is
-    converted to a temporary folder first.
+    For an engine other than torch, the folder may be one that `trivium convert` wrote for this engine; any other saved
+    model is first converted to a temporary folder.
     """
     _check_sampling(sample, temperature, top_k, top_p)
     if trust_remote_code and engine != "torch":
