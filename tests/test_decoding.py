@@ -351,7 +351,7 @@ def test_mixin_passes_for_that_of_transformers() -> None:
     ],
 )
 def test_static_cache_compiles_to_one_graph(model_class: Any, position: str) -> None:
-    """Sources of another length add one graph; there are no graph breaks, and tokens are equal."""
+    """Sources of another length add only one graph; there are no graph breaks, and the tokens are equal."""
     translates = model_class is TriviumForConditionalGeneration
     shape = {} if translates else {"encoder_layers": 0}
     model = half_trained_copy(model_class, position_embedding_type=position, **shape)

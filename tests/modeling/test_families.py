@@ -93,7 +93,7 @@ LLAMA_NAMES = {
 
 @pytest.fixture(autouse=True)
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute norms, angles, softmaxes and losses in float64 that native models hard-code to float32."""
+    """Compute in float64 the norms, angles, softmaxes and losses that native models hard-code to float32."""
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(torch, "float", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)

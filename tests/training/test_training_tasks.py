@@ -1,4 +1,4 @@
-"""Runs of every task from recipe to model: outputs, resumption, initialization and learning."""
+"""Training runs of every task from recipe to model: outputs, resumption, initialization and learning."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ class Corpus:
     folder: Path
 
     def recipe(self, task: str, output: Path, kind: str = "one", **changes: Any) -> Recipe:
-        """Return a recipe of six steps, evaluated and saved twice, with the overrides merged in."""
+        """Return a recipe with the overrides that trains for six steps, and evaluates and saves every three."""
         files = {"classification": f"{kind}.jsonl", "translation": "pairs.jsonl", "completion": "pairs.jsonl"}
         path = str(self.folder / files.get(task, "texts.txt"))
         training = {
@@ -220,7 +220,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     ],
 )
 def test_resumed_task_matches_unbroken_run(corpus: Corpus, tmp_path: Path, task: str, streaming: bool) -> None:
-    """Dropout, and masks for `masked-lm`, must continue the random sequence."""
+    """The RNG state for dropout and for the masks of `masked-lm` must be restored."""
     changes = {**RESUMED[task], "data": {"streaming": streaming}, "training": {"max_steps": 5, "save_steps": 2}}
     recipe = corpus.recipe(task, tmp_path / "run", **changes)
     whole = train(recipe)
