@@ -257,7 +257,7 @@ class TriviumConfig(PreTrainedConfig):
         for name, value in overrides.items():
             setattr(config, name, value)
         config.is_encoder_decoder = False
-        config.architectures, config.auto_map = None, {}  # these describe the encoder-decoder; saving sets them anew
+        config.architectures, config.auto_map = None, {}  # these describe the encoder-decoder; saving sets them again
         config.__dict__.pop("custom_pipelines", None)
         return config
 

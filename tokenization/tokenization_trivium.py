@@ -387,7 +387,7 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
             The paths of the files.
         """
         tokenizer = copy.copy(self)
-        # Drop the `auto_map` that was loaded with the tokenizer: saving sets it anew if the code is saved.
+        # Drop the `auto_map` that was loaded with the tokenizer: saving sets it again if the code is saved.
         tokenizer.init_kwargs = {name: value for name, value in self.init_kwargs.items() if name != "auto_map"}
         if self.shared_vocabulary and not self.chat_template:
             tokenizer._auto_class = None

@@ -1,4 +1,4 @@
-"""Fuzz checkpoints and run folders: damage is detected, no code runs, and foreign files are kept."""
+"""Fuzz checkpoints and run folders: damage is detected, no code runs, and files of other origin are kept."""
 
 import json
 import os
