@@ -142,7 +142,7 @@ class TriviumConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Derive default fields from the others, and check keyword arguments that are not fields.
+        """Derive defaults from other fields, and check keyword arguments that are not fields.
 
         Raises:
             ValueError: The configuration belongs to another model family, or `head_dim` disagrees with the fields.
@@ -226,7 +226,7 @@ class TriviumConfig(PreTrainedConfig):
         return self.vocab_size if self.decoder_vocab_size is None else self.decoder_vocab_size
 
     def encoder_only(self) -> "TriviumConfig":
-        """Return the configuration of the encoder-only model: this one if it is encoder-only, else a copy.
+        """Return the configuration of the encoder-only model: this one if it is encoder-only, otherwise a copy.
 
         Raises:
             ValueError: The model has no encoder.
@@ -238,7 +238,7 @@ class TriviumConfig(PreTrainedConfig):
         return self._extract(decoder_layers=0, decoder_vocab_size=None, lm_head_bias=False)
 
     def decoder_only(self) -> "TriviumConfig":
-        """Return the configuration of the decoder-only model: this one if it is decoder-only, else a copy.
+        """Return the configuration of the decoder-only model: this one if it is decoder-only, otherwise a copy.
 
         Raises:
             ValueError: The model has no decoder.

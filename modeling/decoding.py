@@ -280,7 +280,7 @@ class BeamSearch:
         self.eos, self.num_beams = config._eos_token_tensor, config.num_beams
         self.length_penalty, self.early_stopping = config.length_penalty, config.early_stopping
         self.prompt_length, self.max_length = prompts.shape[1], config.max_length
-        # Enough candidates that `num_beams` are left if all others end in one of the EOS tokens.
+        # Keep enough candidates that `num_beams` remain even if all other candidates end with an EOS token.
         self.num_candidates = max(2, 1 + (0 if self.eos is None else len(self.eos))) * self.num_beams
 
         shape, device = (len(prompts), self.num_beams), prompts.device
@@ -367,7 +367,7 @@ class BeamSearch:
         return done
 
     def retire(self, done: torch.Tensor) -> torch.Tensor:
-        """Store the finished beams of sentences that are done, and return the indices of the others, (batch,)."""
+        """Store the finished beams of sentences that are done; return the indices of all other sentences, (batch,)."""
         for stored, finished in zip(self.hypotheses, self.finished, strict=True):
             stored[self.unfinished[done]] = finished[done]
         kept = (~done).nonzero().squeeze(1)
@@ -399,7 +399,7 @@ def beam_search(
         # 1) Append the most likely tokens to the running beams.
         candidates, sources, ends = search.expand(logits, processors, length)
 
-        # 2) Candidates that end compete with the finished beams; the best of the others keep running.
+        # 2) Candidates that end compete with the finished beams; the best of the remaining candidates keep running.
         search.update_finished(candidates, ends, length + 1)
         running = search.update_running(candidates, ends)
 

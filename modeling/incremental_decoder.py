@@ -18,7 +18,7 @@ class IncrementalDecoder:
         model: A model with a decoder and a projection to the vocabulary.
         input_ids: (rows, prompt_len), the beams of a sentence one after the other.
         num_beams: Rows of each sentence.
-        attention_mask: (rows, source_len) of an encoder-decoder, else (rows, prompt_len).
+        attention_mask: (rows, source_len) for an encoder-decoder, otherwise (rows, prompt_len).
         encoder_outputs: Output of the encoder.
         **kwargs: Ignored: other model inputs of `generate()`, which are derived from these.
     """

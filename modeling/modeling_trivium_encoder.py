@@ -231,8 +231,8 @@ class TriviumForSequenceClassification(TriviumEncoderPreTrainedModel):
             position_ids: (batch, length).
             inputs_embeds: (batch, length, d_model).
             labels: (batch,) class indices (single-label); (batch, labels) of 0.0 and 1.0 (multi-label); or floats,
-                (batch,) or (batch, labels) (regression). `config.problem_type` selects the loss; by default it is
-                regression if `config.num_labels` is 1, else single-label for integers and multi-label for floats.
+                (batch,) or (batch, labels) (regression). `config.problem_type` selects the loss; by default, it is
+                regression if `config.num_labels` is 1, otherwise single-label for integers and multi-label for floats.
             **kwargs: As in `TriviumEncoderModel.forward`, and `num_items_in_batch`, the divisor of the loss.
 
         Returns:

@@ -124,8 +124,8 @@ class TriviumPreTrainedModel(PreTrainedModel):
 
         If a subclass is defined in a file that imports Trivium as a package, only that file is saved. Auto classes
         whose code is not saved are left out of the `auto_map`, with a warning.
-        A subclass with a `model_type` of its own is registered only for its own Auto class, since the others would
-        load a model without its extensions.
+        A subclass with a `model_type` of its own is registered only for its own Auto class, since the other Auto
+        classes would load a model without its extensions.
         """
         # `copy.copy` would fail on FSDP2 models: sharding replaces the class of a model by a dynamic one, defined in
         # torch, which cannot be copied and which no Auto class finds.

@@ -54,7 +54,7 @@ def evaluate(
         inputs: The input arguments that the model was trained with.
         batch_size: Rows per batch; None selects 64 or, for generation, the default of `translate`.
         show_progress: Whether to show a progress bar.
-        **generation: Arguments of `generate()`; the others default to the saved generation config.
+        **generation: Arguments of `generate()`; unset arguments default to the saved generation config.
 
     Returns:
         The `score` and the secondary figures of each metric, and the predictions: a text or label for each row, or no

@@ -46,7 +46,7 @@ def translate(
         batch_size: Texts per batch; None for as many as fit in 4,096 tokens, counting padding and multiplied by the
             number of beams.
         show_progress: Whether to show a progress bar.
-        **generation: Arguments of `generate()`; the others default to the saved generation config, except that a
+        **generation: Arguments of `generate()`; unset arguments default to the saved generation config, except that a
             translation may be 50 tokens longer than the longest text of its batch, as in the paper (section 6.1), up
             to the number of positions of the model.
 
@@ -100,8 +100,8 @@ def continue_texts(
         texts: Prompts; an empty prompt becomes the BOS token.
         batch_size: As in `translate`.
         show_progress: Whether to show a progress bar.
-        **generation: Arguments of `generate()`; the others default to the saved generation config. If no length is
-            set, a continuation has at most 256 tokens, up to the number of positions of the model.
+        **generation: Arguments of `generate()`; unset arguments default to the saved generation config. If no length
+            is set, a continuation has at most 256 tokens, up to the number of positions of the model.
     """
 
     def encode(texts: list[str], first: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Plotting commands: `trivium plot attention`, `heads`, `alignment` and others."""
+"""Plotting commands: `trivium plot attention`, `heads`, `alignment` and more."""
 
 import warnings
 from collections.abc import Callable

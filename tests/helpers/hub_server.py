@@ -56,7 +56,7 @@ class File:
 
     @property
     def oid(self) -> str:
-        """Return the hash by which the client detects a change: SHA-256 for LFS, else the git blob hash."""
+        """Return the hash by which the client detects a change: SHA-256 for LFS, otherwise the git blob hash."""
         if self.lfs:
             return hashlib.sha256(self.content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()

@@ -1,8 +1,8 @@
 """BERT, GPT-2 and LLaMA: the presets, made tiny, against transformers' own classes, in float64.
 
 With copied weights all outputs and gradients are equal. Each family has a function that converts its tensors. It is
-linear, so it applies to gradients as well. The native configurations get only sizes: all other defaults must be those
-of the presets.
+linear, so it applies to gradients as well. Only sizes are set in the native configurations: all other defaults must
+match the presets.
 """
 
 from collections.abc import Callable

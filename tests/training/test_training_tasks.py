@@ -323,7 +323,7 @@ def test_start_from_half_of_encoder_decoder(
     assert (ids[0] == tokenizer.bos_token_id) == (half == "decoder")
     # The tokenizer adds the special tokens that the new task needs.
     assert (ids[-1] == tokenizer.eos_token_id) == (half == "encoder")
-    assert load_file(folder_of(trainer) / "model.safetensors")  # The folder holds the weights.
+    assert load_file(folder_of(trainer) / "model.safetensors")  # The folder contains the weights.
 
 
 def test_start_classifier_from_masked_lm_and_classifier(

@@ -168,7 +168,7 @@ def add_batches(batches: list[np.ndarray], missing: int) -> list[np.ndarray]:
 
 
 def token_columns(config: TriviumConfig) -> list[str]:
-    """Return the columns of encoded rows that hold the tokens of the source and of the target."""
+    """Return the names of the columns that contain the source and the target tokens of encoded rows."""
     return ["input_ids", "labels"] if config.is_encoder_decoder else ["input_ids"]
 
 

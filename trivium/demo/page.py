@@ -17,7 +17,7 @@ from .introspect import Inputs, UnfitText, max_length, read
 from .judging import classify, fill_masks, is_regression
 
 HERE = Path(__file__).parent
-NEW_TOKENS = 100  # maximum length of a continuation, unless the generation config sets one
+NEW_TOKENS = 100  # default maximum length of a continuation, if the generation config sets none
 METHODS = {
     "Greedy": "select the most probable token",
     "Beam search": "keep several hypotheses and return the best",

@@ -153,7 +153,7 @@ def plan_space(folder: Path, repo_id: str, *, private: bool | None = None, token
 
 
 def published_files(folder: Path) -> dict[str, Path | bytes]:
-    """Return the publishable files of a saved model or a run, keyed by file name.
+    """Return the files of a saved model or a run that can be published, keyed by file name.
 
     Raises:
         ValueError: The folder has no weights as safetensors, or its recipe cannot be read.
@@ -165,7 +165,7 @@ def published_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def published_checkpoint(checkpoint: Path) -> dict[str, Path | bytes]:
-    """Return the publishable files during training: those of a checkpoint, and those of its run.
+    """Return the files of a checkpoint and its run that can be published during training.
 
     Evaluations are excluded because they were computed with other weights. A generated card is excluded as well.
 
@@ -180,7 +180,7 @@ def published_checkpoint(checkpoint: Path) -> dict[str, Path | bytes]:
 
 
 def _files_of_run(folder: Path) -> dict[str, Path | bytes]:
-    """Return the publishable files of a run, without local paths."""
+    """Return the files of a run that can be published, without local paths."""
     files: dict[str, Path | bytes] = {**_matching(folder, PUBLISHED_RUN)}
     if RECIPE_FILE in files:
         files[RECIPE_FILE] = public_recipe(load_recipe(folder)).encode()

@@ -215,7 +215,7 @@ def _build_empty(model_class: type[PreTrainedModel], config: PreTrainedConfig) -
 
 
 def _copy_generation_config(model: PreTrainedModel, source: PreTrainedModel, folder: Path) -> None:
-    """Copy the generation settings saved in `folder`, or else those of `source`, to `model`."""
+    """Copy the generation settings saved in `folder` to `model`; if there are none, copy those of `source`."""
     if not model.can_generate():
         return
     saved = (folder / "generation_config.json").is_file()

@@ -364,7 +364,7 @@ class CTranslate2Model:
     def generate(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **generation: Any
     ) -> torch.Tensor:
-        """Translate or continue a batch of token ids, with the same results as the model's own `generate()`.
+        """Translate or continue a batch of token ids, with the same results as `generate()` of the exported model.
 
         Up to rounding, results are identical for greedy search, and for beam search if `early_stopping` is True or
         "never". If it is False, nearly all results are identical; see `PATIENCE`.
@@ -429,7 +429,7 @@ class CTranslate2Model:
         return [ids for hypotheses in sequences for ids in hypotheses]
 
     def _settings(self, generation: dict[str, Any]) -> dict[str, Any]:
-        """Return the saved generation settings, overridden by those of the call."""
+        """Return the saved generation settings, overridden by the arguments of the call."""
         for name in generation:
             if name not in SETTINGS:
                 raise ValueError(

@@ -104,7 +104,7 @@ class RunFolder:
     files are then recognized by their names, and its evaluation reports by their content.
 
     Attributes:
-        run: The run folder, which need not exist.
+        run: The run folder, which does not have to exist.
         is_run: True if the folder holds a run.
         own: Files that training wrote, relative to the folder.
         foreign: All other files, including symbolic links, except the lock, a model card and TensorBoard logs.

@@ -98,7 +98,7 @@ class Shard:
 
     Attributes:
         name: Key in the state dict.
-        path: File that holds the bytes.
+        path: File that contains the bytes.
         offset: Offset of the first byte in the file.
         length: Number of bytes.
         is_tensor: True for a tensor, False for any other object.

@@ -124,7 +124,7 @@ def training_flops(counts: TokenCounts, model: PreTrainedModel) -> float:
 
 
 def head_products(model: PreTrainedModel) -> int:
-    """Return the multiply-adds of the head per predicted position: those of all linear layers outside the stacks."""
+    """Return the multiply-adds of the head per predicted position, over all linear layers outside the stacks."""
     backbone = set(model.base_model.modules())
     head = (module for module in model.modules() if isinstance(module, nn.Linear) and module not in backbone)
     return sum(linear.in_features * linear.out_features for linear in head)

@@ -52,7 +52,7 @@ def prepare(recipe: Recipe, *, processes: int = 1, overwrite: bool = False) -> d
         The manifest: fields of the recipe, fingerprints, and counts of each split.
 
     Raises:
-        ValueError: The folder holds other files, finished data, or unfinished data of another recipe.
+        ValueError: The folder contains other files, finished data, or unfinished data of another recipe.
     """
     if recipe.data.prepared is None:
         raise ValueError(

@@ -136,7 +136,7 @@ class ExponentialAverage(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Release the trained weights; the model holds the average, or the best checkpoint."""
+        """Release the trained weights; the model now contains the average or the best checkpoint."""
         self._parameters, self._swapped_out = {}, {}
 
     def _swap(self) -> None:
