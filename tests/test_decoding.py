@@ -133,7 +133,7 @@ def test_longer_decoder_prompts_match(num_beams: int) -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_custom_positions_fall_back(num_beams: int) -> None:
-    """Trivium's search runs with positions that are derived from the mask, as `generate` does; with other positions, the search falls back."""
+    """Trivium's search requires positions that are derived from the mask, as in `generate`; others fall back."""
     model = half_trained_copy(TriviumForCausalLM, encoder_layers=0)
     inputs = {**prompts(), "num_beams": num_beams}
     positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
