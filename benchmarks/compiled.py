@@ -2,10 +2,10 @@
 
     python benchmarks/compiled.py --models FOLDER
 
-The models are those that `decoding.py` has trained in FOLDER. Each generates 32 tokens for batches of 1 and 16, with
-the default `generate()`, and with `cache_implementation="static"` and a compiled step. Both take turns in every round.
-Reported are the speedup after warm-up, the compile time, the number of graphs after outputs and sources of several
-lengths, the number of graph breaks, and whether the outputs are identical.
+The models are those that `decoding.py` has trained in FOLDER. Each generates 32 tokens for batches of 1 and 16, once
+with the default `generate()`, and once with `cache_implementation="static"` and a compiled step. The two alternate in
+every round. The benchmark reports the speedup after warm-up, the compile time, the number of graphs compiled for
+outputs and sources of several lengths, the number of graph breaks, and whether the outputs are identical.
 """
 
 import argparse

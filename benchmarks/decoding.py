@@ -5,10 +5,10 @@
 For each shape, a translation model and two language models are trained for a few hundred steps on the sentences of
 FOLDER (`train.en`, `train.de`), so that outputs have realistic lengths; they are cached in MODELS. `trivium.interop`
 converts each to its native transformers class. Both then translate the same test sentences, or continue their first
-halves, with greedy search and five beams, at batch sizes 1 and 64, taking turns in every round. Reported are the time
-of the native model as a multiple of Trivium's (median and quartiles over the rounds), and the number of identical
-outputs. For batch size 1, memory bandwidth utilization is reported too: the bytes of weights read per second, relative
-to a sum of 256 MiB.
+halves, with greedy search and five beams, at batch sizes 1 and 64, alternating in every round. The benchmark reports
+the time of the native model as a multiple of Trivium's (median and quartiles over the rounds), and the number of
+identical outputs. For batch size 1, it also reports the memory bandwidth utilization: the bytes of weights read per
+second, relative to the bandwidth measured while summing a tensor of 256 MiB.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def inputs_of(way: str, tokenizer: TriviumTokenizer, texts: list[str], rows: int
 
 
 def bytes_per_token(model: torch.nn.Module) -> int:
-    """Return the bytes of weights read per generated token: those of the decoder and the LM head."""
+    """Return the size in bytes of the weights read per generated token: those of the decoder and the LM head."""
     parameters = [*model.model.decoder.layers.parameters(), *model.lm_head.parameters()]
     return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
 

@@ -6,8 +6,8 @@ tokenizer. FOLDER contains `test_2016_flickr.en` and `test_2016_flickr.de`; the 
 
     OMP_NUM_THREADS=1 python benchmarks/engines_multi30k.py --data FOLDER --model runs/multi30k
 
-All engines run in one process, so that their ratios are meaningful on any machine. The fastest of several rounds
-counts, to exclude interference from other processes. The printed results are also written to `--output`, as JSON.
+All engines run in one process, so that their ratios are meaningful on any machine. The fastest of several rounds is
+reported, to exclude interference from other processes. The printed results are also written to `--output`, as JSON.
 """
 
 import json

@@ -1,11 +1,12 @@
-"""Measure Trivium on a GPU, part by part, beside other implementations; or try the parts out with `--smoke`.
+"""Measure Trivium and other implementations on a GPU, one part at a time; `--smoke` only tests that the parts run.
 
     python benchmarks/gpu.py --list
     python benchmarks/gpu.py --results runs/gpu --data FOLDER --text FOLDER --minutes 9
 
 Every part takes less than ten minutes and writes `PART.json` when it is finished. A finished part is skipped, so that
-the same command goes on where the last one stopped; `--minutes` starts no part that would not end in time. All results
-are also written as tables, `results.md`. docs/gpu.md has the order of commands, and the packages that each part needs.
+repeating the command resumes where the last one stopped; with `--minutes`, no part is started that would not finish in
+time. All results are also written as tables to `results.md`. docs/gpu.md lists the commands in order, and the packages
+that each part needs.
 """
 
 import argparse
@@ -29,12 +30,12 @@ from trivium.storage.atomic import write_whole
 
 @dataclass(frozen=True)
 class Part:
-    """A part.
+    """A part of the benchmark.
 
     Attributes:
-        title: Title of its table.
-        target: What it should show.
-        minutes: Estimate of its time.
+        title: Title of the table of results.
+        target: Expected result.
+        minutes: Estimated duration in minutes.
         function: Module and function.
     """
 
@@ -44,7 +45,7 @@ class Part:
     function: str
 
 
-# In the order in which they matter. Their modules are imported when they run, since they need different packages.
+# Sorted by importance. The module of a part is imported when the part runs, because parts need different packages.
 PARTS = {
     "train-big": Part("Training, the paper's big", "MFU of at least 50 %", 6, "gpu_training:train_big"),
     "train-350m-llama": Part(
@@ -73,7 +74,7 @@ PARTS = {
 
 
 def run_part(name: str, setting: Setting) -> dict[str, Any]:
-    """Run a part and return its result, with what it depends on."""
+    """Run a part and return its result, together with the environment that it depends on."""
     module, _, function = PARTS[name].function.partition(":")
     torch.set_float32_matmul_precision("highest" if name.startswith("check") else "high")
     start = time.perf_counter()

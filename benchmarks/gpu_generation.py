@@ -1,4 +1,4 @@
-"""Parts of `gpu.py` that generate: static caches and CUDA graphs beside eager steps, and translating 3,000 lines."""
+"""Parts of `gpu.py` that generate: static caches and CUDA graphs versus eager steps, and translating 3,000 lines."""
 
 from collections.abc import Callable
 from functools import partial
@@ -31,7 +31,7 @@ def generate_64(setting: Setting) -> list[Row]:
 
 
 def generate(setting: Setting, rows: int) -> list[Row]:
-    """Generate 64 tokens with base: eager, and with a static cache, whose steps transformers captures in CUDA graphs.
+    """Generate 64 tokens with the base model: eagerly, and with a static cache and transformers' CUDA graphs.
 
     Trivium and Marian have random weights; the tokens of each are compared with those of its own eager search.
     """
@@ -76,9 +76,10 @@ def generate(setting: Setting, rows: int) -> list[Row]:
 
 
 def translate_lines(setting: Setting) -> list[Row]:
-    """Translate 3,000 lines of Multi30k with base: a loop with Marian, `trivium translate`, CTranslate2 in float16.
+    """Translate 3,000 lines with the base model: a Marian loop, `trivium translate`, and CTranslate2 in float16.
 
-    The weights, the same for all, are trained for a moment, so that outputs end where sentences end.
+    The lines are from Multi30k. All candidates use the same weights, which are trained for a moment, so that outputs
+    end where sentences end.
     """
     data, steps = setting.folder("data"), 20 if setting.smoke else 2000
     folder = trained(

@@ -12,7 +12,7 @@ from gpu_setting import Row, Setting
 
 from trivium.storage.atomic import write_whole
 
-LIMIT = 540  # seconds of a call; a run that takes longer is resumed by the next one
+LIMIT = 540  # maximum seconds of a call; a run that takes longer is resumed by the next call
 SMOKE = ["training.max_steps=4", "training.eval_steps=4", "training.save_steps=4", "training.warmup_steps=1"]
 # nanoGPT's preset for a GPU, with the architecture of the recipe `shakespeare`.
 NANOGPT = [
@@ -40,11 +40,11 @@ SMOKE_SIZES = {
 
 
 class UnfinishedError(Exception):
-    """A run that has to be resumed by another call."""
+    """Raised when a run has to be resumed by another call."""
 
 
 def overrides(setting: Setting, name: str) -> list[str]:
-    """Return the settings of a run: its files, and the precision of the device."""
+    """Return the settings of a run: the data files, and the precision of the device."""
     is_gpu = setting.device.type == "cuda"
     settings = [f"training.bf16={str(is_gpu).lower()}", f"training.use_cpu={str(not is_gpu).lower()}"]
     settings += ["training.report_to=none", f"training.output_dir={setting.work / name}"]
@@ -59,12 +59,12 @@ def overrides(setting: Setting, name: str) -> list[str]:
 
 
 def train_recipe(name: str, setting: Setting) -> list[Row]:
-    """Train a recipe, or go on with it, and return its scores and minutes.
+    """Train a recipe, or resume its training, and return the scores and the minutes taken.
 
     The checkpoints of `multi30k-tiny` are averaged, as in the paper, before it is scored on the test set.
 
     Raises:
-        UnfinishedError: The limit of a call is reached. The next call resumes from the last checkpoint.
+        UnfinishedError: The time limit of a call is reached. The next call resumes from the last checkpoint.
         RuntimeError: Training failed.
     """
     recipe = "shakespeare" if name == "nanogpt" else name
@@ -97,8 +97,8 @@ def trivium(*arguments: str, timeout: float | None = None) -> None:
     """Run a command, whose output is not captured.
 
     Raises:
-        RuntimeError: It failed.
-        subprocess.TimeoutExpired: It took longer than `timeout`.
+        RuntimeError: The command failed.
+        subprocess.TimeoutExpired: The command took longer than `timeout`.
     """
     command = [sys.executable, "-m", "trivium_cli", *arguments]
     if code := subprocess.run(command, timeout=timeout, check=False).returncode:

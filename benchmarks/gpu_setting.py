@@ -15,11 +15,11 @@ SMOKE_SHAPE = Shape(1, 32, 2, 64)
 
 @dataclass(frozen=True)
 class Setting:
-    """How to run a part.
+    """Settings that all parts share.
 
     Attributes:
         device: Device to measure.
-        work: Folder for models and runs, which later calls go on with.
+        work: Folder for models and runs, from which later calls resume.
         smoke: Whether to run tiny shapes for a moment, to test the script without a GPU.
         seconds: Time to measure each group of candidates.
         data: Folder of Multi30k.
@@ -56,7 +56,7 @@ class Setting:
         """Return the data folder `name`.
 
         Raises:
-            ValueError: It was not passed.
+            ValueError: The folder was not passed.
         """
         path: Path | None = getattr(self, name)
         if path is None:

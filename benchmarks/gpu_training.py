@@ -1,4 +1,4 @@
-"""Parts of `gpu.py` that train: MFU beside other implementations, and token batches beside `Seq2SeqTrainer`."""
+"""Parts of `gpu.py` that train: MFU versus other implementations, and token batches versus `Seq2SeqTrainer`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,20 +18,20 @@ GPT_350M, LLAMA_350M = Shape(24, 1024, 16, 4096), Shape(24, 1024, 16, 2816)
 
 
 def train_big(setting: Setting) -> list[Row]:
-    """Train the paper's big model beside Marian and BART."""
+    """Compare training of the paper's big model with Marian and BART."""
     builders = encoder_decoders(setting.shape("big"), setting.vocabulary)
     names = ("Trivium", "MarianMTModel", "BartForConditionalGeneration")
     return training_rows(setting, {name: builders[name] for name in names}, rows=64, length=128)
 
 
 def train_llama(setting: Setting) -> list[Row]:
-    """Train a decoder of 350 million parameters beside Llama."""
+    """Compare training of a decoder with 350 million parameters with Llama."""
     shape = setting.shape("base") if setting.smoke else LLAMA_350M
     return training_rows(setting, decoders_like_llama(shape, setting.vocabulary), rows=16, length=1024)
 
 
 def train_gpt(setting: Setting) -> list[Row]:
-    """Train a decoder of 350 million parameters beside GPT-2 and a model like that of nanoGPT."""
+    """Compare training of a decoder with 350 million parameters with GPT-2 and a model like nanoGPT's."""
     shape = setting.shape("base") if setting.smoke else GPT_350M
     builders: Builders = decoders_like_gpt2(shape, setting.vocabulary)
     builders["like nanoGPT"] = lambda: PlainGPT(shape, setting.vocabulary, 1024)
@@ -41,7 +41,7 @@ def train_gpt(setting: Setting) -> list[Row]:
 def training_rows(setting: Setting, builders: Builders, rows: int, length: int) -> list[Row]:
     """Time compiled steps in bf16, with AdamW, on rows of equal length without padding.
 
-    FLOPs are those that torch counts in a forward and backward pass of the first model of another implementation.
+    The FLOPs are counted by torch in a forward and backward pass of the first model that is not Trivium's.
     """
     if setting.smoke:
         rows, length = 2, 16
@@ -85,7 +85,7 @@ def count_flop(model: nn.Module, batch: dict[str, torch.Tensor]) -> int:
 def training_step(
     setting: Setting, model: nn.Module, batch: dict[str, torch.Tensor], is_trivium: bool
 ) -> Callable[[], object]:
-    """Return a function that takes one compiled training step; Trivium's as in its trainer, without logits."""
+    """Return a function that takes one compiled training step; for Trivium without logits, as in its trainer."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     compiled = torch.compile(model, backend="eager" if setting.smoke else "inductor")
     options = {"skip_logits": True} if is_trivium else {}
@@ -141,7 +141,7 @@ class PlainBlock(nn.Module):
 
 
 def token_batches(setting: Setting) -> list[Row]:
-    """Train base on Multi30k by tokens, without computing padding, beside Marian in `Seq2SeqTrainer`."""
+    """Train the base model on Multi30k in token batches without padding, and Marian in `Seq2SeqTrainer`."""
     from through_trainer import MARIAN, TRIVIUM, compare  # imports `datasets`, which the other parts do not need
 
     shape, tokens = setting.shape("base"), 256 if setting.smoke else 24_576
@@ -173,7 +173,7 @@ def token_batches(setting: Setting) -> list[Row]:
     ]
 
 
-# Settings of the recipe, and the device type on which they are off.
+# Settings of the recipe, and the device type on which they are disabled.
 PRECISION = {"bf16": "cpu", "use_cpu": "cuda"}
 
 

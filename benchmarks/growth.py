@@ -7,7 +7,7 @@ every attention implementation that has a backward pass on this device, torch's 
 of three tokens. All are causal. Forward and backward passes are measured, with gradients of weights and inputs. Inputs
 are random, so no data is needed.
 
-Time is the median over rounds, with quartiles; the layers take turns in every round, so that load from other processes
+Time is the median over rounds, with quartiles; the layers alternate in every round, so that load from other processes
 affects all equally. Use several CPU threads only on an idle machine: the threads of the LSTM synchronize at every
 token, so that one that is preempted stalls all of them. Memory is torch's peak allocation in a step, minus what was
 allocated before: the weights, the inputs, and the mask, which a model builds once for all layers.

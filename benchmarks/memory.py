@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py --data FOLDER
 
-Each model is built and takes two AdamW steps on the same batch in a separate process. Reported is the peak resident
-memory of the process, minus that before the model was built. Trivium is measured as its trainer runs it, without
-materializing logits (`skip_logits=True`), then with activation checkpointing too, and finally with all logits.
+Each model is built and takes two AdamW steps on the same batch in a separate process. The benchmark reports the peak
+resident memory of the process minus its resident memory before the model was built. Trivium is measured as its trainer
+runs it, without materializing logits (`skip_logits=True`); then with activation checkpointing as well; and finally
+with all logits.
 """
 
 import argparse

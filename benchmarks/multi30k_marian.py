@@ -1,9 +1,9 @@
 """Train the Multi30k baseline: `MarianMTModel` of transformers with a default `Seq2SeqTrainer`.
 
-It shares with Trivium's recipe `multi30k` the data, vocabulary, shape (Transformer-Tiny, Wu et al. 2021, arXiv
-2105.14462), dropout, label smoothing and number of beams. Everything else follows the documentation of transformers:
-random batches of sentences, AdamW, a linear schedule. The recipe differs in batches grouped by length, pre-norm,
-rotary positions, a higher learning rate, and Trivium's code. FOLDER contains the sentences, one per line, in
+The data, vocabulary, shape (Transformer-Tiny, Wu et al. 2021, arXiv 2105.14462), dropout, label smoothing and number
+of beams are the same as in Trivium's recipe `multi30k`. Everything else follows the documentation of transformers:
+random batches of sentences, AdamW, a linear schedule. The recipe instead uses batches grouped by length, pre-norm,
+rotary positions, a higher learning rate, and Trivium's implementation. FOLDER contains the sentences, one per line, in
 `train.en`, `train.de`, `val.en`, `val.de`, `test_2016_flickr.en` and `test_2016_flickr.de`:
 
     python benchmarks/multi30k_marian.py --data FOLDER --output runs/marian --max-steps 20000

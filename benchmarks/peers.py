@@ -132,10 +132,10 @@ class TorchTransformer(nn.Module):
 
 
 class XTransformerModel(nn.Module):
-    """`XTransformer` with flash attention and the calling convention of transformers."""
+    """`XTransformer` with flash attention, called with the same arguments as models of transformers."""
 
     def __init__(self, shape: Shape, vocabulary: int) -> None:
-        from x_transformers import XTransformer  # only here: other benchmarks import this file without the package
+        from x_transformers import XTransformer  # deferred: other benchmarks do not need the package
 
         super().__init__()
         stack: dict[str, Any] = {

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/startup.py
 
 In every round, each command runs in a separate process, or each model is loaded from a folder in this process, in
-rotating order. Reported are medians over the rounds: CPU seconds, which are less affected by other processes,
-wall-clock seconds, and the ratio of CPU time to the first entry of the group, with quartiles.
+rotating order. The benchmark reports medians over the rounds: CPU seconds, which are less affected by other processes,
+wall-clock seconds, and the ratio of CPU time to that of the first entry of the group, with quartiles.
 """
 
 import argparse

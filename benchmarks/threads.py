@@ -2,8 +2,8 @@
 
     python benchmarks/threads.py --busy 0 1
 
-In every round, each policy trains in a separate process, in rotating order, next to `--busy` busy processes. Reported
-are the medians of the rounds' median steps, and the range over the rounds.
+In every round, each policy trains in a separate process, in rotating order, next to `--busy` busy processes. The
+benchmark reports the median of the rounds' median step times, and their range over the rounds.
 """
 
 import argparse

@@ -3,10 +3,11 @@
     python benchmarks/through_trainer.py --data FOLDER --plot FILE
 
 Both use the same sentences (FOLDER contains `train.en`, `train.de`, `val.en` and `val.de`), vocabulary, shape, dropout
-and label smoothing. Trivium is trained with the recipe and `inputs.max_tokens`; MarianMTModel as in
+and label smoothing. Trivium is trained with the recipe and `inputs.max_tokens`; MarianMTModel is trained as in
 `multi30k_marian.py`, on 64 random sentences per batch. The two alternate every few steps; a step includes collation,
-forward and backward pass, clipping, optimizer, schedule and logging. Reported are the ratio of real target tokens per
-second (median and quartiles over the rounds), and the validation cross entropy, plotted over target tokens seen.
+forward and backward pass, clipping, optimizer, schedule and logging. The benchmark reports the ratio of real target
+tokens per second (median and quartiles over the rounds), and plots the validation cross entropy over the target tokens
+seen.
 """
 
 import time
@@ -114,7 +115,7 @@ def compare(
     marian_shape: Shape = SHAPES["tiny"],
     marian_args: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, list[float]], dict[str, list[tuple[int, float]]]]:
-    """Train both models in turns.
+    """Train both models alternately.
 
     Args:
         data: Folder of the sentences.
@@ -125,7 +126,8 @@ def compare(
         marian_args: Further arguments of the `Seq2SeqTrainer`.
 
     Returns:
-        For each model, real target tokens per second of each round, and (target tokens seen, cross entropy) after it.
+        For each model, the real target tokens per second in each round, and (target tokens seen, cross entropy) after
+        it.
     """
     common: dict[str, Any] = {"max_steps": steps, "save_strategy": "no", "disable_tqdm": True, "report_to": "none"}
     common |= {"eval_strategy": "no", "logging_steps": 100}

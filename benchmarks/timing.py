@@ -38,7 +38,7 @@ def interleaved(
     """Time each candidate once per round, in rotating order; candidates are called with the index of the round.
 
     Args:
-        candidates: Functions to time, by name.
+        candidates: Functions to time, keyed by name.
         seconds: Time after which no new round starts.
         warmup_rounds: Rounds that are not timed, to fill caches.
         min_rounds: Minimum number of timed rounds.
@@ -61,7 +61,7 @@ def interleaved(
 
 
 def environment() -> str:
-    """Describe the environment that results depend on: torch version, threads and system load."""
+    """Describe the environment that the results depend on: torch version, threads and system load."""
     return (
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
         f"OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}, "

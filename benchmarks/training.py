@@ -4,10 +4,10 @@
 
 Batches are padded, with the lengths of Multi30k's sentences in file order (FOLDER contains `train.en` and `train.de`).
 A step is forward pass, loss, backward pass and AdamW, in float32; Trivium runs as in its trainer (`skip_logits=True`).
-In every round, each model takes a step on the same batch, in rotating order. Reported are the time of each model as a
-multiple of Trivium's (median and quartiles over the rounds), and its hardware utilization: the FLOP/s of the real
-tokens, relative to products of 2048 x 2048 matrices measured in the same rounds. `--checkpointing` adds Trivium with
-activation checkpointing.
+In every round, each model takes a step on the same batch, in rotating order. The benchmark reports the time of each
+model as a multiple of Trivium's (median and quartiles over the rounds), and its hardware utilization: the FLOP/s of
+the real tokens, relative to those of 2048 x 2048 matrix products measured in the same rounds. `--checkpointing` adds
+Trivium with activation checkpointing.
 """
 
 import argparse

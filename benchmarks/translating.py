@@ -2,10 +2,11 @@
 
     python benchmarks/translating.py --data FOLDER --models MODELS
 
-All use the same weights, which `decoding.py` has trained in MODELS, or which are trained now. The plain loop takes
-batches of 64 or 256 sentences in file order (`test_2016_flickr.en` of FOLDER), pads them and calls `generate()`.
-`trivium translate` runs with default settings, which sort sentences by length and choose the batch size. All take
-turns in every round. Reported is the speedup over each plain loop (median and quartiles over the rounds).
+All use the same weights, which are loaded from MODELS if `decoding.py` has trained them there, and trained otherwise.
+The plain loop takes batches of 64 or 256 sentences in file order (`test_2016_flickr.en` of FOLDER), pads them and
+calls `generate()`. `trivium translate` runs with default settings, which sort sentences by length and choose the batch
+size. All run in every round. The benchmark reports the speedup over each plain loop (median and quartiles over the
+rounds).
 """
 
 import argparse

@@ -65,13 +65,13 @@ class TriviumConfig(PreTrainedConfig):
 
     Args:
         vocab_size: Vocabulary size; of the source vocabulary if there are two.
-        decoder_vocab_size: Size of the target vocabulary. None: source and target share one vocabulary.
+        decoder_vocab_size: Size of the target vocabulary. None if source and target share one vocabulary.
         d_model: Width of embeddings and hidden states.
-        encoder_layers: Number of encoder layers, the paper's N. 0: the model is decoder-only.
-        decoder_layers: Number of decoder layers, the paper's N. 0: the model is encoder-only.
+        encoder_layers: Number of encoder layers, the paper's N. 0 makes the model decoder-only.
+        decoder_layers: Number of decoder layers, the paper's N. 0 makes the model encoder-only.
         num_attention_heads: Number of attention heads, the paper's h, each of width `d_model / num_attention_heads`.
         num_key_value_heads: Number of key and value heads. Fewer than `num_attention_heads` is grouped-query
-            attention, 1 is multi-query attention. None: equal to `num_attention_heads`.
+            attention, 1 is multi-query attention. None for `num_attention_heads`.
         ffn_dim: Inner width of the feed-forward network, the paper's d_ff.
         gated_ffn: Whether the feed-forward network is gated (SwiGLU if the activation is "silu").
         activation_function: Key of transformers' `ACT2FN`.
@@ -94,7 +94,7 @@ class TriviumConfig(PreTrainedConfig):
         ffn_bias: Whether the projections of the feed-forward network have biases, as in equation 2.
         scale_embedding: Whether embeddings are multiplied by sqrt(d_model) (section 3.4).
         normalize_embedding: Whether the sum of all embeddings is normalized before the first layer, as in BERT.
-        type_vocab_size: Number of token types that the encoder embeds (`token_type_ids`), as in BERT; 0: none.
+        type_vocab_size: Number of token types that the encoder embeds (`token_type_ids`), as in BERT; 0 for none.
         tie_word_embeddings: Whether all embeddings of one vocabulary and the output projection share one matrix
             (section 3.4); otherwise each has its own.
         lm_head_bias: Whether the output projection has a bias, as in Marian; the paper's has none.
@@ -151,7 +151,7 @@ class TriviumConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Derive default fields from the others, and check keyword arguments that are not fields.
+        """Derive defaults from other fields, and check keyword arguments that are not fields.
 
         Raises:
             ValueError: The configuration belongs to another model family, or `head_dim` disagrees with the fields.
@@ -227,7 +227,7 @@ class TriviumConfig(PreTrainedConfig):
 
     @property
     def rope_type(self) -> Any:
-        """Return how rotary positions are scaled; "default" if they are not."""
+        """Return the scaling type of rotary positions; "default" if they are not scaled."""
         return (self.rope_parameters or {}).get("rope_type", "default")
 
     @property
@@ -253,7 +253,7 @@ class TriviumConfig(PreTrainedConfig):
         return self.vocab_size if self.decoder_vocab_size is None else self.decoder_vocab_size
 
     def encoder_only(self) -> "TriviumConfig":
-        """Return the configuration of the encoder-only model: this one if it is encoder-only, else a copy.
+        """Return the configuration of the encoder-only model: this one if it is encoder-only, otherwise a copy.
 
         Raises:
             ValueError: The model has no encoder.
@@ -265,7 +265,7 @@ class TriviumConfig(PreTrainedConfig):
         return self._extract(decoder_layers=0, decoder_vocab_size=None, lm_head_bias=False)
 
     def decoder_only(self) -> "TriviumConfig":
-        """Return the configuration of the decoder-only model: this one if it is decoder-only, else a copy.
+        """Return the configuration of the decoder-only model: this one if it is decoder-only, otherwise a copy.
 
         Raises:
             ValueError: The model has no decoder.
@@ -284,7 +284,7 @@ class TriviumConfig(PreTrainedConfig):
         for name, value in overrides.items():
             setattr(config, name, value)
         config.is_encoder_decoder = False
-        config.architectures, config.auto_map = None, {}  # these describe the encoder-decoder; saving sets them anew
+        config.architectures, config.auto_map = None, {}  # these describe the encoder-decoder; saving sets them again
         config.__dict__.pop("custom_pipelines", None)
         return config
 

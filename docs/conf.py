@@ -35,7 +35,7 @@ COMMANDS = ROOT / "docs" / "reference" / "command-line.md"
 
 
 def write_commands(app: Sphinx) -> None:
-    """Generate the command-line reference with typer; run on every build."""
+    """Generate the command-line reference with typer on every build."""
     reference = subprocess.run(
         [
             sys.executable,

@@ -68,7 +68,7 @@ def comments(source: str, path: str) -> list[Item]:
 
     License headers, directives for tools and comments of fewer than `MIN_WORDS` words are left out.
     """
-    blocks: list[tuple[int, int, bool, list[str]]] = []  # first line, last line, whether it has its own lines, texts
+    blocks: list[tuple[int, int, bool, list[str]]] = []  # first line, last line, is on its own line, texts
     first_code_line = None
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -116,7 +116,7 @@ def read_items(files: list[Path], root: Path) -> list[Item]:
 
 
 def find_files(folders: list[Path]) -> list[Path]:
-    """Return the Python and YAML files below `folders`, sorted; a file stands for itself."""
+    """Return the sorted Python and YAML files in `folders`; entries that are files are returned unchanged."""
     files = {file for folder in folders for file in ([folder] if folder.is_file() else folder.rglob("*"))}
     return sorted(file for file in files if file.suffix in (".py", ".yaml"))
 

@@ -24,9 +24,9 @@ class AttentionContext(NamedTuple):
     It must not hold tensors that require a gradient: reentrant checkpointing does not find tensors inside a tuple.
 
     Attributes:
-        mask: Attention mask in the format of the attention function; None: every position is visible, or every
-            earlier one if attention is causal.
-        rotation: (cos, sin) of the positions, with rotary positions only.
+        mask: Attention mask in the format of the attention function. None if every position is visible or, with causal
+            attention, every earlier position.
+        rotation: (cos, sin) of the positions; only with rotary positions.
         tokens: Positions of the real tokens in the padded batch, if hidden states are unpadded, (tokens, d_model).
     """
 
@@ -92,7 +92,7 @@ class MultiHeadAttention(nn.Module):
         self.layer_idx = layer_idx
         self.is_causal = is_causal
         self.head_dim = config.head_dim
-        assert config.num_key_value_heads is not None  # the configuration fills it in
+        assert config.num_key_value_heads is not None  # the configuration sets the default
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         # Attention functions count the token itself, as the causal mask of transformers does; its bidirectional mask
@@ -120,7 +120,7 @@ class MultiHeadAttention(nn.Module):
             hidden_states: (B, L, d_model), the source of the queries; (tokens, d_model) if its context has `tokens`.
             context: Context of `hidden_states`.
             memory: (B, S, d_model), the source of keys and values in cross-attention; (tokens, d_model) if its
-                context has `tokens`. None: self-attention.
+                context has `tokens`. None for self-attention.
             memory_context: Context of `memory`.
             cache: Keys and values of earlier calls, to which those of this call are appended.
             **kwargs: Passed on to the attention function.
@@ -140,7 +140,7 @@ class MultiHeadAttention(nn.Module):
         else:
             mask = memory_context.mask
             key, value = self._project_memory(memory, memory_context.tokens, cache)  # (B, h_kv, S, d_k)
-            if query.shape[0] > key.shape[0]:  # all beams of a sentence attend to one memory
+            if query.shape[0] > key.shape[0]:  # all beams of a sentence attend to the same memory
                 query = query.unflatten(0, (key.shape[0], -1))  # (B, beams, h, L, d_k)
                 query = query.transpose(1, 2).flatten(2, 3)  # (B, h, beams * L, d_k)
 

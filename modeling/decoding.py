@@ -1,12 +1,12 @@
-"""Greedy and beam search for `generate()`, over a batch that sentences leave as they finish.
+"""Greedy and beam search for `generate()`, on a batch from which finished sentences are removed.
 
 Both searches return what the loops of transformers return, token by token. Exact ties, which are common in half
-precision, may be broken in another way: candidates are selected per beam before they are compared across beams. What
-these searches do not cover is left to transformers: see `_can_search`, and `beam_search` for a search that runs out of
-allowed tokens.
+precision, may be broken differently: candidates are selected per beam before they are compared across beams. Options
+that these searches do not support are left to transformers: see `_can_search`, and `beam_search` for a search that
+runs out of allowed tokens.
 
-They are faster because finished sentences are not computed on, the beams of a sentence share the keys and values of
-its source, and a step computes the decoder's layers and little else (`decoding_step`).
+They are faster because no computation is spent on finished sentences, the beams of a sentence share the keys and
+values of its source, and a step computes little besides the decoder's layers (`decoding_step`).
 """
 
 import copy
@@ -94,8 +94,8 @@ class TriviumGenerationMixin(GenerationMixin):
     ) -> None:
         """Create no cache for the searches of this module, which create their own and drop rows from it.
 
-        In a quantized cache of an encoder-decoder, which transformers lacks, only keys and values of the target are
-        quantized, since those of the source do not grow.
+        transformers has no quantized cache for encoder-decoders. The one created here quantizes only the keys and
+        values of the target, since those of the source do not grow.
         """
         if (
             self.config.is_encoder_decoder
@@ -124,7 +124,7 @@ class TriviumGenerationMixin(GenerationMixin):
         with self._without_gradients():
             decoder = IncrementalDecoder(self, input_ids, **kwargs)
             sequences = greedy_search(decoder, input_ids, logits_processor, generation_config)
-        return sequences.clone()  # inference tensors cannot be changed in place, a copy made here can
+        return sequences.clone()  # inference tensors cannot be modified in place, but a copy made here can
 
     def _beam_search(
         self,
@@ -161,9 +161,9 @@ class TriviumGenerationMixin(GenerationMixin):
         return replace(output, scores=None)
 
     def _without_gradients(self) -> AbstractContextManager[Any]:
-        """Return inference mode, or no_grad if a quantizer has made tensor subclasses of the weights.
+        """Return inference mode, or no_grad if a quantizer has replaced the weights by tensor subclasses.
 
-        Some of these, such as quanto's of 4 bits, fail in inference mode.
+        Some of these subclasses, such as quanto's 4-bit weights, fail in inference mode.
         """
         return torch.inference_mode() if getattr(self, "hf_quantizer", None) is None else torch.no_grad()
 
@@ -214,7 +214,7 @@ class TriviumGenerationMixin(GenerationMixin):
 def ends_in_real_tokens(mask: torch.Tensor, input_ids: torch.Tensor) -> bool:
     """Return True if (rows, length) `mask` has the shape of the prompts and none of them ends in padding.
 
-    After padding transformers counts positions in another way than `token_positions`.
+    After padding, transformers numbers positions differently from `token_positions`.
     """
     return mask.shape == input_ids.shape and bool(mask[:, -1].all())
 
@@ -227,7 +227,7 @@ def counts_real_tokens(position_ids: torch.Tensor, mask: torch.Tensor | None) ->
 
 
 def is_default_criterion(criterion: Any, config: GenerationConfig) -> bool:
-    """Return True if a stopping criterion follows from `config`; a criterion of the caller may have other values."""
+    """Return True if a stopping criterion is implied by `config`; a criterion passed by the caller may differ."""
     if type(criterion) is MaxLengthCriteria:
         return criterion.max_length == config.max_length
     return type(criterion) is EosTokenCriteria and criterion.eos_token_id is config._eos_token_tensor
@@ -245,10 +245,10 @@ def greedy_search(
     """Select the most likely token at every step, until all sentences have ended or have `config.max_length` tokens.
 
     Args:
-        decoder: Has not read anything yet.
-        prompts: (batch, prompt_len).
-        processors: Change the logits at every step.
-        config: Prepared by `generate()`.
+        decoder: Decoder that has not read anything yet.
+        prompts: Token ids of the prompts, (batch, prompt_len).
+        processors: Processors to apply to the logits at every step.
+        config: Generation config prepared by `generate()`.
 
     Returns:
         (batch, length), each prompt with its continuation.
@@ -296,15 +296,15 @@ class BeamSearch:
     """State of a beam search: running and finished beams of the sentences that are not done.
 
     Args:
-        prompts: (batch, prompt_len).
-        config: Prepared by `generate()`.
+        prompts: Token ids of the prompts, (batch, prompt_len).
+        config: Generation config prepared by `generate()`.
     """
 
     def __init__(self, prompts: torch.Tensor, config: GenerationConfig) -> None:
         self.eos, self.num_beams = config._eos_token_tensor, config.num_beams
         self.length_penalty, self.early_stopping = config.length_penalty, config.early_stopping
         self.prompt_length, self.max_length = prompts.shape[1], config.max_length
-        # Enough candidates that `num_beams` are left if all others end in one of the EOS tokens.
+        # Keep enough candidates that `num_beams` remain even if all other candidates end with an EOS token.
         self.num_candidates = max(2, 1 + (0 if self.eos is None else len(self.eos))) * self.num_beams
 
         shape, device = (len(prompts), self.num_beams), prompts.device
@@ -321,12 +321,12 @@ class BeamSearch:
     def expand(
         self, logits: torch.Tensor, processors: LogitsProcessorList, length: int
     ) -> tuple[Beams, torch.Tensor, torch.Tensor]:
-        """Append a token to the running beams.
+        """Extend the running beams by one token.
 
         Args:
-            logits: (batch * num_beams, vocabulary), of the next token.
-            processors: Change the log-probabilities.
-            length: Tokens of the running beams, the prompt included.
+            logits: Logits of the next token, (batch * num_beams, vocabulary).
+            processors: Processors to apply to the log-probabilities.
+            length: Number of tokens in the running beams, including the prompt.
 
         Returns:
             The best `num_candidates` of each sentence, best first, the beams they come from, and whether they end,
@@ -350,12 +350,12 @@ class BeamSearch:
         return candidates, sources, ends
 
     def update_finished(self, candidates: Beams, ends: torch.Tensor, length: int) -> None:
-        """Keep the best `num_beams` of the finished beams and of those among the best `num_beams` candidates that end.
+        """Merge the top `num_beams` candidates that end into the finished beams, and keep the best `num_beams`.
 
         Args:
-            candidates: As `expand` returns them.
-            ends: (batch, num_candidates).
-            length: Tokens of the candidates, the prompt included.
+            candidates: Candidates returned by `expand`.
+            ends: Whether each candidate ends, (batch, num_candidates).
+            length: Number of tokens in the candidates, including the prompt.
         """
         finishes = ends.clone()
         finishes[:, self.num_beams :] = False
@@ -374,8 +374,9 @@ class BeamSearch:
     def is_done(self, length: int) -> torch.Tensor:
         """Return, (batch,), whether the finished beams of a sentence are final, by the rules of transformers.
 
-        They are when the best running beam cannot become better than the worst finished one, by an estimate that
-        `config.early_stopping` selects, or as soon as there are `num_beams` of them (`early_stopping=True`).
+        They are final when the best running beam cannot become better than the worst finished one, according to an
+        estimate that `config.early_stopping` selects, or as soon as there are `num_beams` of them
+        (`early_stopping=True`).
         """
         is_finished = self.finished.lengths > 0
         if self.early_stopping == "never" and self.length_penalty > 0:
@@ -390,7 +391,7 @@ class BeamSearch:
         return done
 
     def retire(self, done: torch.Tensor) -> torch.Tensor:
-        """Store the finished beams of sentences that are done, and return the indices of the others, (batch,)."""
+        """Store the finished beams of sentences that are done; return the indices of all other sentences, (batch,)."""
         for stored, finished in zip(self.hypotheses, self.finished, strict=True):
             stored[self.unfinished[done]] = finished[done]
         kept = (~done).nonzero().squeeze(1)
@@ -405,10 +406,10 @@ def beam_search(
     """Keep the best `config.num_beams` running beams of each sentence, and as many finished ones.
 
     Args:
-        decoder: Has not read anything yet.
-        prompts: (batch, prompt_len).
-        processors: Change the log-probabilities at every step.
-        config: Prepared by `generate()`.
+        decoder: Decoder that has not read anything yet.
+        prompts: Token ids of the prompts, (batch, prompt_len).
+        processors: Processors to apply to the log-probabilities at every step.
+        config: Generation config prepared by `generate()`.
 
     Returns:
         (batch * config.num_return_sequences, length), each prompt with its continuations, best first, and their
@@ -424,7 +425,7 @@ def beam_search(
         # 1) Append the most likely tokens to the running beams.
         candidates, sources, ends = search.expand(logits, processors, length)
 
-        # 2) Candidates that end compete with the finished beams; the best of the others keep running.
+        # 2) Candidates that end compete with the finished beams; the best of the remaining candidates keep running.
         search.update_finished(candidates, ends, length + 1)
         running = search.update_running(candidates, ends)
 

@@ -1,9 +1,9 @@
 """A step of the decoder: its layers for one token of every row without calls between modules, and the logits.
 
 With few rows a step of `generate()` is a few hundred operations of some microseconds each, and calling the modules
-around them takes as long again. `PlainLayers` computes what `TriviumDecoder.run_layers` computes, with the same
-modules, but writes the nested ones out and calls only the innermost (projections, norms, positions, activation), by
-their `forward`. It covers layers as this package defines them, in evaluation mode and without hooks; see `is_plain`.
+around them takes as long again. `PlainLayers` computes the same as `TriviumDecoder.run_layers`, with the same modules,
+but inlines the nested ones and calls only the `forward` of the innermost (projections, norms, positions, activation).
+It supports layers as defined in this package, in evaluation mode and without hooks; see `is_plain`.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from .stacks import TriviumDecoder
 Function = Callable[[torch.Tensor], torch.Tensor]
 FEW_ROWS = 8  # up to this many rows, `project_few_rows` is faster than `nn.Linear`,
 MIN_WEIGHTS = 2**20  # from this many weights on
-# Parts of a layer, which are written out below.
+# Parts of a layer, which are inlined below.
 PARTS: dict[str, type[nn.Module]] = {
     "self_attn": MultiHeadAttention,
     "self_attn_residual": Residual,
@@ -79,8 +79,8 @@ def project_few_rows(
 ) -> torch.Tensor:
     """Map (rows, d_model) to (rows, vocabulary), as two products of half the weight and the transposed rows.
 
-    MKL reads a large matrix at a third of the memory's speed if it multiplies it with one row, and for two to eight
-    rows takes up to three times as long as with the order of the factors used here.
+    MKL uses only a third of the memory bandwidth when it multiplies a large matrix by one row. For two to eight rows,
+    it takes up to three times as long as with the order of the factors used here.
     """
     rows = hidden_states.T.expand(2, -1, -1)  # (2, d_model, rows)
     logits = torch.bmm(weight.unflatten(0, (2, -1)), rows)  # (2, vocabulary / 2, rows)
@@ -117,7 +117,7 @@ class PlainLayers:
             inputs_embeds: (rows, 1, d_model).
             position_ids: (rows or 1, 1).
             context: Context of the tokens; the rotation is added here.
-            memory_context: Context of the memory, whose masks hold for all beams of a sentence.
+            memory_context: Context of the memory; its mask applies to all beams of a sentence.
         """
         hidden_states, rotation = self.embed_positions(inputs_embeds, position_ids)
         hidden_states = self.embedding_norm(hidden_states)

@@ -1,4 +1,4 @@
-"""A decoder that reads prompts, then token after token, for the searches of `decoding`."""
+"""Incremental decoder for the searches of `decoding`: it reads the prompts, then one token at a time."""
 
 from functools import cached_property
 from typing import Any
@@ -26,9 +26,9 @@ class IncrementalDecoder:
         model: A model with a decoder and a projection to the vocabulary.
         input_ids: (rows, prompt_len), the beams of a sentence one after the other.
         num_beams: Rows of each sentence.
-        attention_mask: (rows, source_len) of an encoder-decoder, else (rows, prompt_len).
+        attention_mask: (rows, source_len) for an encoder-decoder, otherwise (rows, prompt_len).
         encoder_outputs: Output of the encoder.
-        **kwargs: Other arguments of `generate()`, which follow from these.
+        **kwargs: Ignored: other model inputs of `generate()`, which are derived from these.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class IncrementalDecoder:
 
     @cached_property
     def plain_layers(self) -> PlainLayers | None:
-        """The decoder's layers for one token of every row; None if its modules have to be called."""
+        """The decoder's layers for one token of every row, or None if its modules have to be called."""
         return PlainLayers(self.decoder, self.self_cache, self.cross_cache) if is_plain(self.decoder) else None
 
     def select(self, rows: torch.Tensor, sentences: torch.Tensor | None = None) -> None:

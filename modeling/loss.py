@@ -27,8 +27,8 @@ def label_smoothed_cross_entropy(
         labels: (...), with -100 for tokens to ignore.
         label_smoothing: Label smoothing e, the paper's epsilon_ls.
         num_items_in_batch: Number of labeled tokens in the whole batch, if `labels` is one micro-batch or the share
-            of one process: the losses of all parts then sum to the loss of the batch. None: number of labeled tokens
-            in `labels`.
+            of one process: the losses of all parts then sum to the loss of the batch. None for the number of labeled
+            tokens in `labels`.
 
     Returns:
         A scalar, the mean over labeled tokens; 0 if there are none.
@@ -64,7 +64,7 @@ def projected_cross_entropy(
         num_items_in_batch: As in `label_smoothed_cross_entropy`.
 
     Returns:
-        A scalar, the mean over labeled tokens; 0 if there are none. It can be differentiated once only.
+        A scalar, the mean over labeled tokens; 0 if there are none. It can be differentiated only once.
     """
     if torch.compiler.is_compiling():
         return label_smoothed_cross_entropy(head(hidden_states), labels, label_smoothing, num_items_in_batch)
@@ -89,7 +89,7 @@ class _CrossEntropy(torch.autograd.Function):
     """Summed label-smoothed cross entropy of (tokens, vocabulary) logits, which are overwritten by their gradient.
 
     With p = softmax(logits) the gradient is p - (1 - e) * one-hot - e * uniform, with 1 / vocabulary as uniform. It is
-    known in the forward pass already, which writes it over the logits, a few rows at a time.
+    already known in the forward pass, which overwrites the logits with it, a few rows at a time.
     """
 
     @staticmethod
@@ -116,11 +116,11 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(grad_output), None, None  # in place, so torch refuses a second backward pass
+        return gradient.mul_(grad_output), None, None  # in place, so torch rejects a second backward pass
 
 
 def shift_left(labels: torch.Tensor) -> torch.Tensor:
-    """Shift (batch, length) labels left by one, so that each position predicts the next token; the last is ignored."""
+    """Shift (batch, length) labels left by one, so that each position predicts the next token; ignore the last."""
     return F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]
 
 
@@ -146,10 +146,10 @@ def classification_loss(
         labels: (batch,) class indices for a single label; (batch, classes) floats for several labels or regression;
             (batch,) floats for regression with one class.
         problem_type: "single_label_classification", "multi_label_classification" or "regression", as in transformers.
-            None: regression if there is one class; else single-label for integer labels, multi-label for floats.
+            If None, regression for one class; otherwise single-label for integer labels and multi-label for floats.
         label_smoothing: As in `label_smoothed_cross_entropy`; single-label only.
-        num_items_in_batch: Number of labels in the whole batch, if `labels` is a part of it. None: number of labels
-            in `labels`.
+        num_items_in_batch: Number of labels in the whole batch, if `labels` is a part of it. None for the number of
+            labels in `labels`.
 
     Returns:
         A scalar, the mean over labels.

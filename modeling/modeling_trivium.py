@@ -77,7 +77,7 @@ class TriviumModel(TriviumPreTrainedModel):
             cache: Keys and values of earlier calls.
             inputs_embeds: (batch, source_len, d_model), instead of `input_ids`.
             decoder_inputs_embeds: (batch, target_len, d_model), instead of `decoder_input_ids`.
-            decoder_position_ids: (batch, target_len); by default real tokens count from 0.
+            decoder_position_ids: (batch, target_len); by default, real tokens are counted from 0.
             use_cache: Whether to return keys and values for the next call.
             **kwargs: `output_attentions`, `output_hidden_states`, and arguments of the attention function.
 

@@ -41,7 +41,7 @@ class TriviumDecoderPreTrainedModel(TriviumPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Self:
-        """Load as in transformers, also from an encoder-decoder whose tied embedding is saved as the encoder's."""
+        """Load as in transformers, even from an encoder-decoder that saved its tied embedding as the encoder's."""
         if cls._has_tied_stacks(pretrained_model_name_or_path, **kwargs):
             tied = {r"encoder\.embed_tokens": "decoder.embed_tokens"}
             kwargs["key_mapping"] = {**tied, **(kwargs.get("key_mapping") or {})}
@@ -100,8 +100,8 @@ class TriviumDecoderModel(TriviumDecoderPreTrainedModel):
         Args:
             input_ids: (batch, length); with a cache, only the tokens that are not cached yet.
             attention_mask: (batch, cached length + length), 1 for a real token, 0 for padding, on either side.
-            position_ids: (batch, length); by default real tokens count from 0. Without mask and cache, positions that
-                restart mark packed texts, which do not attend to each other.
+            position_ids: (batch, length); by default, real tokens are counted from 0. Without mask and cache,
+                positions that restart mark packed texts, which do not attend to each other.
             cache: Keys and values of earlier calls.
             inputs_embeds: (batch, length, d_model), instead of `input_ids`.
             use_cache: Whether to return keys and values for the next call.
@@ -261,7 +261,7 @@ class TriviumDecoderForSequenceClassification(TriviumDecoderPreTrainedModel):
 
         Args:
             input_ids: (batch, length).
-            attention_mask: (batch, cached length + length); without it every token is real, padding too.
+            attention_mask: (batch, cached length + length); without it, every token counts as real, even padding.
             position_ids: (batch, length).
             cache: Keys and values of earlier calls.
             inputs_embeds: (batch, length, d_model).
@@ -300,9 +300,9 @@ class TriviumDecoderForSequenceClassification(TriviumDecoderPreTrainedModel):
 
 
 def last_real_states(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Return the states of the last real tokens, (batch, d_model), of (batch, length, d_model), padded on either side.
+    """Select the states of the last real tokens, (batch, d_model), from padded states (batch, length, d_model).
 
-    The mask, (batch, cached length + length), covers the cache as well.
+    Padding may be on either side. The mask, (batch, cached length + length), covers the cache as well.
     """
     if attention_mask is None:
         return hidden_states[:, -1]

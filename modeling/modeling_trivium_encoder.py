@@ -67,7 +67,7 @@ class TriviumEncoderModel(TriviumEncoderPreTrainedModel):
             input_ids: (batch, length).
             attention_mask: (batch, length), 1 for a real token, 0 for padding, on either side.
             token_type_ids: (batch, length), below `config.type_vocab_size`; by default 0.
-            position_ids: (batch, length); by default real tokens count from 0.
+            position_ids: (batch, length); by default, real tokens are counted from 0.
             inputs_embeds: (batch, length, d_model), instead of `input_ids`.
             **kwargs: `output_attentions`, `output_hidden_states`, and arguments of the attention function.
 
@@ -182,9 +182,9 @@ class ClassificationHead(nn.Module):
         self.out_proj = nn.Linear(config.d_model, config.num_labels)
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Map (batch, length, d_model), with a mask of shape (batch, length), to logits (batch, labels).
+        """Map hidden states (batch, length, d_model), with a mask (batch, length), to logits (batch, labels).
 
-        Without a mask all positions are real; pooled states, (batch, 1, d_model), give the logits of their texts.
+        Without a mask, all positions count as real. Pass states that are already pooled as (batch, 1, d_model).
         """
         return self.out_proj(self.dropout(self.dense(self._pool(hidden_states, attention_mask)).tanh()))
 
@@ -231,8 +231,8 @@ class TriviumForSequenceClassification(TriviumEncoderPreTrainedModel):
             position_ids: (batch, length).
             inputs_embeds: (batch, length, d_model).
             labels: (batch,) class indices (single-label); (batch, labels) of 0.0 and 1.0 (multi-label); or floats,
-                (batch,) or (batch, labels) (regression). `config.problem_type` selects the loss; by default it is
-                regression if `config.num_labels` is 1, else single-label for integers and multi-label for floats.
+                (batch,) or (batch, labels) (regression). `config.problem_type` selects the loss; by default, it is
+                regression if `config.num_labels` is 1, otherwise single-label for integers and multi-label for floats.
             **kwargs: As in `TriviumEncoderModel.forward`, and `num_items_in_batch`, the divisor of the loss.
 
         Returns:

@@ -25,7 +25,8 @@ class RealTokens:
     def from_mask(cls, states: torch.Tensor, mask: torch.Tensor | None) -> RealTokens | None:
         """Return the real tokens of `states`, (batch, length, d_model).
 
-        None if there is no padding, or if `mask` is not (batch, length), such as a 4D mask or one that covers a cache.
+        The result is None if there is no padding, or if the shape of `mask` is not (batch, length), as for a 4D mask
+        or a mask that covers a cache.
         """
         if mask is None or mask.shape != states.shape[:2]:
             return None

@@ -55,7 +55,7 @@ class TranslationPipeline(Pipeline):
         for translations in pipe(line for line in file): ...  # read lazily, like a `KeyDataset`
 
     A text yields a list of `num_return_sequences` translations, by default one. A list of texts yields a flat list if
-    each has one translation, else a list of lists. Blank texts stay blank.
+    each text has one translation, and a list of lists otherwise. Blank texts stay blank.
 
     Besides `batch_size` and the arguments of every pipeline, the constructor and the call take:
         truncation: Whether to truncate texts that exceed the tokenizer's maximum length or the model's positions.
@@ -71,7 +71,8 @@ class TranslationPipeline(Pipeline):
         (section 6.1), within the limit of the positions, regardless of a `max_length` saved with the model.
 
     Raises:
-        ValueError: The model cannot generate or is no encoder-decoder, there is no tokenizer, or an input is no text.
+        ValueError: The model cannot generate or is not an encoder-decoder, there is no tokenizer, or an input is not a
+            text.
     """
 
     task_name = "translation"

@@ -20,11 +20,11 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 def token_positions(
     attention_mask: torch.Tensor | None, query_length: int, past_length: int, device: torch.device
 ) -> torch.Tensor:
-    """Return the positions of the last `query_length` tokens: real tokens count from 0, with padding on either side.
+    """Return the positions of the last `query_length` tokens; real tokens are counted from 0.
 
     Args:
-        attention_mask: (batch, past_length + query_length), 1 for a real token. A mask of another rank does not mark
-            padding; positions then ignore it.
+        attention_mask: (batch, past_length + query_length), 1 for a real token, 0 for padding on either
+            side. A mask of another rank does not mark padding and is ignored.
         query_length: Number of new tokens.
         past_length: Number of cached tokens before them.
         device: Device of the result.

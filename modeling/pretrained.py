@@ -69,7 +69,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> bool:
-        """Return True if padding can be skipped: neither logits nor hidden states are returned, and none is labeled.
+        """Return True if padding can be skipped: no logits or hidden states are returned, and no padding is labeled.
 
         A causal language model with padding on the left does label padding: the last padding token predicts the first
         real one.
@@ -89,7 +89,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
         skip_logits: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Return the loss, or None without labels, and the logits, or None if there are labels and `skip_logits`."""
+        """Return the loss (None without labels) and the logits (None with labels and `skip_logits`)."""
         if labels is not None and skip_logits:
             loss = projected_cross_entropy(
                 hidden_states, head, labels, vocab_size, self.label_smoothing, num_items_in_batch
@@ -103,7 +103,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """Resize the embeddings as in transformers; those of encoder, decoder and output projection, tied or not.
+        """Resize the embeddings of encoder and decoder and the output projection, tied or not, as in transformers.
 
         Raises:
             ValueError: The model has two vocabularies, so that `new_num_tokens` is ambiguous.
@@ -124,8 +124,8 @@ class TriviumPreTrainedModel(PreTrainedModel):
 
         If a subclass is defined in a file that imports Trivium as a package, only that file is saved. Auto classes
         whose code is not saved are left out of the `auto_map`, with a warning.
-        A subclass with a `model_type` of its own is registered only for its own Auto class, since the others would
-        load a model without its extensions.
+        A subclass with a `model_type` of its own is registered only for its own Auto class, since the other Auto
+        classes would load a model without its extensions.
         """
         # `copy.copy` would fail on FSDP2 models: sharding replaces the class of a model by a dynamic one, defined in
         # torch, which cannot be copied and which no Auto class finds.

@@ -117,7 +117,7 @@ class TriviumEncoder(TriviumStack):
         Args:
             input_ids: (batch, source_len).
             attention_mask: (batch, source_len), 1 for a real token, 0 for padding, on either side.
-            position_ids: (batch, source_len); by default real tokens count from 0.
+            position_ids: (batch, source_len); by default, real tokens are counted from 0.
             inputs_embeds: (batch, source_len, d_model), instead of `input_ids`.
             token_type_ids: (batch, source_len), below `type_vocab_size`; by default 0.
             skip_padding: Whether to compute real tokens only. `last_hidden_state` is then zero at padding, and the
@@ -198,7 +198,7 @@ class TriviumDecoder(TriviumStack):
         Args:
             input_ids: (batch, target_len); with a cache, only the tokens that are not cached yet.
             attention_mask: (batch, cached length + target_len), 1 for a real token, 0 for padding, on either side.
-            position_ids: (batch, target_len); by default real tokens count from 0.
+            position_ids: (batch, target_len); by default, real tokens are counted from 0.
             encoder_hidden_states: (batch, source_len, d_model), the encoder output; None in a decoder-only model.
             encoder_attention_mask: (batch, source_len).
             cache: Keys and values of earlier calls.
@@ -247,7 +247,7 @@ class TriviumDecoder(TriviumStack):
         Args:
             inputs_embeds: (batch, target_len, d_model).
             attention_mask: (batch, cached length + target_len), 1 for a real token, 0 for padding.
-            position_ids: (batch, target_len); by default real tokens count from 0.
+            position_ids: (batch, target_len); by default, real tokens are counted from 0.
             cache: Keys and values of earlier calls.
             skip_padding: Whether to compute real tokens only.
 

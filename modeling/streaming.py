@@ -8,7 +8,8 @@ class PromptStreamer(BaseStreamer):
     """Forward the tokens of `generate()` to a streamer, with each prompt once instead of once per beam.
 
     Args:
-        streamer: Receives prompts, (batch, prompt_len), then the next tokens, (batch,), until it is ended.
+        streamer: Streamer that receives the prompts, (batch, prompt_len), and then the new tokens of each step,
+            (batch,).
     """
 
     def __init__(self, streamer: BaseStreamer) -> None:

@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def log_once_per_test() -> None:
-    """Let every test see the warnings that transformers logs once per process, in whatever order tests run."""
+    """Show every test the warnings that transformers logs once per process, in any order of tests."""
     warning_once.cache_clear()
 
 
@@ -72,7 +72,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 
 
 def pytest_collection_finish() -> None:
-    """Exempt everything imported so far from garbage collection, which Trainer runs in every training."""
+    """Exempt everything imported so far from garbage collection, which the Trainer runs in every training run."""
     freeze()
     gc.enable()
 

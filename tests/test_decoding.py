@@ -133,7 +133,7 @@ def test_longer_decoder_prompts_match(num_beams: int) -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_custom_positions_fall_back(num_beams: int) -> None:
-    """Trivium's search runs with positions that are derived from the mask, as `generate` does; others fall back."""
+    """Trivium's search requires positions that are derived from the mask, as in `generate`; others fall back."""
     model = half_trained_copy(TriviumForCausalLM, encoder_layers=0)
     inputs = {**prompts(), "num_beams": num_beams}
     positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
@@ -377,7 +377,7 @@ def test_mixin_passes_for_that_of_transformers() -> None:
     ],
 )
 def test_static_cache_compiles_to_one_graph(model_class: Any, position: str) -> None:
-    """Sources of another length add one graph; there are no graph breaks, and tokens are equal."""
+    """Sources of another length add only one graph; there are no graph breaks, and the tokens are equal."""
     translates = model_class is TriviumForConditionalGeneration
     shape = {} if translates else {"encoder_layers": 0}
     model = half_trained_copy(model_class, position_embedding_type=position, **shape)

@@ -188,7 +188,7 @@ def is_private(name: str) -> bool:
 
 
 def overridden() -> Iterator[tuple[str, str]]:
-    """Return the private names in our classes that a base class of a library also has, and where they are."""
+    """Return the private names in our classes that also exist in a base class of a library, with their locations."""
     for module in pkgutil.walk_packages(trivium.__path__, "trivium."):
         if not module.name.endswith(("__main__", ".cli")):
             importlib.import_module(module.name)
@@ -202,7 +202,7 @@ def overridden() -> Iterator[tuple[str, str]]:
 
 
 def used() -> Iterator[tuple[str, str]]:
-    """Return the private attributes used in our code that it does not define, and where they are."""
+    """Return the private attributes that our code uses but does not define, with their locations."""
     trees = {path: ast.parse(path.read_text()) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
     nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
     defined = {node.name for _, node in nodes if isinstance(node, ast.FunctionDef)}

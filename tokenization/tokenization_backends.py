@@ -135,7 +135,7 @@ def set_prefix_space(backend: Tokenizer, add_prefix_space: bool) -> None:
     if add_prefix_space == adds_prefix_space(backend):
         return
     if add_prefix_space:
-        prefix = [normalizers.Prepend(" "), normalizers.Replace(Regex(r"\A {2}"), " ")]  # keep one of two spaces
+        prefix = [normalizers.Prepend(" "), normalizers.Replace(Regex(r"\A {2}"), " ")]  # keep one of the two spaces
         backend.normalizer = normalizers.Sequence([*prefix, backend.normalizer or normalizers.Sequence([])])
     else:
         backend.normalizer = backend.normalizer[2]
@@ -155,7 +155,7 @@ def to_standard_backend(backend: Tokenizer, added_special_tokens: Iterable[str])
 
 
 def mark_special(backend: Tokenizer, tokens: Iterable[str], special: bool) -> Tokenizer:
-    """Return a copy of a backend with `special` set for those of its added tokens that are in `tokens`."""
+    """Return a copy of a backend with the flag `special` of the added tokens in `tokens` set to this value."""
     state = json.loads(backend.to_str())
     for token in state["added_tokens"]:
         if token["content"] in tokens:

@@ -1,6 +1,7 @@
 """Trivium tokenizer, with a shared vocabulary or separate source and target vocabularies.
 
-This file is saved to the Hub with tokenizers that need it, so of the package it imports only files beside it.
+This file is saved to the Hub with tokenizers that need it, so it imports only files of its own folder from the
+package.
 """
 
 import copy
@@ -33,17 +34,17 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     **BOS and EOS.** A text is encoded as `<s> tokens </s>`, with `<s>` only if `add_bos_token` and `</s>` only if
     `add_eos_token`; a pair as `<s> first </s> second </s>`. Translation needs `</s>` only, since the decoder's start
     token comes from the model configuration; an encoder needs both; the prompt of a language model must not end in
-    `</s>`. Both can be set at any time, also when loading:
+    `</s>`. Both can be set at any time, including when loading:
     `TriviumTokenizer.from_pretrained(folder, add_bos_token=True, add_eos_token=False)`. They are saved as the
     post-processor of `tokenizer.json`, so they hold for other tokenizer classes and languages as well.
 
     **Two vocabularies.** `tokenizer(text)` encodes with the source vocabulary, `tokenizer(text_target=...)` with the
     target vocabulary, and `tokenizer(text, text_target=...)` returns the target ids as `labels`. `decode` and
-    `batch_decode` expect *target* ids, since what is decoded are translations; methods on single tokens
+    `batch_decode` expect *target* ids, because decoded texts are translations; methods on single tokens
     (`convert_ids_to_tokens`, `convert_tokens_to_ids`, `get_vocab`, `vocab_size`, `len`, `add_tokens`) refer to the
     *source*. Each side is a tokenizer of its own: `tokenizer.source.decode(ids)`,
-    `tokenizer.target.convert_ids_to_tokens(ids)`, `tokenizer.target.save_pretrained(folder)`. With a shared
-    vocabulary both are the tokenizer itself.
+    `tokenizer.target.convert_ids_to_tokens(ids)`, `tokenizer.target.save_pretrained(folder)`. With a shared vocabulary
+    both are the tokenizer itself.
 
     **Special tokens in text.** `<pad>`, `<s>`, `</s>` and `<unk>` written in a text are plain text: no user can end a
     sentence early, and decoding restores the text. Pass `split_special_tokens=False` to recognize them. Only `<mask>`,
@@ -82,12 +83,13 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     Args:
         tokenizer_object: Backend; of the source language if there are two vocabularies.
         tokenizer_file: Path of a `tokenizer.json` to load the backend from instead.
-        target_tokenizer_object: Backend of the target language. None: the vocabulary is shared.
+        target_tokenizer_object: Backend of the target language. None if the vocabulary is shared.
         target_tokenizer_file: Path of a file to load the target backend from instead.
         shared_vocabulary: Value from the saved configuration, to detect a missing target file.
-        add_bos_token: Whether a text, or a pair, begins with `<s>`. None: as in the backend.
-        add_eos_token: Whether a text, and each text of a pair, ends with `</s>`. None: as in the backend.
-        add_prefix_space: Whether to prepend a space to a text that has none. None: as in the backend.
+        add_bos_token: Whether a text, or a pair, begins with `<s>`. None keeps the setting of the backend.
+        add_eos_token: Whether a text, and each text of a pair, ends with `</s>`. None keeps the setting of the
+            backend.
+        add_prefix_space: Whether to prepend a space to a text that has none. None keeps the setting of the backend.
         kwargs: Arguments of `PreTrainedTokenizerFast`, such as `model_max_length` and `padding_side`.
 
     Raises:
@@ -385,7 +387,7 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
             The paths of the files.
         """
         tokenizer = copy.copy(self)
-        # Drop the `auto_map` that was loaded with the tokenizer: saving sets it anew if the code is saved.
+        # Drop the `auto_map` that was loaded with the tokenizer: saving sets it again if the code is saved.
         tokenizer.init_kwargs = {name: value for name, value in self.init_kwargs.items() if name != "auto_map"}
         if self.shared_vocabulary and not self.chat_template:
             tokenizer._auto_class = None
@@ -442,7 +444,8 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
             The new tokenizer; this tokenizer is not modified.
 
         Raises:
-            ValueError: This tokenizer has two vocabularies, or `vocab_size` is too small for the alphabet.
+            ValueError: This tokenizer has two vocabularies, or `vocab_size` is too small for the alphabet of the
+                texts.
         """
         if not self.shared_vocabulary:
             raise ValueError(

@@ -45,10 +45,11 @@ def train_tokenizer(
         vocab_size: Size of each vocabulary, including special tokens and alphabet. With few texts it may be smaller.
         algorithm: Byte-pair encoding (`"bpe"`, section 5.1), which merges the most frequent pair; `"wordpiece"`, with
             word-initial and continuing (`##`) pieces that are matched longest first; `"unigram"`, which maximizes the
-            likelihood; or `"char"`, without merges: the vocabulary is the characters of the texts, by code point.
+            likelihood; or `"char"`, without merges: the vocabulary consists of the characters of the texts, ordered by
+            code point.
         byte_fallback: By default the alphabet is the 256 bytes. With byte fallback (`"bpe"` only) it is the characters
-            of the texts, and any other character is encoded as bytes: pieces are readable, but every character
-            takes a place in the vocabulary.
+            of the texts, and any other character is encoded as bytes: pieces are readable, but every character takes
+            up an entry of the vocabulary.
         normalization: Unicode normalization form of all texts; None for no normalization.
         lowercase: Whether to lowercase all texts as well.
         add_bos_token: Whether every text begins with `<s>`.

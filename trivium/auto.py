@@ -22,7 +22,7 @@ from trivium.tokenization import TriviumTokenizer
 
 
 class AnyModel:
-    """Entry of `AutoModel` that selects the model class from the configuration.
+    """Stand-in for `AutoModel` that selects the model class from the configuration.
 
     An Auto class maps a configuration class to one model class, but Trivium has one for each architecture.
     """
@@ -45,13 +45,13 @@ class AnyModel:
 
 
 class AnyModelForPreTraining(AnyModel):
-    """Entry of `AutoModelForPreTraining`."""
+    """Select the model class for `AutoModelForPreTraining`."""
 
     auto_class = "AutoModelForPreTraining"
 
 
 class AnyModelForSequenceClassification(AnyModel):
-    """Entry of `AutoModelForSequenceClassification`."""
+    """Select the model class for `AutoModelForSequenceClassification`."""
 
     auto_class = "AutoModelForSequenceClassification"
 

@@ -32,8 +32,8 @@ def average(folders: Sequence[str | Path], output: str | Path, *, show_progress:
 
     Args:
         folders: Saved models with the same configuration and vocabulary; they are not modified.
-        output: A new or empty folder, which receives weights, configuration, generation config, tokenizer, code and
-            recipe, but no scores, which do not apply to the averaged model.
+        output: A new or empty folder. It receives weights, configuration, generation config, tokenizer, code and
+            recipe. Scores are not copied because they do not apply to the averaged model.
         show_progress: Whether to show a progress bar.
 
     Raises:
@@ -67,7 +67,7 @@ def last_checkpoints(run: str | Path, count: int | None = None) -> list[Path]:
 
     Args:
         run: The folder of the run.
-        count: Number of checkpoints; None: all.
+        count: Number of checkpoints; None for all.
 
     Raises:
         ValueError: The run has fewer checkpoints than `count`, or none.
@@ -88,7 +88,7 @@ def last_checkpoints(run: str | Path, count: int | None = None) -> list[Path]:
 
 
 def _write_mean(checkpoints: dict[Path, Checkpoint], last: Path, output: Path, show_progress: bool) -> None:
-    """Write the mean into files with the names and tensors of those of `last`."""
+    """Write the averaged weights into files that match those of `last` in their names and tensors."""
     with tqdm(total=len(checkpoints[last]), desc="Averaging", unit=" tensors", disable=not show_progress) as progress:
         for path in weight_files(last):
             with safe_open(path, framework="pt") as file:
@@ -106,7 +106,7 @@ def _mean(name: str, checkpoints: dict[Path, Checkpoint]) -> torch.Tensor:
     """Average one tensor over all checkpoints; integer tensors must be equal.
 
     Raises:
-        ValueError: The dtypes differ, or integer tensors do.
+        ValueError: The dtypes differ, or integer tensors have different values.
     """
     (first, checkpoint), *remaining = checkpoints.items()
     tensor = checkpoint[name]
@@ -158,7 +158,7 @@ def _check_same_shapes(folder: Path, other: Path, checkpoints: dict[Path, Checkp
 
 
 def _copy_recipe(folder: Path, output: Path) -> None:
-    """Copy the recipe of a saved model; a checkpoint's recipe is in the run folder."""
+    """Copy the recipe of a saved model. For a checkpoint, the recipe is in the run folder."""
     is_checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
     for place in (folder, folder.parent) if is_checkpoint else (folder,):
         if (place / RECIPE_FILE).is_file():

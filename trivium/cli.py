@@ -1,4 +1,4 @@
-"""Deprecated name of `trivium_cli`, kept for `python -m trivium.cli`."""
+"""Deprecated alias of `trivium_cli`, kept for `python -m trivium.cli`."""
 
 import warnings
 

@@ -59,9 +59,9 @@ def evaluate(
         task: A key of `trivium.tasks.TASKS`. If the task has targets or references, the model generates texts,
             which are compared with them.
         inputs: The input arguments that the model was trained with.
-        batch_size: Rows per batch; None: 64, and for generation as in `translate`.
+        batch_size: Rows per batch; None selects 64 or, for generation, the default of `translate`.
         show_progress: Whether to show a progress bar.
-        **generation: Arguments of `generate()`; the others default to the saved generation config.
+        **generation: Arguments of `generate()`; unset arguments default to the saved generation config.
 
     Returns:
         The `score` and the secondary figures of each metric; and the predictions, a text, a label or a line of tags

@@ -47,9 +47,9 @@ class TokenizerArguments:
     Attributes:
         sample: Number of training rows to train the tokenizer on, from the first; None for all.
         vocab_size: Number of tokens in each vocabulary.
-        shared: Share one vocabulary between both languages, instead of one for each.
+        shared: Share one vocabulary between both languages, instead of training one for each.
         algorithm: "bpe", "wordpiece", "unigram" or "char".
-        byte_fallback: Train BPE on characters, with a fallback to bytes for unknown ones, instead of on bytes.
+        byte_fallback: Train BPE on characters, with a fallback to bytes for unknown characters, instead of on bytes.
         normalization: Unicode normalization: "NFC", "NFKC" or None.
         lowercase: Lowercase the text.
         add_bos_token: Add `<s>` at the start of texts; None for the default of the task.
@@ -121,7 +121,7 @@ class CardArguments:
 
 @dataclass
 class Recipe:
-    """Complete configuration of a run, from which it can be reproduced. Unknown fields are refused in all sections.
+    """Complete configuration of a run, from which it can be reproduced. Unknown fields are rejected in all sections.
 
     Attributes:
         task: Key of `trivium.tasks.TASKS`.
@@ -295,7 +295,7 @@ def _read_overrides(overrides: Sequence[str]) -> DictConfig:
 
 
 def _check_content(content: DictConfig) -> DictConfig:
-    """Refuse interpolation and unknown fields in a part of a recipe, and return it with `no` restored as a string."""
+    """Reject interpolation and unknown fields in part of a recipe; return it with the string "no" restored."""
     plain: Any = OmegaConf.to_container(content)
     refuse_interpolation(plain)
     _refuse_unknown("", plain, [entry.name for entry in fields(Recipe)])

@@ -112,13 +112,14 @@ def join(
     The two may differ in their number of layers and their vocabulary; all of `COMMON_FIELDS` must be equal. Other
     fields are taken from the decoder (dropout, label smoothing, start and end tokens, weight tying, generation
     config), except for encoder-only fields: token types and pooling. If both models tie their embeddings and the
-    embeddings are equal, the joined model has one tied vocabulary, as the model before `split`; otherwise it has two.
+    embeddings are equal, the joined model has one tied vocabulary, like the model before `split`; otherwise it has
+    two.
 
     Args:
         encoder: An encoder-only model; its head, if any, is dropped.
         decoder: A decoder-only model; with an LM head the result is a `TriviumForConditionalGeneration`, without one a
             `TriviumModel`.
-        cross_attention: Cross-attention weights from `split`. None: initialize cross-attention as in a new model, with
+        cross_attention: Cross-attention weights from `split`. None initializes cross-attention as in a new model, with
             torch's global random generator.
 
     Returns:
@@ -234,7 +235,7 @@ def _check_cross_attention(weights: Weights, expected: Weights) -> None:
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts layer 2 before layer 10."""
+    """Return a sort key for parameter names that puts layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -281,7 +282,7 @@ def join_folders(
         decoder: A saved decoder-only model.
         output: A new or empty folder, which receives the encoder-decoder and its tokenizer: with one vocabulary if
             both tokenizers are equal, otherwise with two.
-        cross_attention: A file written by `split_folder`. None: initialize cross-attention as in a new model.
+        cross_attention: A file written by `split_folder`. None initializes cross-attention as in a new model.
 
     Returns:
         The sorted names of the newly initialized parameters.

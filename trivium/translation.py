@@ -95,9 +95,9 @@ def translate(
         split_language: ISO 639 code of the texts' language, to translate sentence by sentence; needs sentencex.
         batch_size: Texts per batch; None: as many as fit in 4,096 tokens, counting padding and multiplied by beams.
         show_progress: Whether to show a progress bar.
-        **generation: Arguments of `generate()`; the others default to the saved generation config, except that a
-            translation may be 50 tokens longer than the longest text of its batch, as in the paper (section 6.1), as
-            far as the model has positions.
+        **generation: Arguments of `generate()`; unset arguments default to the saved generation config, except that a
+            translation may be 50 tokens longer than the longest text of its batch, as in the paper (section 6.1), up
+            to the number of positions of the model.
 
     Raises:
         ImportError: `split_language` is set, but sentencex is not installed.
@@ -230,8 +230,8 @@ def continue_texts(
         texts: Prompts; an empty prompt becomes the BOS token.
         batch_size: As in `translate`.
         show_progress: Whether to show a progress bar.
-        **generation: Arguments of `generate()`; the others default to the saved generation config. Without a length a
-            continuation has at most 256 tokens, as far as the model has positions.
+        **generation: Arguments of `generate()`; unset arguments default to the saved generation config. If no length
+            is set, a continuation has at most 256 tokens, up to the number of positions of the model.
     """
 
     def encode(texts: list[str], first: int) -> list[list[int]]:
@@ -313,7 +313,8 @@ def _generate(
             rows, order = order[:count], order[count:]
             inputs = tokenizer.pad(
                 {"input_ids": [input_ids[i] for i in rows]},
-                padding_side="left" if is_decoder_only else "right",  # a prompt must end next to its continuation
+                # A prompt is padded on the left, so that its continuation follows it directly.
+                padding_side="left" if is_decoder_only else "right",
                 return_tensors="pt",
             )
             limits = {name: generation[name] for name in LENGTHS if generation.get(name) is not None}

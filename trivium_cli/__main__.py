@@ -1,4 +1,4 @@
-"""Entry point of `python -m trivium_cli`, the same as `trivium`."""
+"""Entry point of `python -m trivium_cli`, which is equivalent to `trivium`."""
 
 from trivium_cli import app
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def finite(value: float | None) -> float | None:
-    """Refuse NaN and infinite option values, which `min` and `max` do not catch."""
+    """Reject NaN and infinite option values, which `min` and `max` do not catch."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
@@ -65,7 +65,7 @@ def load(
 
     Raises:
         FileNotFoundError: There is no saved model.
-        ValueError: The model is not for this command, a file is corrupt, or the model needs remote code.
+        ValueError: The model does not fit this command, a file is corrupt, or the model needs remote code.
     """
     config = check_saved_model(folder)
     name = architecture_of(config)
@@ -119,7 +119,7 @@ def check_saved_model(folder: Path) -> dict[str, Any]:
     for tokenizer in sorted(folder.glob("*tokenizer.json")):
         try:
             Tokenizer.from_file(str(tokenizer))
-        except Exception as error:  # tokenizers raises no exception of its own
+        except Exception as error:  # the tokenizers library has no exception class of its own
             raise ValueError(
                 f"{tokenizer} is not a valid tokenizer: {error}. Save or download the model again."
             ) from error
@@ -144,7 +144,7 @@ def architecture_of(config: dict[str, Any]) -> str:
 
 
 def drop_none(**options: Any) -> dict[str, Any]:
-    """Drop unset options, for which the settings saved with the model are used."""
+    """Drop unset options, so that the settings saved with the model apply."""
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -161,7 +161,7 @@ def as_lines(texts: Iterable[str]) -> str:
 @contextmanager
 def report_errors() -> Iterator[None]:
     """Print user errors as one line, with exit code 1; other errors keep their traceback."""
-    from huggingface_hub.errors import StrictDataclassError  # raised if a configuration is invalid
+    from huggingface_hub.errors import StrictDataclassError  # raised for an invalid configuration
 
     try:
         yield

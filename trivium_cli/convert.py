@@ -45,7 +45,7 @@ def convert(
 
     The families listed under `--to` are supported in both directions; a model converted to transformers loads without
     Trivium. Weights, configuration, generation settings and tokenizer are converted, and the new model computes the
-    same outputs. Features that the target cannot represent are refused by name, and nothing is written.
+    same outputs. If the target cannot represent a feature, an error names it, and nothing is written.
     """
     if layout is not None and (to != "onnx" or layout != TRANSFORMERS_JS):
         raise typer.BadParameter(f"--layout is {layout!r}, but must be {TRANSFORMERS_JS!r}, with --to onnx.")

@@ -110,7 +110,7 @@ def push(
             console.print(f"Nothing was uploaded. These files would be pushed to {repo_id} if it is new.")
             return
         _show(console, planned)
-        if space:  # refuse problems before anything is uploaded
+        if space:  # fail before anything is uploaded
             with TemporaryDirectory() as temporary:
                 hub.write_space(model, Path(temporary), repo_id)
                 page = hub.plan_space(Path(temporary), repo_id, private=private)

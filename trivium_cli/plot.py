@@ -1,4 +1,4 @@
-"""Plotting commands: `trivium plot attention`, `heads`, `alignment` and others."""
+"""Plotting commands: `trivium plot attention`, `heads`, `alignment` and more."""
 
 import warnings
 from collections.abc import Callable
@@ -186,7 +186,7 @@ def lens(model: Model, source: Source, output: Output, target: Target = None) ->
 
 
 def _save(draw: Callable[[], "Figure"], output: Path) -> None:
-    """Draw and save a figure; print each warning, such as of missing glyphs, as one line."""
+    """Draw and save a figure; print each warning, such as one about missing glyphs, as one line."""
     with report_errors(), warnings.catch_warnings(record=True) as caught:
         from trivium.inspection.drawing import check_picture, save_figure
 

@@ -28,8 +28,8 @@ def prepare(
 ) -> None:
     """Tokenize and pack the data of a recipe once, for runs that read them many times.
 
-    `trivium train` with the same recipe and overrides, including `data.prepared=FOLDER`, then trains as without
-    preparation. An interrupted preparation is resumed when the command is repeated.
+    `trivium train` with the same recipe and overrides, including `data.prepared=FOLDER`, then gives the same results
+    as without preparation. Repeat the command to resume an interrupted preparation.
     """
     with report_errors():
         from trivium.recipe import load_recipe

@@ -113,8 +113,8 @@ def translate(
     "scores": [...]}`. A score is the log-probability of a translation divided by its number of tokens, to the power of
     the length penalty; without `--beams`, the number of beams is at least that of the translations, and 2.
 
-    For an engine other than torch, the folder may be one that `trivium convert` wrote for it; a saved model is
-    converted to a temporary folder first.
+    For an engine other than torch, the folder may be one that `trivium convert` wrote for this engine; any other saved
+    model is first converted to a temporary folder.
     """
     _check_sampling(sample, temperature, top_k, top_p)
     if trust_remote_code and engine != "torch":

@@ -1,4 +1,4 @@
-"""Fuzz checkpoints and run folders: damage is detected, no code runs, and foreign files are kept."""
+"""Fuzz checkpoints and run folders: damage is detected, no code runs, and files of other origin are kept."""
 
 import json
 import os
@@ -174,7 +174,7 @@ def test_hostile_manifests_delete_nothing_outside(cases: int, rng: random.Random
 
 
 def test_foreign_files_survive_overwriting(cases: int, rng: random.Random, tmp_path: Path) -> None:
-    """Files that no run wrote are kept, or the run is refused and the folder is unchanged."""
+    """Files that were not written by a run are kept, or the run is rejected and the folder is unchanged."""
     names = ["notes.txt", "data/train.en", "checkpoint-3/notes.txt", "evaluation_mine.json", "predictions_mine.txt"]
     names += ["_partial-mine/x", "checkpoint-mine/x", "checkpoint-99/x", ".hidden", "model.bin", "_trivium/mine"]
     for case in range(cases):

@@ -1,4 +1,4 @@
-"""The parts of `benchmarks/gpu.py`, tried out on a CPU."""
+"""Run the parts of `benchmarks/gpu.py` on a CPU."""
 
 import json
 from collections.abc import Callable

@@ -75,7 +75,7 @@ def answer(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def train(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = 8) -> None:
-    """Train all trainable parameters; lower the loss, or drive the output of a headless model towards zero."""
+    """Train all trainable parameters to lower the loss or, without a head, the magnitude of the output."""
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.03)
     losses = []
@@ -107,7 +107,8 @@ def add_adapter(task: str, folder: Path, config: PeftConfig, **options: Any) -> 
 @pytest.mark.parametrize("targets", ["some", "all"])
 @pytest.mark.parametrize("task", MODELS)
 def test_lora_trains_saves_loads_and_merges(tmp_path: Path, task: str, targets: str) -> None:
-    # As with BERT, PEFT would adapt the head of these two models, although it is to be trained in full.
+    # As with BERT, PEFT would add an adapter to the head of these two models, although the head must be trained in
+    # full.
     head = {"TOKEN_CLS": ["classifier"], "QUESTION_ANS": ["qa_outputs"]}.get(task)
     every = {"target_modules": "all-linear", "exclude_modules": head}
     config = LoraConfig(
@@ -120,7 +121,7 @@ def test_lora_trains_saves_loads_and_merges(tmp_path: Path, task: str, targets: 
     assert names == (
         {"q_proj", "v_proj"} if targets == "some" else {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"}
     )
-    if task in (*LANGUAGE_MODELS, "FEATURE_EXTRACTION"):  # All other models have a head, which is trained in full.
+    if task in (*LANGUAGE_MODELS, "FEATURE_EXTRACTION"):  # All other models have a head that is trained in full.
         torch.testing.assert_close(answer(model, inputs), answer(untrained, inputs), **EXACT)
         assert all("lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
     train(model, inputs)

@@ -31,7 +31,7 @@ from trivium import (
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),  # PEFT 0.21
-    pytest.mark.filterwarnings("ignore:Unsupported layer type"),  # our norms, which PEFT tunes all the same
+    pytest.mark.filterwarnings("ignore:Unsupported layer type"),  # our norm classes, which PEFT tunes nevertheless
 ]
 EXACT = {"rtol": 0.0, "atol": 1e-9}
 SOME: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"]}
@@ -74,7 +74,7 @@ def logits_of(model: nn.Module, ids: torch.Tensor, labels: torch.Tensor) -> torc
 def test_norms_are_tuned_and_merged(
     model_class: type[PreTrainedModel], task: str, layers: dict[str, int], norm_position: str
 ) -> None:
-    """A stack without a final norm must not have a module of that name that has no parameters."""
+    """A stack without a final norm must not define a parameterless module under that name."""
     model = tiny_model(model_class, norm_position=norm_position, **layers)
     norms = sum(type(module).__name__ == "LayerNorm" for module in model.modules())
     ids = random_ids(3, 5)
@@ -88,7 +88,7 @@ def test_norms_are_tuned_and_merged(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_merges_on_classifiers(tmp_path: Path, method: str) -> None:
-    """With the task type PEFT saves the whole head, and looks for a weight in it; with its layers named, it merges."""
+    """With a task type, PEFT expects the whole head to have a weight; merging works if its layers are named."""
     config, options = METHODS[method]
     ids = random_ids(3, 5)
     saved = tiny_model(TriviumForSequenceClassification, decoder_layers=0)
@@ -109,7 +109,7 @@ def test_every_method_merges_on_classifiers(tmp_path: Path, method: str) -> None
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_merges_on_decoder_classifiers(method: str) -> None:
-    """Its head is a projection, which PEFT trains and merges by the task type alone."""
+    """The head is a single projection, so PEFT can train and merge it with only the task type."""
     config, options = METHODS[method]
     model = tiny_model(TriviumDecoderForSequenceClassification, encoder_layers=0)
     model = get_peft_model(model, config(task_type="SEQ_CLS", **options))
@@ -119,7 +119,7 @@ def test_every_method_merges_on_decoder_classifiers(method: str) -> None:
 
 
 def test_trainable_tokens_of_encoder_decoder_stay_tied() -> None:
-    """By default, or by the encoder's name; the plain name finds both embeddings, which PEFT cannot tie."""
+    """Use the default or the encoder's name: the plain name matches both embeddings, which PEFT cannot tie."""
     ids = random_ids(3, 5)
     for targets in (None, ["encoder.embed_tokens"]):
         config = TrainableTokensConfig(task_type="SEQ_2_SEQ_LM", token_indices=[4, 5], target_modules=targets)

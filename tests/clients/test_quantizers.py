@@ -60,7 +60,7 @@ def quantization(method: str) -> Any:
     if method == "bitsandbytes-8":
         return BitsAndBytesConfig(load_in_8bit=True)
     if method == "bitsandbytes-4":
-        # Its CPU kernel needs more outputs than most classifiers have.
+        # The CPU kernel needs more outputs than most classifiers have.
         options = {"llm_int8_skip_modules": ["lm_head", "mlm_head.decoder", "out_proj"]}
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **options)
     if method.startswith("quanto"):

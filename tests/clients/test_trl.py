@@ -94,7 +94,7 @@ def test_fine_tuning_labels(tmp_path: Path, decoder: Path, texts: list[str], kin
 
 
 def test_split_special_tokens_would_lose_eos(tmp_path: Path, decoder: Path, texts: list[str]) -> None:
-    """This is why `load_tokenizer` sets `split_special_tokens=False`."""
+    """Show why `load_tokenizer` sets `split_special_tokens=False`."""
     arguments = SFTConfig(str(tmp_path), **OPTIONS)
     trainer = SFTTrainer(str(decoder), args=arguments, train_dataset=data_of("text", texts))
     # The decoded texts are equal although the ids differ.

@@ -18,7 +18,7 @@ from trivium import TriviumConfig, TriviumForConditionalGeneration, preset_confi
 from trivium.configuration import PRESETS
 
 INF, NAN = float("inf"), float("nan")
-# (arguments, field that the message names, its value, allowed values that the message names)
+# (arguments, field named in the message, its value, allowed values stated in the message)
 REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"d_model": 30}, "d_model", "30", "multiple of num_attention_heads (8)"),
     ({"num_key_value_heads": 3}, "num_key_value_heads", "3", "divide num_attention_heads (8)"),

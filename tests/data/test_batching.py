@@ -108,7 +108,7 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
 
 @pytest.mark.parametrize("processes", [2, 3, 8])
 def test_processes_get_equal_numbers_of_steps(processes: int) -> None:
-    """The last step repeats batches, fewer than there are processes."""
+    """The last step repeats fewer batches than there are processes."""
     for rows in (1, 7, 100, 101):
         batches = sampler(random_pairs(rows), 60)
         shards = [list(BatchSamplerShard(batches, processes, rank)) for rank in range(processes)]
@@ -280,7 +280,7 @@ def test_two_processes_match_one_and_resume_within_epoch(tmp_path: Path) -> None
     alone = train(recipe_for(tmp_path / "alone", *common, "training.gradient_accumulation_steps=2"))
     assert len(alone.batches) % 2 == 1, "choose another inputs.max_tokens"
     steps = -(-len(alone.batches) // 2)
-    assert steps < 14 < 2 * steps  # Step 14, that of the checkpoint, is in the second epoch.
+    assert steps < 14 < 2 * steps  # The checkpoint is at step 14, in the second epoch.
     together = [*common, "training.save_steps=14"]
     losses = in_two_processes(tmp_path / "run", *together)
     assert losses[: steps - 1] == pytest.approx(losses_of(alone)[: steps - 1], rel=1e-4)

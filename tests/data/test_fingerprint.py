@@ -25,7 +25,7 @@ OTHERS = {
 
 
 def write_pairs(folder: Path, pairs: list[tuple[str, str]], kind: str) -> DataArguments:
-    """Write the pairs as parallel text, as JSON lines, or in a folder with the layout of the Hub."""
+    """Write the pairs as parallel text, as JSON lines, or as a folder in the Hub's layout."""
     folder.mkdir()
     if kind == "parallel text":
         for ending, lines in zip(("en", "de"), zip(*pairs, strict=True), strict=True):
@@ -53,7 +53,7 @@ def test_fingerprint_identifies_the_data(tmp_path: Path, kind: str, streaming: b
     found.add(fingerprint_of(write_pairs(tmp_path / "less", PAIRS, kind), max_train_samples=2, streaming=streaming))
     if kind == "Hub":
         found.add(fingerprint_of(write_pairs(tmp_path / "part", PAIRS, kind), train="train[1:]", streaming=streaming))
-    same = 0 if streaming else 1  # Without streaming, two rows of three have the fingerprint of a file with these two.
+    same = 0 if streaming else 1  # Without streaming, two of three rows hash like a file with only these two.
     assert len(found) == 1 + len(OTHERS) + 1 + (kind == "Hub") - same
 
 

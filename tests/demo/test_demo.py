@@ -362,7 +362,7 @@ def test_space_follows_its_model(folder: Path, hub: HubServer) -> None:
     assert not any(name.startswith("space") for name in hub.files(REPO))
 
     (folder / "space" / PAGE / "__pycache__").mkdir()
-    (folder / "space" / PAGE / "__pycache__" / "page.pyc").touch()  # left by a run of the page
+    (folder / "space" / PAGE / "__pycache__" / "page.pyc").touch()  # left behind by a local run of the page
     assert "The Space is up to date: there is no new commit." in push(folder, REPO, "--space")[1]
     assert len(hub.commits(space)) == 2
     # Files of an earlier version of the page are deleted; user edits and all other files are kept.

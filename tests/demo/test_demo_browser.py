@@ -42,7 +42,7 @@ TEXTS = ["the cat sat on the mat.", "two dogs ran across the road.", "مرحبا
 HTML = (
     "<img src=x onerror=\"document.title='broken into'\"><script>document.title='broken into'</script>${1}{{value}}`"
 )
-EXTRA = 3  # Maximum number of tokens by which a translation may exceed the text.
+EXTRA = 3  # Maximum number of tokens by which a translation may exceed the length of the text.
 WORDS = {
     TriviumForConditionalGeneration: "Translate",
     TriviumForCausalLM: "Continue",

@@ -1,4 +1,4 @@
-"""The code of the page "Extend the model" runs, and what it saves loads without Trivium."""
+"""The code of the page "Extend the model" runs, and the models that it saves load without Trivium."""
 
 import importlib
 import json

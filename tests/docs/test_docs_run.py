@@ -1,8 +1,8 @@
-"""Run every command and Python block of the documentation, with short trainings, and build the pages.
+"""Run every command and Python block of the documentation, with shortened training runs, and build the pages.
 
-Excluded blocks are marked in place: a command that needs the network (`# ... network ...`), or Python with a
-`...` to be filled in. Also excluded are benchmarks, and what other tests run: `make`, the README, `clients.md`,
-`extend.md`.
+Excluded blocks are marked in place: a command that needs the network (`# ... network ...`), or Python with a `...` to
+be filled in. Benchmarks are excluded too, as are `make`, the README, `clients.md` and `extend.md`, which are covered
+by other tests.
 """
 
 import re
@@ -21,7 +21,7 @@ from trivium_cli import app
 
 pytestmark = [pytest.mark.trains, pytest.mark.subprocess, pytest.mark.slow]
 
-# Overrides that shorten every training.
+# Overrides that shorten every training run.
 IN_SHORT = [
     *(f"data.max_{split}_samples={rows}" for split, rows in (("train", 300), ("validation", 8), ("test", 8))),
     *(
@@ -75,7 +75,7 @@ PAGES_TO_RUN = {
 
 @pytest.fixture(scope="module")
 def prepared_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create what pages assume: runs of the recipes, and user files."""
+    """Create the folders and files that the pages assume: runs of the recipes, and user files."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "FOLDER").mkdir()
     files = {"train": "train", "validation": "val", "test": "test_2016_flickr"}

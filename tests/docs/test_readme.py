@@ -56,13 +56,13 @@ def working_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("block", PYTHON)
 def test_python_blocks_run(block: str, working_folder: Path) -> None:
-    """Run each block, with a short training in place of the demo's."""
+    """Run each block, with a short training run instead of the demo's."""
     setting = '["training.output_dir=runs/python"]'
     exec(block.replace(setting, repr(small_recipe(Path("runs/python")))), {})
 
 
 def test_commands_run(working_folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run all commands in order, with short trainings, a local Hub, and a demo page that is requested once."""
+    """Run all commands in order, with short training runs, a local Hub, and a demo page that is requested once."""
     gradio = pytest.importorskip("gradio", reason="an optional dependency")
     pytest.importorskip("ctranslate2", reason="an optional dependency")
     pages = []

@@ -106,7 +106,7 @@ def run_without_trivium(
         environment: Variables to add, such as `HF_ENDPOINT`. Implies `fresh`: libraries read them on import.
 
     Raises:
-        AssertionError: The program failed; the message holds its output.
+        AssertionError: The program failed; the message contains its output.
     """
     home, output = folder / "home", folder / "output.txt"
     home.mkdir(exist_ok=True)

@@ -24,7 +24,7 @@ def run_distributed(job: Job, *args: Any, folder: Path, processes: int = 2, conf
     Args:
         job: The function that every process calls.
         *args: Arguments of `job`.
-        folder: Where the output, `log-RANK.txt`, and the results are written.
+        folder: Folder to which the output, `log-RANK.txt`, and the results are written.
         processes: The number of processes.
         config: An Accelerate configuration, which determines their environment.
 

@@ -1,4 +1,4 @@
-"""Return a forkserver context, one per pytest process, that has preloaded the imports of a training."""
+"""Return a forkserver context, one per pytest process, that has preloaded the imports of a training run."""
 
 import multiprocessing
 

@@ -1,9 +1,9 @@
 """A Hub on the loopback interface, with the part of the HTTP API that the huggingface_hub client uses.
 
-It keeps everything in memory. Its responses hold the fields that the client reads (`hf_api.py`,
-`_commit_api.py`, `lfs.py` and `file_download.py` of huggingface_hub). It has no Xet storage, so clients must set
-HF_HUB_DISABLE_XET=1: the fixture `hub` does this in the process of the tests, `HubServer.environment` for others.
-To run it as a program:
+It keeps everything in memory. Its responses contain the fields that the client reads (`hf_api.py`, `_commit_api.py`,
+`lfs.py` and `file_download.py` of huggingface_hub). It has no Xet storage, so clients must set HF_HUB_DISABLE_XET=1:
+the fixture `hub` does this in the test process, and `HubServer.environment` for other processes. To run it as a
+program:
 
     python tests/helpers/hub_server.py --port 8765
 """
@@ -47,10 +47,10 @@ class Failure:
 
 
 class HubServer:
-    """The HTTP server; as a context manager it runs in a thread.
+    """HTTP server of the Hub; used as a context manager, it runs in a thread.
 
     Attributes:
-        url: Its address, for HF_ENDPOINT.
+        url: Address of the server, for HF_ENDPOINT.
         token: The write token of the user "someone", for someone/...
         read_token: A read-only token of the same user.
         requests: All requests so far, in order.
@@ -99,7 +99,7 @@ class HubServer:
         return repository
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-        """Return the files of a revision, without the initial .gitattributes."""
+        """Return the files of a revision, except the initial .gitattributes."""
         files = self.repositories[repo_id].at(revision).files
         return {path: file.content for path, file in files.items() if path != ".gitattributes"}
 
@@ -241,7 +241,7 @@ class Handler(BaseHTTPRequestHandler):
         return repository
 
     def check_writer(self, namespace: str) -> None:
-        """Refuse a client that may not write in a namespace."""
+        """Reject a client that may not write to a namespace."""
         if self.token is None:
             raise Refusal(401, "Invalid username or password.")
         if self.token != self.hub.token or namespace != USER:

@@ -23,8 +23,8 @@ from trivium.recipe import load_recipe
 from trivium.training import train
 from trivium.training.trainer import RunTrainer
 
-# When a run is killed: after a number of seconds; or after half of the first file whose path has this ending is
-# written (the truncated file stays); or on an audit event for a path with this ending.
+# When to kill a run: after a number of seconds; after half of the first file whose path has this suffix is written
+# (the truncated file stays); or at an audit event for a path with this suffix.
 KillMoment = float | tuple[str, str]
 
 
@@ -36,7 +36,7 @@ def run_training(
     Args:
         settings: Fields of the recipe to replace.
         resume: Resume from the last checkpoint.
-        kill_at: When to kill the process; None to let it finish.
+        kill_at: Moment at which to kill the process; None to let it finish.
         max_file_size: Maximum file size in bytes, to simulate a full disk.
 
     Returns:
@@ -54,7 +54,7 @@ def folder_of(settings: list[str]) -> Path:
 
 
 def log_of(folder: Path) -> Path:
-    """Return the path, beside the run's folder, of the captured output of its training."""
+    """Return the path of the captured training output, next to the run's folder."""
     return folder.with_name(f"{folder.name}-log.txt")
 
 
@@ -93,7 +93,7 @@ def draw_from_all_generators(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kill_while_writing(ending: str) -> None:
-    """Patch all writers to truncate files with this ending to half and kill the process."""
+    """Patch all writers to write only half of a file whose path ends with this suffix, and then kill the process."""
 
     def half(write: Callable[..., Any], which: int) -> Callable[..., Any]:
         def writing(*args: Any, **kwargs: Any) -> Any:

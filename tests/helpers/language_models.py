@@ -15,6 +15,6 @@ def language_model(std: float = 0.1, **overrides: Any) -> TriviumForCausalLM:
 
 
 def texts(lengths: list[int], side: str = "right") -> Tensors:
-    """Return random token rows, padded on one side; padding positions hold random tokens too."""
+    """Return rows of random tokens, padded on one side; padding positions contain random tokens as well."""
     mask = mask_of(lengths, side)
     return {"input_ids": random_ids(*mask.shape), "attention_mask": mask}

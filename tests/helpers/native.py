@@ -107,7 +107,8 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "bart-relu": ("BartForConditionalGeneration", {**SEQ2SEQ, "activation_function": "relu", "decoder_layers": 1}),
 }
 
-# Trivium models that a family can represent: preset, class, family, and fields that its native models never produce.
+# Trivium models that a family can represent: preset, class, family, and fields that converted native models never
+# have.
 OUR_SIZES = {**SIZES, "d_model": 24, "ffn_dim": 40}
 BERT, GPT, LLAMA = (
     {**OUR_SIZES, "encoder_layers": 3},
@@ -176,7 +177,7 @@ exact = pytest.mark.usefixtures("in_float64")
 
 
 class Pair(NamedTuple):
-    """A native model and a Trivium model, one converted from the other, and the family."""
+    """A native model and a Trivium model, of which one was converted from the other, and their family."""
 
     native: PreTrainedModel
     ours: PreTrainedModel

@@ -24,7 +24,7 @@ MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 @dataclass(frozen=True)
 class Block:
-    """A code block, its language (`sh` if it is indented without one), and the paragraph before it."""
+    """A code block, its language (`sh` for an indented block), and the preceding paragraph."""
 
     page: Path
     line: int
@@ -37,7 +37,7 @@ class Block:
 
     @property
     def source(self) -> Path | None:
-        """Return the source file that the paragraph before names: "From [`file.py`](...) ...:"."""
+        """Return the source file named in the preceding paragraph: "From [`file.py`](...) ...:"."""
         if self.before is None or not self.before.content.endswith(":"):
             return None
         first = next((token for token in self.before.children or [] if token.type == "link_open"), None)
@@ -95,7 +95,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def commands(code: str) -> Iterator[list[str]]:
-    """Return the arguments of every call of `trivium` in shell commands, with the variables they set expanded."""
+    """Return the arguments of every `trivium` call in shell commands, with shell variables expanded."""
     variables = dict(re.findall(r'^(\w+)="(.*)"$', code, flags=re.MULTILINE))
     code = re.sub(r"\$(\w+)", lambda name: variables.get(name[1], name[0]), code)
     for line in re.findall(r"^.*\btrivium [a-z].*$", code.replace("\\\n", " "), flags=re.MULTILINE):

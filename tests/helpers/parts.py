@@ -1,4 +1,4 @@
-"""Pairs of an encoder and a decoder, to be joined."""
+"""Pairs of an encoder and a decoder for tests of joining."""
 
 from typing import Any
 

@@ -78,7 +78,7 @@ def tiny_config(**overrides: Any) -> TriviumConfig:
 
 @torch.no_grad()
 def shake(model: Model, std: float = 0.1) -> Model:
-    """Add noise to every parameter: initial ones and zeros hide a norm or bias that is not applied."""
+    """Add noise to every parameter: initial ones and zeros would hide a norm or bias that is not applied."""
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * std)
     return model
@@ -104,7 +104,7 @@ def mask_of(lengths: list[int], side: str = "right") -> torch.Tensor:
 
 
 def copy_weights(model: nn.Module, weights: Tensors) -> None:
-    """Load `weights`, which must be complete, with tied weights once."""
+    """Load `weights`, which must be complete and contain tied weights only once."""
     assert set(weights) == {name for name, _ in model.named_parameters()}
     model.load_state_dict(weights, strict=False)
 
@@ -127,7 +127,7 @@ def copying_batch(sentences: int = 16, longest: int = 8, vocab_size: int = 31) -
 
 
 def train_to_copy(model: Model, steps: int, learning_rate: float = 3e-3, **batch_shape: int) -> Model:
-    """Train on copying with the Adam of the paper and warmup; return the model in evaluation mode."""
+    """Train on the copy task with warmup and the paper's Adam settings; return the model in evaluation mode."""
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), eps=1e-9)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (0.1 * steps), 2 * (1 - step / steps), 1)

@@ -177,7 +177,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-LONG = "code with a missing import"  # A subprocess has to load it, as with code that computes different results.
+LONG = "code with a missing import"  # detected by loading in a subprocess, like code that computes different results
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == LONG else k for k in BROKEN])

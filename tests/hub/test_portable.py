@@ -87,11 +87,11 @@ def matching_classes(config: TriviumConfig) -> dict[str, type[PreTrainedModel]]:
 
 @functools.cache
 def classes_with_layers(encoder_layers: int, decoder_layers: int) -> dict[str, type[PreTrainedModel]]:
-    """Return the classes of an architecture; cached, because asking all Auto classes takes a third of a second."""
+    """Return the classes of an architecture; cached, because querying all Auto classes takes a third of a second."""
     config, fitting = tiny_config(encoder_layers=encoder_layers, decoder_layers=decoder_layers), {}
     for name in dir(transformers):
         if name.startswith("AutoModel"):
-            with suppress(ValueError):  # The Auto class has no Trivium model, or none of this architecture.
+            with suppress(ValueError):  # The Auto class has no Trivium model, or no model of this architecture.
                 fitting[name] = type(getattr(transformers, name).from_config(config))
     return fitting
 
@@ -368,7 +368,7 @@ def test_trainer_output_loads_without_package(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trust", [None, True, False])
 def test_installed_classes_take_precedence(tmp_path: Path, trust: bool | None) -> None:
-    """This holds for any trust_remote_code, since the folder's code may differ from the package's."""
+    """This holds for any value of trust_remote_code, since the folder's code may differ from the package's."""
     options = {} if trust is None else {"trust_remote_code": trust}
     for model_class in (TriviumForConditionalGeneration, TriviumForTokenClassification, TriviumForCausalLM):
         model = tiny_model(model_class, **CLASSES[model_class])

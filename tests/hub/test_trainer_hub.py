@@ -68,7 +68,7 @@ def generate_outputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 @pytest.fixture(autouse=True)
 def pushes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Push synchronously: a Trainer skips a push while another one runs, which depends on timing."""
+    """Push synchronously, because whether a Trainer skips a push depends on timing."""
 
     def run_at_once(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
         done = Future[Any]()

@@ -171,7 +171,7 @@ def test_every_kind_layer_and_head_matches_equation(kind: str, tokenizer: Triviu
         [reference_attention(each, *seen[i], is_causal=kind == "decoder") for i, each in enumerate(attentions)]
     )
     rows, columns = expected.shape[2:]
-    # The last map is followed by a gap as well.
+    # The last map is also followed by a gap.
     maps = torch.nn.functional.pad(heatmap_data(grid), (0, 1, 0, 1), value=torch.nan)
     maps = maps.view(3, rows + 1, 4, columns + 1).transpose(1, 2).float()  # Layer 1 is in the top row.
     torch.testing.assert_close(maps[:, :, :rows, :columns], expected)

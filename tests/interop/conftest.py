@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compute norms, angles, softmaxes and losses in float64 that native models hard-code to float32."""
+    """Compute in float64 the norms, angles, softmaxes and losses that native models hard-code to float32."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     monkeypatch.setattr(torch, "float32", torch.float64)

@@ -346,7 +346,7 @@ def test_quantized_model_is_close_smaller_and_a_copy(quantization, copier, token
     assert sizes[0] == sizes[1] if quantization == "float32" else sizes[0] < 0.85 * sizes[1]
     ids = random_ids(40, 4)
     both = (until_end(any_model.generate(ids, max_length=9)) for any_model in (copier, CTranslate2Model(folder)))
-    # Quantization to integers is coarse for so narrow a model, and coarser without integer instructions.
+    # Integer quantization is coarse for such a narrow model, and even coarser on CPUs without integer instructions.
     least = 20 if "int" in quantization else 38
     assert sum(expected_row == row for expected_row, row in zip(*both, strict=True)) >= least
 
@@ -356,7 +356,7 @@ def test_tied_weights_are_written_once(tokenizer, tmp_path):
         (converted(tiny_model(tie_word_embeddings=tied), tokenizer, tmp_path / str(tied)) / "model.bin").stat().st_size
         for tied in (True, False)
     ]
-    # The untied model has two more matrices, and lacks the names of two aliases.
+    # The untied model has two more matrices, and does not store the names of two aliases.
     assert abs(sizes[1] - sizes[0] - 2 * 31 * 24 * 4) < 200
 
 
@@ -452,7 +452,7 @@ def test_missing_ctranslate2_error_says_what_to_install(copier, tokenizer, tmp_p
 
 
 def test_test_models_distinguish_gelu_approximations() -> None:
-    """The activations must differ, or comparing them would prove little."""
+    """The activations must give different results; otherwise comparing them would prove little."""
     models = [
         shake(TriviumForCausalLM(tiny_config(encoder_layers=0, activation_function=name)).eval(), 0.3)
         for name in ("gelu", "gelu_new")

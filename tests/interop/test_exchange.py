@@ -47,7 +47,7 @@ from trivium_cli import app
 
 
 def batch(pair: Pair, lengths: list[int], target_lengths: list[int]) -> Tensors:
-    """Return random tokens with padding; RoBERTa derives the padding mask of positions from the ids."""
+    """Return random tokens padded with the padding id, from which RoBERTa derives its positions."""
     config = pair.ours.config
     mask = mask_of(lengths)
     inputs = {"input_ids": random_ids(*mask.shape).where(mask.bool(), config.pad_token_id), "attention_mask": mask}

@@ -1,4 +1,4 @@
-"""Real-world checkpoints of the Hub, and refusals of models that cannot be converted."""
+"""Real-world checkpoints of the Hub, and errors for models that cannot be converted."""
 
 import json
 import shutil
@@ -87,7 +87,7 @@ def test_dtypes_are_kept(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
 # Published files declare the second class.
 @pytest.mark.parametrize("architecture", ["BertForPreTraining", "BertForMaskedLM"])
 def test_bert_as_pretrained(architecture: str, tmp_path: Path) -> None:
-    """Like most BERT checkpoints: a next-sentence head, and the old names of LayerNorm parameters."""
+    """Like most BERT checkpoints, this one has a next-sentence head and the old names of LayerNorm parameters."""
     native = native_model("bert-masked-lm")
     whole = transformers.BertForPreTraining(native.config).double().eval()
     whole.load_state_dict(native.state_dict(), strict=False)

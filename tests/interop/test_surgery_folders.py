@@ -199,7 +199,7 @@ def test_folders_of_other_models_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_tokenizers_that_differ_are_both_kept(tmp_path: Path) -> None:
-    """The vocabularies are equal, but one side lowercases; the joined tokenizer adds a translator's special tokens."""
+    """Join tokenizers with equal vocabularies, of which only one lowercases; the joined tokenizer adds only EOS."""
     split_folder(saved(tmp_path / "whole", shared=True, tie_word_embeddings=False), tmp_path / "parts")
     encoder, decoder = tmp_path / "parts" / "encoder", tmp_path / "parts" / "decoder"
     AutoTokenizer.from_pretrained(encoder, add_bos_token=True, add_eos_token=False).save_pretrained(encoder)

@@ -313,7 +313,7 @@ def pack(rows: list[torch.Tensor]) -> Tensors:
 @both_attentions
 @all_variants
 def test_packed_texts_do_not_attend_to_each_other(variant: dict[str, Any], attention: str) -> None:
-    """Test with a cache as well, the default: it must not hide that positions restart."""
+    """Test with a cache as well, because it is the default and must not hide that positions restart."""
     model = language_model(**variant, attn_implementation=attention)
     rows = [random_ids(length) for length in LENGTHS]
     packed = pack(rows)

@@ -1,4 +1,4 @@
-"""Layers written out for single tokens: the same values as the modules, and the modules wherever those do more."""
+"""Inlined layers for single tokens give the same values as the modules, and are not used where the modules do more."""
 
 from collections.abc import Callable
 from typing import Any
@@ -120,7 +120,7 @@ def test_wrapped_layers_are_not_plain() -> None:
 
 
 class AddedRank(nn.Linear):
-    """A projection of another type, as those of quantization and adapters."""
+    """A projection of another type, like those used by quantization and adapters."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden_states) + hidden_states.mean(dim=-1, keepdim=True)

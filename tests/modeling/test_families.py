@@ -1,8 +1,8 @@
 """BERT, GPT-2 and LLaMA: the presets, made tiny, against transformers' own classes, in float64.
 
 With copied weights all outputs and gradients are equal. Each family has a function that converts its tensors. It is
-linear, so it applies to gradients as well. The native configurations get only sizes: all other defaults must be those
-of the presets.
+linear, so it applies to gradients as well. Only sizes are set in the native configurations: all other defaults must
+match the presets.
 """
 
 from collections.abc import Callable
@@ -93,7 +93,7 @@ LLAMA_NAMES = {
 
 @pytest.fixture(autouse=True)
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute norms, angles, softmaxes and losses in float64 that native models hard-code to float32."""
+    """Compute in float64 the norms, angles, softmaxes and losses that native models hard-code to float32."""
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(torch, "float", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)

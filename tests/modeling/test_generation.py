@@ -32,7 +32,7 @@ VOCABULARY, LONGEST = 16, 5
 
 
 def copier(steps: int, learning_rate: float = 1e-2, **overrides: Any) -> TriviumForConditionalGeneration:
-    """Return a small model after `steps` steps of training on copying."""
+    """Return a small model trained for `steps` steps on the copy task."""
     torch.manual_seed(0)
     shape = {"vocab_size": VOCABULARY, "d_model": 32, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 1}
     model = TriviumForConditionalGeneration(tiny_config(**{**shape, "label_smoothing": 0.0, **overrides}))
@@ -125,7 +125,7 @@ def test_any_of_several_eos_tokens_ends_generation(half_trained: TriviumForCondi
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @torch.no_grad()
 def test_full_width_beam_search_is_exhaustive(length_penalty: float) -> None:
-    """Compare with exhaustive search: use as many beams as there are sentences of three tokens."""
+    """Compare with exhaustive search, using as many beams as there are sentences of three tokens."""
     vocab_size, length = 6, 3
     model = tiny_model(vocab_size=vocab_size, std=0.3)
     source = random_ids(1, 4, vocab_size=vocab_size)

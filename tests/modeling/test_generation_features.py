@@ -64,7 +64,10 @@ def test_early_exit_drafts_with_first_layers() -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 2])
 def test_decoder_of_encoder_decoder_has_quantized_cache(num_beams: int) -> None:
-    """transformers rejects this cache. The backend "fp8" needs no other package."""
+    """transformers supports no such cache for encoder-decoders.
+
+    The backend is "fp8", because it needs no additional package.
+    """
     model = tiny_model().float()
     ids, mask = random_ids(2, 6), mask_of([6, 4])
     options: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 8, "num_beams": num_beams}

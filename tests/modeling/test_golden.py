@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two-vocabularies": {"decoder_vocab_size": 23},
     "untied": {"tie_word_embeddings": False},
 }
-HEADS: dict[str, type[PreTrainedModel]] = {  # Other heads than that of the pre-training objective.
+HEADS: dict[str, type[PreTrainedModel]] = {  # Heads other than that of the pre-training objective.
     "sequence-classification": TriviumForSequenceClassification,
     "token-classification": TriviumForTokenClassification,
     "question-answering": TriviumForQuestionAnswering,

@@ -1,6 +1,6 @@
 """Section 5.4: label smoothing, over real tokens only, in training only, and independent of micro-batching.
 
-Also the other objectives: next-token prediction, and the three problem types of a sequence classifier.
+The other objectives are tested as well: next-token prediction, and the three problem types of a sequence classifier.
 """
 
 import math

@@ -24,7 +24,7 @@ tying_modes = pytest.mark.parametrize("overrides", TYING.values(), ids=TYING)
 
 
 def batch(source_lengths: list[int], target_lengths: list[int], side: str = "right") -> Tensors:
-    """Return random sentences, padded on one side; padding positions hold random tokens too."""
+    """Return random sentences, padded on one side; padding positions contain random tokens as well."""
     source_mask, target_mask = mask_of(source_lengths, side), mask_of(target_lengths, side)
     return {
         "input_ids": random_ids(*source_mask.shape),
@@ -261,7 +261,7 @@ def test_gradient_checkpointing_matches_gradients(norm_position: str, reentrant:
 
 
 def test_gradient_checkpointing_disables_cache() -> None:
-    """A cache would be updated in the forward pass, and again by recomputation in the backward pass."""
+    """A cache would be updated in the forward pass, and a second time by recomputation in the backward pass."""
     model = tiny_model().train()
     model.activation_checkpointing_enable()
     ids, cache = random_ids(2, 5), EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -362,7 +362,7 @@ def test_dropout_applies_everywhere() -> None:
 
 
 def test_dropout_on_embedded_input() -> None:
-    """Section 5.4: dropout acts on the sum of embeddings and positions, all that a stack without layers computes."""
+    """Section 5.4: dropout acts on the sum of embeddings and positions (tested on stacks without layers)."""
     encoder = tiny_model(TriviumEncoder, encoder_layers=0, dropout=0.5)
     ids = random_ids(2, 6)
     whole, dropped = (encoder.train(training)(ids).last_hidden_state for training in (False, True))

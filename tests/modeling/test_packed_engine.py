@@ -1,7 +1,7 @@
 """Run models as vLLM's transformers backend does: packed sequences, position ids only, its own attention.
 
-The backend makes the model of `AutoModel`, registers its attention function, and concatenates all requests to one row.
-There is no mask and no cache: its attention objects, passed as `attention_instances`, know the requests.
+The backend creates the model with `AutoModel`, registers its own attention function, and concatenates all requests
+into one row. There is no mask and no cache: its attention objects, passed as `attention_instances`, know the requests.
 """
 
 from collections.abc import Iterator
@@ -90,7 +90,7 @@ def test_packed_requests_match_single_texts(
 @pytest.mark.parametrize("model_class", STACKS)
 @torch.no_grad()
 def test_pipeline_stages_match_whole_model(model_class: type[PreTrainedModel]) -> None:
-    """The engine replaces the modules of other pipeline stages by identities, in the order of the plan."""
+    """The engine replaces the modules of other pipeline stages with identities, in the order of the plan."""
     model = tiny_model(
         model_class, **STACKS[model_class], position_embedding_type="rotary", norm_position="pre"
     ).float()

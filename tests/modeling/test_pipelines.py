@@ -142,7 +142,7 @@ def train_model(model: PreTrainedModel, tokenizer: TriviumTokenizer) -> PreTrain
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a model of every architecture; the translation model has two vocabularies, all others one."""
+    """Save a model of every architecture; the translation model has two vocabularies, all other models one."""
     place = tmp_path_factory.mktemp("folders")
     one = train_tokenizer(TEXTS * 2, vocab_size=300, add_bos_token=True)
     two = train_tokenizer(TEXTS * 2, target_texts=GERMAN * 2, shared=False, vocab_size=310)

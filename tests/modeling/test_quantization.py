@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM
 
-# There are four projections per attention, two or three per feed-forward network, and the head's.
+# There are four projections per attention, two or three per feed-forward network, and one in the head.
 MODELS = [
     (TriviumForConditionalGeneration, {}, 2 * (4 + 2) + 3 * (8 + 2) + 1),
     (TriviumForMaskedLM, {"decoder_layers": 0}, 2 * (4 + 2) + 2),

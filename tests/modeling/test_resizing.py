@@ -1,4 +1,4 @@
-"""Resizing the vocabulary resizes every matrix, tied or not, and is refused for two vocabularies."""
+"""Resizing the vocabulary resizes every matrix, tied or not, and is rejected for two vocabularies."""
 
 import pytest
 import torch

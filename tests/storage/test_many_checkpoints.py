@@ -1,4 +1,4 @@
-"""Checkpoints of several processes: complete or absent, whichever process is killed, resumable and loadable."""
+"""Checkpoints of several processes: complete or absent, whichever process is killed, and always loadable."""
 
 import shutil
 from pathlib import Path
@@ -33,7 +33,7 @@ def settings_of(folder: Path, rows: int = 4) -> list[str]:
 
 
 def train_here(settings: list[str], resume: bool = False, dies_in: str | None = None) -> list[float]:
-    """Train and return the losses; optionally kill the process after half of a file with this ending is written."""
+    """Train and return the losses; kill this process when half of a file with the suffix `dies_in` is written."""
     if dies_in is not None:
         kill_while_writing(dies_in)
     trainer = train(load_recipe("numbers", settings), resume=resume)

@@ -72,7 +72,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def assert_refused(run: Path, canary: Path, file: str) -> None:
-    """Assert that resuming is refused with the file named, nothing is called, and the run is unchanged."""
+    """Assert that resuming fails with an error that names the file, nothing is called, and the run is unchanged."""
     before = content_of(run)
     with pytest.raises(UnsafePickleError, match=f"{file} is not safe to unpickle") as error:
         train(load_recipe(run, [f"training.output_dir={run}"]), resume=True)

@@ -1,4 +1,4 @@
-"""The run folder: which files a training may delete, and which process may train in it."""
+"""The run folder: which files a training run may delete, and which process may train in it."""
 
 import json
 import multiprocessing
@@ -59,7 +59,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def assert_refused(run: Path, message: str, **how: bool) -> None:
-    """Assert that training is refused and all files are unchanged."""
+    """Assert that training fails and all files are unchanged."""
     before = {name: (run / name).read_bytes() for name in names_in(run)}
     with pytest.raises(ValueError, match=message):
         train(recipe_for(run), **how)

@@ -107,7 +107,7 @@ def test_special_tokens_added_to_target(two: TriviumTokenizer, tmp_path: Path) -
 
 
 def test_old_tokenizers_recognize_added_special_tokens(tmp_path: Path) -> None:
-    """Version 0.1.0 saved these tokens so that they are split."""
+    """Version 0.1.0 saved these tokens such that they are split."""
     tokenizer = train_tokenizer(SOURCE, vocab_size=400)
     tokenizer._tokenizer.add_special_tokens(["<ent>"])
     tokenizer.save_pretrained(tmp_path)

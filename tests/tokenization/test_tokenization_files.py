@@ -273,7 +273,7 @@ json.dump(said, open("said.json", "w"))
 def test_loads_without_package_from_folder_and_hub(
     two: TriviumTokenizer, chat: TriviumTokenizer, tmp_path: Path
 ) -> None:
-    """Load the tokenizer as transformers' class if possible, and load what that class saves with Trivium again."""
+    """Load the tokenizer as transformers' class if possible, and reload the folder that it saves with Trivium."""
     char = train_tokenizer(SOURCE, algorithm="char", vocab_size=100)
     tokenizers = dict(zip("abcdef", TRAINED, strict=True)) | {"char": char, "two": two, "chat": chat}
     trusted: dict[str, bool | None] = {}
@@ -306,7 +306,7 @@ def test_loads_without_package_from_folder_and_hub(
 
 
 def test_code_is_saved_only_while_needed(two: TriviumTokenizer, tmp_path: Path) -> None:
-    """This holds for a tokenizer that was loaded with its own code, too."""
+    """This also applies to a tokenizer that was loaded with its own code."""
     two.save_pretrained(tmp_path / "two")
     loaded = AutoTokenizer.from_pretrained(tmp_path / "two")
     for name, tokenizer, needed in (("two", loaded, True), ("source", loaded.source, False)):

@@ -1,4 +1,4 @@
-"""A resumed run is bit-identical to an unbroken one, wherever in an epoch it is resumed."""
+"""A resumed run is bitwise identical to an uninterrupted one, wherever in an epoch it is resumed."""
 
 from itertools import product
 from pathlib import Path
@@ -31,7 +31,7 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def make_trainer(strategy: str, accumulation: int, folder: Path, **options: Any) -> RunTrainer:
-    """Return a Trainer of a tiny language model with dropout, so that the random states matter as well."""
+    """Return a Trainer of a tiny language model with dropout, so that the random states matter, too."""
     set_seed(0)
     model = tiny_model(TriviumForCausalLM, encoder_layers=0, decoder_layers=1, dropout=0.1)
     rows = [random_ids(length).tolist() for length in torch.randint(2, 12, (ROWS,)).tolist()]
@@ -66,7 +66,7 @@ def resume_everywhere(strategy: str, accumulation: int, folder: Path) -> tuple[W
     """Train for two epochs, then again from a checkpoint in the first, at its end, and in the second.
 
     Returns:
-        The final weights of the unbroken run, and those of the resumed runs by checkpoint.
+        The final weights of the uninterrupted run, and those of the resumed runs keyed by checkpoint.
     """
     unbroken = make_trainer(strategy, accumulation, folder, save_strategy="steps", save_steps=1)
     unbroken.train()

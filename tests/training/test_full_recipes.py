@@ -40,7 +40,7 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write sentences with the layout of the Hub, in the format of WMT, and as parallel text."""
+    """Write the sentences both as a WMT dataset in the Hub's layout and as parallel text."""
     folder = tmp_path_factory.mktemp("corpus")
     for split, count in (("train", 60), ("validation", 8), ("test", 8)):
         pairs = [(row["source"], row["target"]) for row in numbers_corpus()[split].take(count)]
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_runs(name: str, folder: Path, tmp_path: Path) -> None:
-    """Train for two steps with an evaluation, and evaluate the mean of the checkpoints with a signature."""
+    """Train for two steps with an evaluation, and score the averaged checkpoints with a signature."""
     overrides = [each.replace("FOLDER", str(folder)) for each in RECIPES[name]]
     trainer = train(load_recipe(name, [*overrides, f"training.output_dir={tmp_path}/run"]))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -69,7 +69,7 @@ def test_recipe_runs(name: str, folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["wmt14-base", "wmt14-big"])
 def test_learning_rate_matches_the_paper(name: str) -> None:
-    """Equation 3, with the schedule's count of steps: the first step has a rate of 0."""
+    """Compute equation 3, counting steps as the schedule does: the first step has a rate of 0."""
     recipe = load_recipe(name, ["training.bf16=false"])
     args, width = recipe.training_arguments(), recipe.model_config().d_model
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=args.learning_rate)

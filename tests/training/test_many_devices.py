@@ -64,7 +64,7 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def names_of_each_weight(model: nn.Module) -> list[list[str]]:
-    """Return the names of tied weights, which have several."""
+    """Return the names of each tied weight."""
     names: dict[int, list[str]] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(weight), []).append(name)
@@ -76,7 +76,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def train_steps(case: Case, folder: str, processes: int = 1, **options: Any) -> dict[str, Any]:
-    """Train for three steps of `ROWS` rows; return losses, gradient norms, weights and the names of tied weights."""
+    """Train for three steps of `ROWS` rows; return the losses, gradient norms, weights and names of tied weights."""
     way, smoothing, accumulated, checkpointing = case
     model_class, shape = WAYS[way]
     set_seed(0)
@@ -204,7 +204,7 @@ NUMBERS = [
 
 
 def test_accelerate_reads_the_launch_configs() -> None:
-    """Check the environment that the processes get."""
+    """Check the environment variables of the processes."""
     assert set(CONFIGS) == {"cpu", "ddp", "deepspeed", "fsdp2", "machines"}
     environments = {name: environment_of(path, 2) for name, path in CONFIGS.items() if name != "deepspeed"}
     assert [

@@ -32,7 +32,7 @@ def settings_of(folder: Path, *more: str) -> list[str]:
 
 
 def inject_nan(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 10**9, weights: bool = True) -> None:
-    """Make loss and gradients NaN in these steps, as after a division by zero, or only the loss."""
+    """Make the loss and the gradients NaN in these steps, as after a division by zero; or make only the loss NaN."""
     step = Trainer.training_step
 
     def step_with_nan(self: Trainer, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:

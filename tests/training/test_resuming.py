@@ -61,7 +61,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(unbroken: Path, tmp_path: Path) -> Path:
-    """Return a copy of the unbroken run for a test to damage."""
+    """Return a copy of the uninterrupted run that a test may damage."""
     return Path(shutil.copytree(unbroken, tmp_path / "run"))
 
 
@@ -122,7 +122,8 @@ def assert_same(one: Any, other: Any, place: str) -> None:
         assert bool((one == other) if not hasattr(one, "all") else (one == other).all()), place
 
 
-# Kill moments: half of a file is written, a folder is about to be moved or deleted, the final model is saved.
+# Moments at which to kill: half of a file is written, a folder is about to be moved or deleted, the final model is
+# saved.
 MOMENTS: dict[str, KillMoment] = {
     **{
         f"half of {name}": ("half", f"checkpoint-6/{name}")
@@ -234,7 +235,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def assert_refused(run: Path, message: str, *more: str, kind: type[Exception] = ValueError) -> None:
-    """Assert that resuming is refused and the run is byte-identical afterwards."""
+    """Assert that resuming fails and the run is byte-identical afterwards."""
     before = content_of(run)
     with pytest.raises(kind, match=message):
         train(load_recipe("numbers", settings_of(run, *more)), resume=True)
@@ -310,7 +311,7 @@ def test_repeated_stream_resumes_at_its_position(tmp_path: Path, steps: int) -> 
 
 
 def test_early_stopping_keeps_its_patience_counter(tmp_path: Path) -> None:
-    """A learning rate of 0 improves nothing: two evaluations after the first are enough."""
+    """With a learning rate of 0, nothing improves, so training stops two evaluations after the first."""
     patience = (
         *("early_stopping_patience=2", "training.learning_rate=0", "training.load_best_model_at_end=true"),
         *("training.save_steps=1", "training.eval_steps=1", "training.save_total_limit=9"),

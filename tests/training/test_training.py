@@ -1,4 +1,4 @@
-"""Short runs from recipe to model, for every task."""
+"""Short training runs from recipe to model, for every task."""
 
 import json
 import platform
@@ -182,7 +182,7 @@ def test_gradient_accumulation_matches_full_batch(tmp_path: Path) -> None:
 
 
 def test_trainer_label_smoothing_gives_same_loss(tmp_path: Path) -> None:
-    """The Trainer then removes the labels and smooths itself: the decoder must still get its inputs."""
+    """The Trainer then removes the labels and smooths them itself, but the decoder must still get its inputs."""
     common = ["model.dropout=0", "training.train_sampling_strategy=random", "training.eval_strategy='no'"]
     trainers = ["model.label_smoothing=0", "training.label_smoothing_factor=0.1"]
     model_smoothing = train(load_recipe("numbers", small_recipe(tmp_path / "model", *common)))

@@ -1,4 +1,4 @@
-"""Runs of every task from recipe to model: outputs, resumption, initialization and learning."""
+"""Training runs of every task from recipe to model: outputs, resumption, initialization and learning."""
 
 import json
 import shutil
@@ -237,7 +237,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     ],
 )
 def test_resumed_task_matches_unbroken_run(corpus: Corpus, tmp_path: Path, task: str, streaming: bool) -> None:
-    """Dropout, and masks for `masked-lm`, must continue the random sequence."""
+    """The RNG state for dropout and for the masks of `masked-lm` must be restored."""
     changes = {**RESUMED[task], "data": {"streaming": streaming}, "training": {"max_steps": 5, "save_steps": 2}}
     recipe = corpus.recipe(task, tmp_path / "run", **changes)
     whole = train(recipe)
@@ -340,7 +340,7 @@ def test_start_from_half_of_encoder_decoder(
     assert (ids[0] == tokenizer.bos_token_id) == (half == "decoder")
     # The tokenizer adds the special tokens that the new task needs.
     assert (ids[-1] == tokenizer.eos_token_id) == (half == "encoder")
-    assert load_file(folder_of(trainer) / "model.safetensors")  # The folder holds the weights.
+    assert load_file(folder_of(trainer) / "model.safetensors")  # The folder contains the weights.
 
 
 def test_start_classifier_from_masked_lm_and_classifier(

@@ -29,9 +29,10 @@ LATER_FIELDS = (
 def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
     """Compute a content hash of the training data and their order, independent of their location.
 
-    For data that are not streamed, hash all `rows`. A stream is not read: hash the arguments that select its rows, and
-    the bytes of its files; for files on the Hub, their URLs with the commit. The same data therefore have different
-    fingerprints with and without streaming, and a new commit changes the fingerprint even if no row has changed.
+    Without streaming, all `rows` are hashed. A stream is not read; instead, the hash covers the arguments that select
+    its rows and the bytes of its files or, for files on the Hub, their URLs including the commit. The same data
+    therefore have different fingerprints with and without streaming, and a new commit changes the fingerprint even if
+    no row has changed.
 
     Args:
         args: The `data:` section of the recipe.

@@ -11,8 +11,8 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSa
 class SeededLengthGroupedSampler(LengthGroupedSampler):
     """Group rows of similar length as transformers does, in an order that depends only on seed and epoch.
 
-    The Trainer's own sampler draws from torch's global generator: every process may get another order, and a run that
-    is resumed inside a later epoch does.
+    The Trainer's own sampler draws from torch's global generator. Its order may therefore differ between processes,
+    and it does differ after resuming in the middle of a later epoch.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
@@ -20,7 +20,7 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
 
         Args:
             lengths: Length of each row.
-            batch_size: Number of rows per optimizer step, which have similar lengths.
+            batch_size: Number of rows per optimizer step; these rows have similar lengths.
             seed: Seed of the order.
             epoch: Function that returns the current epoch. It is called whenever an epoch begins, because Accelerate
                 does not forward `set_epoch` to this sampler.
@@ -37,11 +37,12 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
 class SeededBatchRebalanceSampler(BatchRebalanceSampler):
     """Balance batch lengths over processes as transformers does, in an order that depends only on seed and epoch.
 
-    Accelerate does not forward `set_epoch` to the Trainer's own sampler when several processes resume inside an epoch.
+    Accelerate does not forward `set_epoch` to the Trainer's own sampler when several processes resume in the middle of
+    an epoch.
     """
 
     def __init__(self, *args: Any, epoch: Callable[[], int], **kwargs: Any) -> None:
-        """Take the arguments of `BatchRebalanceSampler`, and `epoch` as `SeededLengthGroupedSampler` does."""
+        """Accept the arguments of `BatchRebalanceSampler`, and `epoch` as in `SeededLengthGroupedSampler`."""
         super().__init__(*args, **kwargs)
         self._epoch = epoch
 

@@ -14,7 +14,7 @@ STATISTICS = ("num_tokens", "num_cuts")  # metadata columns of a packed row
 
 
 class Segment(NamedTuple):
-    """A document, or a part of one, within a row.
+    """A segment of a row: a whole document or a part of one.
 
     Attributes:
         tokens: Token ids of the segment.
@@ -36,12 +36,13 @@ def pack(
     Args:
         documents: Token ids of each document.
         length: Number of tokens per row.
-        pad_token_id: Token that fills the rows.
-        strategy: "concatenate" or "best-fit" (`concatenate` and `best_fit`).
+        pad_token_id: Id of the token that pads rows to `length`.
+        strategy: "concatenate" or "best-fit"; see the functions `concatenate` and `best_fit`.
 
     Returns:
-        The columns `input_ids`, `position_ids` and `labels` of the rows, and two that count: `num_tokens`, the tokens
-        of each row without padding, and `num_cuts`, its segments that continue a document which was cut.
+        The columns `input_ids`, `position_ids` and `labels` of the rows, and two columns of counts: `num_tokens`, the
+        number of tokens in the row without padding, and `num_cuts`, the number of segments in the row that continue a
+        document that was cut.
     """
     rows = best_fit(documents, length) if strategy == "best-fit" else concatenate(documents, length)
     columns: dict[str, list[Any]] = {name: [] for name in ("input_ids", "position_ids", "labels", *STATISTICS)}
@@ -128,8 +129,8 @@ def packing_facts(rows: Dataset) -> dict[str, float]:
     """Return statistics of packed rows, for the log and the run metadata.
 
     Returns:
-        `rows`; `tokens`, without padding; `padding`: its fraction of all tokens; `cuts`: the number of places at which
-        a document continues in another segment.
+        `rows`, the number of rows; `tokens`, the number of tokens without padding; `padding`, the fraction of padding
+        among all tokens; and `cuts`, the number of places where a document continues in another segment.
     """
     columns = rows.select_columns(list(STATISTICS)).with_format("numpy")
     tokens, cuts = (int(np.sum(columns[name][:])) for name in STATISTICS)

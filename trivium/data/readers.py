@@ -58,7 +58,7 @@ def read_lines(path: str | Path, encoding: str | None = None) -> Iterator[str]:
 
 
 def decode_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
-    """Decode lines of bytes as `read_lines` does; error messages refer to their origin as `name`.
+    """Decode lines of bytes as `read_lines` does; `name` identifies the file in error messages.
 
     Raises:
         ValueError: A line is not UTF-8.

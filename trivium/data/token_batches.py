@@ -79,11 +79,11 @@ class TokenBatchStream(IterableDataset):
 
     The number of batches per epoch is a multiple of `multiple`, so that they can be distributed over processes and
     accumulation steps without a remainder: at the end of the stream, as many batches as necessary are halved. Every
-    row is therefore used exactly once, for any number of processes. Only if the last buffer has fewer rows than
-    additional batches are needed, some rows are used twice.
+    row is therefore used exactly once, for any number of processes. Rows are used twice only if the last buffer has
+    fewer rows than the number of additional batches needed.
 
-    The position in an epoch is the number of batches so far. Resuming forms the skipped batches again, which takes the
-    time to read and encode their rows.
+    The position in an epoch is the number of batches so far. Resuming forms the skipped batches again, which takes as
+    long as reading and encoding their rows.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class TokenBatchStream(IterableDataset):
 
         Args:
             rows: A stream, or another iterable that returns the same rows in each iteration.
-            columns: Columns whose lengths count: the one of the source and, if there is one, of the target.
+            columns: Columns whose lengths are counted: the source column and, if there is one, the target column.
             max_tokens: Maximum number of tokens per batch.
             buffer_size: Number of rows to buffer.
             multiple: Number of batches per optimizer step, over all processes and accumulation steps.
@@ -127,7 +127,7 @@ class TokenBatchStream(IterableDataset):
         self._epoch += 1  # `set_epoch` does not reach the copy in a persistent worker.
 
     def _buffers(self) -> Iterator[tuple[list[Mapping[str, Any]], bool]]:
-        """Yield the rows of each buffer, and True for the last buffer."""
+        """Yield the rows of each buffer, and whether it is the last buffer."""
         rows = iter(self._rows)
         next_row = list(islice(rows, 1))
         while next_row:
@@ -168,7 +168,7 @@ def add_batches(batches: list[np.ndarray], missing: int) -> list[np.ndarray]:
 
 
 def token_columns(config: TriviumConfig) -> list[str]:
-    """Return the columns of encoded rows that hold the tokens of the source and of the target."""
+    """Return the names of the columns that contain the source and the target tokens of encoded rows."""
     return ["input_ids", "labels"] if config.is_encoder_decoder else ["input_ids"]
 
 

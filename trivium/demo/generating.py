@@ -45,8 +45,8 @@ class Generation:
     """State of a generation.
 
     Attributes:
-        read: The input text.
-        steps: The generated tokens; with beam search, those of the best beam.
+        read: Pieces of the input text. steps: The generated tokens; with beam search, those of the best
+        beam.
         beams: The finished beams and their scores, best first; with a length penalty of 1 a score is the mean of the
             tokens' log-probabilities.
         is_complete: Whether generation has finished.

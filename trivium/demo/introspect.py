@@ -1,4 +1,4 @@
-"""Tokenize the text that a user enters; refuse unsuitable text with a message for the page."""
+"""Tokenize the text that a user enters; reject unsuitable text with a message for the page."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_CHARACTERS = 10_000  # longer texts are rejected before tokenization
-MAX_TOKENS = 512  # more would be slow and too many to display
+MAX_TOKENS = 512  # more tokens would be slow to process and too many to display
 
 
 class UnfitText(ValueError):
@@ -84,7 +84,7 @@ def _pieces(
     tokenizer = getattr(tokenizer, "source", tokenizer)  # for two vocabularies
     special = set(tokenizer.all_special_ids)
     pieces: list[Piece] = []
-    done = 0  # number of characters in pieces
+    done = 0  # number of characters in the pieces so far
     for token_id, (start, end) in zip(ids, spans, strict=True):
         if token_id in special:
             pieces.append(Piece(str(tokenizer.convert_ids_to_tokens(token_id)), is_special=True))

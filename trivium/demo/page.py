@@ -17,7 +17,7 @@ from .introspect import Inputs, UnfitText, max_length, read
 from .judging import answer, classify, fill_masks, is_regression, tag
 
 HERE = Path(__file__).parent
-NEW_TOKENS = 100  # maximum length of a continuation, unless the generation config sets one
+NEW_TOKENS = 100  # default maximum length of a continuation, if the generation config sets none
 METHODS = {
     "Greedy": "select the most probable token",
     "Beam search": "keep several hypotheses and return the best",
@@ -74,10 +74,10 @@ def launch(
         **options: Arguments of gradio's `launch`: `server_name`, `server_port`, `inbrowser`, `prevent_thread_lock`.
 
     Returns:
-        The page; with `prevent_thread_lock=True` at once, and `close()` stops it.
+        The page. With `prevent_thread_lock=True`, it is returned immediately, and its `close()` stops the server.
 
     Raises:
-        ValueError: The model has none of these tasks.
+        ValueError: The model supports none of these tasks.
         OSError: The port is in use.
     """
     page = build(model, tokenizer, title=title, summary=summary, examples=examples)
@@ -292,7 +292,7 @@ def _options(
         options["num_beams"] = beams
     elif method == "Sampling":
         torch.manual_seed(seed or 0)
-        # Gradio passes whole numbers as int, which generate() refuses.
+        # Gradio passes whole numbers as int, which generate() rejects.
         options |= {"do_sample": True, "top_k": 0, "temperature": float(temperature), "top_p": float(top_p)}
     return options
 

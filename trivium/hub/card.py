@@ -1,7 +1,7 @@
 """Render the model card of a saved model, the README.md that the Hub shows.
 
 The card states only recorded facts. The text is in the template `hub_card.md`; the facts come from the files of the
-model, and those that no file records, such as the license, from the `card:` section of the recipe.
+model, and facts that no file records, such as the license, come from the `card:` section of the recipe.
 """
 
 import html
@@ -44,7 +44,7 @@ CURVES_FILE = "curves.png"
 MARK = "<!-- Written by `trivium card`, which will replace it; to keep a text of your own, remove this line. -->"
 MAX_CURVE_ROWS = 10
 MAX_LISTED_LABELS = 30
-NEW_TOKENS = 100  # for code examples, if the generation config has no length
+NEW_TOKENS = 100  # length in code examples, if the generation config has none
 
 # Name on the Hub, display name and score format of each metric.
 METRICS = {
@@ -88,7 +88,7 @@ def render_card(folder: Path, repo_id: str | None = None, overrides: Sequence[st
 
     Args:
         folder: A folder written by `trivium train`, `trivium join` or `save_pretrained`.
-        repo_id: The repository on the Hub, `owner/name`; None: the name of the folder.
+        repo_id: The repository on the Hub, `owner/name`; None uses the name of the folder.
         overrides: Fields of the recipe's `card:` section to override, as `card.field=value`.
 
     Returns:
@@ -110,7 +110,7 @@ def render_card(folder: Path, repo_id: str | None = None, overrides: Sequence[st
     template = re.sub(r"<!-- ({[%#].*?[%#]}) -->\s*", r"\1", template, flags=re.DOTALL)
     card = ModelCard.from_template(
         _metadata(facts, name),
-        # The front matter is added here, since with it the template would not render as Markdown.
+        # The front matter is added here, because a template with front matter would not render as Markdown.
         template_str=f"---\n{{{{ card_data }}}}\n---\n\n{MARK}\n\n{template}",
         **_template_variables(facts, name),
         picture=PICTURE_FILE if PICTURE_FILE in drawn else None,
@@ -137,7 +137,7 @@ class Introduction:
 
 
 def introduce(folder: Path, repo_id: str | None = None) -> Introduction:
-    """Return title, summary, examples and license of a saved model; raise as `render_card`."""
+    """Return the title, summary, examples and license of a saved model. Raises the same errors as `render_card`."""
     facts = _read_facts(folder, [])
     title = facts.title(repo_id or folder.resolve().name)
     return Introduction(title, facts.card.summary or "", facts.examples, facts.card.license)
@@ -257,7 +257,7 @@ def _read_facts(folder: Path, overrides: Sequence[str]) -> _Facts:
 
 
 def _metadata(facts: _Facts, name: str) -> ModelCardData:
-    """Build the front matter, by which the Hub lists and searches models."""
+    """Build the front matter, which the Hub uses to list and search models."""
     results = [
         EvalResult(
             task_type=facts.usage.task,
@@ -312,7 +312,7 @@ def _hub_model(recipe: Recipe | None) -> str | None:
 
 
 def _template_variables(facts: _Facts, name: str) -> dict[str, Any]:
-    """Return the variables of the template; None for a missing fact."""
+    """Return the variables of the template, with None for missing facts."""
     card, config, usage = facts.card, facts.config, facts.usage
     length = None
     if config.decoder_layers and not (

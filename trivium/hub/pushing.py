@@ -1,4 +1,4 @@
-"""Push a saved model or a Space to the Hub in a single commit, and explain the errors of the client."""
+"""Push a saved model or a Space to the Hub in a single commit, and explain the Hub client's errors."""
 
 import fnmatch
 import json
@@ -64,7 +64,7 @@ class Push:
         deletions: Stale files of an earlier model to delete.
         head: The parent commit; None for a new repository.
         creates: What must be created first: "repository", "branch" or None.
-        private: Whether a new repository is private; None: the default of the namespace.
+        private: Whether a new repository is private; None for the default of the namespace.
         repo_type: "model" or "space".
         commit: The id of the created commit; `head` if there was nothing to change.
     """
@@ -158,7 +158,7 @@ def plan_space(folder: Path, repo_id: str, *, private: bool | None = None, token
 
 
 def published_files(folder: Path) -> dict[str, Path | bytes]:
-    """Return the publishable files of a saved model or a run, keyed by file name.
+    """Return the files of a saved model or a run that can be published, keyed by file name.
 
     Raises:
         ValueError: The folder has no weights as safetensors, or its recipe cannot be read.
@@ -170,9 +170,9 @@ def published_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def published_checkpoint(checkpoint: Path) -> dict[str, Path | bytes]:
-    """Return the publishable files during training: those of a checkpoint, and those of its run.
+    """Return the files of a checkpoint and its run that can be published during training.
 
-    Evaluations are excluded, since they were computed with other weights, as is a generated card.
+    Evaluations are excluded because they were computed with other weights. A generated card is excluded as well.
 
     Raises:
         ValueError: As in `published_files`.
@@ -185,7 +185,7 @@ def published_checkpoint(checkpoint: Path) -> dict[str, Path | bytes]:
 
 
 def _files_of_run(folder: Path) -> dict[str, Path | bytes]:
-    """Return the publishable files of a run, without local paths."""
+    """Return the files of a run that can be published, without local paths."""
     files: dict[str, Path | bytes] = {**_matching(folder, PUBLISHED_RUN)}
     if RECIPE_FILE in files:
         files[RECIPE_FILE] = public_recipe(load_recipe(folder)).encode()
@@ -254,7 +254,7 @@ def send(planned: Push, *, message: str | None = None, token: str | None = None)
 
     Raises:
         PermissionError: The user is not authenticated, or has no write access.
-        ConnectionError: The repository was changed in the meantime, or the Hub cannot be reached or refuses.
+        ConnectionError: The repository was changed in the meantime, or the Hub cannot be reached or rejects it.
     """
     api = HfApi(token=token, library_name="trivium")
     repo_id, revision, head = planned.repo_id, planned.revision, planned.head
@@ -302,10 +302,10 @@ def push(
     Args:
         folder: A folder written by `model.save_pretrained` and `tokenizer.save_pretrained`, or the folder of a run.
         repo_id: "owner/name"; the owner is a user or an organization.
-        private: Whether a new repository is private; None: the default of the namespace.
-        revision: The branch; None: "main". A new branch starts at the head of "main".
+        private: Whether a new repository is private; None for the default of the namespace.
+        revision: The branch; None for "main". A new branch starts at the head of "main".
         message: The first line of the commit message.
-        token: An access token; None: HF_TOKEN, or the token of `hf auth login`.
+        token: An access token; None uses HF_TOKEN or the token of `hf auth login`.
         dry_run: Check and plan, but write nothing.
         trust_remote_code: Whether the check may run code in the folder that differs from the installed package.
 
@@ -315,7 +315,7 @@ def push(
     Raises:
         ValueError: The folder fails the check, or an argument is invalid.
         PermissionError: The user is not authenticated, or has no write access.
-        ConnectionError: The repository was changed in the meantime, or the Hub cannot be reached or refuses.
+        ConnectionError: The repository was changed in the meantime, or the Hub cannot be reached or rejects it.
     """
     check_folder(Path(folder), trust_remote_code=trust_remote_code)
     planned = plan(Path(folder), repo_id, private=private, revision=revision, token=token)
@@ -362,7 +362,7 @@ def send_in_background(planned: Push, run: Path, *, message: str, token: str | N
 
 @contextmanager
 def _explain_errors(api: HfApi, repo_id: str) -> Iterator[None]:
-    """Convert errors of the client into errors that say what to do."""
+    """Convert exceptions of the Hub client into errors that tell the user what to do."""
     try:
         yield
     except OfflineModeIsEnabled:

@@ -1,4 +1,4 @@
-"""Write a Space: a demo of a model hosted on the Hub, with the page of `trivium demo`."""
+"""Write the files of a Space that hosts the demo page of a model (see `trivium demo`) on the Hub."""
 
 import html
 import shutil

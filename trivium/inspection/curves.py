@@ -26,7 +26,8 @@ def plot_learning_curves(*runs: str | Path) -> Figure:
     """Draw losses, validation metrics and learning rate of one or more runs, with one panel per quantity.
 
     Args:
-        *runs: Folders of runs, finished or not; without a `trainer_state.json`, that of the last checkpoint is used.
+        *runs: Folders of finished or unfinished runs. If a folder has no `trainer_state.json`, that of its last
+            checkpoint is used.
 
     Returns:
         The figure.

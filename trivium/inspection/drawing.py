@@ -88,7 +88,7 @@ def draw_map(
         row_labels: One label per row, such as tokens.
         column_labels: One label per column.
         cmap: The colormap, or its name.
-        vmax: Upper end of the color scale, which starts at 0; None: the largest number.
+        vmax: Upper end of the color scale, which starts at 0; None for the largest number.
     """
     image = axes.imshow(numbers, cmap=cmap, vmin=0, vmax=vmax)
     axes.set_xticks(range(len(column_labels)), column_labels, rotation=90)

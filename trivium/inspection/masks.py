@@ -43,7 +43,7 @@ def plot_masks(
     Args:
         model_or_config: A model, which is not modified, or a configuration.
         lengths: Number of tokens of each text; texts are padded to the longest.
-        target_lengths: Number of tokens of each translation, for an encoder-decoder; None: one less than `lengths`.
+        target_lengths: Number of tokens of each translation, for an encoder-decoder; None for one less than `lengths`.
         padding_side: "right" or "left".
 
     Returns:
@@ -87,7 +87,7 @@ def _minimal_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 @torch.no_grad()
 def _masks_of(model: PreTrainedModel, sources: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor | None]:
-    """Capture the masks of the first layers, (batch, 1, rows, columns), 0 where attended; None: no mask."""
+    """Capture the mask of each kind of attention, (batch, 1, rows, columns), 0 where attended, or None if unmasked."""
     masks: dict[str, torch.Tensor | None] = {}
     with ExitStack() as stack:
         for kind, module in _attentions(model).items():

@@ -38,7 +38,7 @@ def plot_positions(model_or_config: PreTrainedModel | PreTrainedConfig, length: 
 
 
 def plot_position_products(model_or_config: PreTrainedModel | PreTrainedConfig, length: int = 128) -> Figure:
-    """Draw the dot products of all pairs of positions and, below, those of the middle position with all others.
+    """Draw the dot products of all pairs of positions and, below, of the middle position with every other position.
 
     For rotary positions it is the dot product of a unit vector with equal components, rotated to each of the two
     positions; it depends only on their distance.

@@ -69,7 +69,7 @@ def inspection_mode(model: PreTrainedModel) -> Iterator[None]:
 
 
 def read(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, target: str | None) -> Reading:
-    """Run a model on a text; an encoder-decoder also on `target`, or on the translation that it generates.
+    """Run a model on a text and, for an encoder-decoder, on `target` or on the translation that it generates.
 
     Raises:
         ValueError: `source` or `target` has no tokens; `target` is given to a model that is not an encoder-decoder; or
@@ -114,10 +114,12 @@ def generate_translation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 def compute_attention(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, target: str | None, kind: str | None
 ) -> Attention:
-    """Return the attention weights of one kind, of all layers and heads; None: cross-attention if the model has it.
+    """Return the attention weights of one kind, for all layers and heads.
+
+    If `kind` is None, return cross-attention if the model has it, and self-attention otherwise.
 
     Raises:
-        ValueError: The model has no attention of this kind; or as in `read`.
+        ValueError: The model has no attention of this kind, or `read` rejects the model or a text.
     """
     config = model.config
     has = {"encoder": config.encoder_layers, "decoder": config.decoder_layers, "cross": config.is_encoder_decoder}

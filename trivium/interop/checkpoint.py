@@ -94,7 +94,7 @@ def write_weights(
 
     Args:
         folder: Output folder.
-        steps: Function that computes each tensor, by name.
+        steps: Functions that compute the tensors, keyed by tensor name.
         model: Model on the meta device, whose tensors have the same names, shapes and dtypes.
         max_shard_size: Maximum size of a shard, in bytes or as a string such as "5GB".
         show_progress: Whether to show a progress bar.

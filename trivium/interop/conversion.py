@@ -74,8 +74,8 @@ def convert(
 
     Raises:
         FileNotFoundError: The model or one of its files does not exist.
-        ValueError: The target has no equivalent model, a file is invalid, or `output` is not empty. Nothing is
-            written then.
+        ValueError: The target has no equivalent model, a file is invalid, or `output` is not empty. In these cases
+            nothing is written.
     """
     output = Path(output)
     check_free(output)
@@ -120,7 +120,7 @@ def _resolve(source: str | Path) -> Path:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json; refuse invalid and quantized ones."""
+    """Read config.json; reject invalid files and quantized models."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a saved model: it has no config.json.")
@@ -181,7 +181,7 @@ def _select_family(config: PreTrainedConfig, trivium_class: str, to: str | None)
     """Return the family `to`, or the only compatible one.
 
     Raises:
-        ValueError: `to` is unknown, or no family or several are compatible.
+        ValueError: `to` is unknown; or it is None, and no family or more than one is compatible.
     """
     if to is not None and to not in FAMILIES:
         raise ValueError(f"to is {to!r}, but must be one of {', '.join(FAMILIES)}.")
@@ -215,7 +215,7 @@ def _build_empty(model_class: type[PreTrainedModel], config: PreTrainedConfig) -
 
 
 def _copy_generation_config(model: PreTrainedModel, source: PreTrainedModel, folder: Path) -> None:
-    """Copy the generation settings saved in `folder`, or else those of `source`, to `model`."""
+    """Copy the generation settings saved in `folder` to `model`; if there are none, copy those of `source`."""
     if not model.can_generate():
         return
     saved = (folder / "generation_config.json").is_file()
@@ -269,7 +269,7 @@ def to_fast_tokenizer(tokenizer: TriviumTokenizer) -> PreTrainedTokenizerFast:
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Hide the progress bar that `save_pretrained` shows for weights, since it saves none here."""
+    """Hide the progress bar that `save_pretrained` shows for weights, because no weights are saved here."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -38,7 +38,7 @@ CONFIG_FILE = "trivium_config.json"  # config.json is CTranslate2's
 CONVERTIBLE = (TriviumForConditionalGeneration, TriviumForCausalLM, TriviumEncoderModel)
 MIN_SINUSOIDAL_POSITIONS = 1024  # minimum length of the exported position table; CTranslate2 needs a fixed one
 
-# Names in transformers' ACT2FN, and those of the same functions in ctranslate2.specs.Activation.
+# Maps names in transformers' ACT2FN to the names of the same functions in ctranslate2.specs.Activation.
 ACTIVATIONS = {
     "relu": "RELU",
     "gelu": "GELU",
@@ -255,7 +255,7 @@ class _SpecBuilder:
         return shape
 
     def _stack(self, spec: Any, embeddings: Any, stack: TriviumStack) -> None:
-        """Set the weights that encoder and decoder have in common."""
+        """Set the weights that exist in both the encoder and the decoder."""
         embeddings.weight = _floats(stack.embed_tokens.weight)
         spec.scale_embeddings = float(stack.embed_tokens.embed_scale)
         if self.config.position_embedding_type == "learned":
@@ -334,7 +334,7 @@ class CTranslate2Model:
     Raises:
         FileNotFoundError: `folder` is not a converted model.
         ImportError: CTranslate2 is not installed.
-        ValueError: The model does not generate.
+        ValueError: The model cannot generate text.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu", **options: Any) -> None:
@@ -451,7 +451,7 @@ class CTranslate2Model:
         return ids, [score for result in found for score in result.scores]
 
     def _settings(self, generation: dict[str, Any]) -> dict[str, Any]:
-        """Return the saved generation settings, overridden by those of the call."""
+        """Return the saved generation settings, overridden by the arguments of the call."""
         for name in generation:
             if name not in SETTINGS:
                 raise ValueError(

@@ -25,9 +25,9 @@ class Side:
     Attributes:
         model_class: Name of the model class.
         prefix: Base model prefix.
-        names: Canonical name of each name; tied tensors share a canonical name.
-        full_names: Name in the model's state dict, by canonical name.
-        shapes: Shape, by canonical name.
+        names: Canonical name for each name; tied tensors share a canonical name.
+        full_names: Name in the model's state dict, keyed by canonical name.
+        shapes: Shape, keyed by canonical name.
     """
 
     model_class: str
@@ -98,7 +98,7 @@ class Exchange:
 
         Args:
             tensors: Native tensors by state dict name; almost all are read lazily, when a function is called.
-            shapes: Their shapes, which saves reading the tensors for them.
+            shapes: Shapes of the tensors, so that no tensor has to be read to determine its shape.
 
         Returns:
             A function for each Trivium tensor, by state dict name.
@@ -157,7 +157,7 @@ class Exchange:
         return name
 
     def _known(self, side: Side, tensors: Tensors, shapes: Shapes | None, required: set[str]) -> dict[str, str]:
-        """Map canonical names to names in `tensors`; refuse missing and unexpected tensors."""
+        """Map canonical names to names in `tensors`; reject missing and unexpected tensors."""
         if shapes is None:
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         known, problems = dict[str, str](), list[str]()

@@ -44,11 +44,11 @@ class Rule:
         self.native, self.trivium = native, trivium
 
     def to_trivium(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:
-        """Return the Trivium tensors, of the given shapes."""
+        """Convert the native tensor to Trivium tensors of the given shapes."""
         return [native]
 
     def to_native(self, trivium: list[torch.Tensor], shape: Shape) -> torch.Tensor:
-        """Return the native tensor, of the given shape."""
+        """Convert the Trivium tensors to a native tensor of the given shape."""
         return trivium[0]
 
 
@@ -65,7 +65,7 @@ class Transposed(Rule):
 
 
 class Offset(Rule):
-    """Skip the reserved rows at the start of a native position table; they become zeros in the other direction."""
+    """Skip the reserved rows at the start of a native position table; conversion to native fills them with zeros."""
 
     def to_trivium(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:
         """Drop the reserved rows of the native table."""
@@ -94,7 +94,7 @@ class Family:
 
     Attributes:
         model_type: The `model_type` in transformers.
-        classes: Native class names and their Trivium classes. To native, the first match is chosen.
+        classes: Native class names and their Trivium classes. When converting to native, the first match is used.
         fields: Pairs of a native and a Trivium field with the same meaning, in addition to `COMMON_FIELDS`. A field
             may be repeated; then all fields paired with it must agree. A dot selects a key of a dictionary field:
             "rope_parameters.rope_theta".

@@ -200,7 +200,7 @@ class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
     graphs = (ENCODER, DECODER)
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
-        """Return the encoder, which `generate()` calls once per sequence."""
+        """Return the encoder, which `generate()` calls only once per sequence."""
         return _EncoderSession(self)
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")

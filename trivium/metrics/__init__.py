@@ -23,11 +23,11 @@ METRICS = (*TEXT_METRICS, *ROUGE_METRICS, *ANSWER_METRICS, *LABEL_METRICS, "seqe
 
 
 def load_metric(name: str) -> "evaluate.Metric":
-    """Return a new metric, whose result has its main value under `"score"`.
+    """Return a new metric. The main value of its result has the key `"score"`.
 
     - `sacrebleu`: BLEU from 0 to 100, cased, on detokenized text, with sacrebleu's 13a tokenizer. Report this one.
-    - `bleu_lower`: BLEU, lowercased and tokenized on both sides, as reported in Multi30k papers. They tokenize with
-      Moses; 13a approximates it, since like Moses, and unlike `intl`, it keeps hyphenated words whole.
+    - `bleu_lower`: BLEU, lowercased and tokenized on both sides, as reported in Multi30k papers. These papers tokenize
+      with Moses; 13a is close to it because both, unlike `intl`, keep hyphenated words whole.
     - `chrf`: the character n-gram F-score, from 0 to 100.
     - `ter`: the translation edit rate, in edits per 100 reference words; lower is better.
     - `exact_match`: the fraction of predictions, from 0 to 1, that equal one of their references.
@@ -41,7 +41,8 @@ def load_metric(name: str) -> "evaluate.Metric":
     - `seqeval`: the micro-averaged F1 score of entities, from 0 to 1, as the CoNLL-2003 script counts them: an entity
       is correct if its type and all of its words are.
     - `mse`, `r2`: the mean squared error of predicted numbers, and the fraction of variance explained.
-    - `perplexity`: exp of the mean negative log-likelihood per token, which is returned as `loss`; lower is better.
+    - `perplexity`: the exponential of the mean negative log-likelihood per token; the latter is returned as `loss`;
+      lower is better.
 
     The first ten take `predictions`, a list of strings, and `references`, a string or a list of strings for each
     prediction. The first four add sacrebleu's `signature` and its secondary figures (`bp`, `precisions`, ...), and

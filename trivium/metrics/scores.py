@@ -17,7 +17,8 @@ def sacrebleu_score(
 ) -> dict[str, Any]:
     """Score a corpus with a sacrebleu class; return its public fields and its signature."""
     scorer = metric(**options)
-    # sacrebleu takes references transposed: the first of all sentences, then the second; None pads missing ones.
+    # sacrebleu takes transposed references: a list of the first reference of each sentence, a list of the second, and
+    # so on, with None for missing ones.
     score = scorer.corpus_score(predictions, list(zip_longest(*references)))
     figures = {name: figure for name, figure in vars(score).items() if not name.startswith("_")}
     return {**figures, "signature": str(scorer.get_signature())}

@@ -31,8 +31,8 @@ PARTS = {
 def find_defect(checkpoint: Path, extra_files: Iterable[str] = ()) -> str | None:
     """Return why a checkpoint cannot be resumed from, or None if it can.
 
-    First look for missing and truncated files, which a killed process or a full disk leaves; then compare the
-    checksums, which reads all files; then look for non-finite weights.
+    First look for missing and truncated files, which a killed process or a full disk can leave behind. Then compare
+    the checksums, which requires reading all files. Finally look for non-finite weights.
 
     Args:
         checkpoint: The folder of the checkpoint.
@@ -69,7 +69,7 @@ def find_defect(checkpoint: Path, extra_files: Iterable[str] = ()) -> str | None
 
 
 def _shards_of(folder: Path) -> set[str]:
-    """Return the files that a model's index lists; for a truncated index, a name that no file has."""
+    """Return the files that a model's index lists; for a truncated index, a placeholder that never exists."""
     try:
         indices = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.index.json")]
         return {name for index in indices for name in index["weight_map"].values()}
@@ -78,7 +78,7 @@ def _shards_of(folder: Path) -> set[str]:
 
 
 def _find_missing_shard(folder: Path) -> str | None:
-    """Return which FSDP shard of a folder is missing or truncated, or None.
+    """Return a description of a missing or truncated FSDP shard in a folder, or None if there is none.
 
     The shards are listed in `.metadata`, which is written last.
     """
@@ -93,7 +93,7 @@ def _find_missing_shard(folder: Path) -> str | None:
 
 
 def _find_non_finite(checkpoint: Path) -> str | None:
-    """Return which weights of a checkpoint are not finite, or None if all are."""
+    """Return a description of the non-finite weights of a checkpoint, or None if all weights are finite."""
     for path in sorted(checkpoint.rglob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118, the file is not a dictionary
@@ -107,15 +107,15 @@ def _find_non_finite(checkpoint: Path) -> str | None:
 
 
 def is_finite(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a boolean tensor, on the same device: True if all elements are finite. No mask is materialized."""
-    # Floats of one byte, which `aminmax` does not support, occur in quantized weights only.
+    """Return a boolean tensor on the same device: True if all elements are finite. No mask is materialized."""
+    # `aminmax` does not support 8-bit floats, which occur only in quantized weights.
     if not tensor.numel() or not tensor.is_floating_point() or tensor.itemsize < 2:
         return torch.tensor(True, device=tensor.device)
     return torch.isfinite(torch.stack(tensor.aminmax())).all()
 
 
 def is_complete(path: Path) -> bool:
-    """Return False if a file of safetensors or torch is truncated; True for all other files and for folders.
+    """Return False for a truncated safetensors or torch file; True for all other files and for folders.
 
     Raises:
         OSError: The file cannot be read.
@@ -174,7 +174,7 @@ def set_aside(checkpoints: Iterable[Path]) -> None:
 
 
 def delete_old_checkpoints(run: Path, limit: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints beyond a limit, except the last one, the best one and any with foreign files."""
+    """Delete the oldest checkpoints beyond a limit, except the last, the best, and any that contain other files."""
     found = checkpoints_of(run)
     if not limit or limit < 0 or not found:
         return
@@ -200,16 +200,16 @@ def commit_checkpoint(checkpoint: Path) -> None:
     partial.rename(checkpoint)
     sync(checkpoint.parent)
     shutil.rmtree(partial.parent)
-    with suppress(OSError):  # Remove the folder if it is empty, as with a Trainer without a manifest.
+    with suppress(OSError):  # Remove the folder if it is empty, which is the case for a Trainer without a manifest.
         partial.parent.parent.rmdir()
 
 
 @contextmanager
 def explain_write_failure(what: str, run: Path) -> Iterator[None]:
-    """Add to a write error what could not be written, the free disk space, and how to resume.
+    """Explain a write error: state what could not be written, the free disk space, and how to resume.
 
     Raises:
-        OSError: In place of the errors of a full disk: OSError, SafetensorError, and torch's RuntimeError.
+        OSError: Replaces the errors that a full disk causes: OSError, SafetensorError and torch's RuntimeError.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint: written when it is committed, compared before it is resumed from."""
+"""Checksums of a checkpoint: written when it is committed, verified before training resumes from it."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def read_checksums(checkpoint: Path) -> dict[str, str] | None:
 
 
 def find_changed_file(checkpoint: Path) -> str | None:
-    """Return which file of a checkpoint differs from its checksum, or None if all match or there are no checksums."""
+    """Return the file of a checkpoint that does not match its checksum, or None if all match or no checksums exist."""
     try:
         files = read_checksums(checkpoint)
     except ValueError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
+    """Read a JSON file that contains an object.
 
     Raises:
         OSError: The file cannot be read.

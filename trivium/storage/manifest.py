@@ -1,4 +1,4 @@
-"""The manifest of a run: the files that training wrote, so that overwriting a run deletes only those.
+"""The manifest of a run: the files that training wrote, so that overwriting a run deletes only those files.
 
 `_trivium/manifest.json` lists files by their paths relative to the run folder; each checkpoint lists its own files
 (`trivium.storage.checksums`). A path is recorded before its file is written, so that a killed run leaves no unknown
@@ -90,7 +90,7 @@ def run_files(run: Path) -> Iterator[Path]:
         yield Path(temporary)
         record(run, *(path.as_posix() for path in walk(Path(temporary))))
         move_files(Path(temporary), run)
-    with suppress(OSError):  # Remove the folder if it is empty, as with a Trainer without a manifest.
+    with suppress(OSError):  # Remove the folder if it is empty, which is the case for a Trainer without a manifest.
         room.rmdir()
 
 
@@ -98,13 +98,13 @@ def run_files(run: Path) -> Iterator[Path]:
 
 
 class RunFolder:
-    """Classify the files in a run folder as own (written by training) or foreign, without changing any.
+    """Classify the files in a run folder as own (written by training) or foreign (all others), without changing any.
 
-    A run without a manifest, from an older version, is recognized by its recipe.yaml and trainer_state.json; its files
-    are then recognized by their names, and evaluation reports by their content.
+    A run of an older version, which has no manifest, is recognized by its recipe.yaml and trainer_state.json. Its
+    files are then recognized by their names, and its evaluation reports by their content.
 
     Attributes:
-        run: The run folder, which need not exist.
+        run: The run folder, which does not have to exist.
         is_run: True if the folder holds a run.
         own: Files that training wrote, relative to the folder.
         foreign: All other files, including symbolic links, except the lock, a model card and TensorBoard logs.
@@ -139,14 +139,14 @@ class RunFolder:
         return [*unfinished, *old_unfinished, *reports]
 
     def adopt(self) -> None:
-        """Write the manifest with the own files, also for a run that had none."""
+        """Write the manifest with the own files, even for a run that had none."""
         start_manifest(
             self.run,
             (path.as_posix() for path in self.own if path.parts[0] not in (ROOM, BROKEN) and not _checkpoint_in(path)),
         )
 
     def delete(self, files: Iterable[Path]) -> None:
-        """Delete files of the run folder, and the subfolders that become empty."""
+        """Delete files in the run folder, and subfolders that become empty."""
         for path in files:
             (self.run / path).unlink(missing_ok=True)
             for folder in list(path.parents)[:-1]:
@@ -154,7 +154,7 @@ class RunFolder:
                     (self.run / folder).rmdir()
 
     def _is_reserved(self, path: Path) -> bool:
-        """Return True if a run uses this file name, or if the file is inside a checkpoint."""
+        """Return True if runs use this file name, or if the file is inside a checkpoint."""
         if len(path.parts) == 1:
             # A link to a checkpoint folder is listed as a file; a real folder is listed by its files.
             is_checkpoint_link = _checkpoint_in(path / "file") is not None
@@ -187,7 +187,10 @@ class RunFolder:
 
 
 def own_files_of_checkpoint(checkpoint: Path) -> set[Path]:
-    """Return the files that training wrote to a checkpoint, relative to it: by its manifest, else by their names."""
+    """Return the relative paths of the files that training wrote to a checkpoint.
+
+    They are listed in its manifest; without one, they are recognized by their names.
+    """
     files = [path for path in walk(checkpoint) if not (checkpoint / path).is_symlink()]
     try:
         listed = read_checksums(checkpoint)
@@ -221,7 +224,7 @@ def walk(folder: Path) -> list[Path]:
 
 
 def _checkpoint_in(path: Path) -> Path | None:
-    """Return the checkpoint folder that contains a file, in `_broken` or not, relative to the run, or None."""
+    """Return the checkpoint folder (possibly in `_broken`) that contains a file, relative to the run, or None."""
     depth = 2 if path.parts[0] == BROKEN else 1
     if len(path.parts) > depth and re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+(-\d+)?", path.parts[depth - 1]):
         return Path(*path.parts[:depth])

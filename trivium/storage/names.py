@@ -43,7 +43,7 @@ CHECKPOINT_FILES = (  # saved in checkpoints only
     "zero_to_fp32.py",
     "manifest.json",
 )
-REMOVED_CODE_FILES = ("linear.py",)  # saved beside the weights by earlier versions
+REMOVED_CODE_FILES = ("linear.py",)  # saved next to the weights by earlier versions
 
 
 def code_files() -> frozenset[str]:

@@ -23,11 +23,11 @@ SHARD_FOLDERS = ("pytorch_model_fsdp_*", "optimizer_*")
 
 
 class UnsafePickleError(ValueError):
-    """A pickle refers to classes or functions other than those of tensors and plain values."""
+    """Raised for a pickle that refers to classes or functions other than those of tensors and plain values."""
 
 
 def check_pickles(checkpoint: Path) -> None:
-    """Refuse a checkpoint whose pickles contain anything but tensors and plain values, without executing them.
+    """Reject a checkpoint whose pickles contain anything but tensors and plain values, without executing them.
 
     Truncated files pass: `trivium.storage.checkpoints.find_defect` reports them.
 
@@ -68,7 +68,7 @@ def _check_shards(path: Path) -> None:
 
 
 def _reason(file: Path | io.BytesIO, error: Exception) -> str:
-    """Return which globals make a torch file unsafe, or the error if that cannot be found out."""
+    """Return the globals that make a torch file unsafe, or the error that prevents determining them."""
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
     except Exception:  # A malicious file can raise any error.
@@ -98,7 +98,7 @@ class Shard:
 
     Attributes:
         name: Key in the state dict.
-        path: File that holds the bytes.
+        path: File that contains the bytes.
         offset: Offset of the first byte in the file.
         length: Number of bytes.
         is_tensor: True for a tensor, False for any other object.
@@ -168,7 +168,7 @@ def _shards_of(folder: Path, metadata: Any) -> Iterator[Shard]:
 
 
 class _FrozenClass(type):
-    """Metaclass of the placeholders: refuse to set class attributes, because a pickle may change objects only."""
+    """Metaclass of the placeholders, which prevents a pickle from setting their class attributes."""
 
     def __setattr__(cls, name: str, value: Any) -> NoReturn:
         raise pickle.UnpicklingError(f"it sets {cls.__name__}.{name}")
@@ -186,7 +186,7 @@ class _Placeholder(metaclass=_FrozenClass):
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Resolve the globals of a `.metadata` file to placeholders, and refuse all others."""
+    """Resolve the globals of a `.metadata` file to placeholders, and reject all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name in METADATA_CLASSES.get(module, ()):

@@ -28,7 +28,7 @@ from trivium.tasks.encode import (
 )
 from trivium.tasks.task import Task
 
-COUNTS = ("length", *STATISTICS)  # metadata columns, which the model does not take
+COUNTS = ("length", *STATISTICS)  # metadata columns, which are not model inputs
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
@@ -58,7 +58,7 @@ def make_collator(
 def _make_masker(tokenizer: PreTrainedTokenizerBase, inputs: InputArguments, epoch: Callable[[], int]) -> Collator:
     """Return a collator whose masks depend only on batch and epoch, for reproducible evaluation and resumption.
 
-    The state of a random generator could not be restored instead, because the dataloader prefetches a batch.
+    Restoring the state of a random generator would not suffice, because the dataloader prefetches a batch.
     """
     # Probabilities of replacing a selected token by <mask> and by a random token; the latter is as in BERT.
     mask_prob, random_prob = (1.0, 0.0) if inputs.whole_word_mask else (0.8, 0.1)

@@ -24,9 +24,9 @@ class InputArguments:
     """Encoding of text as model inputs: the `inputs:` section of a recipe.
 
     Attributes:
-        max_length: Maximum number of tokens per text, beyond which it is truncated; None: `max_position_embeddings`.
+        max_length: Maximum number of tokens per text; longer texts are truncated. None for `max_position_embeddings`.
         max_tokens: Maximum number of tokens per batch, device and step, in batches of rows of similar length, which
-            replace batches of `training.per_device_train_batch_size` rows (see `trivium.data.token_batches`). None:
+            replace batches of `training.per_device_train_batch_size` rows (see `trivium.data.token_batches`). None for
             batches of rows.
         buffer_size: Number of rows to buffer for token batches of streamed data.
         packing: For `causal-lm`: pack texts into rows of `max_length` tokens instead of padding them. Texts in a row

@@ -13,8 +13,8 @@ def label_facts(labels: Iterable[Any], problem_type: str | None = None) -> dict[
 
     Args:
         labels: The label of each row: a string, an integer, a list of them, or a float.
-        problem_type: "regression" to treat integer labels as numbers. None: float labels mean regression, lists mean
-            multi-label classification.
+        problem_type: "regression" to treat integer labels as numbers. With None, float labels mean regression, and
+            lists mean multi-label classification.
 
     Returns:
         `problem_type`, and `label2id` and `id2label`, or `num_labels` for regression.

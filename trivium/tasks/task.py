@@ -58,7 +58,7 @@ class Task:
         columns: Data columns, as `load_data` takes them.
         add_bos_token: True if the tokenizer adds `<s>` to texts.
         add_eos_token: True if the tokenizer adds `</s>` to texts; False if the model completes prompts.
-        encode: Function from a batch of rows to columns of model inputs.
+        encode: Function that maps a batch of rows to columns of model inputs.
         metrics: Names of the metrics that fit the task; the first two are the default of a recipe.
         inputs: Fields of `InputArguments` that only this task uses.
         decoder_class: Class of a model without an encoder, if the task has one.
@@ -117,10 +117,10 @@ class Task:
         return NUMBER_METRICS if config.problem_type == "regression" else NAME_METRICS
 
     def check_metrics(self, names: Iterable[str], config: TriviumConfig | None = None) -> None:
-        """Refuse metrics that do not fit this task, or the model if its configuration is passed.
+        """Reject metrics that do not fit this task or, if its configuration is passed, the model.
 
         Raises:
-            ValueError: The message names the metric and those that are allowed.
+            ValueError: The message names the metric and the allowed metrics.
         """
         allowed = self.metrics if config is None else self.metrics_for(config)
         for name in names:

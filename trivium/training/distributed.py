@@ -25,7 +25,7 @@ def launch_configs() -> dict[str, Path]:
 
 
 def check_devices(args: TrainingArguments) -> None:
-    """Refuse device settings that Accelerate would silently ignore.
+    """Reject device settings that Accelerate would silently ignore.
 
     Raises:
         ValueError: FSDP is requested on CPUs; or several processes were launched without a GPU, and each would train
@@ -84,7 +84,7 @@ def tied_weights_together(model: PreTrainedModel) -> Iterator[None]:
 
     Accelerate shards the input and output embeddings separately from the rest, in one group only if those two are tied
     to each other. If another module shares the weight, as in an encoder-decoder, or if the decoder has a vocabulary of
-    its own, the tied weight ends up in two groups: torch 2.13 refuses that, and earlier versions silently untie it.
+    its own, the tied weight ends up in two groups: torch 2.13 rejects that, and earlier versions silently untie it.
     Inside this context Accelerate does not see the embeddings of such a model, so they join the root group with all
     parameters outside the layers. The model is restored on exit.
 
@@ -105,7 +105,7 @@ def tied_weights_together(model: PreTrainedModel) -> Iterator[None]:
 
 
 def has_other_tied_weights(model: PreTrainedModel) -> bool:
-    """Return True if modules other than the pair of input and output embeddings share a weight."""
+    """Return True if any modules besides the input and output embeddings share a weight."""
     owners: dict[nn.Parameter, set[nn.Module]] = defaultdict(set)
     for module in model.modules():
         for weight in module.parameters(recurse=False):

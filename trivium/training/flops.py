@@ -29,7 +29,7 @@ PEAK_TFLOPS = {
 
 @dataclass
 class TokenCounts:
-    """Token counts of a batch, from which its FLOPs follow; counts of several batches are added field by field.
+    """Token counts of a batch, which determine its FLOPs; counts of several batches are added field by field.
 
     Attributes:
         padded: Input and target tokens, including padding.
@@ -104,7 +104,7 @@ def training_flops(counts: TokenCounts, model: PreTrainedModel) -> float:
     activations do not.
     """
     config = model.config
-    assert config.num_key_value_heads is not None  # the configuration fills it in
+    assert config.num_key_value_heads is not None  # the configuration sets the default
     width = config.d_model
     keys_and_values = 2 * width * config.num_key_value_heads * config.head_dim
     queries_and_output = 2 * width * width
@@ -125,7 +125,7 @@ def training_flops(counts: TokenCounts, model: PreTrainedModel) -> float:
 
 
 def head_products(model: PreTrainedModel) -> int:
-    """Return the multiply-adds of the head per predicted position: those of all linear layers outside the stacks."""
+    """Return the multiply-adds of the head per predicted position, over all linear layers outside the stacks."""
     backbone = set(model.base_model.modules())
     head = (module for module in model.modules() if isinstance(module, nn.Linear) and module not in backbone)
     return sum(linear.in_features * linear.out_features for linear in head)

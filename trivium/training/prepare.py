@@ -52,7 +52,7 @@ def prepare(recipe: Recipe, *, processes: int = 1, overwrite: bool = False) -> d
         The manifest: fields of the recipe, fingerprints, and counts of each split.
 
     Raises:
-        ValueError: The folder holds other files, finished data, or unfinished data of another recipe.
+        ValueError: The folder contains other files, finished data, or unfinished data of another recipe.
     """
     if recipe.data.prepared is None:
         raise ValueError(
@@ -168,19 +168,19 @@ def encode_group(
     config: TriviumConfig,
     inputs: InputArguments,
 ) -> dict[str, list[Any]]:
-    """Encode a group of rows, from `batch["start"]` up to `end`, as training would."""
+    """Encode a group of rows, from `batch["start"]` up to `end`, exactly as training would."""
     [start] = batch["start"]
     group = rows[start : min(start + ENCODED_ROWS, end)]
     return dict(TASKS[task].encode(group, tokenizer, config, inputs))
 
 
 def _compact(kind: Any) -> Any:
-    """Replace a list of int64 by int32, which is enough for tokens, positions and labels."""
+    """Replace int64 with int32 in a list feature, which is enough for tokens, positions and labels."""
     return List(Value("int32")) if kind == List(Value("int64")) else kind
 
 
 def delete(folder: Path) -> None:
-    """Delete prepared data in the order rows, tokenizer, manifest: an interrupted deletion looks unfinished."""
+    """Delete rows, then tokenizer, then manifest, so that an interrupted deletion looks like unfinished data."""
     write_manifest(folder, {**read_json_object(folder / MANIFEST_FILE), "complete": False})
     for name in (*SPLITS, TOKENIZER, f"{TOKENIZER}.partial"):
         if (folder / name).exists():

@@ -1,4 +1,4 @@
-"""Data tokenized and packed by `trivium prepare`: their manifest, and checks against a recipe and a model."""
+"""Manifest of data tokenized and packed by `trivium prepare`, and checks against a recipe and a model."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ class Prepared:
     """Prepared data of a recipe.
 
     Attributes:
-        folder: Their folder.
+        folder: Folder that contains the data.
         manifest: The content of its manifest.
     """
 
@@ -76,10 +76,10 @@ class Prepared:
 
 
 def load_prepared(folder: Path, recipe: Recipe) -> Prepared:
-    """Return the prepared data in a folder.
+    """Open the prepared data in a folder.
 
     Raises:
-        ValueError: They are missing or unfinished, or were prepared with other fields or from other files.
+        ValueError: The data are missing or unfinished, or were prepared with different fields or from different files.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file() or not (manifest := read_json_object(path)).get("complete"):
@@ -102,10 +102,10 @@ def load_prepared(folder: Path, recipe: Recipe) -> Prepared:
 
 
 def read_unfinished(folder: Path, recipe: Recipe, rows_hash: str) -> Prepared | None:
-    """Return the unfinished prepared data in a folder, or None if no rows were encoded.
+    """Open the unfinished prepared data in a folder; return None if no rows were encoded.
 
     Raises:
-        ValueError: They are finished, or belong to another recipe or to other data.
+        ValueError: The data are finished, or belong to another recipe or to other raw data.
     """
     if not (folder / MANIFEST_FILE).is_file():
         return None

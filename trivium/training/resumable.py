@@ -26,13 +26,13 @@ from trivium.training.callbacks.non_finite import NonFiniteGuard, has_finite_wei
 class ResumableTrainer(Seq2SeqTrainer):
     """Write checkpoints atomically, and resume from them as if training had not been interrupted.
 
-    A checkpoint is written to a temporary folder and renamed once it is complete and synced to the disk, with the
-    files of all processes and the trained weights beside an `ExponentialAverage`. Only then is it pushed, and older
+    A checkpoint is written to a temporary folder and renamed once it is complete and synced to the disk, including the
+    files of all processes and, with an `ExponentialAverage`, the trained weights. Only then is it pushed, and older
     checkpoints are deleted.
 
     On resumption, the state that the Trainer does not restore is restored too: the position in a stream that has been
     read more than once, and the patience counter of early stopping. The intervals of logging, evaluation and saving
-    come from the arguments, not from the checkpoint. A checkpoint of the last step runs no further step.
+    come from the arguments, not from the checkpoint. Resuming from a checkpoint of the last step runs no further step.
 
     A checkpoint with non-finite weights is not written, and a run that does not recover is stopped (`NonFiniteGuard`).
     """

@@ -31,7 +31,7 @@ CHANGEABLE_FIELDS = (
     "generation.",
     "metrics",
     "early_stopping_patience",
-    "data.prepared",  # Prepared rows equal those that training would encode.
+    "data.prepared",  # Prepared rows are identical to those that training would encode.
     "data.validation",
     "data.max_validation_samples",
     "data.test",
@@ -90,7 +90,7 @@ def checkpoint_to_resume(recipe: Recipe, args: Seq2SeqTrainingArguments) -> tupl
         args: Its training arguments.
 
     Returns:
-        The checkpoint, and the later checkpoints, which are defective.
+        The checkpoint, and the defective checkpoints after it.
 
     Raises:
         OSError: A file of a checkpoint cannot be read.
@@ -140,7 +140,7 @@ def steps_of_finished_run(
     except ValueError:
         return None
     is_same_run = str(state.log_history[: len(checkpoint.log_history)]) == str(checkpoint.log_history)
-    if not is_same_run or state.global_step != checkpoint.global_step:  # The final model is of another run or step.
+    if not is_same_run or state.global_step != checkpoint.global_step:  # The final model is from another run or step.
         return None
     if args.max_steps > 0:
         finished = state.global_step >= args.max_steps
@@ -152,7 +152,7 @@ def steps_of_finished_run(
 
 
 def check_same_recipe(run: Path, old: Recipe, new: Recipe) -> None:
-    """Refuse to resume a run with a recipe that would learn something else.
+    """Reject a recipe that would not continue the training of the run.
 
     Raises:
         ValueError: The recipes differ in a field that affects training; the message lists the changed fields.
@@ -208,9 +208,9 @@ def _as_override(name: str, value: Any) -> str:
 
 
 def check_same_batch_size(run: Path, old: Recipe, state: TrainerState, args: Seq2SeqTrainingArguments) -> None:
-    """Refuse to resume a run with a different number of rows per optimizer step.
+    """Reject a recipe that changes the number of rows per optimizer step.
 
-    If only the factors of that number have changed, warn: the results are not bitwise identical then.
+    If only the factors of that number have changed, warn that the results will not be bitwise identical.
 
     Raises:
         ValueError: The number of rows per step, or of batches per step for token batches, has changed.

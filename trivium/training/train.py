@@ -223,7 +223,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
 
 
 def prepare_folder(recipe: Recipe, start: Start) -> None:
-    """Delete the files of an earlier run, then write the recipe, so that it is never beside foreign weights."""
+    """Delete the files of an earlier run, then write the recipe, so that it never describes weights of another run."""
     folder = RunFolder(start.run)
     if folder.is_run:
         folder.adopt()  # The manifest comes first, so that the folder is recognized if the process is killed here.
@@ -243,7 +243,7 @@ def _is_custom_card(path: Path) -> bool:
     """Return True if a file is a model card that was written or edited by hand."""
     if path.name != CARD.name:
         return False
-    from trivium.hub.card import has_own_card  # imported late, because it needs the plotting libraries
+    from trivium.hub.card import has_own_card  # deferred: it imports the plotting libraries
 
     return has_own_card(path.parent)
 
@@ -276,10 +276,10 @@ def load_or_build(
     checkpoint: Path | None = None,
     prepared: Prepared | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model and tokenizer that `init_from` names, or build a new model and train a tokenizer on `rows`.
+    """Load the model and tokenizer from `init_from`, or build a new model and train a tokenizer on `rows`.
 
-    When resuming from a `checkpoint`, the tokenizer is loaded from it instead of being trained again. `prepared` data
-    have the tokenizer and the labels, which their rows no longer show.
+    When resuming from a `checkpoint`, the tokenizer is loaded from it instead of being trained again. With `prepared`
+    data, the tokenizer and the labels are loaded from their folder, because encoded rows do not contain them.
     """
     task = recipe.kind
     labels = task.label_facts(rows, recipe.model.get("problem_type")) if prepared is None else prepared.labels
@@ -299,7 +299,7 @@ def load_or_build(
         # own class has saved the tokenizer, they do not say which special tokens it adds.
         special_ids = tokenizer("")["input_ids"]
         adds_eos = tokenizer.eos_token_id in special_ids
-        if not overrides and adds_eos and not task.add_eos_token:  # as the tokenizer of a translator does
+        if not overrides and adds_eos and not task.add_eos_token:  # like the tokenizer of a translation model
             overrides = defaults
         if overrides:
             options = {"add_bos_token": tokenizer.bos_token_id in special_ids, "add_eos_token": adds_eos, **overrides}
@@ -309,7 +309,7 @@ def load_or_build(
         return model, tokenizer
     options = {**vars(recipe.tokenizer), **defaults, **overrides}
     sample = options.pop("sample")
-    if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # FSDP's sharded checkpoints have none.
+    if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # FSDP's sharded checkpoints lack it.
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     elif prepared is not None:
         tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer, trust_remote_code=False)

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class PublishingTrainer(Seq2SeqTrainer):
-    """Push to the Hub what `trivium push` publishes, without pickles or local paths."""
+    """Trainer that pushes the same files as `trivium push`, without pickles or local paths."""
 
     push_in_progress: PushInProgress | None
 
@@ -55,7 +55,7 @@ class PublishingTrainer(Seq2SeqTrainer):
         Returns:
             The `trivium.hub.Push`, or a Future of it unless `blocking`; None on processes other than the main one.
         """
-        from trivium.hub.pushing import plan, send  # imported late, because they need the plotting libraries
+        from trivium.hub.pushing import plan, send  # deferred: they import the plotting libraries
 
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
@@ -232,7 +232,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         return batches, num_items_in_batch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding the throughput to a loss; drop samples per second for streams, whose batch sizes are unknown."""
+        """Log with the throughput if there is a loss; for streams, drop samples per second (unknown batch sizes)."""
         if "loss" in logs:
             logs.update(self.throughput.since_last_log())
         if self.batch_stream is not None:
@@ -254,7 +254,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the model card and its figure to the output folder, unless a custom card is already there."""
-        from trivium.hub.card import has_own_card, render_card  # imported late, because it needs plotting libraries
+        from trivium.hub.card import has_own_card, render_card  # deferred: it imports the plotting libraries
 
         folder = Path(self.args.output_dir)
         if self.is_world_process_zero() and not has_own_card(folder):

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from trivium.storage.names import checkpoint_of
 
-TRAINED_WEIGHTS_FILE = "trained_weights.safetensors"  # file in a checkpoint, beside the averaged weights
+TRAINED_WEIGHTS_FILE = "trained_weights.safetensors"  # file in a checkpoint, next to the averaged weights
 
 
 class ExponentialAverage(TrainerCallback):
@@ -27,7 +27,7 @@ class ExponentialAverage(TrainerCallback):
 
     Only trainable parameters are averaged, tied weights once; buffers keep their current values. The average takes the
     memory of one more copy of the weights. With several processes, each computes the same average, and the main
-    process saves it. FSDP and DeepSpeed are refused, because they shard the weights.
+    process saves it. FSDP and DeepSpeed are rejected because they shard the weights.
 
     Args:
         decay: Decay between 0 and 1; the average covers about the last 1 / (1 - decay) steps.
@@ -43,14 +43,15 @@ class ExponentialAverage(TrainerCallback):
             raise ValueError(f"decay is {decay}, but must be greater than 0 and less than 1.")
         self.decay = decay
         self._parameters: dict[str, nn.Parameter] = {}
-        # The weights that the model does not hold now: the average during a step, else the trained weights.
+        # The weights that the model does not hold at the moment: the average during a step, otherwise the trained
+        # weights.
         self._swapped_out: dict[str, torch.Tensor] = {}
         self._in_step = False
-        self._saved_step: int | None = None  # the step whose checkpoint has the trained weights
+        self._saved_step: int | None = None  # the step whose checkpoint contains the trained weights
 
     @staticmethod
     def check_arguments(args: TrainingArguments, is_sharded: bool = False) -> None:
-        """Refuse FSDP and DeepSpeed.
+        """Reject FSDP and DeepSpeed.
 
         Raises:
             ValueError: The arguments enable one of them, or the weights are sharded.
@@ -119,7 +120,7 @@ class ExponentialAverage(TrainerCallback):
         self.on_save(args, state, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save the trained weights in the checkpoint, beside the averaged weights, unless they are already there."""
+        """Save the trained weights in the checkpoint, next to the averaged weights, unless they are already there."""
         folder = checkpoint_of(args, state)
         if args.should_save and folder.is_dir() and self._swapped_out and self._saved_step != state.global_step:
             self.keep_trained(folder, state)
@@ -135,7 +136,7 @@ class ExponentialAverage(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Release the trained weights; the model holds the average, or the best checkpoint."""
+        """Release the trained weights; the model now contains the average or the best checkpoint."""
         self._parameters, self._swapped_out = {}, {}
 
     def _swap(self) -> None:
@@ -144,7 +145,7 @@ class ExponentialAverage(TrainerCallback):
         self._in_step = not self._in_step
 
     def _load(self, folder: Path, state: TrainerState) -> dict[str, torch.Tensor]:
-        """Load the trained weights of the checkpoint that is resumed, after checking that it belongs to this run.
+        """Load the trained weights of the checkpoint to resume from, after checking that it belongs to this run.
 
         The Trainer does not pass the checkpoint to its callbacks, so `folder` is inferred from the step.
         """

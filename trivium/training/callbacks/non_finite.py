@@ -16,16 +16,16 @@ MAX_NON_FINITE_STEPS = 10
 
 
 class NonFiniteError(ValueError):
-    """Training has produced NaN or infinity and cannot recover."""
+    """Raised when training has produced NaN or infinity and cannot recover."""
 
 
 class NonFiniteGuard(TrainerCallback):
     """Stop after `MAX_NON_FINITE_STEPS` optimizer steps in a row with a non-finite loss or gradient norm.
 
     Steps that a float16 loss scaler skips do not count. The Trainer passes every loss and gradient norm to `observe`.
-    The counter stays on their device. It is read after every step on a single CPU process, where reading is free. In
-    other cases it is read every `MAX_NON_FINITE_STEPS` steps, because reading synchronizes the device and all
-    processes; training then stops up to nine steps later, on all processes at once.
+    The counter stays on their device. With a single CPU process, where reading it costs nothing, it is read after
+    every step. Otherwise it is read every `MAX_NON_FINITE_STEPS` steps, because reading it synchronizes the device and
+    all processes; training then stops up to nine steps later, on all processes at once.
 
     Args:
         was_skipped: Function that returns True if the last optimizer step was skipped.

@@ -14,7 +14,7 @@ UNPUBLISHED = ("*.bin", "*.pt", "*.pth", "events.out.tfevents.*")
 
 
 def check_hub_arguments(args: TrainingArguments) -> None:
-    """Refuse training arguments that would publish a secret or pickles.
+    """Reject training arguments that would publish a secret or pickles.
 
     Raises:
         ValueError: The message names the argument, its value and what is allowed.
@@ -40,8 +40,8 @@ class CompletePush(TrainerCallback):
     This callback adds the code, and a `.gitignore` that excludes the pickles and logs. A checkpoint that is pushed
     with `hub_strategy` "checkpoint" or "all_checkpoints" can therefore be loaded, but not resumed from.
 
-    Use it as `Trainer(..., callbacks=[CompletePush()])`. `trivium.training.train` does not need it, because its pushes
-    hold what `trivium push` publishes.
+    Use it as `Trainer(..., callbacks=[CompletePush()])`. `trivium.training.train` does not need it, because it already
+    pushes the files that `trivium push` publishes.
     """
 
     def on_push_begin(
@@ -53,7 +53,7 @@ class CompletePush(TrainerCallback):
             return
         for file in checkpoint_of(args, state).glob("*.py"):
             shutil.copy(file, folder)
-        gitignore = folder / ".gitignore"  # A commit to the Hub skips the files that it lists.
+        gitignore = folder / ".gitignore"  # The commit skips the files that .gitignore lists.
         lines = gitignore.read_text().splitlines() if gitignore.exists() else []
         if missing := [pattern for pattern in UNPUBLISHED if pattern not in lines]:
             gitignore.write_text("\n".join([*lines, *missing, ""]))

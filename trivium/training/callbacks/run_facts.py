@@ -24,7 +24,8 @@ class RunFacts(TrainerCallback, ExportableState):
 
     Attributes:
         seconds: Wall-clock time, including evaluation and saving; summed over the sessions of a resumed run.
-        hardware: Description of the GPUs, or of the CPU and its cores; a resumed run lists all that it ran on.
+        hardware: Description of the GPUs, or of the CPU and its cores; for a resumed run, of all hardware that it ran
+            on.
         processes: Number of training processes.
         examples: Number of training rows, after packing; None for a stream, whose length is unknown.
         versions: Versions of trivium, torch, transformers and Python.
@@ -32,8 +33,8 @@ class RunFacts(TrainerCallback, ExportableState):
         data: Fingerprint of the training data (`trivium.data.fingerprint()`), or None.
         packing: Rows, tokens, padding and cuts of packed training data (`packing_facts()`); None if they are streamed
             or not packed.
-        encoding: Rows and tokens per second at which the data were encoded before training; None for a stream, for
-            data from the cache of `datasets`, and for prepared data, whose manifest has them.
+        encoding: Rows and tokens encoded per second before training; None for a stream, for data from the cache of
+            `datasets`, and for prepared data, whose manifest has them.
 
     Args:
         data: Fingerprint of the training data; None skips the check on resumption.
@@ -70,7 +71,7 @@ class RunFacts(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock, from the saved time if the run is resumed, and record the environment."""
+        """Start the clock, continuing from the saved time if the run is resumed, and record the environment."""
         self.check_data(state)
         # Read directly, because `restore_callback_states_from_checkpoint` would restore all other callbacks as well.
         earlier = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})

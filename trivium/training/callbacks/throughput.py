@@ -27,7 +27,7 @@ class Work:
         flops: Model FLOPs of the tokens without padding (`trivium.training.flops`).
         seconds: Duration of the steps, including waiting for their batches, but not evaluation, saving, or skipping
             batches on resumption.
-        waiting: Part of `seconds` that this process waited for its batches.
+        waiting: Part of `seconds` that this process spent waiting for its batches.
     """
 
     tokens: int = 0
@@ -88,7 +88,7 @@ class Throughput(TrainerCallback, ExportableState):
             batches: The batches of the step, one per gradient accumulation step.
             start: Value of `time.perf_counter()` before the batches were loaded.
         """
-        # A resumed run skips batches before its first step, and workers start then; that time does not count.
+        # Do not count the time before the first step, in which the workers start and a resumed run skips batches.
         loaded = time.perf_counter()
         self._step_start, self._is_first = (loaded if self._is_first else start), False
         self._waiting += loaded - self._step_start
@@ -126,10 +126,9 @@ class Throughput(TrainerCallback, ExportableState):
 
         Returns:
             `tokens_per_second`: input and target tokens of all processes, without padding; `padding`: the fraction of
-            padding among all tokens; `data_wait`: the fraction of the time that this process waited for batches, of
-            which a warning is logged once if it is large; `model_tflops_per_second`; and, if the peak of the devices
-            is known, `mfu`: the fraction of their peak bf16 throughput that the model FLOPs amount to. Empty if there
-            was no step.
+            padding among all tokens; `data_wait`: the fraction of time that this process spent waiting for batches (a
+            warning is logged once if it is large); `model_tflops_per_second`; and, if the peak of the devices is
+            known, `mfu`: the model FLOPs as a fraction of their peak bf16 throughput. Empty if there was no step.
         """
         work, self._since_last_log = self._since_last_log, Work()
         if not work.padded or not work.seconds:
