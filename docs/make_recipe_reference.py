@@ -29,9 +29,9 @@ SECTIONS = {
     "allowed. The most common:",
     "generation": "All fields of transformers' [`GenerationConfig`]"
     "(https://huggingface.co/docs/transformers/main_classes/text_generation#transformers.GenerationConfig) are "
-    "allowed, and saved with the model as its defaults. Without a length, an encoder-decoder is saved with the maximum "
-    "length of its training texts, a decoder-only model with at most 256 new tokens, or with the number of its learned "
-    "positions. The most common:",
+    "allowed, and saved with the model as its defaults. Without a length, an encoder-decoder is saved with the "
+    "maximum length of its training texts, a decoder-only model with at most 256 new tokens, or with the number of "
+    "its learned positions. The most common:",
     "card": "",
 }
 PYTHON = """## In Python

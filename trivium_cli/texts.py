@@ -163,7 +163,10 @@ def translate(
                 loaded, tokenizer, texts, n_best=n_best or 1, show_progress=show_progress, **options
             )
             for hypotheses, source in zip(found, sources, strict=True):
-                row = {"source": source, "translations": [hypothesis.text for hypothesis in hypotheses]}
+                row: dict[str, Any] = {
+                    "source": source,
+                    "translations": [hypothesis.text for hypothesis in hypotheses],
+                }
                 if scores:
                     row["scores"] = [hypothesis.score for hypothesis in hypotheses]
                 yield json.dumps(row, ensure_ascii=False)
