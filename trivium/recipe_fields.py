@@ -5,6 +5,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -143,7 +144,8 @@ def recipe_summaries() -> Iterator[tuple[str, str]]:
 
     for name in available_recipes():
         text = recipe_path(name).read_text(encoding="utf-8")
-        comment = " ".join(line.lstrip("# ") for line in re.match(r"(#.*\n)*", text)[0].splitlines())
+        lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
+        comment = " ".join(line.lstrip("# ") for line in lines)
         yield name, re.split(r"(?<=\.)\s", comment)[0]
 
 
@@ -212,7 +214,7 @@ def _name_of(kind: Any) -> str:
 
 def _as_yaml(entry: "Field[Any]") -> str:
     if entry.default_factory is not MISSING:
-        return {list: "[]"}.get(entry.default_factory, "{}") if isinstance(entry.default_factory, type) else ""
+        return "[]" if entry.default_factory is list else "{}"
     value = getattr(entry.default, "value", entry.default)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

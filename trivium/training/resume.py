@@ -182,7 +182,7 @@ def _how_to_start_from(run: Path, old: Recipe, new: Recipe, changed: Iterable[st
     number = 2
     while (output := run.with_name(f"{run.name}-{number}")).exists():
         number += 1
-    overrides = {"init_from": str(start), "training.output_dir": str(output)}
+    overrides: dict[str, Any] = {"init_from": str(start), "training.output_dir": str(output)}
     if old.model.get("preset") is not None:
         overrides["model.preset"] = None
     if old.data.prepared is not None:  # The rows were prepared for a run without `init_from`.
