@@ -28,7 +28,7 @@ from datasets.exceptions import DatasetGenerationError
 from trivium.data.conll import conll_rows
 from trivium.data.numbers import numbers_corpus
 from trivium.data.readers import READERS, PlacedRow, Row, document_rows, parallel_rows
-from trivium.data.structured import DOCUMENT, FEATURES, FIELDS, READ, check_example, name_tags
+from trivium.data.structured import DOCUMENT, FEATURES, FIELDS, READ, TAGGED_WORDS, check_example, name_tags
 
 SPLITS = ("train", "validation", "test")
 PAIR = ("source", "target")
@@ -218,16 +218,16 @@ def _load_file(path: str, split: str, args: DataArguments, columns: dict[str, st
     for file in files:
         if not Path(file).is_file():
             hint = f" (leave off {Path(path).suffix})" if Path(path).is_file() else ""
-            plain_text = {
-                **dict.fromkeys(
-                    (PAIR, DOCUMENT),
-                    f", or the prefix of parallel text (PREFIX.{args.source} and PREFIX.{args.target})",
-                ),
+            parallel = f", or the prefix of parallel text (PREFIX.{args.source} and PREFIX.{args.target})"
+            others: dict[tuple[str, ...], str] = {
+                PAIR: parallel,
+                DOCUMENT: parallel,
                 TEXT: ", or plain text",
-            }.get(tuple(columns), "")
+                TAGGED_WORDS: ", or CoNLL files",
+            }
             raise FileNotFoundError(
                 f"data.{split} names {file}, but there is no such file{hint}. Allowed are files that end in "
-                f"{', '.join(READERS)}{plain_text}."
+                f"{', '.join(READERS)}{others.get(tuple(columns), '')}."
             )
     if not is_prefix and Path(path).suffix not in READERS and tuple(columns) != TEXT and "tags" not in columns:
         raise ValueError(
