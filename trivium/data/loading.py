@@ -316,7 +316,7 @@ def _examples_of_files(
     for place, row in _rows(files, columns, whole):
         yield _example(row, columns, place, allow_blank)
     if place is None:
-        contents = "sentence pairs" if len(files) > 1 else "texts"
+        contents = "sentence pairs" if "source" in columns else "texts"
         raise ValueError(f"{files[0]}: there are no {contents} in this file.")
 
 
