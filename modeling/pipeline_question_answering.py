@@ -163,13 +163,13 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         self, input_: Mapping[str, str], max_seq_len: int | None = None, doc_stride: int = STRIDE
     ) -> Iterator[dict[str, Any]]:
         """Encode one question as windows of shape (1, length)."""
-        texts = [input_.get(name) for name in ("question", "context")] if isinstance(input_, Mapping) else [None]
-        if not all(isinstance(text, str) and text.strip() for text in texts):
+        texts = input_ if isinstance(input_, Mapping) else {}
+        question, context = texts.get("question"), texts.get("context")
+        if not (isinstance(question, str) and isinstance(context, str) and question.strip() and context.strip()):
             raise ValueError(
                 f"An input of the question-answering pipeline is {input_!r}, but must have a question and a context, "
                 "texts that are not blank."
             )
-        question, context = texts
         limit = max_seq_len or min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
         windows = encode_windows(self.tokenizer, question, context, limit, doc_stride)
         for i, window in enumerate(windows):

@@ -23,8 +23,6 @@ from trivium import (
     TriviumForTokenClassification,
     TriviumTokenizer,
 )
-from trivium.data import DataArguments, load_data
-from trivium.evaluation import predict_tags
 from trivium.tokenization import train_tokenizer
 from trivium_cli import app, texts
 
@@ -379,32 +377,6 @@ def test_terminal_lines_are_answered_one_by_one(
     texts_command = {"classify": texts.classify, "fill-mask": texts.fill_mask}[command]
     texts_command(folder, top_k=1)
     assert answers_so_far == [0, 1, 2]
-
-
-# --- summarize -------------------------------------------------------------------------------------------------------
-
-
-def test_summarize_runs_a_model_as_translate_does(translator: Path, language_model: Path) -> None:
-    assert printed("summarize", translator, CAT, "", BIRDS, "--beams", "2") == f"{CAT}\n\n{BIRDS}\n"
-    code, _, errors = trivium("summarize", language_model, CAT)
-    assert code == 1
-    assert "which is for `trivium generate`, not for `trivium summarize`" in errors
-
-
-# --- tag -------------------------------------------------------------------------------------------------------------
-
-
-def test_tag_writes_conll_that_training_reads(tagger: Path, tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
-    lines = ["two dogs  ran", "", CAT]
-    (tmp_path / "in.txt").write_text("\n".join(lines), encoding="utf-8")
-    trivium("tag", tagger, "-i", tmp_path / "in.txt", "-o", tmp_path / "out.conll", "--batch-size", "2")
-    output = (tmp_path / "out.conll").read_text(encoding="utf-8")
-    assert printed("tag", tagger, *lines) == output
-    rows = load_data(DataArguments(train=str(tmp_path / "out.conll")), ("words", "tags"))["train"]
-    assert rows["words"] == [lines[0].split(), lines[2].split()]
-    model = TriviumForTokenClassification.from_pretrained(tagger).eval()
-    assert list(rows["tags"]) == predict_tags(model, tokenizer, rows["words"])
-    assert {tag for tags in rows["tags"] for tag in tags} <= {"O", "B-animal"}
 
 
 # --- Refusals --------------------------------------------------------------------------------------------------------

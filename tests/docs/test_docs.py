@@ -75,7 +75,7 @@ def test_commands_parse(block: Block, tmp_path: Path, monkeypatch: pytest.Monkey
     command: Any = typer.main.get_command(app)
     for call in commands(block.code):
         for option, path in pairwise(call):
-            if option == "--input":
+            if option in ("--input", "--context"):
                 Path(path).parent.mkdir(exist_ok=True)
                 Path(path).touch()
         name, subcommand, rest = command.resolve_command(command.make_context("trivium", [*call]), [*call])

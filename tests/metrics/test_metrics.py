@@ -159,6 +159,8 @@ for name in METRICS:
         inputs = dict(nll=[1.0], num_tokens=[2])
     elif name in NUMBER_METRICS:
         inputs = dict(predictions=[1.0, 2.0], references=[1.0, 3.0])
+    elif name == "seqeval":
+        inputs = dict(predictions=[["B-a", "O"]], references=[["B-a", "B-b"]])
     metrics = [load_metric(name) for _ in range(2)]
     for metric in metrics:  # Both are open at the same time.
         metric.add_batch(**inputs)

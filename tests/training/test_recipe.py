@@ -24,6 +24,7 @@ def test_every_task_has_a_recipe(task: str) -> None:
         "masked-lm": {"mlm_probability": 0.3},
         "completion": {"prompt": "{source}:"},
         "question-answering": {"stride": 8},
+        "denoising": {"noise": "spans"},
     }
     recipe = Recipe(task=task, inputs=InputArguments(**inputs.get(task, {})), training={"output_dir": "x"})
     assert recipe.kind is TASKS[task]

@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import tiny_config
 from transformers import AutoTokenizer, pipeline
 from typer.testing import CliRunner
 
-from trivium import TriviumForConditionalGeneration
+from trivium import TriviumConfig, TriviumForConditionalGeneration
 from trivium.data import DataArguments, load_data
 from trivium.data.structured import DOCUMENT
 from trivium.demo.page import SUMMARIZE, _labels_of
 from trivium.evaluation import evaluate
 from trivium.hub import render_card
+from trivium.hub.usage import usage_of
 from trivium.metrics import ROUGE_METRICS, load_metric
 from trivium.recipe import Recipe, TokenizerArguments
+from trivium.tokenization import train_tokenizer
 from trivium.training import train
 from trivium_cli import app
 
@@ -73,6 +76,21 @@ def test_rouge_takes_the_best_reference() -> None:
         assert score["signature"].startswith("refs:best|stemmer:yes|rouge-score:")
     stemmed = load_metric("rouge2").compute(predictions=["running cats"], references=["run cat"])
     assert stemmed["score"] == 100
+
+
+def test_command_generates_as_translate_does(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(WORDS * 2, vocab_size=290)
+    config = tiny_config(vocab_size=len(tokenizer), seq2seq_task="summarization")
+    TriviumForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    outputs = [
+        CliRunner().invoke(app, [command, str(tmp_path), "cats and dogs", "", "fish", "--beams", "2"]).stdout
+        for command in ("summarize", "translate")
+    ]
+    assert outputs[0] == outputs[1]
+    assert outputs[0].count("\n") == 3
+    assert [*json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]] == ["summarization"]
+    assert usage_of(TriviumConfig.from_pretrained(tmp_path)).command == "summarize"
 
 
 # --- Runs ------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import tiny_config
 from transformers import AutoTokenizer, BertTokenizer
+from typer.testing import CliRunner
 
 from trivium import TriviumForTokenClassification, TriviumTokenizer
 from trivium.data import DataArguments, load_data
@@ -20,6 +21,7 @@ from trivium.tasks import TASKS, InputArguments, encode_rows, make_collator
 from trivium.tasks.tags import align_words, marks_entities, tag_facts
 from trivium.tokenization import train_tokenizer
 from trivium.training import train
+from trivium_cli import app
 
 WORDS = [["Über", "übermorgen", "🙂", ",", "don't", "catcat"], ["a"], ["-", "the", "cat", "\u200b", "the"]]
 TAGS = [["O", "B-time", "O", "O", "O", "B-animal"], ["O"], ["O", "O", "B-animal", "O", "O"]]
@@ -145,6 +147,32 @@ def test_unknown_tags_are_named(tokenizers: dict[str, Any]) -> None:
     config = tiny_config(decoder_layers=0, **tag_facts([["O", "B-animal"]]))
     with pytest.raises(ValueError, match=r"tag 'B-time' is unknown.*training data has only B-animal, O"):
         encode_rows(ROWS, TASKS["token-classification"], tokenizers["bpe"], config, InputArguments())
+
+
+def test_command_writes_conll_that_training_reads(tokenizers: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer, facts = tokenizers["bpe"], tag_facts(TAGS)
+    torch.manual_seed(0)
+    model = TriviumForTokenClassification(tiny_config(vocab_size=len(tokenizer), decoder_layers=0, **facts)).eval()
+    model.save_pretrained(tmp_path / "tagger")
+    tokenizer.save_pretrained(tmp_path / "tagger")
+    (tmp_path / "in.txt").write_text("\n\n".join("  ".join(words) for words in WORDS), encoding="utf-8")
+    arguments = [
+        "tag",
+        tmp_path / "tagger",
+        "-i",
+        tmp_path / "in.txt",
+        "-o",
+        tmp_path / "out.conll",
+        "--batch-size",
+        2,
+    ]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    rows = tagged(tmp_path, (tmp_path / "out.conll").read_text(encoding="utf-8"), "again.conll")
+    assert [row["words"] for row in rows] == WORDS
+    assert [row["tags"] for row in rows] == predict_tags(model, tokenizer, WORDS)
+    result = CliRunner().invoke(app, ["tag", str(tmp_path / "tagger"), WORDS[1][0], ""])
+    assert result.stdout == f"{WORDS[1][0]}\t{rows[1]['tags'][0]}\n\n\n"
 
 
 # --- Metrics ---------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from trivium.data.examples import examples_of_files, numbered_example
 from trivium.data.filters import PAIR, Filters, check_scripts, filter_rows
 from trivium.data.numbers import numbers_corpus
 from trivium.data.readers import BINARY, READERS, TABLES, FileFormat
-from trivium.data.structured import DOCUMENT, FEATURES, FIELDS, READ
+from trivium.data.structured import DOCUMENT, FEATURES, FIELDS, READ, TAGGED_WORDS
 
 SPLITS = ("train", "validation", "test")
 TEXT = ("text",)
@@ -377,10 +377,15 @@ def _load_file(path: str, split: str, args: DataArguments, columns: dict[str, st
             suffixes = "".join(dict.fromkeys((content_suffix(path), Path(path).suffix)))
             hint = f" (leave off {suffixes})" if Path(path).is_file() else ""
             parallel = f", or the prefix of parallel text (PREFIX.{args.source} and PREFIX.{args.target})"
-            plain_text = {PAIR: parallel, DOCUMENT: parallel, TEXT: ", or plain text"}.get(tuple(columns), "")
+            others: dict[tuple[str, ...], str] = {
+                PAIR: parallel,
+                DOCUMENT: parallel,
+                TEXT: ", or plain text",
+                TAGGED_WORDS: ", or CoNLL files",
+            }
             raise FileNotFoundError(
                 f"data.{split} names {file}, but there is no such file{hint}. Allowed are files that end in "
-                f"{', '.join(READERS)}{plain_text}."
+                f"{', '.join(READERS)}{others.get(tuple(columns), '')}."
             )
     if not is_prefix and content_suffix(path) not in READERS and tuple(columns) != TEXT and "tags" not in columns:
         raise ValueError(

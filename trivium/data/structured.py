@@ -70,7 +70,8 @@ def read_answers(value: Any, place: str) -> dict[str, list[Any]]:
     Raises:
         ValueError: There is no answer, or the columns are not those of SQuAD.
     """
-    texts, starts = (value.get(name) for name in ("text", "answer_start")) if isinstance(value, dict) else ([], [])
+    answers: dict[str, Any] = value if isinstance(value, dict) else {}
+    texts, starts = answers.get("text") or [], answers.get("answer_start") or []
     is_valid = isinstance(texts, list) and isinstance(starts, list) and 0 < len(texts) == len(starts)
     if not is_valid or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -26,6 +27,7 @@ from trivium.modeling import (
 from trivium.tasks.encode import (
     InputArguments,
 )
+from trivium.tasks.noise import corrupt
 from trivium.tasks.task import Task
 
 COUNTS = ("length", *STATISTICS)  # metadata columns, which are not model inputs
@@ -39,7 +41,10 @@ def make_collator(
     inputs: InputArguments,
     epoch: Callable[[], int] = lambda: 0,
 ) -> Collator:
-    """Return a collator that pads encoded rows to a batch; for `masked-lm`, it draws new masks in each `epoch`."""
+    """Return a collator that pads encoded rows to a batch.
+
+    For `masked-lm` and `denoising`, it draws new masks in each `epoch`.
+    """
     if task.model_class is TriviumForMaskedLM:
         collate: Any = _make_masker(tokenizer, inputs, epoch)
     elif task.model_class is TriviumForSequenceClassification:
@@ -48,6 +53,8 @@ def make_collator(
         collate = DataCollatorForTokenClassification(tokenizer)
     elif task.model_class is TriviumForQuestionAnswering:  # positions are counted from the left
         collate = partial(tokenizer.pad, padding_side="right", return_tensors="pt")
+    elif "noise" in task.inputs:
+        collate = _make_denoiser(tokenizer, model, inputs, epoch)
     elif inputs.packing:
         collate = default_data_collator
     else:
@@ -82,3 +89,25 @@ def _make_masker(tokenizer: PreTrainedTokenizerBase, inputs: InputArguments, epo
         return collate(rows)
 
     return mask
+
+
+def _make_denoiser(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, inputs: InputArguments, epoch: Callable[[], int]
+) -> Collator:
+    """Return a collator that corrupts texts; the noise depends only on the text and the epoch, as for masks."""
+    pad = DataCollatorForSeq2Seq(tokenizer, model=model)
+
+    def denoise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        corrupted = []
+        for row in rows:
+            ids, end = row["labels"][:-1], row["labels"][-1:]  # a text ends in `</s>`, unless it was truncated
+            if end != [tokenizer.eos_token_id]:
+                ids, end = row["labels"], []
+            generator = np.random.default_rng(zlib.crc32(repr((epoch(), ids)).encode()))
+            source, target = corrupt(
+                ids, tokenizer.mask_token_id, inputs.noise, inputs.noise_density, inputs.mean_span, generator
+            )
+            corrupted.append({"input_ids": [*source, *end], "labels": [*target, *end]})
+        return pad(corrupted)
+
+    return denoise

@@ -14,6 +14,7 @@ from trivium.modeling.loss import IGNORE_INDEX
 from trivium.modeling.pipeline_question_answering import STRIDE
 from trivium.tasks.answers import encode_answers
 from trivium.tasks.label_facts import encode_label
+from trivium.tasks.noise import NOISES
 from trivium.tasks.tags import align_words, encode_tags
 
 Batch = dict[str, list[Any]]
@@ -36,6 +37,9 @@ class InputArguments:
         prompt: For `completion`: template of the prompt that the target completes, in which "{source}" is replaced by
             the source.
         stride: For `question-answering`: number of tokens that consecutive windows of a long context share.
+        noise: For `denoising`: "infilling", the noise of BART, or "spans", that of T5 (see `trivium.tasks.noise`).
+        noise_density: For `denoising`: fraction of tokens that are masked.
+        mean_span: For `denoising`: mean number of tokens in a masked span.
         mlm_probability: For `masked-lm`: fraction of tokens that are selected for prediction.
         whole_word_mask: For `masked-lm`: mask all tokens of a word together.
     """
@@ -47,6 +51,9 @@ class InputArguments:
     packing_strategy: str = "concatenate"
     prompt: str = "{source}"
     stride: int = STRIDE
+    noise: str = "infilling"
+    noise_density: float = 0.3
+    mean_span: float = 3.0
     mlm_probability: float = 0.15
     whole_word_mask: bool = False
 
@@ -68,6 +75,12 @@ class InputArguments:
             )
         if self.stride < 0:
             raise ValueError(f"inputs.stride is {self.stride}, but must be at least 0.")
+        if self.noise not in NOISES:
+            raise ValueError(f"inputs.noise is {self.noise!r}, but must be one of {', '.join(NOISES)}.")
+        if not 0 < self.noise_density < 1:
+            raise ValueError(f"inputs.noise_density is {self.noise_density}, but must be above 0 and below 1.")
+        if self.mean_span < 1:
+            raise ValueError(f"inputs.mean_span is {self.mean_span}, but must be at least 1.")
         if "{source}" not in self.prompt:
             raise ValueError(f"inputs.prompt is {self.prompt!r}, but must contain {{source}}.")
         if not 0 < self.mlm_probability <= 1:
@@ -200,3 +213,10 @@ def encode_questions(
     max_length = max_length_of(config, inputs)
     examples = [example for row in rows for example in encode_answers(row, tokenizer, max_length, inputs.stride)]
     return {name: [example[name] for example in examples] for name in examples[0]}
+
+
+def encode_for_denoising(
+    batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
+) -> Batch:
+    """Encode texts as sources and targets of an encoder-decoder; the collator corrupts them."""
+    return encode_pairs({"source": batch["text"], "target": batch["text"]}, tokenizer, config, inputs)

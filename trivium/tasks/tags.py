@@ -1,7 +1,7 @@
 """Tags of words: align them with tokens, encode them as targets, decode predictions and score them."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -94,8 +94,9 @@ def tags_of_targets(labels: np.ndarray, targets: np.ndarray, config: TriviumConf
     ]
 
 
-def score_tags(name: str, predictions: Tags, references: Tags) -> Mapping[str, Any]:
+def score_tags(name: str, predictions: Tags, references: Tags) -> dict[str, Any]:
     """Compute a metric of the task: `seqeval`, of sentences, or `accuracy`, of words."""
     if name != "seqeval":
         predictions, references = list(chain(*predictions)), list(chain(*references))
-    return load_metric(name).compute(predictions=predictions, references=references)
+    scores: dict[str, Any] = load_metric(name).compute(predictions=predictions, references=references)
+    return scores

@@ -36,6 +36,7 @@ from trivium.tasks.encode import (
     InputArguments,
     encode_completions,
     encode_documents,
+    encode_for_denoising,
     encode_for_masking,
     encode_labeled,
     encode_pairs,
@@ -174,6 +175,15 @@ TASKS: Mapping[str, Task] = {
         encode_documents,
         (*ROUGE_METRICS, *TEXT_METRICS, "perplexity"),
         config={"seq2seq_task": "summarization"},
+    ),
+    "denoising": Task(
+        TriviumForConditionalGeneration,
+        TEXT,
+        False,
+        True,
+        encode_for_denoising,
+        ("perplexity", "accuracy"),
+        ("noise", "noise_density", "mean_span"),
     ),
     "completion": Task(
         TriviumForCausalLM, PAIR, True, False, encode_completions, (*TEXT_METRICS, "perplexity"), ("prompt",)

@@ -29,7 +29,15 @@ TOKENIZER = "tokenizer"  # folder name of the tokenizer
 SPLITS = ("train", "validation")  # Only `trivium evaluate` reads the test split, as text.
 # Fields of `data` and `inputs` that do not change the prepared rows.
 UNUSED_DATA = ("prepared", "streaming", "test", "max_test_samples")
-UNUSED_INPUTS = ("max_length", "max_tokens", "buffer_size", "mlm_probability")  # `check_model` compares the length.
+UNUSED_INPUTS = (
+    "max_length",
+    "max_tokens",
+    "buffer_size",
+    "mlm_probability",
+    "noise",
+    "noise_density",
+    "mean_span",
+)  # `check_model` compares the length.
 
 
 @dataclass(frozen=True)
