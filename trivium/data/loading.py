@@ -130,6 +130,14 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
     return IterableDatasetDict(splits) if args.streaming else DatasetDict(splits)
 
 
+def has_shards(args: DataArguments) -> bool:
+    """Return True if the shards of the streamed training split can be read separately.
+
+    They cannot if rows are counted over all of them: to skip the first rows, or to stop after some.
+    """
+    return args.max_train_samples is None and not (args.name and SLICE.fullmatch(args.train or ""))
+
+
 # --- The bundled corpus, datasets on the Hub, local files ------------------------------------------------------------
 
 
