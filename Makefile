@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/numbers
 
-.PHONY: help install demo test test-slow contract docs check format types clean
+.PHONY: help install demo test test-slow quantization contract docs check format types clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -26,9 +26,9 @@ demo: install  ## train on the embedded data, evaluate, translate, and show wher
 	@echo "Its learning curves: $(BIN)/tensorboard --logdir $(DEMO)"
 
 # Models in tests are tiny, so a second OpenMP thread slows them down, especially when it spins.
-test test-slow contract: export OMP_NUM_THREADS = 1
-test test-slow contract: export OMP_WAIT_POLICY = passive
-test test-slow contract: export HF_HUB_OFFLINE = 1
+test test-slow quantization contract: export OMP_NUM_THREADS = 1
+test test-slow quantization contract: export OMP_WAIT_POLICY = passive
+test test-slow quantization contract: export HF_HUB_OFFLINE = 1
 # Two processes with consecutive tests each, so that few fixtures are built twice.
 PARALLEL := --numprocesses 2 --dist worksteal
 
@@ -37,6 +37,16 @@ test: install check  ## lint, type checks and the default test suite
 
 test-slow: install  ## slow tests
 	$(BIN)/python -m pytest -m slow $(PARALLEL)
+
+QUANTIZATION := build/quantization
+
+quantization: $(QUANTIZATION)/installed  ## tests of bitsandbytes, quanto and torchao, in an environment of their own
+	$(QUANTIZATION)/bin/python -m pytest -m slow tests/clients/test_quantizers.py
+
+$(QUANTIZATION)/installed: pyproject.toml constraints.txt
+	test -d $(QUANTIZATION) || $(PYTHON) -m venv $(QUANTIZATION)
+	$(QUANTIZATION)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,quantization]'
+	touch $@
 
 TRANSFORMERS_TESTS ?= build/transformers
 

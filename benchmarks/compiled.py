@@ -29,7 +29,7 @@ MAX_CACHE_LEN = 64
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Run the benchmark and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, required=True, help="folder of the trained models")
     parser.add_argument("--shapes", nargs="+", default=["tiny", "base"], choices=list(SHAPES))

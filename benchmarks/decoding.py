@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import BOS, EOS, PAD, SHAPES, trivium_decoder_fields, trivium_fields
+from peers import BOS, EOS, PAD, SHAPES, Shape, trivium_decoder_fields, trivium_fields
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,7 +26,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, get_invers
 from transformers.utils import logging
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumTokenizer, preset_config
-from trivium.data import read_lines
 from trivium.interop import convert
 from trivium.tokenization.train_tokenizer import train_tokenizer
 
@@ -34,6 +33,11 @@ SEARCHES = {"greedy": {"num_beams": 1}, "beam 5": {"num_beams": 5}}
 FAMILIES = {"encoder-decoder": "marian", "decoder-only, like GPT-2": "gpt2", "decoder-only, like Llama": "llama"}
 BANDWIDTH_PROBE = "a sum of 256 MiB"
 MAX_LENGTH = 60
+
+
+def read_sentences(path: Path) -> list[str]:
+    """Read one sentence per line, without `trivium.data`, which needs `datasets`."""
+    return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
 
 
 def batches_of(
@@ -54,13 +58,22 @@ def batches_of(
         yield {**batch, "labels": labels}
 
 
-def trained(way: str, shape_name: str, vocabulary: int, data: Path, folder: Path, steps: int) -> Path:
+def trained(
+    way: str,
+    shape_name: str,
+    vocabulary: int,
+    data: Path,
+    folder: Path,
+    steps: int,
+    shape: Shape | None = None,
+    device: str | torch.device = "cpu",
+) -> Path:
     """Train a model unless it is cached, and return its folder; the native model is in its subfolder `native`."""
     folder = folder / f"{FAMILIES[way]}-{shape_name}-{vocabulary}"
     if (folder / "native" / "config.json").is_file():
         return folder
-    shape = SHAPES[shape_name]
-    sides = [list(read_lines(data / f"train.{side}")) for side in ("en", "de")]
+    shape = shape or SHAPES[shape_name]
+    sides = [read_sentences(data / f"train.{side}") for side in ("en", "de")]
     tokenizer = train_tokenizer(sides[0], target_texts=sides[1], vocab_size=10_000)
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (PAD, BOS, EOS)
     torch.manual_seed(0)
@@ -72,16 +85,18 @@ def trained(way: str, shape_name: str, vocabulary: int, data: Path, folder: Path
         preset = "gpt2" if way.endswith("GPT-2") else "llama-135m"
         model = TriviumForCausalLM(preset_config(preset, **trivium_decoder_fields(shape, vocabulary)))
     rate = 1e-3 if shape.d_model < 512 else 3e-4  # higher rates do not converge in deep post-norm models
+    model.to(device)
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=rate, betas=(0.9, 0.98), fused=True)
     schedule = get_inverse_sqrt_schedule(optimizer, num_warmup_steps=steps // 4)
     batches = batches_of(tokenizer, sides[0], sides[1] if way == "encoder-decoder" else None, 32, steps)
     for batch in track(batches, f"Training {folder.name}", total=steps, console=Console(stderr=True)):
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
         model(**batch, skip_logits=True).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    model.eval().save_pretrained(folder)
+    model.cpu().eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     convert(folder, folder / "native", FAMILIES[way])
     return folder
@@ -116,7 +131,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="JSON output for draw.py")
     options = parser.parse_args()
     logging.set_verbosity_error()
-    texts = list(read_lines(options.data / "test_2016_flickr.en"))
+    texts = read_sentences(options.data / "test_2016_flickr.en")
     table = Table(
         "architecture",
         "shape",

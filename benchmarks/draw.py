@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from trivium.inspection.drawing import MARKERS, SERIES, save_figure
 
-WIDTH = 7.5  # inches; shown at 700 to 800 pixels, 9 points are 12 pixels high
+WIDTH = 7.5  # inches; displayed at 700 to 800 pixels, where 9 points are 12 pixels high
 ROW_HEIGHT, PANEL_MARGIN = 0.3, 0.75  # inches
 TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 10)
 

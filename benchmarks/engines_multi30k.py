@@ -45,7 +45,7 @@ def main(
     batch_size: Annotated[int, typer.Option(help="Batch size, in sentences.")] = 64,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
-    """Translate test_2016_flickr from English to German with every engine, and compare."""
+    """Translate test_2016_flickr from English to German with every engine, and compare speed and outputs."""
     torch.set_num_threads(threads)
     sources, references = (list(read_lines(data / f"test_2016_flickr.{side}"))[:sentences] for side in ("en", "de"))
     tokenizer = AutoTokenizer.from_pretrained(model)

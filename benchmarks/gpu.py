@@ -1,126 +1,184 @@
-"""Compare training and generation with MarianMTModel on a GPU, for the Transformer (big) and (base) models.
+"""Measure Trivium on a GPU, part by part, beside other implementations; or try the parts out with `--smoke`.
 
-    python benchmarks/gpu.py
+    python benchmarks/gpu.py --list
+    python benchmarks/gpu.py --results runs/gpu --data FOLDER --text FOLDER --minutes 9
 
-Training uses bf16 autocast, torch.compile, AdamW and rows of equal length without padding. Reported are milliseconds
-per step, tokens per second, MFU (`trivium.training.flops`), and the speedup over MarianMTModel in the same rounds.
-Generation is greedy, 64 tokens per row with the first shape, with the default `generate()`, and with a static cache,
-whose steps transformers compiles into CUDA graphs. The benchmark needs no data and takes less than ten minutes.
+Every part takes less than ten minutes and writes `PART.json` when it is finished. A finished part is skipped, so that
+the same command goes on where the last one stopped; `--minutes` starts no part that would not end in time. All results
+are also written as tables, `results.md`. docs/gpu.md has the order of commands, and the packages that each part needs.
 """
 
 import argparse
-from collections.abc import Callable
+import importlib
+import json
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from peers import PAD, SHAPES, encoder_decoders
-from rich.console import Console
-from rich.table import Table
-from timing import Ratio, interleaved
-from torch import nn
-from training import arithmetic
+import transformers
+from gpu_setting import Row, Setting
+from timing import environment
 from transformers.utils import logging
 
-from trivium.training.flops import peak_flops
-
-VOCABULARY = 32_000
-NAMES = ("Trivium", "MarianMTModel")
+from trivium.storage.atomic import write_whole
 
 
-def synchronized(function: Callable[[], object], device: torch.device) -> Callable[[int], None]:
-    """Wrap a function to wait for the device after each call."""
+@dataclass(frozen=True)
+class Part:
+    """A part.
 
-    def wrapper(_: int) -> None:
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    Attributes:
+        title: Title of its table.
+        target: What it should show.
+        minutes: Estimate of its time.
+        function: Module and function.
+    """
 
-    return wrapper
-
-
-def training_step(model: nn.Module, batch: dict[str, torch.Tensor], **options: bool) -> Callable[[], object]:
-    """Return a function that takes one compiled training step."""
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4, fused=True)
-    compiled = torch.compile(model)
-
-    def step() -> None:
-        with torch.autocast(batch["input_ids"].device.type, torch.bfloat16):
-            loss = compiled(**batch, **options).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    title: str
+    target: str
+    minutes: float
+    function: str
 
 
-def main() -> None:
-    """Measure, and print two tables."""
+# In the order in which they matter. Their modules are imported when they run, since they need different packages.
+PARTS = {
+    "train-big": Part("Training, the paper's big", "MFU of at least 50 %", 6, "gpu_training:train_big"),
+    "train-350m-llama": Part(
+        "Training, a decoder of 350 M like Llama", "MFU of at least 50 %", 6, "gpu_training:train_llama"
+    ),
+    "train-350m-gpt": Part(
+        "Training, a decoder of 350 M like GPT-2", "MFU of at least 50 %", 7, "gpu_training:train_gpt"
+    ),
+    "generate-1": Part(
+        "Generation, one sentence", "static cache at least 5 times as fast as eager", 6, "gpu_generation:generate_one"
+    ),
+    "generate-64": Part(
+        "Generation, 64 sentences", "at least twice as fast as Marian", 7, "gpu_generation:generate_64"
+    ),
+    "check-training": Part("Training compared with a CPU", "all ok", 1, "gpu_checks:check_training"),
+    "check-attention": Part("Logits compared with a CPU", "all ok", 1, "gpu_checks:check_attention"),
+    "check-generation": Part("Tokens compared with a CPU", "all ok", 2, "gpu_checks:check_generation"),
+    "translate": Part("Translating 3,000 lines", "tokens/s beside CTranslate2", 8, "gpu_generation:translate_lines"),
+    "token-batches": Part(
+        "Token batches in the Trainer", "at least 1.5 times Marian's", 8, "gpu_training:token_batches"
+    ),
+    "recipe-numbers": Part("Recipe `numbers`", "score and minutes", 9, "gpu_recipes:train_numbers"),
+    "recipe-nanogpt": Part("nanoGPT's preset", "loss below 1.45", 9, "gpu_recipes:train_nanogpt"),
+    "recipe-multi30k-tiny": Part("Recipe `multi30k-tiny`", "scores and minutes", 9, "gpu_recipes:train_multi30k"),
+}
+
+
+def run_part(name: str, setting: Setting) -> dict[str, Any]:
+    """Run a part and return its result, with what it depends on."""
+    module, _, function = PARTS[name].function.partition(":")
+    torch.set_float32_matmul_precision("highest" if name.startswith("check") else "high")
+    start = time.perf_counter()
+    rows = getattr(importlib.import_module(module), function)(setting)
+    is_gpu = setting.device.type == "cuda"
+    return {
+        "part": name,
+        "device": torch.cuda.get_device_name(setting.device) if is_gpu else "CPU",
+        "smoke": setting.smoke,
+        "environment": f"{environment()}, transformers {transformers.__version__}, CUDA {torch.version.cuda}",
+        "seconds": round(time.perf_counter() - start, 1),
+        "rows": rows,
+    }
+
+
+def utilization(rows: list[Row], device: str) -> list[Row]:
+    """Add the MFU to rows that have TFLOP/s, if the device's peak is known."""
+    if not any("TFLOP/s" in row for row in rows):
+        return rows
+    try:
+        from trivium.training.flops import peak_of  # needs `datasets`, which not every GPU machine has
+    except ImportError:
+        return rows
+    peak = peak_of(device)
+    return [{**row, "MFU": f"{row['TFLOP/s'] * 1e12 / peak:.1%}" if peak else "unknown"} for row in rows]
+
+
+def table(result: dict[str, Any]) -> str:
+    """Format a result as a table in Markdown."""
+    part, rows = PARTS[result["part"]], utilization(result["rows"], result["device"])
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [
+        columns,
+        ["---"] * len(columns),
+        *([format_cell(row.get(column, "")) for column in columns] for row in rows),
+    ]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    smoke = " **A smoke test: the figures mean nothing.**" if result["smoke"] else ""
+    return (
+        f"## {part.title}\n\nTarget: {part.target}.{smoke}\n\n{text}\n\n"
+        f"`--parts {result['part']}`; {result['device']}; {result['environment']}; {result['seconds']} s.\n"
+    )
+
+
+def format_cell(value: Any) -> str:
+    """Format large numbers with commas and small ones with four digits."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def finished_results(folder: Path, smoke: bool) -> dict[str, dict[str, Any]]:
+    """Read the results of finished parts, by name, in the order of `PARTS`."""
+    paths = {name: folder / f"{name}.json" for name in PARTS}
+    results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+    return {name: result for name, result in results.items() if result["smoke"] == smoke}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the parts that are not finished, and return the number of those that failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", default=["base", "big"], choices=list(SHAPES))
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--seconds", type=float, default=20, help="per cell, but at least five rounds")
-    options = parser.parse_args()
+    parser.add_argument("--results", type=Path, default=Path("runs/gpu"), help="folder for results and models")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--data", type=Path, help="folder of Multi30k")
+    parser.add_argument("--text", type=Path, help="folder of Shakespeare, train.txt and val.txt")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no part that would end later")
+    parser.add_argument("--seconds", type=float, default=20, help="per group of candidates, but at least five rounds")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes for a moment, also on a CPU")
+    parser.add_argument("--list", action="store_true", help="list the parts and the minutes they take")
+    options = parser.parse_args(arguments)
+    if options.list:
+        for name, part in PARTS.items():
+            print(f"{name:22}{part.minutes:4.0f} min  {part.title}")
+        return 0
+    if not (options.smoke or torch.cuda.is_available()):
+        parser.error("there is no GPU. Pass --smoke to try the parts out on a CPU.")
     logging.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    peak = peak_flops(device)
-    torch.set_float32_matmul_precision("high")
-    ids = torch.randint(5, VOCABULARY, (options.rows, options.length), device=device)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    seconds = 0.0 if options.smoke else options.seconds
+    setting = Setting(device, options.results / "work", options.smoke, seconds, options.data, options.text)
+    setting.work.mkdir(parents=True, exist_ok=True)
 
-    table = Table("shape", "model", "ms/step", "tokens/s", "MFU", "speedup over Marian", "quartiles")
-    for shape in options.shapes:
-        builders = encoder_decoders(SHAPES[shape], VOCABULARY)
-        steps = {}
-        for model in NAMES:
-            step_options = {"skip_logits": True} if model == "Trivium" else {}
-            steps[model] = synchronized(training_step(builders[model]().to(device), batch, **step_options), device)
-        seconds = interleaved(steps, options.seconds, warmup_rounds=3)
-        flop = arithmetic("encoder-decoder", SHAPES[shape], VOCABULARY, {k: v.cpu() for k, v in batch.items()})
-        for model in NAMES:
-            median = torch.tensor(seconds[model]).median().item()
-            ratio = Ratio.of(seconds["MarianMTModel"], seconds[model])
-            mfu = f"{flop / median / peak:.1%}" if peak else "unknown"
-            table.add_row(
-                shape,
-                model,
-                f"{1000 * median:.1f}",
-                f"{2 * ids.numel() / median:,.0f}",
-                mfu,
-                f"{ratio.median:.2f}",
-                ratio.spread,
-            )
-    Console(width=110).print(table)
-
-    table = Table("rows", "model", "ms/token", "speedup over Trivium, eager", "quartiles", "same tokens")
-    builders = encoder_decoders(SHAPES[options.shapes[0]], VOCABULARY)
-    models: dict[str, Any] = {model: builders[model]().to(device).eval() for model in NAMES}
-    modes = {
-        "Trivium, eager": ("Trivium", {}),
-        "Trivium, static cache": ("Trivium", {"cache_implementation": "static"}),
-        "MarianMTModel, eager": ("MarianMTModel", {}),
-        "MarianMTModel, static cache": ("MarianMTModel", {"cache_implementation": "static"}),
-    }
-    lengths = {"max_new_tokens": 64, "min_new_tokens": 64}
-    fixed = {"do_sample": False, "num_beams": 1, "pad_token_id": PAD, "eos_token_id": None, **lengths}
-    for rows in (1, options.rows):
-        outputs: dict[str, torch.Tensor] = {}
-
-        def generate(mode: str, rows: int = rows, outputs: dict[str, torch.Tensor] = outputs) -> None:
-            model, cache_options = modes[mode]
-            outputs[mode] = models[model].generate(ids[:rows, :32], **fixed, **cache_options)
-
-        candidates = {mode: synchronized(lambda mode=mode: generate(mode), device) for mode in modes}
-        seconds = interleaved(candidates, options.seconds, warmup_rounds=3)
-        for mode in modes:
-            ratio = Ratio.of(seconds["Trivium, eager"], seconds[mode])
-            same = torch.equal(outputs[mode], outputs[mode.split(",")[0] + ", eager"])
-            per_token = 1000 * torch.tensor(seconds[mode]).median().item() / 64
-            table.add_row(str(rows), mode, f"{per_token:.2f}", f"{ratio.median:.2f}", ratio.spread, str(same))
-    Console(width=110).print(table)
-    print(f"{name}; torch {torch.__version__}")
+    start, failures = time.perf_counter(), 0
+    for name in options.parts:
+        if name in finished_results(options.results, options.smoke):
+            print(f"{name}: finished before")
+            continue
+        if not options.smoke and (time.perf_counter() - start) / 60 + PARTS[name].minutes > options.minutes:
+            print(f"{name}: would not end in {options.minutes:g} minutes. Run the same command again.")
+            continue
+        print(f"{name} ...", flush=True)
+        try:
+            result = run_part(name, setting)
+        except Exception:  # the other parts can still be measured
+            traceback.print_exc()
+            failures += 1
+            continue
+        write_whole(options.results / f"{name}.json", json.dumps(result, indent=1) + "\n")
+        print(table(result), flush=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    results = finished_results(options.results, options.smoke)
+    write_whole(options.results / "results.md", "\n".join(map(table, results.values())))
+    return failures
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -43,8 +43,8 @@ from trivium.modeling.attention import AttentionContext, MultiHeadAttention
 WIDTH, HEADS, KERNEL = 256, 4, 3
 SHORTEST = 64
 BATCHES, LENGTH = [1, 2, 4, 8, 16, 32, 64], 128
-MAX_SECONDS, MAX_BYTES = 10, 8 * 2**30  # per step: larger cells are skipped
-MIN_SECONDS = 0.05  # per measurement: shorter steps are repeated
+MAX_SECONDS, MAX_BYTES = 10, 8 * 2**30  # per step; larger sizes are skipped
+MIN_SECONDS = 0.05  # per measurement; shorter steps are repeated
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32  # FlashAttention does not support float32
@@ -120,10 +120,10 @@ class Sweep:
     axis: str  # the dimension that varies: "length" or "batch"
     label: str
     sizes: list[Size]
-    guides: tuple[int, ...]  # exponents of the reference lines
+    guides: tuple[int, ...]  # exponents of the reference lines to draw
 
 
-Cells = dict[str, dict[Size, Cell]]  # by the name of the layer
+Cells = dict[str, dict[Size, Cell]]  # keyed by layer name
 QUANTITIES = {"milliseconds": "ms, forward and backward", "mebibytes": "peak memory, MiB"}
 
 
@@ -167,7 +167,7 @@ def peak_of(step: Callable[[], object]) -> int:
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    with TemporaryDirectory() as folder:  # only the trace has the individual allocations that a peak needs
+    with TemporaryDirectory() as folder:  # only the trace records single allocations, from which the peak is computed
         trace = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(trace))
         events = sorted(json.loads(trace.read_bytes())["traceEvents"], key=lambda event: event["ts"])
@@ -277,7 +277,7 @@ def finish(axes: Axes, sweep: Sweep, start: float) -> None:
         axes.plot([places[0], places[-1]], [start, end], color="0.6", linestyle=":", linewidth=1, zorder=0)
         label = f"∝ {sweep.axis}{'²' if power == 2 else ''}"
         axes.annotate(label, (places[-1], end), (2, -4), textcoords="offset points", color="0.4", fontsize="small")
-    axes.tick_params("x", labelbottom=True)  # also on shared axes
+    axes.tick_params("x", labelbottom=True)  # shared axes hide their tick labels
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
@@ -288,7 +288,7 @@ def main(
     longest: Annotated[int, typer.Option(min=LENGTH, help="Maximum sequence length in tokens.")] = 4096,
     rounds: Annotated[int, typer.Option(min=2, help="Rounds per layer and size.")] = 7,
 ) -> None:
-    """Measure, print tables, and plot."""
+    """Run the benchmark, print tables, and plot."""
     if plot:
         check_picture(plot)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keep profiler logs out of the tables

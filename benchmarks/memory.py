@@ -65,8 +65,9 @@ def main() -> None:
     parser.add_argument("--vocabularies", nargs="+", type=int, default=[10_000, 32_000])
     parser.add_argument("--rows", type=int, default=64)
     options = parser.parse_args()
-    torch.set_num_threads(1)  # in the parent too: OpenMP threads do not survive a fork
-    context = multiprocessing.get_context("fork")  # so that libraries are not counted
+    torch.set_num_threads(1)  # set in the parent process, since OpenMP threads do not survive a fork
+    # a fork inherits the imported libraries, so their memory is not counted
+    context = multiprocessing.get_context("fork")
     for way in options.ways:
         table = Table(
             "shape", "vocabulary", "model", "parameters", "peak, MiB", "relative to the first peer", title=way

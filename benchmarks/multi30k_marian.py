@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from datasets import Dataset
+from peers import SHAPES, Shape
 from transformers import (
     DataCollatorForSeq2Seq,
     MarianConfig,
@@ -57,18 +58,18 @@ class StepTimer(TrainerCallback):
         return statistics.fmean(sorted(self.seconds)[: max(1, len(self.seconds) // 4)])
 
 
-def build_model(tokenizer: TriviumTokenizer) -> MarianMTModel:
+def build_model(tokenizer: TriviumTokenizer, shape: Shape = SHAPES["tiny"]) -> MarianMTModel:
     """Build an untrained model with scaled embeddings, tied across encoder, decoder and output as in the paper."""
     return MarianMTModel(
         MarianConfig(
             vocab_size=len(tokenizer),
-            d_model=128,
-            encoder_layers=4,
-            decoder_layers=4,
-            encoder_ffn_dim=256,
-            decoder_ffn_dim=256,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
+            d_model=shape.d_model,
+            encoder_layers=shape.layers,
+            decoder_layers=shape.layers,
+            encoder_ffn_dim=shape.ffn_dim,
+            decoder_ffn_dim=shape.ffn_dim,
+            encoder_attention_heads=shape.heads,
+            decoder_attention_heads=shape.heads,
             dropout=0.1,
             activation_function="relu",
             scale_embedding=True,

@@ -27,7 +27,6 @@ from transformers import (
     ModernBertForMaskedLM,
 )
 from transformers.modeling_outputs import Seq2SeqLMOutput
-from x_transformers import XTransformer
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM, preset_config
 
@@ -136,6 +135,8 @@ class XTransformerModel(nn.Module):
     """`XTransformer` with flash attention and the calling convention of transformers."""
 
     def __init__(self, shape: Shape, vocabulary: int) -> None:
+        from x_transformers import XTransformer  # only here: other benchmarks import this file without the package
+
         super().__init__()
         stack: dict[str, Any] = {
             "num_tokens": vocabulary,

@@ -17,7 +17,7 @@ import typer
 from trivium.recipe import load_recipe
 from trivium.training.flops import COUNTED, PEAK_TFLOPS, TokenCounts, count_tokens, training_flops
 
-# Assumed tokens per text, tokens per step on the longer side, and rows per measured batch.
+# Assumptions: tokens per text, tokens per step on the longer side, rows per measured batch.
 RECIPES = {
     "multi30k-tiny": (16, 8192, 32),
     "iwslt14": (25, 4096, 16),

@@ -46,7 +46,7 @@ print(median(taken[2:]))
 
 
 def step_seconds(policy: dict[str, str], busy: int, seconds: float) -> float:
-    """Return the median seconds per training step under a policy, next to `busy` busy processes."""
+    """Return the median step time in seconds under a policy, next to `busy` busy processes."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")} | policy
     busy_processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(busy)]
     try:
@@ -59,7 +59,7 @@ def step_seconds(policy: dict[str, str], busy: int, seconds: float) -> float:
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Run the benchmark and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5, help="training time per process, but at least 5 steps")

@@ -10,9 +10,11 @@ second (median and quartiles over the rounds), and the validation cross entropy,
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
@@ -20,6 +22,7 @@ import typer
 from datasets import disable_progress_bars
 from matplotlib.figure import Figure
 from multi30k_marian import BATCH_SIZE, build_model
+from peers import SHAPES, Shape
 from timing import Ratio, environment
 from torch import nn
 from torch.nn import functional as F
@@ -103,26 +106,40 @@ def draw(losses: dict[str, list[tuple[int, float]]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def main(
-    data: Annotated[Path, typer.Option(help="Folder of the sentences.")],
-    rounds: Annotated[int, typer.Option(help="Rounds per model.")] = 8,
-    steps: Annotated[int, typer.Option(help="Steps per round.")] = 75,
-    plot: Annotated[Path | None, typer.Option(help="Image to write.")] = None,
-) -> None:
-    """Train both models, and print and plot the results."""
-    logging.set_verbosity_error()
-    disable_progress_bars()
+def compare(
+    data: Path,
+    rounds: int,
+    steps: int,
+    settings: Sequence[str] = (),
+    marian_shape: Shape = SHAPES["tiny"],
+    marian_args: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[dict[str, list[float]], dict[str, list[tuple[int, float]]]]:
+    """Train both models in turns.
+
+    Args:
+        data: Folder of the sentences.
+        rounds: Rounds per model.
+        steps: Steps per round.
+        settings: Further settings of the recipe.
+        marian_shape: Shape of Marian.
+        marian_args: Further arguments of the `Seq2SeqTrainer`.
+
+    Returns:
+        For each model, real target tokens per second of each round, and (target tokens seen, cross entropy) after it.
+    """
     common: dict[str, Any] = {"max_steps": steps, "save_strategy": "no", "disable_tqdm": True, "report_to": "none"}
     common |= {"eval_strategy": "no", "logging_steps": 100}
-    settings = ["inputs.max_tokens=1152", "training.per_device_train_batch_size=null"]
-    settings += ["training.train_sampling_strategy=null", *(f"training.{k}={v!r}" for k, v in common.items())]
+    defaults = ["inputs.max_tokens=1152", "training.per_device_train_batch_size=null"]
+    defaults += ["training.train_sampling_strategy=null", *(f"training.{k}={v!r}" for k, v in common.items())]
     files = [f"data.train={data}/train", f"data.validation={data}/val", "data.test=null"]
-    recipe = load_recipe("multi30k", [*files, *settings])
+    recipe = load_recipe("multi30k", [*files, *defaults, *settings])
     args = recipe.training_arguments()
     set_seed(args.seed)
     splits = load_data(recipe.data, recipe.kind.columns)
     trivium_model, tokenizer = load_or_build(recipe, splits["train"])
-    marian = build_model(tokenizer)
+    marian = build_model(tokenizer, marian_shape)
+    for model in (trivium_model, marian):
+        model.to(args.device)
     encoded = encode_data(splits, recipe.kind, tokenizer, trivium_model.config, recipe.inputs)["train"]
     pairs = splits.map(
         lambda batch: tokenizer(batch["source"], text_target=batch["target"]),
@@ -131,7 +148,9 @@ def main(
     ).select_columns(["input_ids", "attention_mask", "labels"])
     held_out = [pairs["validation"][i] for i in range(512)]
     collate = DataCollatorForSeq2Seq(tokenizer)
-    validation = [dict(collate(held_out[start : start + BATCH_SIZE])) for start in range(0, 512, BATCH_SIZE)]
+    validation = [
+        dict(collate(held_out[start : start + BATCH_SIZE]).to(args.device)) for start in range(0, 512, BATCH_SIZE)
+    ]
 
     def optimizer_and_schedule(model: nn.Module, rate: float, **adam: Any) -> tuple[Any, Any]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, fused=True, weight_decay=0.0, **adam)
@@ -145,6 +164,7 @@ def main(
         "per_device_train_batch_size": BATCH_SIZE,
         "label_smoothing_factor": 0.1,
         "dataloader_pin_memory": False,
+        **marian_args,
     }
     speeds: dict[str, list[float]] = {TRIVIUM: [], MARIAN: []}
     losses: dict[str, list[tuple[int, float]]] = {TRIVIUM: [], MARIAN: []}
@@ -181,6 +201,19 @@ def main(
                 speeds[name].append(clock.speed)
                 seen[name] += sum(clock.tokens[: len(clock.seconds)])
                 losses[name].append((seen[name], cross_entropy(model, validation)))
+    return speeds, losses
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder of the sentences.")],
+    rounds: Annotated[int, typer.Option(help="Rounds per model.")] = 8,
+    steps: Annotated[int, typer.Option(help="Steps per round.")] = 75,
+    plot: Annotated[Path | None, typer.Option(help="Image to write.")] = None,
+) -> None:
+    """Train both models, and print and plot the results."""
+    logging.set_verbosity_error()
+    disable_progress_bars()
+    speeds, losses = compare(data, rounds, steps)
     ratio = Ratio.of(speeds[TRIVIUM], speeds[MARIAN])
     print(f"Real target tokens per second, Trivium / MarianMTModel: {ratio.median:.2f}, quartiles {ratio.spread}.")
     for name, points in losses.items():

@@ -22,13 +22,13 @@ class Ratio:
 
     @classmethod
     def of(cls, seconds: Sequence[float], reference: Sequence[float]) -> Self:
-        """Compute from the seconds of each round."""
+        """Compute the ratio from the seconds of each round."""
         lower, median, upper = np.quantile(np.array(seconds) / np.array(reference), [0.25, 0.5, 0.75])
         return cls(float(median), float(lower), float(upper))
 
     @property
     def spread(self) -> str:
-        """Formatted quartiles."""
+        """Return the formatted quartiles."""
         return f"{self.lower:.2f} - {self.upper:.2f}"
 
 
@@ -61,7 +61,7 @@ def interleaved(
 
 
 def environment() -> str:
-    """Describe the environment that results depend on: torch version, threads and machine load."""
+    """Describe the environment that results depend on: torch version, threads and system load."""
     return (
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
         f"OMP_WAIT_POLICY {os.environ.get('OMP_WAIT_POLICY', 'not set')}, "

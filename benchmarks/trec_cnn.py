@@ -18,7 +18,7 @@ from trivium.data import DataArguments, load_data
 
 PAD, UNKNOWN = 0, 1
 EPOCHS, BATCH = 15, 50
-MAX_NORM = 3.0  # of the output weights, per class
+MAX_NORM = 3.0  # maximum norm of the output weights of a class
 
 
 class CNN(nn.Module):
@@ -72,7 +72,7 @@ def main(
     longest = max(len(row["text"].split()) for split in data.values() for row in split)
 
     def encode(split: str) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.full((len(data[split]), longest + 8), PAD)  # padded so that the widest filter covers both ends
+        ids = torch.full((len(data[split]), longest + 8), PAD)  # pad so that the widest filter covers both ends
         for row, text in zip(ids, data[split]["text"], strict=True):
             word_ids = [index.get(word, UNKNOWN) for word in text.split()]
             row[4 : 4 + len(word_ids)] = torch.tensor(word_ids)

@@ -53,7 +53,8 @@ UNSUPPORTED_ALIASES = {
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 < value < math.inf  # rejects NaN, too
+    """Return True for a number above 0 that JSON can hold: neither infinity nor NaN."""
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 @strict
@@ -147,7 +148,7 @@ class TriviumConfig(PreTrainedConfig):
             ValueError: The configuration belongs to another model family, or `head_dim` disagrees with the fields.
         """
         model_type, head_dim = kwargs.pop("model_type", self.model_type), kwargs.pop("head_dim", None)
-        # A subclass with a type of its own also takes the configuration of the model that it extends.
+        # A subclass with its own model_type also accepts the configuration of the model that it extends.
         allowed = dict.fromkeys(each.model_type for each in type(self).__mro__ if issubclass(each, TriviumConfig))
         if model_type not in allowed:
             raise ValueError(
@@ -169,7 +170,7 @@ class TriviumConfig(PreTrainedConfig):
             )
         self.rope_parameters = dict(kwargs.pop("rope_scaling", None) or self.rope_parameters or {})
         super().__post_init__(**kwargs)  # moves `rope_theta` into `rope_parameters`
-        self.rope_parameters.pop("type", None)  # the former name of `rope_type`
+        self.rope_parameters.pop("type", None)  # former name of `rope_type`
         if head_dim is not None and head_dim * self.num_attention_heads != self.d_model:
             raise ValueError(
                 f"head_dim is {head_dim}, but must be d_model / num_attention_heads ({self.d_model} / "
@@ -196,6 +197,11 @@ class TriviumConfig(PreTrainedConfig):
     @rope_theta.setter
     def rope_theta(self, value: float) -> None:
         self.rope_parameters = {**(self.rope_parameters or {}), "rope_theta": value}
+
+    @property
+    def rope_type(self) -> Any:
+        """Return how rotary positions are scaled; "default" if they are not."""
+        return (self.rope_parameters or {}).get("rope_type", "default")
 
     @property
     def head_dim(self) -> int:
@@ -251,7 +257,7 @@ class TriviumConfig(PreTrainedConfig):
         for name, value in overrides.items():
             setattr(config, name, value)
         config.is_encoder_decoder = False
-        config.architectures, config.auto_map = None, {}  # of the encoder-decoder; saving sets them anew
+        config.architectures, config.auto_map = None, {}  # these describe the encoder-decoder; saving sets them anew
         config.__dict__.pop("custom_pipelines", None)
         return config
 
@@ -275,7 +281,7 @@ class TriviumConfig(PreTrainedConfig):
         Raises:
             ValueError: A value is out of range, or fields are inconsistent.
         """
-        from transformers.activations import ACT2FN  # a slow import, which Auto classes alone do not need
+        from transformers.activations import ACT2FN  # a slow import, not needed by Auto classes alone
 
         counts = ["vocab_size", "d_model", "num_attention_heads", "num_key_value_heads", "ffn_dim"]
         for name in [*counts, "decoder_vocab_size", "max_position_embeddings"]:
@@ -289,7 +295,7 @@ class TriviumConfig(PreTrainedConfig):
         for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}, but must be in [0, 1).")
-        if not 0 < self.norm_eps < math.inf:  # rejects NaN, too; JSON has neither
+        if not _is_positive(self.norm_eps):
             raise ValueError(f"norm_eps is {self.norm_eps}, but must be above 0 and finite.")
         if self.d_model % self.num_attention_heads:
             raise ValueError(
@@ -339,8 +345,7 @@ class TriviumConfig(PreTrainedConfig):
             )
 
     def _validate_rope_parameters(self) -> None:
-        parameters = {"rope_type": "default", **(self.rope_parameters or {})}
-        rope_type, pairs = parameters["rope_type"], self.head_dim // 2
+        parameters, rope_type, pairs = dict(self.rope_parameters or {}), self.rope_type, self.head_dim // 2
         if rope_type not in ROPE_KEYS:
             raise ValueError(f"rope_type is {rope_type!r}, but must be one of {', '.join(map(repr, ROPE_KEYS))}.")
         if rope_type != "default" and self.position_embedding_type != "rotary":

@@ -14,7 +14,7 @@ from pathlib import Path
 from trivium_cli import app
 
 PAGE = Path(__file__).resolve().parent / "pictures.md"
-MAX_BYTES = 150_000  # pictures stay in the repository's history forever
+MAX_BYTES = 150_000  # per picture, since pictures stay in the repository's history forever
 
 
 def commands_of(text: str) -> list[list[str]]:

@@ -1,7 +1,11 @@
 """Trivium models: encoder-decoder, encoder-only and decoder-only, with their heads."""
 
 from trivium.modeling.modeling_trivium import TriviumForConditionalGeneration, TriviumModel
-from trivium.modeling.modeling_trivium_decoder import TriviumDecoderModel, TriviumForCausalLM
+from trivium.modeling.modeling_trivium_decoder import (
+    TriviumDecoderForSequenceClassification,
+    TriviumDecoderModel,
+    TriviumForCausalLM,
+)
 from trivium.modeling.modeling_trivium_encoder import (
     TriviumEncoderModel,
     TriviumForMaskedLM,
@@ -14,6 +18,7 @@ from trivium.modeling.stacks import TriviumDecoder, TriviumEncoder
 
 __all__ = [
     "TriviumDecoder",
+    "TriviumDecoderForSequenceClassification",
     "TriviumDecoderModel",
     "TriviumEncoder",
     "TriviumEncoderModel",

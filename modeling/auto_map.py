@@ -6,7 +6,11 @@ from transformers import PreTrainedModel
 
 from .configuration_trivium import TriviumConfig
 from .modeling_trivium import TriviumForConditionalGeneration, TriviumModel
-from .modeling_trivium_decoder import TriviumDecoderModel, TriviumForCausalLM
+from .modeling_trivium_decoder import (
+    TriviumDecoderForSequenceClassification,
+    TriviumDecoderModel,
+    TriviumForCausalLM,
+)
 from .modeling_trivium_encoder import (
     TriviumEncoderModel,
     TriviumForMaskedLM,
@@ -29,10 +33,11 @@ WITH_DECODER: dict[str, type[PreTrainedModel]] = {
     "AutoModel": TriviumDecoderModel,
     "AutoModelForPreTraining": TriviumForCausalLM,
     "AutoModelForCausalLM": TriviumForCausalLM,
+    "AutoModelForSequenceClassification": TriviumDecoderForSequenceClassification,
 }
 WITH_BOTH: dict[str, type[PreTrainedModel]] = {
-    **WITH_ENCODER,
     **WITH_DECODER,
+    **WITH_ENCODER,
     "AutoModel": TriviumModel,
     "AutoModelForPreTraining": TriviumForConditionalGeneration,
     "AutoModelForSeq2SeqLM": TriviumForConditionalGeneration,

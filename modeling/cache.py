@@ -1,4 +1,4 @@
-"""Access to the self-attention part of a decoder's cache."""
+"""Access to the self-attention cache of a decoder."""
 
 from transformers.cache_utils import Cache, EncoderDecoderCache
 

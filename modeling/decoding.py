@@ -6,15 +6,16 @@ these searches do not cover is left to transformers: see `_can_search`, and `bea
 allowed tokens.
 
 They are faster because finished sentences are not computed on, the beams of a sentence share the keys and values of
-its source, and a step calls the decoder's layers and little else.
+its source, and a step computes the decoder's layers and little else (`decoding_step`).
 """
 
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache, QuantizedCache
 from transformers.generation import (
     EosTokenCriteria,
     ForcedBOSTokenLogitsProcessor,
@@ -29,11 +30,14 @@ from transformers.generation import (
     StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
 )
+from transformers.generation.streamers import BaseStreamer
 
-from .attention import NO_CONTEXT
-from .positions import LearnedPositions, token_positions
+from .decoding_step import has_custom_call
+from .incremental_decoder import IncrementalDecoder
+from .positions import token_positions
+from .streaming import PromptStreamer
 
-# Processors without a state, whose result for a row does not depend on the other rows: rows may leave the batch.
+# Stateless processors, whose result for a row does not depend on other rows, so that rows may leave the batch.
 PROCESSORS = {
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
@@ -52,6 +56,27 @@ MIN_SCORE = NEG_INF / 10  # the score of a sequence of allowed tokens is above i
 class TriviumGenerationMixin(GenerationMixin):
     """`generate()` of transformers, with the searches of this module where only sequences are returned."""
 
+    def generate(self, *args: Any, streamer: BaseStreamer | None = None, **kwargs: Any) -> Any:
+        """Generate as in transformers, but also accept a streamer in beam search.
+
+        A beam search may replace any token until it ends, so the streamer receives the best sequences at the end.
+        """
+        return super().generate(*args, streamer=None if streamer is None else PromptStreamer(streamer), **kwargs)
+
+    def _validate_generation_mode(
+        self,
+        generation_mode: GenerationMode,
+        generation_config: GenerationConfig,
+        generation_mode_kwargs: dict[str, Any],
+    ) -> None:
+        """Validate as in transformers, but allow a streamer in beam search."""
+        if generation_mode == GenerationMode.BEAM_SEARCH and "streamer" in generation_mode_kwargs:
+            generation_mode_kwargs["streamer"].num_beams = generation_config.num_beams
+            generation_mode_kwargs = {
+                name: value for name, value in generation_mode_kwargs.items() if name != "streamer"
+            }
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+
     def _prepare_cache_for_generation(
         self,
         generation_config: GenerationConfig,
@@ -59,7 +84,20 @@ class TriviumGenerationMixin(GenerationMixin):
         generation_mode: GenerationMode,
         *sizes: Any,
     ) -> None:
-        """Create no cache where the searches of this module run: they create their own, whose rows they may drop."""
+        """Create no cache for the searches of this module, which create their own and drop rows from it.
+
+        In a quantized cache of an encoder-decoder, which transformers lacks, only keys and values of the target are
+        quantized, since those of the source do not grow.
+        """
+        if (
+            self.config.is_encoder_decoder
+            and generation_config.cache_implementation == "quantized"
+            and model_kwargs.get("cache") is None
+        ):
+            config = self.config.get_text_config(decoder=True)
+            options = {"backend": "quanto", "config": config, **(generation_config.cache_config or {})}
+            model_kwargs["cache"] = EncoderDecoderCache(QuantizedCache(**options), DynamicCache(config=config))
+            return
         searches = generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.BEAM_SEARCH)
         plain = searches and self._returns_sequences_only(generation_config)
         if not plain or model_kwargs.get("cache") is not None:
@@ -75,7 +113,7 @@ class TriviumGenerationMixin(GenerationMixin):
     ) -> Any:
         if not self._can_search(input_ids, logits_processor, stopping_criteria, generation_config, kwargs):
             return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
-        with torch.inference_mode():
+        with self._without_gradients():
             decoder = IncrementalDecoder(self, input_ids, **kwargs)
             sequences = greedy_search(decoder, input_ids, logits_processor, generation_config)
         return sequences.clone()  # inference tensors cannot be changed in place, a copy made here can
@@ -86,16 +124,31 @@ class TriviumGenerationMixin(GenerationMixin):
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
+        streamer: BaseStreamer | None = None,
         **kwargs: Any,
     ) -> Any:
+        if streamer is not None:
+            result = self._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+            sequences = result if isinstance(result, torch.Tensor) else result.sequences
+            for tokens in sequences[:: generation_config.num_return_sequences, input_ids.shape[1] :].T.cpu():
+                streamer.put(tokens)
+            streamer.end()
+            return result
         if self._can_search(input_ids, logits_processor, stopping_criteria, generation_config, kwargs):
             num_beams = generation_config.num_beams
-            with torch.inference_mode():
+            with self._without_gradients():
                 decoder = IncrementalDecoder(self, input_ids, num_beams, **kwargs)
                 sequences = beam_search(decoder, input_ids[::num_beams], logits_processor, generation_config)
             if sequences is not None:
                 return sequences.clone()
         return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+
+    def _without_gradients(self) -> AbstractContextManager[Any]:
+        """Return inference mode, or no_grad if a quantizer has made tensor subclasses of the weights.
+
+        Some of these, such as quanto's of 4 bits, fail in inference mode.
+        """
+        return torch.inference_mode() if getattr(self, "hf_quantizer", None) is None else torch.no_grad()
 
     def _can_search(
         self,
@@ -159,97 +212,7 @@ def is_default_criterion(criterion: Any, config: GenerationConfig) -> bool:
 def has_custom_forward(module: nn.Module) -> bool:
     """Return True if `forward` is overridden, compiled or hooked."""
     package = __name__.rpartition(".")[0]
-    return (
-        type(module).forward.__module__.rpartition(".")[0] != package
-        or "forward" in vars(module)
-        or module._compiled_call_impl is not None
-        or bool(module._forward_hooks or module._forward_pre_hooks)
-    )
-
-
-class IncrementalDecoder:
-    """Decoder that reads the prompts (prefill), then one token of every row at a time.
-
-    Args:
-        model: A model with a decoder and a projection to the vocabulary.
-        input_ids: (rows, prompt_len), the beams of a sentence one after the other.
-        num_beams: Rows of each sentence.
-        attention_mask: (rows, source_len) of an encoder-decoder, else (rows, prompt_len).
-        encoder_outputs: Output of the encoder.
-        **kwargs: Other arguments of `generate()`, which follow from these.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        num_beams: int = 1,
-        attention_mask: torch.Tensor | None = None,
-        encoder_outputs: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        self.head, self.decoder, self.num_beams = model.lm_head, model.model.decoder, num_beams
-        self.prompts = input_ids[::num_beams]
-        self.self_cache, self.cross_cache = DynamicCache(), DynamicCache()
-        self.cache: Cache = self.self_cache
-        self.mask: torch.Tensor | None = None
-        self.memory: torch.Tensor | None = None
-        self.memory_context = NO_CONTEXT
-        mask = None if attention_mask is None else attention_mask[::num_beams]
-        if encoder_outputs is not None:
-            self.cache = EncoderDecoderCache(self.self_cache, self.cross_cache)
-            memory = encoder_outputs[0][::num_beams]
-            # The mask of one query, (batch, 1, 1, source_len), serves all beams of a sentence at every step.
-            self.memory, self.memory_context = self.decoder.prepare_memory(memory, mask, memory[:, :1])
-        elif mask is not None and not mask.all():
-            self.mask = mask
-
-    def prefill(self) -> torch.Tensor:
-        """Read the prompts and return the logits of the next tokens, (rows, vocabulary).
-
-        A prompt is read once, then its keys, values and logits are repeated for the beams of its sentence.
-        """
-        logits = self._read(self.prompts)
-        if self.mask is not None:
-            self.mask = self.mask.repeat_interleave(self.num_beams, dim=0)
-        self.self_cache.batch_repeat_interleave(self.num_beams)
-        return logits.repeat_interleave(self.num_beams, dim=0)
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Read (rows,) tokens and return the logits of the next ones, (rows, vocabulary)."""
-        if self.mask is not None:
-            self.mask = torch.cat((self.mask, self.mask.new_ones(len(tokens), 1)), dim=1)
-        return self._read(tokens[:, None])
-
-    def _read(self, ids: torch.Tensor) -> torch.Tensor:
-        embed_positions, past_length = self.decoder.embed_positions, self.self_cache.get_seq_length()
-        if isinstance(embed_positions, LearnedPositions):
-            embed_positions.check_length(past_length + ids.shape[1])
-        states = self.decoder.embed_tokens(ids)  # (rows, tokens to read, d_model)
-        if self.mask is None and ids.shape[1] == 1:  # it sees the whole cache: no mask, which saves time
-            position_ids, context = token_positions(None, 1, past_length, ids.device), NO_CONTEXT
-        else:
-            position_ids, context = self.decoder.prepare(states, self.mask, cache=self.self_cache)
-        states = self.decoder.run_layers(
-            states, position_ids, context, self.memory, self.memory_context, cache=self.cache
-        )
-        return self.head(states[:, -1:])[:, -1].float()
-
-    def select(self, rows: torch.Tensor, sentences: torch.Tensor | None = None) -> None:
-        """Keep these rows, in this order; a row may be taken more than once.
-
-        Args:
-            rows: (rows to keep,), indices of rows.
-            sentences: (sentences to keep,), indices of the sentences that the rows belong to; None keeps all.
-        """
-        self.self_cache.reorder_cache(rows)
-        if self.mask is not None:
-            self.mask = self.mask[rows]
-        if self.memory is not None and sentences is not None:
-            self.cross_cache.reorder_cache(sentences)
-            self.memory = self.memory[sentences]
-            if (mask := self.memory_context.mask) is not None:
-                self.memory_context = self.memory_context._replace(mask=mask[sentences])
+    return type(module).forward.__module__.rpartition(".")[0] != package or has_custom_call(module)
 
 
 def greedy_search(

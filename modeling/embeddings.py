@@ -11,7 +11,7 @@ class TokenEmbedding(nn.Embedding):
 
     def __init__(self, vocab_size: int, config: TriviumConfig) -> None:
         super().__init__(vocab_size, config.d_model)
-        # PEFT looks for this attribute to scale the adapters of an embedding as well.
+        # PEFT reads this attribute to scale the adapters of an embedding as well.
         self.embed_scale = config.d_model**0.5 if config.scale_embedding else 1.0
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:

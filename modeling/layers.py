@@ -45,9 +45,9 @@ class Residual(nn.Module):
         return self.dropout(states) if self.dropout.training else states
 
 
-def final_norm(config: TriviumConfig) -> nn.Module:
-    """Return the final norm of a pre-norm stack; identity for post-norm."""
-    return NORMS[config.norm_type](config) if config.norm_position == "pre" else nn.Identity()
+def final_norm(config: TriviumConfig) -> nn.Module | None:
+    """Return the final norm of a pre-norm stack; None for post-norm, whose last layer ends with a norm."""
+    return NORMS[config.norm_type](config) if config.norm_position == "pre" else None
 
 
 class EncoderLayer(GradientCheckpointingLayer):

@@ -1,4 +1,4 @@
-"""Decoder-only models, as in GPT and LLaMA, without and with a causal LM head."""
+"""Decoder-only models, as in GPT and LLaMA, with heads for causal LM and sequence classification."""
 
 from typing import Any, Self
 
@@ -6,7 +6,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.deprecation import deprecate_kwarg
@@ -14,7 +18,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 from .configuration_trivium import TriviumConfig
 from .decoding import TriviumGenerationMixin
 from .embeddings import TokenEmbedding
-from .loss import shift_left
+from .loss import classification_loss, shift_left
 from .positions import LearnedPositions
 from .pretrained import TriviumPreTrainedModel
 from .stacks import TriviumDecoder
@@ -55,7 +59,7 @@ class TriviumDecoderPreTrainedModel(TriviumPreTrainedModel):
         source = config if folder is None else folder
         if source is not None and not isinstance(source, PreTrainedConfig):
             saved = cls.config_class.get_config_dict(source, **kwargs)[0]
-            if saved.get("encoder_layers") == 0:  # the usual case: avoid the slow construction of a configuration
+            if saved.get("encoder_layers") == 0:  # common case: avoid the slow construction of a configuration
                 return False
             config = cls.config_class.from_dict(saved) if saved else config
         if not isinstance(config, PreTrainedConfig):
@@ -224,3 +228,86 @@ class TriviumForCausalLM(TriviumDecoderPreTrainedModel, TriviumGenerationMixin):
         return super().prepare_inputs_for_generation(
             input_ids, *args, inputs_embeds=inputs_embeds, position_ids=position_ids, **kwargs
         )
+
+
+class TriviumDecoderForSequenceClassification(TriviumDecoderPreTrainedModel):
+    """Decoder with a sequence classification head on the last token, the only one that attends to the whole text.
+
+    The head is a projection without a bias, named as in transformers' decoders: reward models of TRL rely on it.
+    """
+
+    def __init__(self, config: TriviumConfig) -> None:
+        super().__init__(config)
+        self.model = TriviumDecoderModel(self.config)
+        self.score = nn.Linear(self.config.d_model, self.config.num_labels, bias=False)
+        self.post_init()
+
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutputWithPast:
+        """Return logits of the labels of a text and, if `labels` is passed, the loss.
+
+        See `TriviumDecoderModel.forward` for details of the inputs.
+
+        Args:
+            input_ids: (batch, length).
+            attention_mask: (batch, cached length + length); without it every token is real, padding too.
+            position_ids: (batch, length).
+            cache: Keys and values of earlier calls.
+            inputs_embeds: (batch, length, d_model).
+            labels: (batch,) class indices (single-label); (batch, labels) of 0.0 and 1.0 (multi-label); or floats,
+                (batch,) or (batch, labels) (regression). `config.problem_type` selects the loss, as for
+                `TriviumForSequenceClassification`.
+            use_cache: Whether to return keys and values for the next call; ignored with `labels`.
+            **kwargs: As in `TriviumDecoderModel.forward`, and `num_items_in_batch`, the divisor of the loss.
+
+        Returns:
+            `logits`: (batch, labels), of the last real token; `loss`: a scalar, with label smoothing in training mode
+            only; and the cache.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache if labels is None else False,
+            **kwargs,
+        )
+        logits = self.score(last_real_states(outputs.last_hidden_state, attention_mask))
+        loss = None
+        if labels is not None:
+            loss = classification_loss(
+                logits, labels, self.config.problem_type, self.label_smoothing, kwargs.get("num_items_in_batch")
+            )
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            cache=outputs.cache,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def last_real_states(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the states of the last real tokens, (batch, d_model), of (batch, length, d_model), padded on either side.
+
+    The mask, (batch, cached length + length), covers the cache as well.
+    """
+    if attention_mask is None:
+        return hidden_states[:, -1]
+    length = hidden_states.shape[1]
+    is_real = attention_mask[:, -length:].to(hidden_states.device) > 0
+    last = (is_real * torch.arange(length, device=hidden_states.device)).argmax(dim=1)  # (batch,)
+    # `len()` would fix the batch size in an exported graph.
+    return hidden_states[torch.arange(last.shape[0], device=last.device), last]

@@ -181,8 +181,11 @@ class ClassificationHead(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.out_proj = nn.Linear(config.d_model, config.num_labels)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Map (batch, length, d_model), with a mask of shape (batch, length), to logits (batch, labels)."""
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Map (batch, length, d_model), with a mask of shape (batch, length), to logits (batch, labels).
+
+        Without a mask all positions are real; pooled states, (batch, 1, d_model), give the logits of their texts.
+        """
         return self.out_proj(self.dropout(self.dense(self._pool(hidden_states, attention_mask)).tanh()))
 
     def _pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -193,7 +196,8 @@ class ClassificationHead(nn.Module):
             hidden_states = hidden_states.masked_fill(~is_real[..., None], 0)
             return hidden_states.sum(dim=1) / is_real.sum(dim=1, keepdim=True).clamp(min=1)
         first = is_real.int().argmax(dim=1)  # (batch,), above 0 with padding on the left
-        return hidden_states[torch.arange(len(first), device=first.device), first]
+        # `len()` would fix the batch size in an exported graph.
+        return hidden_states[torch.arange(first.shape[0], device=first.device), first]
 
 
 class TriviumForSequenceClassification(TriviumEncoderPreTrainedModel):
@@ -335,7 +339,7 @@ class TriviumForQuestionAnswering(TriviumEncoderPreTrainedModel):
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            length = start_logits.shape[-1]  # a classification over positions
+            length = start_logits.shape[-1]  # classification over positions
             start_positions = start_positions.masked_fill(start_positions >= length, IGNORE_INDEX)
             end_positions = end_positions.masked_fill(end_positions >= length, IGNORE_INDEX)
             start_loss = label_smoothed_cross_entropy(start_logits, start_positions)

@@ -104,16 +104,19 @@ class LearnedPositions(nn.Module):
             ValueError: A position is not below `max_position_embeddings`. Packed sequences, whose positions restart,
                 may be longer.
         """
-        if position_ids.shape[-1] > self.embedding.num_embeddings and not torch.compiler.is_compiling():
+        # Neither compiled code nor a CUDA graph under capture can read a tensor value.
+        is_captured = position_ids.is_cuda and torch.cuda.is_current_stream_capturing()
+        is_traced = torch.compiler.is_compiling() or is_captured
+        if not is_traced and position_ids.shape[-1] > self.embedding.num_embeddings:
             self.check_length(int(position_ids.max()) + 1)
         return hidden_states + self.embedding(position_ids), None
 
 
 class RotaryEmbedding(nn.Module):
-    """Sines and cosines of rotary positions, with the frequencies of transformers for every `rope_type`.
+    """Sines and cosines of rotary positions, with transformers' frequencies for every `rope_type`.
 
-    Frequencies are buffers that are not saved. Moving the module, or casting it, computes them anew: half precision
-    could not distinguish large positions.
+    The frequencies are non-persistent buffers. They are recomputed when the module is moved or cast, since half
+    precision could not distinguish large positions.
     """
 
     inv_freq: torch.Tensor
@@ -122,8 +125,8 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, config: TriviumConfig) -> None:
         super().__init__()
         self.config = config
-        # These names are those that `dynamic_rope_update` reads.
-        self.rope_type = (config.rope_parameters or {}).get("rope_type", "default")
+        # `dynamic_rope_update` reads attributes of these names.
+        self.rope_type = config.rope_type
         self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
         self.register_frequencies(torch.empty(0))
 

@@ -53,7 +53,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
             initialization.ones_(module.weight)
             if getattr(module, "bias", None) is not None:
                 initialization.zeros_(module.bias)
-        elif isinstance(module, RotaryEmbedding):  # loading leaves buffers that are not saved uninitialized
+        elif isinstance(module, RotaryEmbedding):  # loading leaves non-persistent buffers uninitialized
             module.register_frequencies(module.inv_freq)
 
     @property

@@ -31,6 +31,13 @@ TENSOR_PARALLEL_STYLES = {
     **dict.fromkeys(("o_proj", "down_proj"), "rowwise"),
 }
 
+# Modules that a pipeline parallel model distributes, in order, with their inputs and outputs.
+PIPELINE_PARALLEL_STEPS = [
+    ("embed_tokens", "input_ids", "inputs_embeds"),
+    ("layers", "hidden_states", "hidden_states"),
+    ("norm", "hidden_states", "hidden_states"),
+]
+
 
 class TriviumStack(TriviumPreTrainedModel):
     """Base class of encoder and decoder: token embedding, positions, dropout, N layers and the final norm."""
@@ -46,13 +53,20 @@ class TriviumStack(TriviumPreTrainedModel):
         self.gradient_checkpointing = False
 
     def post_init(self) -> None:
-        """Initialize as in transformers, and define the tensor parallel plan of this stack."""
+        """Initialize as in transformers, and define the tensor and pipeline parallel plans of this stack."""
         super().post_init()
         self._tp_plan = {"embed_tokens": "embedding_rowwise"} | {
             re.sub(r"\d+", "*", f"layers.{name}"): TENSOR_PARALLEL_STYLES[name.rsplit(".")[-1]]
             for name, module in self.layers.named_modules()
             if isinstance(module, nn.Linear)
         }
+        # A later pipeline stage passes hidden states as `inputs_embeds`, to which positions must not be added again.
+        if self.config.position_embedding_type == "rotary" and not self.config.normalize_embedding:
+            self._pp_plan = {
+                name: ([inputs], [outputs])
+                for name, inputs, outputs in PIPELINE_PARALLEL_STEPS
+                if getattr(self, name) is not None
+            }
 
     def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         """Embed (batch, length) ids, or return `inputs_embeds`, (batch, length, d_model), if passed instead.
@@ -133,7 +147,8 @@ class TriviumEncoder(TriviumStack):
         context = AttentionContext(mask, rotation, tokens)
         for layer in islice(self.layers, self.config.encoder_layers):
             hidden_states = layer(hidden_states, context, **kwargs)
-        hidden_states = self.norm(hidden_states)
+        if self.norm is not None:
+            hidden_states = self.norm(hidden_states)
         if tokens is not None:
             hidden_states = tokens.pad(hidden_states)  # (batch, source_len, d_model)
         return BaseModelOutput(last_hidden_state=hidden_states)
@@ -243,7 +258,8 @@ class TriviumDecoder(TriviumStack):
             inputs_embeds=inputs_embeds,
             attention_mask=None if mask_is_redundant else attention_mask,
             cache=self_attention_cache(cache),
-            position_ids=position_ids,  # where they restart, a packed sequence begins, which does not see earlier ones
+            # a packed sequence begins where positions restart, and does not see earlier ones
+            position_ids=position_ids,
         )
         if position_ids is None:
             past_length = cache.get_seq_length() if cache is not None else 0
@@ -310,5 +326,6 @@ class TriviumDecoder(TriviumStack):
             hidden_states = context.tokens.unpad(hidden_states)  # (tokens, d_model)
         for layer in islice(self.layers, self.config.decoder_layers):
             hidden_states = layer(hidden_states, context, memory, memory_context, cache=cache, **kwargs)
-        hidden_states = self.norm(hidden_states)
+        if self.norm is not None:
+            hidden_states = self.norm(hidden_states)
         return hidden_states if context.tokens is None else context.tokens.pad(hidden_states)

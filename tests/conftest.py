@@ -11,14 +11,16 @@ import hypothesis
 import pytest
 from hub_server import HubServer
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # Read when torch is imported; see `trivium_cli`.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch reads this when it is imported; see `trivium_cli`.
 import torch
+from transformers.utils.logging import warning_once
 
-# Hypothesis must not fail a test because of its timing.
+# Hypothesis must not fail a test on a slow machine.
 hypothesis.settings.register_profile("trivium", deadline=None)
 hypothesis.settings.load_profile("trivium")
-gc.disable()  # Until all tests are collected: the imports create millions of objects and no garbage.
-torch.set_num_threads(1)  # The models are tiny: threads cost more than they save, and xdist already uses all cores.
+# Disable garbage collection until all tests are collected: imports create millions of objects and no garbage.
+gc.disable()
+torch.set_num_threads(1)  # The models are tiny, so threads cost more than they save, and xdist already uses all cores.
 
 
 class LoggedDeprecations(logging.Handler):
@@ -38,8 +40,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
+def log_once_per_test() -> None:
+    """Let every test see the warnings that transformers logs once per process, in whatever order tests run."""
+    warning_once.cache_clear()
+
+
+@pytest.fixture(autouse=True)
 def seed() -> None:
-    """Seed all generators, so that a test draws the same numbers alone and in the suite."""
+    """Seed all generators, so that a test draws the same numbers alone as in the whole suite."""
     torch.manual_seed(0)
 
 
@@ -52,7 +60,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         template = template.replace(huggingface_hub.constants.ENDPOINT, server.url)
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        # `create_repo()` and the like are bound methods of this object.
+        # Functions such as `create_repo()` are bound methods of this object.
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
         # The cached object would keep the endpoint it was created with.
         monkeypatch.setattr("transformers.utils.hub._hf_api", None)
@@ -71,7 +79,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def freeze_imports() -> Iterator[None]:
-    """Exempt what the tests of a file imported too: transformers imports its models on first use."""
+    """Exempt modules imported by a test file as well: transformers imports its models on first use."""
     yield
     freeze()
 

@@ -34,7 +34,7 @@ SEARCHES = [
     {"num_beams": 4, "length_penalty": 0.0, "num_return_sequences": 2},
     {"num_beams": 2, "length_penalty": -1.0},
     {"num_beams": 3, "eos_token_id": [EOS, 5, 7]},
-    {"num_beams": 12},  # 24 candidates of 16 tokens.
+    {"num_beams": 12},  # Select 24 candidates among 16 tokens.
     {"num_beams": 3, "eos_token_id": None},
     {"eos_token_id": None},
     {"eos_token_id": [EOS, 5]},
@@ -49,7 +49,7 @@ every_search = pytest.mark.parametrize(
 
 @cache
 def half_trained(model_class: Any, shape: tuple[tuple[str, Any], ...]) -> Any:
-    """Return a model that has only partly learned to copy, or to count up, so that it often errs."""
+    """Return a partly trained model, which copies or counts up with frequent errors."""
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCABULARY, "d_model": 32, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 2}
     sizes |= {"label_smoothing": 0.0, "attn_implementation": "sdpa", **dict(shape)}
@@ -96,7 +96,7 @@ def test_translations_match_transformers(options: dict[str, Any], attention: str
     assert search_count == 1
     assert torch.equal(found, search_with_transformers(model, **inputs))
     if options == {}:
-        assert (found != PAD).sum(dim=1).unique().numel() > 2  # Sentences left the batch one by one.
+        assert (found != PAD).sum(dim=1).unique().numel() > 2  # Sentences have left the batch one by one.
 
 
 @pytest.mark.parametrize("padded", [True, False])
@@ -133,7 +133,7 @@ def test_longer_decoder_prompts_match(num_beams: int) -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_custom_positions_fall_back(num_beams: int) -> None:
-    """Positions derived from the mask, as `generate` makes them, use our search; others fall back."""
+    """Trivium's search runs with positions that are derived from the mask, as `generate` does; others fall back."""
     model = half_trained_copy(TriviumForCausalLM, encoder_layers=0)
     inputs = {**prompts(), "num_beams": num_beams}
     positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
@@ -189,7 +189,7 @@ def test_unsupported_options_fall_back(options: dict[str, Any], num_beams: int) 
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("criterion", [MaxLengthCriteria(4), EosTokenCriteria(5)], ids=["length", "eos"])
 def test_custom_stopping_criteria_are_applied(criterion: Any, num_beams: int) -> None:
-    """They replace those of the same type from the configuration."""
+    """Processors of the call replace those of the same type from the configuration."""
     model = half_trained_copy(TriviumForConditionalGeneration)
     inputs = {**sources(), "num_beams": num_beams, "stopping_criteria": StoppingCriteriaList([criterion])}
     found, search_count = search(model, **inputs)
@@ -212,8 +212,9 @@ def test_prompts_that_end_in_padding_fall_back(padding: str, num_beams: int) -> 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"no_repeat_ngram_size": 1, "max_length": 20, "eos_token_id": None}, 0),  # More than the vocabulary.
-        ({"suppress_tokens": [PAD, BOS, EOS, *range(4, VOCABULARY)]}, 0),  # One allowed token, four beams.
+        # There are more candidates than tokens in the vocabulary.
+        ({"no_repeat_ngram_size": 1, "max_length": 20, "eos_token_id": None}, 0),
+        ({"suppress_tokens": [PAD, BOS, EOS, *range(4, VOCABULARY)]}, 0),  # Only one token is allowed for four beams.
         ({"suppress_tokens": [PAD, BOS, EOS, *range(7, VOCABULARY)]}, 1),
         ({"forced_bos_token_id": 5, "forced_eos_token_id": EOS}, 1),
     ],
@@ -255,7 +256,7 @@ def raise_logit(outputs: Any) -> Any:
 
 
 class OverriddenForward(TriviumForConditionalGeneration):
-    """A model with an overridden `forward`."""
+    """Model with an overridden `forward`."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return raise_logit(super().forward(*args, **kwargs))
@@ -271,7 +272,7 @@ def test_compiled_model_is_called(num_beams: int) -> None:
 @pytest.mark.parametrize("num_beams", [1, 2])
 @pytest.mark.parametrize("change", ["subclass", "forward", "hook", "stack"])
 def test_custom_forward_is_called(change: str, num_beams: int) -> None:
-    """A subclass, another `forward`, a hook: the search calls them."""
+    """The searches respect overridden `forward` methods and hooks."""
     model = half_trained_copy(OverriddenForward if change == "subclass" else TriviumForConditionalGeneration)
     calls = []
     if change == "forward":
@@ -330,7 +331,7 @@ def test_learned_positions_limit_the_length() -> None:
 
 
 def test_mixin_passes_for_that_of_transformers() -> None:
-    """It warns of classes that generate without inheriting from GenerationMixin, by name."""
+    """transformers warns of classes that generate without inheriting from GenerationMixin."""
     for model_class in (TriviumForConditionalGeneration, TriviumForCausalLM):
         assert issubclass(model_class, GenerationMixin)
         assert "GenerationMixin" in str(model_class.__bases__)
@@ -350,14 +351,14 @@ def test_mixin_passes_for_that_of_transformers() -> None:
     ],
 )
 def test_static_cache_compiles_to_one_graph(model_class: Any, position: str) -> None:
-    """One more graph if sources differ in length; no graph breaks, and the same tokens."""
+    """Sources of another length add one graph; there are no graph breaks, and tokens are equal."""
     translates = model_class is TriviumForConditionalGeneration
     shape = {} if translates else {"encoder_layers": 0}
     model = half_trained_copy(model_class, position_embedding_type=position, **shape)
     torch._dynamo.reset()
     counters.clear()
     compiling = CompileConfig(fullgraph=True, backend="eager", mode=None)
-    compiling._compile_all_devices = True  # Without this option, transformers compiles on GPUs only.
+    compiling._compile_all_devices = True  # Without this option, transformers compiles only on GPUs.
     static = {"cache_implementation": "static", "max_cache_len": 32, "compile_config": compiling}
     for length, longest in ((8, 6), (11, 6), (14, 5), (10, 4)):
         inputs = sources(4) if translates else prompts(4)

@@ -27,7 +27,7 @@ def test_wheel_is_complete_and_importable(tmp_path: Path) -> None:
     shutil.copytree(
         ROOT, source, ignore=shutil.ignore_patterns(".*", "runs", "build", "typings", "*.egg-info", "__pycache__")
     )
-    # The build backend runs in this environment: an isolated one would have to download it.
+    # Build in this environment: an isolated build would have to download its backend.
     build = "from setuptools import build_meta; print(build_meta.build_wheel('..'))"
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
     wheel = next(tmp_path.glob("*.whl"))

@@ -27,7 +27,7 @@ import trivium
 FOLDERS = ("configuration", "modeling", "tokenization", "trivium", "trivium_cli")
 LIBRARIES = ("accelerate.", "datasets.", "evaluate.", "torch.", "transformers.")
 
-# Methods with their parameters, and attributes (None), which must occur in the source of the owner or its bases.
+# Methods with their parameters, and attributes (None), which must occur in the source of the class or its bases.
 PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
     GenerationMixin: {
         "_eos_token_tensor": None,
@@ -41,6 +41,7 @@ PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
         "_sample": (
             "self input_ids logits_processor stopping_criteria generation_config synced_gpus streamer **model_kwargs"
         ),
+        "_validate_generation_mode": "self generation_mode generation_config generation_mode_kwargs",
     },
     PreTrainedConfig: {
         "_attn_implementation": None,

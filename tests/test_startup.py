@@ -66,8 +66,8 @@ def test_public_names_exist() -> None:
     assert all(getattr(trivium, name).__name__ == name for name in trivium.__all__)
 
 
-# Each order runs in a separate process, forked from one with the slow imports done. The checks of everything that
-# Trivium promises follow.
+# Each import order runs in a separate process, forked from one that has done the slow imports. The checks of all
+# promised registrations follow.
 ORDERS = [
     "import trivium",
     "from transformers import AutoModel, LlamaForCausalLM, pipeline; import trivium",

@@ -82,7 +82,8 @@ def train_backend(
     state = json.loads(backend.to_str())
     if state["model"]["type"] == "Unigram":
         state["model"]["vocab"] = _canonicalize_unigram(state["model"]["vocab"], byte_level, vocab_size)
-    state["added_tokens"] = state["added_tokens"][: len(special_tokens)]  # the pieces were special to the trainer only
+    # these pieces were special only for the trainer
+    state["added_tokens"] = state["added_tokens"][: len(special_tokens)]
     backend = Tokenizer.from_str(json.dumps(state))
     if backend.get_vocab_size() > vocab_size:
         raise ValueError(

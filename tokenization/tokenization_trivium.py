@@ -417,7 +417,8 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
                 backend.no_padding()
                 backend.no_truncation()
                 backend.save(f"{path}.partial")
-                os.replace(f"{path}.partial", path)  # atomic: a crash leaves no truncated file under the final name
+                # write atomically: a crash leaves no truncated file under the final name
+                os.replace(f"{path}.partial", path)
                 file_names += (path,)
             elif os.path.exists(path):
                 os.remove(path)  # a stale file of another tokenizer saved to this folder

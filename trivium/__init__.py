@@ -6,6 +6,7 @@ Importing the package registers its classes with transformers' Auto classes and 
 from trivium.auto import register
 from trivium.configuration import TriviumConfig, preset_config
 from trivium.modeling import (
+    TriviumDecoderForSequenceClassification,
     TriviumDecoderModel,
     TriviumEncoderModel,
     TriviumForCausalLM,
@@ -21,6 +22,7 @@ from trivium.tokenization import TriviumTokenizer
 
 __all__ = [
     "TriviumConfig",
+    "TriviumDecoderForSequenceClassification",
     "TriviumDecoderModel",
     "TriviumEncoderModel",
     "TriviumForCausalLM",

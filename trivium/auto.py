@@ -41,7 +41,15 @@ class AnyModelForPreTraining(AnyModel):
     auto_class = "AutoModelForPreTraining"
 
 
-BY_CONFIGURATION: dict[str, type] = {entry.auto_class: entry for entry in (AnyModel, AnyModelForPreTraining)}
+class AnyModelForSequenceClassification(AnyModel):
+    """Entry of `AutoModelForSequenceClassification`."""
+
+    auto_class = "AutoModelForSequenceClassification"
+
+
+BY_CONFIGURATION: dict[str, type] = {
+    entry.auto_class: entry for entry in (AnyModel, AnyModelForPreTraining, AnyModelForSequenceClassification)
+}
 
 
 def register() -> None:

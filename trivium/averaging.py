@@ -158,7 +158,7 @@ def _check_same_shapes(folder: Path, other: Path, checkpoints: dict[Path, Checkp
 
 
 def _copy_recipe(folder: Path, output: Path) -> None:
-    """Copy the recipe of a saved model; that of a checkpoint is in the folder of its run."""
+    """Copy the recipe of a saved model; a checkpoint's recipe is in the run folder."""
     is_checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
     for place in (folder, folder.parent) if is_checkpoint else (folder,):
         if (place / RECIPE_FILE).is_file():

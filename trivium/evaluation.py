@@ -68,7 +68,7 @@ def evaluate(
         raise ValueError(f"task is {task!r}, but must be one of {', '.join(TASKS)}.")
     kind = TASKS[task]
     metrics = list(kind.metrics_for(model.config)[:2]) if metrics is None else metrics
-    kind.check_metrics(metrics, model.config)  # fail before the long computation
+    kind.check_metrics(metrics, model.config)  # fail before the long computation starts
     run = _Evaluation(model.eval(), tokenizer, kind, inputs or InputArguments(), batch_size, show_progress)
     rows = list(rows)
     if not rows:
@@ -129,7 +129,8 @@ class _Evaluation:
             labels = batch["labels"]
             if self.task is TASKS["causal-lm"]:
                 batch["shift_labels"] = batch.pop("labels")
-            output = self.model(**batch, num_items_in_batch=1)  # 1: return the sum over tokens instead of the mean
+            # a divisor of 1 returns the sum over tokens instead of the mean
+            output = self.model(**batch, num_items_in_batch=1)
             sums.append(output.loss.item())
             counts.append(int((labels != IGNORE_INDEX).sum()))
             correct += int((output.logits.argmax(dim=-1) == labels).sum())
@@ -138,7 +139,7 @@ class _Evaluation:
 
     def _batches(self, examples: list[dict[str, Any]]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         """Yield batches of similar length, longest first, with the indices of their examples."""
-        inputs = replace(self.inputs, packing=False)  # windows need no packing
+        inputs = replace(self.inputs, packing=False)  # windows are full already, so they need no packing
         collate = make_collator(self.task, self.tokenizer, self.model, inputs)
         order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["input_ids"]))
         batch_size = EVAL_BATCH_SIZE if self.batch_size is None else self.batch_size

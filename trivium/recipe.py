@@ -28,7 +28,8 @@ from trivium.storage.atomic import write_whole
 from trivium.storage.names import RECIPE_FILE
 from trivium.tasks import TASKS, InputArguments, Task
 
-CLASSIFIER_FIELDS = ("problem_type", "label2id", "id2label", "num_labels")
+# Arguments of TriviumConfig besides its fields.
+CONFIG_ARGUMENTS = ("problem_type", "label2id", "id2label", "num_labels", "rope_theta")
 # Training arguments that apply only to batches of rows, and the values that they may have with token batches.
 ROW_BATCH_ARGUMENTS: tuple[tuple[str, list[Any]], ...] = (
     ("per_device_train_batch_size", [None]),
@@ -317,7 +318,7 @@ def _yaml_errors(prefix: str = "") -> Iterator[None]:
         raise ValueError(f"{prefix}{field_name}{sentence}.") from error
     except YAMLError as error:
         raise ValueError(f"{prefix}{error}") from error
-    except TypeError as error:  # OmegaConf's, which does not say where
+    except TypeError as error:  # OmegaConf's message does not name the field
         raise ValueError(
             f"{prefix}An override gives a map where the recipe has a list, or a list where it has a map. Write it as "
             "the recipe does."
@@ -352,7 +353,7 @@ def _check_task(recipe: Recipe) -> None:
 
 
 def _check_model(recipe: Recipe) -> None:
-    _refuse_unknown("model", recipe.model, ["preset", *(f.name for f in fields(TriviumConfig)), *CLASSIFIER_FIELDS])
+    _refuse_unknown("model", recipe.model, ["preset", *(f.name for f in fields(TriviumConfig)), *CONFIG_ARGUMENTS])
     if recipe.init_from and "preset" in recipe.model:
         raise ValueError(
             f"init_from is {recipe.init_from!r} and model.preset is {recipe.model['preset']!r}, but a saved model has "

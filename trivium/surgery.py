@@ -171,7 +171,7 @@ def _assemble(
     model_class: type[PreTrainedModel], config: Any, weights: Weights, head: nn.Linear | None = None
 ) -> tuple[Any, list[str]]:
     """Build a model from copies of the matching `weights`; return it and the names of newly initialized parameters."""
-    with torch.device("meta"):  # allocates no memory and leaves the random state unchanged
+    with torch.device("meta"):  # allocates no memory and consumes no random numbers
         model = model_class(config)
     names = model.base_model.state_dict().keys() & weights.keys()
     copies = {name: weights[name].detach().clone() for name in names}

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.modeling.pipeline_translation import EXTRA_LENGTH, cap_length
 
-SORT_WINDOW = 2048  # texts that are read and sorted by length together
-MAX_BATCH_TOKENS = 4096  # padded tokens times beams per batch, if `batch_size` is None
-MAX_NEW_TOKENS = 256  # of a continuation, if neither the call nor the generation config sets a length
-MAX_TOKENS = 1024  # of a source text, unless max_position_embeddings is larger
+SORT_WINDOW = 2048  # number of texts that are read and sorted by length together
+MAX_BATCH_TOKENS = 4096  # maximum padded tokens times beams per batch, if `batch_size` is None
+MAX_NEW_TOKENS = 256  # maximum tokens of a continuation, if neither the call nor the generation config sets a length
+MAX_TOKENS = 1024  # maximum tokens of a source text, unless max_position_embeddings is larger
 # A generous upper bound: characters beyond this many per token of the limit are dropped before tokenization.
 CHARACTERS_PER_TOKEN = 16
 

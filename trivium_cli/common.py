@@ -1,4 +1,4 @@
-"""Shared by the commands: option types, model loading, text output and error reporting."""
+"""Helpers of the commands: option types, model loading, text output and error reporting."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -115,14 +115,14 @@ def check_saved_model(folder: Path) -> dict[str, Any]:
     for tokenizer in sorted(folder.glob("*tokenizer.json")):
         try:
             Tokenizer.from_file(str(tokenizer))
-        except Exception as error:  # tokenizers raises no other
+        except Exception as error:  # tokenizers raises no exception of its own
             raise ValueError(
                 f"{tokenizer} is not a valid tokenizer: {error}. Save or download the model again."
             ) from error
 
     for weights in sorted(folder.glob("*.safetensors")):
         try:
-            with safe_open(weights, framework="numpy"):  # only reads the header and checks the file size
+            with safe_open(weights, framework="numpy"):  # reads only the header and checks the file size
                 pass
         except SafetensorError as error:
             raise ValueError(
@@ -145,7 +145,7 @@ def drop_none(**options: Any) -> dict[str, Any]:
 
 
 def as_line(text: str) -> str:
-    """Join the lines of a text, so that a generated line break does not shift the lines that follow."""
+    """Join the lines of a text, so that a generated line break does not shift later lines."""
     return " ".join(text.splitlines())
 
 
@@ -157,7 +157,7 @@ def as_lines(texts: Iterable[str]) -> str:
 @contextmanager
 def report_errors() -> Iterator[None]:
     """Print user errors as one line, with exit code 1; other errors keep their traceback."""
-    from huggingface_hub.errors import StrictDataclassError  # raised for an invalid configuration
+    from huggingface_hub.errors import StrictDataclassError  # raised if a configuration is invalid
 
     try:
         yield

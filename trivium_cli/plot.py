@@ -150,8 +150,8 @@ def curves(
     _save(draw, output)
 
 
-@pictures.command(epilog="Example: `trivium plot neighbours runs/numbers two twenty May -o neighbours.png`")
-def neighbours(
+@pictures.command(epilog="Example: `trivium plot neighbors runs/numbers two twenty May -o neighbors.png`")
+def neighbors(
     model: Model,
     words: Annotated[list[str], typer.Argument(help="Words to look up.", show_default=False)],
     output: Output,
@@ -163,11 +163,14 @@ def neighbours(
     """Plot the nearest neighbors of words in embedding space, and a 2D projection of them."""
 
     def draw() -> "Figure":
-        from trivium.inspection import plot_neighbours
+        from trivium.inspection import plot_neighbors
 
-        return plot_neighbours(*_load(model), words, count=count, side=side)
+        return plot_neighbors(*_load(model), words, count=count, side=side)
 
     _save(draw, output)
+
+
+pictures.command("neighbours", hidden=True, deprecated=True)(neighbors)  # former spelling
 
 
 @pictures.command(epilog='Example: `trivium plot lens runs/numbers "half past seven" -o lens.png`')

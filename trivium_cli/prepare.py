@@ -1,4 +1,4 @@
-"""The command `trivium prepare`, which encodes the data of a recipe once."""
+"""The command `trivium prepare`, which tokenizes the data of a recipe in advance."""
 
 from typing import Annotated
 
@@ -21,15 +21,15 @@ def prepare(
             help="Recipe overrides: `section.field=value` ..., with `data.prepared=FOLDER`.", show_default=False
         ),
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Number of processes that encode.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Number of encoding processes.")] = 1,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete data prepared in the folder before, but no other files.")
+        bool, typer.Option("--overwrite", help="Delete data prepared in the folder earlier, but no other files.")
     ] = False,
 ) -> None:
     """Tokenize and pack the data of a recipe once, for runs that read them many times.
 
-    `trivium train` with the same recipe and overrides, `data.prepared=FOLDER` among them, then trains as it would
-    without preparation. An interrupted preparation goes on when it is started again.
+    `trivium train` with the same recipe and overrides, including `data.prepared=FOLDER`, then trains as without
+    preparation. An interrupted preparation is resumed when the command is repeated.
     """
     with report_errors():
         from trivium.recipe import load_recipe

@@ -28,7 +28,7 @@ from trivium_cli.common import (
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-EXAMPLES = 5  # rows printed by an evaluation
+EXAMPLES = 5  # number of example rows that an evaluation prints
 GREEDY = {  # transformers' generation defaults
     "do_sample": False,
     "num_beams": 1,

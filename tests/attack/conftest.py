@@ -5,11 +5,11 @@ import pytest
 
 @pytest.fixture
 def cases(request: pytest.FixtureRequest) -> int:
-    """Number of random cases: `--cases`, or as many as take seconds."""
+    """Return the number of random cases: `--cases`, or a default that takes seconds."""
     return request.config.getoption("--cases")
 
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> random.Random:
-    """Generator of the cases, the same in every run of a test."""
+    """Return a seeded generator, so that every run of a test draws the same cases."""
     return random.Random(request.node.name)

@@ -1,4 +1,4 @@
-"""Damaged and hostile checkpoints and run folders: damage is found, nothing is executed, foreign files stay."""
+"""Fuzz checkpoints and run folders: damage is detected, no code runs, and foreign files are kept."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_any_damaged_byte_is_found(cases: int, rng: random.Random, run: Path) -> None:
-    """Flip a bit, cut the end off, add bytes, or swap two files of a checkpoint with checksums."""
+    """Flip a bit, truncate, append bytes, or swap two files of a checkpoint with checksums."""
     checkpoint = run / "checkpoint-3"
     write_checksums(checkpoint)
     assert find_defect(checkpoint) is None
@@ -88,7 +88,7 @@ def test_no_hostile_pickle_is_executed(cases: int, rng: random.Random, run: Path
     for case in range(cases):
         checkpoint = Path(shutil.copytree(run / "checkpoint-3", tmp_path / f"checkpoint-{case}"))
         hostile: Any = Call(*rng.choice(gadgets))
-        for _ in range(rng.randint(0, 4)):  # deep inside of what a checkpoint may hold
+        for _ in range(rng.randint(0, 4)):  # a malicious object nested in allowed containers
             hostile = rng.choice([{"state": hostile}, [1, hostile], (hostile, torch.ones(2))])
         path = checkpoint / rng.choice(places)
         path.parent.mkdir(exist_ok=True)
@@ -97,7 +97,8 @@ def test_no_hostile_pickle_is_executed(cases: int, rng: random.Random, run: Path
         else:
             path.write_bytes(pickle.dumps(hostile, protocol=rng.randint(0, 5)))
         try:
-            if find_defect(checkpoint) is None:  # what is no archive of torch is a defect, and never read
+            # a file that is not a torch archive is a defect, and is never unpickled
+            if find_defect(checkpoint) is None:
                 check_pickles(checkpoint)
                 raise AssertionError(f"{path} is not refused")
         except UnsafePickleError as error:
@@ -108,7 +109,7 @@ def test_no_hostile_pickle_is_executed(cases: int, rng: random.Random, run: Path
 
 
 def test_mutated_metadata_is_refused_or_read(cases: int, rng: random.Random, run: Path) -> None:
-    """Random bytes in the pickle of a shard list raise nothing but UnsafePickleError or give a defect."""
+    """Random bytes in the pickle of a shard index raise UnsafePickleError or are reported as a defect."""
     folder = run / "checkpoint-3" / "optimizer_0"
     folder.mkdir()
     original = pickle.dumps(torch.distributed.checkpoint.metadata.Metadata({}, storage_data={}))
@@ -140,7 +141,7 @@ HOSTILE_NAMES = [
 
 
 def test_hostile_manifests_delete_nothing_outside(cases: int, rng: random.Random, tmp_path: Path) -> None:
-    """Overwriting with a crafted manifest keeps all files outside of the run and everything behind links."""
+    """Overwriting with a crafted manifest deletes nothing outside the run, and nothing behind symbolic links."""
     outside = tmp_path / "outside"
     outside.mkdir()
     victims = [tmp_path / "victim.txt", outside / "victim.txt"]
@@ -173,7 +174,7 @@ def test_hostile_manifests_delete_nothing_outside(cases: int, rng: random.Random
 
 
 def test_foreign_files_survive_overwriting(cases: int, rng: random.Random, tmp_path: Path) -> None:
-    """Files that no run wrote are kept wherever they lie, or the run is refused and nothing changes."""
+    """Files that no run wrote are kept, or the run is refused and the folder is unchanged."""
     names = ["notes.txt", "data/train.en", "checkpoint-3/notes.txt", "evaluation_mine.json", "predictions_mine.txt"]
     names += ["_partial-mine/x", "checkpoint-mine/x", "checkpoint-99/x", ".hidden", "model.bin", "_trivium/mine"]
     for case in range(cases):
@@ -191,7 +192,7 @@ def test_foreign_files_survive_overwriting(cases: int, rng: random.Random, tmp_p
         except ValueError:
             pass
         if "_trivium/mine" in foreign and read_manifest(run) is not None:
-            foreign.remove("_trivium/mine")  # the folder is a run's own
+            foreign.remove("_trivium/mine")  # the folder was created by the run
         assert all((run / name).read_text() == "mine" for name in foreign), foreign
         assert RunFolder(run).run == run
         shutil.rmtree(run)

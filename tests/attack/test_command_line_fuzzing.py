@@ -1,4 +1,4 @@
-"""Commands on damaged folders and odd options end with an exit code and a message, never with a traceback."""
+"""Commands on damaged folders or with invalid options exit with a message, never with a traceback."""
 
 import random
 import shutil
@@ -47,7 +47,7 @@ OPTIONS = [
 def test_damaged_folders_and_odd_options(cases: int, rng: random.Random, tmp_path: Path) -> None:
     runner = CliRunner()
     failed = 0
-    for case in range(max(20, cases // 5)):  # each takes a good part of a second
+    for case in range(max(20, cases // 5)):  # each case takes most of a second
         folder = Path(shutil.copytree(OLD_RUN, tmp_path / str(case), ignore=shutil.ignore_patterns("checkpoint-*")))
         if rng.random() < 0.8:
             name = rng.choice(["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])

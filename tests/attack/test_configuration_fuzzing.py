@@ -1,4 +1,4 @@
-"""Random configurations are refused by name, or save, load again equal and give a model with finite logits."""
+"""Fuzz configurations: each is rejected by field name, or round-trips and gives a model with finite logits."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Mutated recipes and overrides are refused with a ValueError or load and survive a round trip."""
+"""Fuzz recipes and overrides: each raises a ValueError, or loads and survives a round trip."""
 
 import os
 import random

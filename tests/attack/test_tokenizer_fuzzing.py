@@ -1,4 +1,4 @@
-"""Hostile texts: a text never becomes a reserved token, and decoding its ids gives the text back."""
+"""Fuzz texts: none is encoded as a reserved token, and decoding restores each text."""
 
 import random
 

@@ -20,7 +20,7 @@ TRAIN = ["train", "numbers", "training.bf16=false", "training.output_dir=run"]
 
 
 def trivium(*arguments: str | Path, stdin: bytes | None = None) -> tuple[int, str]:
-    """Return the exit code, and standard output and error combined."""
+    """Run a command; return its exit code and its combined output."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin, env={"COLUMNS": "500"})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, " ".join(re.sub(r"\x1b\[[\d;]*m|│", "", result.output).split())
@@ -160,7 +160,7 @@ def test_stdin_may_start_with_byte_order_mark(models: Path, tmp_path: Path) -> N
 def test_closed_stdin_is_named(
     command: Callable[..., None], model: str, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Python sets `sys.stdin` to None in this case."""
+    """Python sets `sys.stdin` to None if standard input is closed."""
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(typer.Exit) as caught:
         command(models / model)
@@ -176,7 +176,7 @@ def test_exported_folder_is_named(engine: str, models: Path, tmp_path: Path) -> 
     assert "translat" not in output.replace("ctranslate2", "")
 
 
-# --- Overlong lines --------------------------------------------------------------------------------------------------
+# --- Very long lines -------------------------------------------------------------------------------------------------
 
 
 LIMIT = 24  # Learned positions.
@@ -184,7 +184,7 @@ LIMIT = 24  # Learned positions.
 
 @pytest.fixture(scope="module")
 def short(models: Path) -> Path:
-    """Return a translator for short texts."""
+    """Return a translation model with few positions."""
     tokenizer = TriviumTokenizer.from_pretrained(models / "translator")
     config = {"position_embedding_type": "learned", "max_position_embeddings": LIMIT, "vocab_size": len(tokenizer)}
     TriviumForConditionalGeneration(tiny_config(**config)).save_pretrained(models / "short")
@@ -196,7 +196,7 @@ def short(models: Path) -> Path:
 def test_overlong_line_is_truncated_and_named(
     length: int, short: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """20,000 characters used to take a minute, 200,000 did not finish."""
+    """Regression test: 20,000 characters took a minute, and 200,000 did not finish."""
     path = tmp_path / "lines.txt"
     path.write_text("one\n\n" + "one two " * (length // 8) + "\ntwo\n")
     assert trivium("translate", short, "-i", path, "-o", tmp_path / "out.txt")[0] == 0

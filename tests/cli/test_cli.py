@@ -1,4 +1,4 @@
-"""The commands that take texts, their refusal of unsuitable models, and the output of `--help`."""
+"""Commands that process texts: outputs, errors for unsuitable models, and `--help`."""
 
 import json
 import re
@@ -31,11 +31,11 @@ CAT, DOGS, CLOUDS, BIRDS = TEXTS = [
     "über den Wolken 🙂 muß die Freiheit grenzenlos sein",
     "birds fly south in winter.",
 ]
-POSITIONS = 24  # Less than the longest continuation that `trivium generate` allows by default.
+POSITIONS = 24  # The model has fewer positions than the default maximum length of `trivium generate`.
 
 
 def trivium(*arguments: str | Path, stdin: str | None = None) -> tuple[int, str, str]:
-    """Return the exit code, standard output and standard error, without colors."""
+    """Run a command; return its exit code, standard output and standard error, without colors."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin, env={"COLUMNS": "120"})
     return result.exit_code, result.stdout, re.sub(r"\x1b\[[\d;]*m", "", result.stderr)
 
@@ -121,7 +121,7 @@ def masked_model(folders: Path, tokenizer: TriviumTokenizer) -> Path:
     rows = [(i, j) for i in range(len(TEXTS)) for j in range(int(batch["attention_mask"][i].sum()) - 1)]
     inputs = {name: torch.stack([values[i] for i, _ in rows]) for name, values in batch.items()}
     labels = torch.full_like(inputs["input_ids"], -100)
-    for row, (_, j) in enumerate(rows):  # Every token masked once.
+    for row, (_, j) in enumerate(rows):  # Mask each token once.
         labels[row, j], inputs["input_ids"][row, j] = inputs["input_ids"][row, j].item(), mask_id
     learn(model, {**inputs, "labels": labels}, steps=100)
     return save(model, tokenizer, folders / "masked_model")
@@ -166,7 +166,7 @@ def test_translate_prints_one_line_per_text(translator: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("engine", ["ctranslate2", "onnx"])
 def test_converted_translator_gives_same_output(tokenizer: TriviumTokenizer, tmp_path: Path, engine: str) -> None:
-    """A model of one layer a stack, for drawing the graphs of ONNX takes seconds a layer."""
+    """Use one layer per stack: tracing an ONNX graph takes seconds per layer."""
     model = TriviumForConditionalGeneration(
         tiny_config(vocab_size=len(tokenizer), encoder_layers=1, decoder_layers=1, norm_position="pre")
     )
@@ -187,7 +187,8 @@ def test_translate_converts_on_the_fly(translator: Path, language_model: Path, e
 
 
 def test_missing_engine_is_named(translator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ctranslate2", None)  # As if it were not installed.
+    # Make the import fail, as if the package were not installed.
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
     for arguments in (["convert", translator, tmp_path / "out", "--to"], ["translate", translator, CAT, "--engine"]):
         code, _, errors = trivium(*arguments, "ctranslate2")
         assert (code, "pip install ctranslate2" in errors) == (2, True), errors
@@ -343,7 +344,7 @@ def test_text_without_mask_is_named(masked_model: Path) -> None:
     assert "A text has no <mask> to fill: 'no gap'." in errors
 
 
-# --- At a terminal ---------------------------------------------------------------------------------------------------
+# --- Interactive input -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("command", "model"), [("classify", "classifier"), ("fill-mask", "masked_model")])

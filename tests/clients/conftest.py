@@ -12,8 +12,9 @@ import huggingface_hub
 import pytest
 import torch
 from paths import DOCS
+from tiny import tiny_model
 
-from trivium import TriviumTokenizer
+from trivium import TriviumForCausalLM, TriviumTokenizer
 from trivium.tokenization import train_tokenizer
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_EVALUATE_OFFLINE="1")
@@ -39,7 +40,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Go offline even if huggingface_hub was imported before the environment was set."""
+    """Go offline even if huggingface_hub was imported before the environment variable was set."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
@@ -58,6 +59,16 @@ def tokenizer() -> TriviumTokenizer:
 def open_tokenizer() -> TriviumTokenizer:
     """Return a tokenizer for decoders: `<s> text`, without EOS."""
     return train_tokenizer(TEXTS * 3, vocab_size=300, add_bos_token=True, add_eos_token=False, model_max_length=64)
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory: pytest.TempPathFactory, open_tokenizer: TriviumTokenizer) -> Path:
+    """Return the folder of a small language model with random weights, in float32, which tests only read."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("decoder")
+    tiny_model(TriviumForCausalLM, encoder_layers=0, vocab_size=len(open_tokenizer)).float().save_pretrained(folder)
+    open_tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

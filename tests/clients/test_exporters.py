@@ -1,4 +1,4 @@
-"""torch.export, and transformers' exporters built on it: equal outputs for other batch sizes and lengths."""
+"""torch.export and transformers' exporters: outputs match for other batch sizes and lengths."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from model_classes import LAYERS as MODELS
 from tiny import mask_of, random_ids, tiny_model
 from torch.export import Dim
 from transformers import PreTrainedModel, exporters
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from ways import LAYERS as MODELS
 
 from trivium import (
     TriviumForCausalLM,
@@ -48,7 +48,7 @@ def make_inputs(model: PreTrainedModel, lengths: list[int], target_length: int) 
 
 
 def assert_same_outputs(model: PreTrainedModel, exported: Any, **tolerance: float) -> None:
-    """Compare on batch sizes unlike the example's: a larger batch, and a single sentence."""
+    """Compare outputs for a larger batch and for a single sentence, neither of the example's size."""
     for lengths, target_length in (([9, 4, 2], 7), ([3], 2)):
         inputs = make_inputs(model, lengths, target_length)
         with torch.no_grad():
@@ -68,6 +68,15 @@ def test_torch_export(model_class: type[PreTrainedModel], position: str) -> None
     batch, length, target_length = Dim("batch"), Dim("length", max=64), Dim("target_length", max=64)
     shapes = {name: {0: batch, 1: target_length if "decoder" in name else length} for name in example}
     program = torch.export.export(model, (), example, dynamic_shapes=shapes)
+    assert_same_outputs(model, program.module())
+
+
+@pytest.mark.slow(reason=LONG)
+def test_torch_export_with_pooling_of_the_first_token() -> None:
+    model = make_model(TriviumForSequenceClassification, classifier_pooling="cls")
+    batch, length = Dim("batch"), Dim("length", max=64)
+    example = make_inputs(model, [6, 4], 5)
+    program = torch.export.export(model, (), example, dynamic_shapes={name: {0: batch, 1: length} for name in example})
     assert_same_outputs(model, program.module())
 
 
@@ -155,7 +164,7 @@ def test_decoder_export_generates_with_cache(backend: str) -> None:
 @pytest.mark.slow(reason=LONG)
 @pytest.mark.parametrize("backend", ["Dynamo", "Onnx"])
 def test_encoder_decoder_export_generates_with_cache(backend: str) -> None:
-    """Export the encoder separately; the decoder with several example tokens, since one would fix the length."""
+    """Export the encoder separately; the decoder's example has several tokens, since one would fix the length."""
     model = make_model(TriviumForConditionalGeneration)
     example = {"input_ids": random_ids(2, 5), "attention_mask": mask_of([5, 3])}
     exported = export_for_generation(backend, model, {**example, "decoder_input_ids": random_ids(2, 3)})
@@ -171,7 +180,7 @@ def test_encoder_decoder_export_generates_with_cache(backend: str) -> None:
             "attention_mask": mask,
         }
     empty = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
-    written = [expected[:, :3]]  # The start token and the two that were passed.
+    written = [expected[:, :3]]  # The decoder input: the start token and two generated tokens.
     outputs = prefill(decoder_input_ids=written[0], cache=empty, **common)
     written.append(likeliest(outputs))
     while len(written) < 6:

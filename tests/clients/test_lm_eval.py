@@ -1,4 +1,4 @@
-"""The language model evaluation harness: likelihoods, multiple choice and generation on local tasks."""
+"""Language Model Evaluation Harness: likelihoods, multiple choice and generation on local tasks."""
 
 import json
 import shutil
@@ -47,6 +47,7 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, open_tokenizer: TriviumTokenizer) -> Path:
+    torch.manual_seed(0)  # Some random weights generate only special tokens, which leave no text to score.
     folder = tmp_path_factory.mktemp("decoder")
     model = tiny_model(TriviumForCausalLM, encoder_layers=0, vocab_size=len(open_tokenizer), std=0.02)
     model.save_pretrained(folder)  # In float64.
@@ -79,11 +80,11 @@ def test_loglikelihoods_match_model(
     pairs = split_texts(texts)
     expected = [own_loglikelihood(folder, open_tokenizer, *pair) for pair in pairs]
     model = HFLM(str(folder), device="cpu", dtype="float64", batch_size=batch_size)
-    assert model.max_length == 64  # Longer contexts are truncated there.
+    assert model.max_length == 64  # The harness truncates longer contexts.
     answers = ask("loglikelihood", model, pairs)
     assert [likelihood for likelihood, _ in answers] == pytest.approx(expected, rel=1e-9)
 
-    # The harness prepends `<s>` itself; without this there would be two, as with every tokenizer that adds it.
+    # The harness prepends `<s>` itself; without this setting the tokenizer would add a second one.
     model = HFLM(str(folder), device="cpu", dtype="float64", batch_size=batch_size, add_bos_token=False)
     expected = [own_loglikelihood(folder, open_tokenizer, "", text) for text in texts]
     assert ask("loglikelihood_rolling", model, [(text,) for text in texts]) == pytest.approx(expected, rel=1e-9)
@@ -124,7 +125,7 @@ def test_tasks_are_evaluated(
         for (prompt, _), (first, second) in zip(pairs, choices, strict=True)
     ]
     rows = [
-        # For half of the rows the model's own output is the right answer.
+        # Use the model's own output as the reference for half of the rows.
         {"prompt": prompt, "answer": written[i] if i % 2 else answer, "choices": choices[i]}
         for i, (prompt, answer) in enumerate(pairs)
     ]

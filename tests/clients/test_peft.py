@@ -1,4 +1,4 @@
-"""PEFT: adapters on every kind of Trivium model."""
+"""PEFT adapters on every kind of Trivium model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ from trivium import (
     TriviumForTokenClassification,
 )
 
-# PEFT 0.21 reads and sets what transformers 5.24 has renamed.
+# PEFT 0.21 uses an attribute that transformers 5.24 has renamed.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning"),
@@ -75,7 +75,7 @@ def answer(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def train(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = 8) -> None:
-    """Train all trainable parameters, lowering the loss, or driving the output of a headless model towards zero."""
+    """Train all trainable parameters; lower the loss, or drive the output of a headless model towards zero."""
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.03)
     losses = []
@@ -107,7 +107,7 @@ def add_adapter(task: str, folder: Path, config: PeftConfig, **options: Any) -> 
 @pytest.mark.parametrize("targets", ["some", "all"])
 @pytest.mark.parametrize("task", MODELS)
 def test_lora_trains_saves_loads_and_merges(tmp_path: Path, task: str, targets: str) -> None:
-    # As for BERT, PEFT would adapt the head of these two although it is to be trained in full.
+    # As with BERT, PEFT would adapt the head of these two models, although it is to be trained in full.
     head = {"TOKEN_CLS": ["classifier"], "QUESTION_ANS": ["qa_outputs"]}.get(task)
     every = {"target_modules": "all-linear", "exclude_modules": head}
     config = LoraConfig(
@@ -120,7 +120,7 @@ def test_lora_trains_saves_loads_and_merges(tmp_path: Path, task: str, targets: 
     assert names == (
         {"q_proj", "v_proj"} if targets == "some" else {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"}
     )
-    if task in (*LANGUAGE_MODELS, "FEATURE_EXTRACTION"):  # The other models have a head, which is trained in full.
+    if task in (*LANGUAGE_MODELS, "FEATURE_EXTRACTION"):  # All other models have a head, which is trained in full.
         torch.testing.assert_close(answer(model, inputs), answer(untrained, inputs), **EXACT)
         assert all("lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
     train(model, inputs)
@@ -158,7 +158,8 @@ def other_config(method: str, task: str) -> PeftConfig:
         return IA3Config(task_type=task, **targets)
     if method == "prompt":
         return PromptTuningConfig(task_type=task, num_virtual_tokens=3)
-    # PEFT would use `num_hidden_layers`, the encoder's, but the prefix belongs to the decoder if there is one.
+    # PEFT would use `num_hidden_layers`, which is the encoder's, but the prefix belongs to the decoder if there is
+    # one.
     layers = 3 if task in LANGUAGE_MODELS else 2
     return PrefixTuningConfig(task_type=task, num_virtual_tokens=3, num_layers=layers)
 
@@ -180,7 +181,7 @@ def test_other_adapters_train_save_and_load(tmp_path: Path, method: str, task: s
 
 
 def test_encoder_attends_to_prefix_not_padding(tmp_path: Path) -> None:
-    """An encoder has no cache, but its attention accepts one, and thereby the prefix."""
+    """An encoder has no cache, but its attention accepts one, so prefix tuning works."""
     inputs = inputs_for("FEATURE_EXTRACTION")
     model = add_adapter("FEATURE_EXTRACTION", tmp_path, other_config("prefix", "FEATURE_EXTRACTION"))
     nn.init.normal_(model.prompt_encoder["default"].embedding.weight)
@@ -254,7 +255,8 @@ def test_tied_embeddings_are_not_silently_untied(tmp_path: Path) -> None:
     torch.testing.assert_close(answer(merged, inputs), expected, **EXACT)
 
 
-# --- The Trainer, and without the package ----------------------------------------------------------------------------
+# --- The Trainer, and processes without the package
+# -------------------------------------------------------------------
 
 
 def test_trainer_saves_adapter(tmp_path: Path) -> None:
@@ -272,7 +274,7 @@ def test_trainer_saves_adapter(tmp_path: Path) -> None:
     assert predicted.shape == (4, 3)
 
     trainer.save_model(str(tmp_path / "adapter"))
-    assert not list((tmp_path / "adapter").glob("model*"))  # Only the adapter: the base model is not copied.
+    assert not list((tmp_path / "adapter").glob("model*"))  # Only the adapter is saved, not the base model.
     again = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", dtype=torch.float64).eval()
     inputs = {name: torch.tensor(data[name]) for name in ("input_ids", "attention_mask")}
     torch.testing.assert_close(answer(again, inputs), predicted, **EXACT)
@@ -305,4 +307,4 @@ def test_docs_page(tmp_path: Path, run_page: Callable[[str], dict[str, Any]]) ->
     run_page("PEFT")
     merged = TriviumForCausalLM.from_pretrained(tmp_path / "runs" / "merged")
     base = TriviumForCausalLM.from_pretrained(tmp_path / "runs" / "shakespeare")
-    torch.testing.assert_close(merged.state_dict(), base.state_dict())  # An adapter is initialized to have no effect.
+    torch.testing.assert_close(merged.state_dict(), base.state_dict())  # A new adapter has no effect on the outputs.

@@ -1,4 +1,4 @@
-"""sentence-transformers: embeddings of texts from the encoder, and scores of pairs from the sequence classifier."""
+"""sentence-transformers: text embeddings from the encoder, and cross-encoder scores from the classifier."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ from trivium import (
 
 
 def save(model_class: type[PreTrainedModel], folder: Path, tokenizer: TriviumTokenizer, **options: int) -> Path:
-    """Save a folder as training does."""
+    """Save a model and its tokenizer, as training does."""
     tiny_model(model_class, vocab_size=len(tokenizer), **options).float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -53,7 +53,7 @@ def test_embeddings_are_mean_of_encoder_states(
     folder = save(model_class, tmp_path / "encoder", tokenizer, decoder_layers=0)
     expected = mean_of_encoded(folder, tokenizer, texts)
     model = SentenceTransformer(str(folder), device="cpu")
-    torch.testing.assert_close(embed(model, texts), expected)  # Padded to the longest text.
+    torch.testing.assert_close(embed(model, texts), expected)  # The batch is padded to the longest text.
     torch.testing.assert_close(embed(model, texts, batch_size=1), expected)
     assert model.max_seq_length == 64
 
@@ -70,7 +70,7 @@ def test_embeddings_are_mean_of_encoder_states(
 def test_encoder_of_translator_must_be_split_off(
     tmp_path: Path, tokenizer: TriviumTokenizer, texts: list[str]
 ) -> None:
-    """`SentenceTransformer` uses `AutoModel`, which returns the encoder-decoder. The page shows how to split it."""
+    """`SentenceTransformer` loads `AutoModel`, here an encoder-decoder. The page shows how to split it."""
     whole = save(TriviumForConditionalGeneration, tmp_path / "whole", tokenizer)
     with pytest.raises(ValueError, match="got neither"):
         SentenceTransformer(str(whole), device="cpu").encode(texts)

@@ -1,4 +1,4 @@
-"""TRL: fine-tuning of the decoder on texts, prompts and conversations, and preference optimization."""
+"""TRL: supervised fine-tuning on texts, prompts and conversations, and preference optimization."""
 
 import shutil
 from collections.abc import Callable
@@ -9,7 +9,6 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, LoraConfig
-from tiny import tiny_model
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -19,10 +18,10 @@ pytestmark = [
     pytest.mark.trains,
     pytest.mark.filterwarnings(
         "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
-    ),  # TRL 1.16 and PEFT 0.21
+    ),  # TRL 1.16 and PEFT 0.21 cause these warnings.
 ]
 
-# It marks assistant messages with `generation`, which `assistant_only_loss` requires.
+# The template marks assistant messages with `generation`, which `assistant_only_loss` requires.
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<s>' if loop.first }}{{ m.role }}:{% if m.role == 'assistant' %}"
     "{% generation %} {{ m.content }}</s>{% endgeneration %}{% else %} {{ m.content }} {% endif %}{% endfor %}"
@@ -34,17 +33,9 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, open_tokenizer: TriviumTokenizer) -> Path:
-    folder = tmp_path_factory.mktemp("decoder")
-    tiny_model(TriviumForCausalLM, encoder_layers=0, vocab_size=len(open_tokenizer)).float().save_pretrained(folder)
-    open_tokenizer.save_pretrained(folder)
-    return folder
-
-
-def load_tokenizer(folder: Path) -> TriviumTokenizer:
+def load_tokenizer(decoder: Path) -> TriviumTokenizer:
     """Load a tokenizer that recognizes the `</s>` that TRL appends to texts as a string."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, split_special_tokens=False)
+    tokenizer = AutoTokenizer.from_pretrained(decoder, split_special_tokens=False)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -60,11 +51,11 @@ def data_of(kind: str, texts: list[str]) -> Dataset:
     return Dataset.from_list(rows[kind])
 
 
-def fine_tune(folder: Path, output: Path, data: Dataset, **options: Any) -> tuple[SFTTrainer, list[float]]:
+def fine_tune(decoder: Path, output: Path, data: Dataset, **options: Any) -> tuple[SFTTrainer, list[float]]:
     adapter = options.pop("peft_config", None)
     arguments = SFTConfig(str(output), **{**OPTIONS, **options})
     trainer = SFTTrainer(
-        str(folder), args=arguments, train_dataset=data, processing_class=load_tokenizer(folder), peft_config=adapter
+        str(decoder), args=arguments, train_dataset=data, processing_class=load_tokenizer(decoder), peft_config=adapter
     )
     trainer.train()
     return trainer, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -76,9 +67,9 @@ def label_texts(trainer: SFTTrainer) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["text", "completion", "conversation"])
-def test_fine_tuning_labels(tmp_path: Path, folder: Path, texts: list[str], kind: str) -> None:
+def test_fine_tuning_labels(tmp_path: Path, decoder: Path, texts: list[str], kind: str) -> None:
     options = {"assistant_only_loss": True} if kind == "conversation" else {}
-    trainer, losses = fine_tune(folder, tmp_path / "runs", data_of(kind, texts), **options)
+    trainer, losses = fine_tune(decoder, tmp_path / "runs", data_of(kind, texts), **options)
     assert losses[-1] < 0.7 * losses[0]
     expected = {
         "text": [f"<s>{text}</s>" for text in texts],
@@ -88,11 +79,11 @@ def test_fine_tuning_labels(tmp_path: Path, folder: Path, texts: list[str], kind
     assert label_texts(trainer) == expected[kind]
     assert all(row[-1] == trainer.processing_class.eos_token_id for row in trainer.train_dataset["input_ids"])
 
-    packed, packed_losses = fine_tune(folder, tmp_path / "runs", data_of(kind, texts), packing=True, **options)
+    packed, packed_losses = fine_tune(decoder, tmp_path / "runs", data_of(kind, texts), packing=True, **options)
     assert len(packed.train_dataset) < len(texts)
     torch.testing.assert_close(
         torch.tensor(packed_losses), torch.tensor(losses), rtol=1e-3, atol=1e-3
-    )  # No text attends to another.
+    )  # Packed texts do not attend to each other.
 
     trainer.save_model(str(tmp_path / "trained"))
     again = TriviumForCausalLM.from_pretrained(tmp_path / "trained").eval()
@@ -102,17 +93,18 @@ def test_fine_tuning_labels(tmp_path: Path, folder: Path, texts: list[str], kind
     torch.testing.assert_close(again(**inputs).logits, trainer.model.eval()(**inputs).logits)
 
 
-def test_split_special_tokens_would_lose_eos(tmp_path: Path, folder: Path, texts: list[str]) -> None:
-    """The reason for `split_special_tokens=False` in `load_tokenizer`."""
+def test_split_special_tokens_would_lose_eos(tmp_path: Path, decoder: Path, texts: list[str]) -> None:
+    """This is why `load_tokenizer` sets `split_special_tokens=False`."""
     arguments = SFTConfig(str(tmp_path), **OPTIONS)
-    trainer = SFTTrainer(str(folder), args=arguments, train_dataset=data_of("text", texts))
-    assert label_texts(trainer) == [f"<s>{text}</s>" for text in texts]  # The decoded text looks the same.
+    trainer = SFTTrainer(str(decoder), args=arguments, train_dataset=data_of("text", texts))
+    # The decoded texts are equal although the ids differ.
+    assert label_texts(trainer) == [f"<s>{text}</s>" for text in texts]
     assert all(trainer.processing_class.eos_token_id not in row for row in trainer.train_dataset["input_ids"])
 
 
-def test_fine_tuning_adapter(tmp_path: Path, folder: Path, texts: list[str]) -> None:
+def test_fine_tuning_adapter(tmp_path: Path, decoder: Path, texts: list[str]) -> None:
     adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
-    trainer, losses = fine_tune(folder, tmp_path / "runs", data_of("text", texts), peft_config=adapter)
+    trainer, losses = fine_tune(decoder, tmp_path / "runs", data_of("text", texts), peft_config=adapter)
     assert losses[-1] < 0.95 * losses[0]
     trainer.save_model(str(tmp_path / "adapter"))
     again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
@@ -120,27 +112,28 @@ def test_fine_tuning_adapter(tmp_path: Path, folder: Path, texts: list[str]) -> 
     torch.testing.assert_close(again(**inputs).logits, trainer.model.eval()(**inputs).logits)
 
 
-def test_preference_optimization(tmp_path: Path, folder: Path, texts: list[str]) -> None:
+def test_preference_optimization(tmp_path: Path, decoder: Path, texts: list[str]) -> None:
     rows = [
         {"prompt": "the", "chosen": f" {chosen}", "rejected": f" {rejected}"}
         for chosen, rejected in zip(texts[:3], texts[3:], strict=True)
     ]
     trainer = DPOTrainer(
-        str(folder),
+        str(decoder),
         args=DPOConfig(str(tmp_path), **OPTIONS),
         train_dataset=Dataset.from_list(rows),
-        processing_class=load_tokenizer(folder),
+        processing_class=load_tokenizer(decoder),
     )
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # ln 2: no preference yet.
+    # The initial loss is ln 2, since policy and reference model are equal.
+    assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
     assert log[-1]["loss"] < 0.5
     assert log[-1]["rewards/accuracies"] == 1
 
 
 @pytest.mark.slow
-def test_docs_page(tmp_path: Path, folder: Path, run_page: Callable[[str], dict[str, Any]]) -> None:
-    shutil.copytree(folder, tmp_path / "runs" / "shakespeare")
+def test_docs_page(tmp_path: Path, decoder: Path, run_page: Callable[[str], dict[str, Any]]) -> None:
+    shutil.copytree(decoder, tmp_path / "runs" / "shakespeare")
     trainer = run_page("TRL")["trainer"]
     assert all(row[-1] == trainer.processing_class.eos_token_id for row in trainer.train_dataset["input_ids"])
     TriviumForCausalLM.from_pretrained(tmp_path / "runs" / "tuned")

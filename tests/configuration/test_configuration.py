@@ -1,4 +1,4 @@
-"""Defaults of the configuration, its refusals with their messages, and its round trip through a file."""
+"""Configuration: defaults, validation errors and round trip through a file."""
 
 import inspect
 import json
@@ -15,10 +15,10 @@ from tiny import tiny_config
 from transformers import AutoConfig
 
 from trivium import TriviumConfig, TriviumForConditionalGeneration, preset_config
-from trivium.configuration import PRESETS, configuration_trivium
+from trivium.configuration import PRESETS
 
 INF, NAN = float("inf"), float("nan")
-# (arguments, the field named in the message, its value there, the allowed values named in the message)
+# (arguments, field that the message names, its value, allowed values that the message names)
 REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"d_model": 30}, "d_model", "30", "multiple of num_attention_heads (8)"),
     ({"num_key_value_heads": 3}, "num_key_value_heads", "3", "divide num_attention_heads (8)"),
@@ -64,7 +64,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
         for field in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
     ),
     ({"vocab_size": 50, "eos_token_id": [2, 50]}, "eos_token_id", "[2, 50]", "[0, 50)"),
-    # With two vocabularies the source padding must exist in both, the other special tokens in the decoder's.
+    # With two vocabularies, the source padding id must exist in both, all other special tokens in the target's.
     *(
         ({"vocab_size": 50, "decoder_vocab_size": 40, field: 45}, field, "45", "[0, 40)")
         for field in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
@@ -140,7 +140,7 @@ def test_big_preset_matches_paper() -> None:
 
 
 def expected_parameters(config: TriviumConfig) -> int:
-    """Count one embedding, and per layer the projections (biases in the feed-forward only) and LayerNorms."""
+    """Count the parameters: one embedding, and per layer the projections (FFN with biases) and LayerNorms."""
     d, inner = config.d_model, config.ffn_dim
     attention, feed_forward, norm = 4 * d * d, 2 * d * inner + inner + d, 2 * d
     encoder_layer = attention + feed_forward + 2 * norm
@@ -238,9 +238,8 @@ def test_attribute_map_aliases_are_validated() -> None:
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """Capture the warnings of transformers' logger, with its warn-once cache cleared."""
+    """Capture the warnings of transformers' logger."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    configuration_trivium.logger.warning_once.cache_clear()
     return caplog
 
 
@@ -303,7 +302,7 @@ def test_head_dim_must_match_other_fields() -> None:
 
 @pytest.mark.parametrize(("decoder_vocab_size", "expected"), [(None, 31), (23, 23)])
 def test_text_config_of_decoder(decoder_vocab_size: int | None, expected: int) -> None:
-    """Caches and generation read the layers and vocabulary of the decoder from it."""
+    """Caches and generation read the decoder's layers and vocabulary size from it."""
     config = tiny_config(decoder_vocab_size=decoder_vocab_size)
     text_config = config.get_text_config(decoder=True)
     assert (text_config.num_hidden_layers, text_config.vocab_size) == (3, expected)
@@ -312,7 +311,7 @@ def test_text_config_of_decoder(decoder_vocab_size: int | None, expected: int) -
 
 
 def test_old_transformers_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check is in the first file of a saved folder that is imported."""
+    """The version check is in the file of a saved folder that is imported first."""
     monkeypatch.setattr("importlib.metadata.version", lambda name: "5.23.0")
     with pytest.raises(ImportError, match=r"transformers>=5\.24 is required.*found transformers==5\.23\.0"):
         runpy.run_path(inspect.getfile(TriviumConfig))

@@ -22,6 +22,7 @@ from transformers.models.auto import modeling_auto
 
 from trivium import (
     TriviumConfig,
+    TriviumDecoderForSequenceClassification,
     TriviumDecoderModel,
     TriviumEncoderModel,
     TriviumForCausalLM,
@@ -59,11 +60,14 @@ from tests.generation.test_utils import GenerationTesterMixin  # noqa: E402
 from tests.test_configuration_common import ConfigTester  # noqa: E402
 from tests.test_modeling_common import ModelTesterMixin, ids_tensor  # noqa: E402
 
-# The common tests look up by these names which classes take which labels, and which have no head.
+# The common tests use these names to look up which classes take which labels, and which have no head.
 modeling_auto.MODEL_MAPPING_NAMES["trivium"] = ("TriviumModel", "TriviumEncoderModel", "TriviumDecoderModel")
 modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForConditionalGeneration"
 modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES["trivium"] = "TriviumForMaskedLM"
-modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["trivium"] = "TriviumForSequenceClassification"
+modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["trivium"] = (
+    "TriviumForSequenceClassification",
+    "TriviumDecoderForSequenceClassification",
+)
 modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES["trivium"] = "TriviumForTokenClassification"
 modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES["trivium"] = "TriviumForQuestionAnswering"
 modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForCausalLM"
@@ -115,14 +119,15 @@ class TriviumModelTester:
 
     def get_config(self) -> TriviumConfig:
         config = TriviumConfig(**{**SIZES, **self.choices})
-        config.base_model_tp_plan = {}  # The stacks have plans; with None here the tests would skip them.
+        # The tests are skipped if this is None, although the stacks have tensor parallel plans.
+        config.base_model_tp_plan = {}
         return config
 
     def prepare_config_and_inputs_for_common(self) -> tuple[TriviumConfig, dict[str, Any]]:
         config = self.get_config()
         shape = [self.batch_size, self.seq_length]
         input_ids = ids_tensor(shape, config.vocab_size).clamp(3)  # Without special tokens.
-        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).tril()}  # Padded on the right.
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).tril()}  # Pad on the right.
         if config.type_vocab_size:
             inputs["token_type_ids"] = ids_tensor(shape, config.type_vocab_size)
         if config.is_encoder_decoder:
@@ -132,11 +137,11 @@ class TriviumModelTester:
 
 
 class CommonTests(ModelTesterMixin):
-    """The common tests for one configuration, `choices`; subclasses add unittest.TestCase."""
+    """Run the common tests on the configuration `choices`; subclasses add unittest.TestCase."""
 
     choices: dict[str, Any] = {}
     all_model_classes: tuple[type[PreTrainedModel], ...] = ()
-    test_can_init_all_missing_weights_before_2023 = True  # Also for files without a copyright year.
+    test_can_init_all_missing_weights_before_2023 = True  # The common test requires a copyright year in the file.
 
     def setUp(self) -> None:
         self.model_tester = TriviumModelTester(self.choices)
@@ -154,10 +159,10 @@ class CommonTests(ModelTesterMixin):
 
 
 class CommonGenerationTests(CommonTests, GenerationTesterMixin):
-    """The common tests of models that generate."""
+    """Common tests of generative models."""
 
     def test_left_padding_compatibility(self) -> None:
-        """As in transformers, whose test skips configurations with fields called `encoder_...`."""
+        """Repeat the common test, which skips configurations with fields called `encoder_...`."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         written = "decoder_input_ids" if config.is_encoder_decoder else "input_ids"
         for model_class in self.all_model_classes:
@@ -170,7 +175,8 @@ class CommonGenerationTests(CommonTests, GenerationTesterMixin):
                     mask: torch.nn.functional.pad(inputs[mask], (5, 0)),
                 }
                 output = model(**padded)[0]
-                torch.testing.assert_close(output[:, 5:] if ids == written else output, expected)
+                is_padded = ids == written and output.ndim == 3  # a classifier has one output for each text
+                torch.testing.assert_close(output[:, 5:] if is_padded else output, expected)
 
     @unittest.skipIf(HAS_GENERATION, "the generation tests are there")
     def test_generation(self) -> None:
@@ -178,13 +184,13 @@ class CommonGenerationTests(CommonTests, GenerationTesterMixin):
 
 
 class EncoderDecoderTests(CommonGenerationTests):
-    """Encoder-decoder models."""
+    """Common tests of encoder-decoder models."""
 
     all_model_classes = (TriviumModel, TriviumForConditionalGeneration)
     is_encoder_decoder = True
 
     def test_inputs_embeds_matches_input_ids(self) -> None:
-        """As in transformers, but the target is embedded by the decoder, which may have its own embedding."""
+        """Repeat the common test, but embed the target with the decoder, which may have its own embedding."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         model = TriviumModel(config).eval()
         by_ids = model(**inputs).last_hidden_state
@@ -193,7 +199,7 @@ class EncoderDecoderTests(CommonGenerationTests):
         torch.testing.assert_close(model(**inputs).last_hidden_state, by_ids)
 
     def test_can_capture_specific_layers_hidden_states(self) -> None:
-        """As in transformers, whose test skips encoder-decoders because it looks for `hidden_states` in the output."""
+        """Repeat the common test, which skips encoder-decoders because it looks for `hidden_states` in the output."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         for model_class in self.all_model_classes:
             model = model_class(config).eval()
@@ -205,7 +211,7 @@ class EncoderDecoderTests(CommonGenerationTests):
                 torch.testing.assert_close(part[name][-1], whole[name][-1])
 
     def test_generate_with_static_cache(self) -> None:
-        """As in transformers, whose test skips encoder-decoders because their cache has two parts."""
+        """Repeat the common test, which skips encoder-decoders because their cache has two parts."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         model = TriviumForConditionalGeneration(config).eval()
         dynamic, static = (
@@ -226,7 +232,7 @@ class EncoderDecoderTests(CommonGenerationTests):
 
 
 class EncoderOnlyTests(CommonTests):
-    """Encoder-only models."""
+    """Common tests of encoder-only models."""
 
     all_model_classes = (
         TriviumEncoderModel,
@@ -238,19 +244,19 @@ class EncoderOnlyTests(CommonTests):
 
 
 class DecoderOnlyTests(CommonGenerationTests):
-    """Decoder-only models."""
+    """Common tests of decoder-only models."""
 
-    all_model_classes = (TriviumDecoderModel, TriviumForCausalLM)
+    all_model_classes = (TriviumDecoderModel, TriviumForCausalLM, TriviumDecoderForSequenceClassification)
 
     def test_sdpa_padding_matches_padding_free_with_position_ids(self) -> None:
-        """As in transformers, but in float32: logits of unit variance are rounded too coarsely in bfloat16."""
+        """Repeat the common test in float32: bfloat16 rounds logits of unit variance too coarsely."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         mask = inputs["attention_mask"].bool()
         model = TriviumForCausalLM(config).eval()
         positions = torch.cat([torch.arange(length) for length in mask.sum(dim=1).tolist()])[None]
         for implementation in ("sdpa", "eager"):
             model.set_attn_implementation(implementation)
-            for real in (mask, mask.flip(1)):  # Padded on the right, then on the left.
+            for real in (mask, mask.flip(1)):  # Pad on the right, then on the left.
                 padded = model(inputs["input_ids"], attention_mask=real).logits[real]
                 packed = model(inputs["input_ids"][real][None], position_ids=positions, use_cache=False)
                 torch.testing.assert_close(packed.logits[0], padded)
@@ -261,11 +267,11 @@ class DecoderOnlyTests(CommonGenerationTests):
 
 
 class TestPaper(EncoderDecoderTests, unittest.TestCase):
-    """Sinusoids, post-norm, all embeddings tied."""
+    """The paper's model: sinusoids, post-norm, all embeddings tied."""
 
 
 class TestTwoVocabularies(EncoderDecoderTests, unittest.TestCase):
-    """A separate target vocabulary, learned positions, biases."""
+    """Model with a separate target vocabulary, learned positions and biases."""
 
     choices = {"decoder_vocab_size": 90, "position_embedding_type": "learned", "attention_bias": True}
 
@@ -281,30 +287,30 @@ class TestTwoVocabularies(EncoderDecoderTests, unittest.TestCase):
 
 
 class TestModern(EncoderDecoderTests, unittest.TestCase):
-    """Rotary positions, grouped-query attention, gated feed-forward network, pre-RMSNorm, untied."""
+    """Model with rotary positions, grouped-query attention, gated FFN and pre-RMSNorm, untied."""
 
     choices = MODERN
 
 
 class TestBERT(EncoderOnlyTests, unittest.TestCase):
-    """Learned positions, token types, normalized embeddings, biases, a tied head."""
+    """Model like BERT: learned positions, token types, normalized embeddings, biases, tied head."""
 
     choices = {**choices_of("bert-base"), "decoder_layers": 0}
 
 
 class TestModernEncoder(EncoderOnlyTests, unittest.TestCase):
-    """As TestModern, encoder-only."""
+    """Encoder-only model with the options of TestModern."""
 
     choices = {**MODERN, "decoder_layers": 0}
 
 
 class TestGPT2(DecoderOnlyTests, unittest.TestCase):
-    """Learned positions, pre-norm, biases, a tied head."""
+    """Model like GPT-2: learned positions, pre-norm, biases, tied head."""
 
     choices = {**choices_of("gpt2"), "encoder_layers": 0}
 
 
 class TestLLaMA(DecoderOnlyTests, unittest.TestCase):
-    """Rotary positions, grouped-query attention, gated feed-forward network, pre-RMSNorm, a tied head."""
+    """Model like LLaMA: rotary positions, grouped-query attention, gated FFN, pre-RMSNorm, tied head."""
 
     choices = {**choices_of("llama-135m"), "encoder_layers": 0, "num_key_value_heads": 2}

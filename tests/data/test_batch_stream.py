@@ -24,7 +24,8 @@ from trivium.training.trainer import RunTrainer
 
 pytestmark = pytest.mark.trains
 
-STREAMED = ["data.streaming=true", "inputs.buffer_size=70"]  # For 200 rows: two full buffers and a partial one.
+# For 200 rows, this makes two full buffers and a partial one.
+STREAMED = ["data.streaming=true", "inputs.buffer_size=70"]
 
 
 def stream_of(
@@ -190,7 +191,7 @@ def test_rows_are_not_read_again() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resume_within_epoch_matches_unbroken_run(tmp_path: Path, workers: int) -> None:
-    """With dropout, from the third of four steps of an epoch, in the second epoch, and into the third."""
+    """Resume with dropout, in the second epoch after two of its four steps, and train into the third."""
     recipe = recipe_for(
         tmp_path,
         *STREAMED,
@@ -246,7 +247,7 @@ def trained_on(folder: Path, processes: int, *overrides: str, resume: bool = Fal
     for part in parts:
         part.start()
     for part in parts:
-        part.join(120)  # The other process would wait for a failed one.
+        part.join(120)  # A failed process must not leave the other one waiting.
         if part.exitcode is None:
             part.kill()
     assert [part.exitcode for part in parts] == [0] * processes

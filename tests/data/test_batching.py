@@ -1,4 +1,4 @@
-"""Token-budget batches: their contents, and that training with them is reproducible and independent of their split."""
+"""Token-budget batches: composition, reproducible training, and independence from the split over processes."""
 
 import json
 import os
@@ -102,13 +102,13 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
             assert drawn[seed, epoch] == list(sampler(pairs, 100, seed=seed, epoch=lambda epoch=epoch: epoch))
     assert len({json.dumps(batches) for batches in drawn.values()}) == 4
     members = [{frozenset(batch) for batch in batches} for batches in drawn.values()]
-    # The composition of the batches changes as well as their order.
+    # Epochs differ in the composition of the batches, not only in their order.
     assert len(members[0] & members[1]) < len(members[0]) / 2
 
 
 @pytest.mark.parametrize("processes", [2, 3, 8])
 def test_processes_get_equal_numbers_of_steps(processes: int) -> None:
-    """The remainder is padded with repeated batches, fewer than there are processes."""
+    """The last step repeats batches, fewer than there are processes."""
     for rows in (1, 7, 100, 101):
         batches = sampler(random_pairs(rows), 60)
         shards = [list(BatchSamplerShard(batches, processes, rank)) for rank in range(processes)]
@@ -153,17 +153,17 @@ def remove(checkpoint: Path) -> None:
     ids=["no workers", "two workers"],
 )
 def test_resume_within_epoch_matches_unbroken_run(tmp_path: Path, options: list[str]) -> None:
-    """With dropout, from the third step of the first epoch into the second."""
+    """Resume with dropout, in the first epoch after two steps, and train into the second."""
     whole = train(recipe_for(tmp_path / "whole", max_tokens=600))
     assert 3 < len(whole.get_train_dataloader()) < 6
     broken = recipe_for(tmp_path / "broken", *options, max_tokens=600)
     train(broken)
-    remove(tmp_path / "broken" / "checkpoint-6")  # As if the run had been stopped after the first checkpoint.
+    remove(tmp_path / "broken" / "checkpoint-6")  # Simulate a run that was stopped after its first checkpoint.
     assert_same_weights(whole, train(broken, resume=True))
 
 
 def test_gradient_accumulation_matches_full_batch(tmp_path: Path) -> None:
-    """Compare an epoch in one batch with one of many accumulated batches: same losses and weights."""
+    """Compare one large batch with many accumulated batches: losses and weights are equal."""
     whole = train(recipe_for(tmp_path / "whole", "model.dropout=0", max_tokens=100_000))
     parts = train(
         recipe_for(tmp_path / "parts", "model.dropout=0", "training.gradient_accumulation_steps=100", max_tokens=300)
@@ -207,7 +207,7 @@ def test_card_describes_token_batches(tmp_path: Path) -> None:
     train(recipe)
     card = render_card(tmp_path / "run", "someone/numbers")["README.md"].decode()
     assert "| batch | rows of similar length, up to 1,000 tokens, per device, 1 process |" in card
-    assert "β₂ 0.999" in card  # null is the Trainer's default
+    assert "β₂ 0.999" in card  # null selects the Trainer's default
 
 
 @pytest.mark.parametrize("task", ["completion", "causal-lm", "masked-lm", "classification"])
@@ -280,7 +280,7 @@ def test_two_processes_match_one_and_resume_within_epoch(tmp_path: Path) -> None
     alone = train(recipe_for(tmp_path / "alone", *common, "training.gradient_accumulation_steps=2"))
     assert len(alone.batches) % 2 == 1, "choose another inputs.max_tokens"
     steps = -(-len(alone.batches) // 2)
-    assert steps < 14 < 2 * steps  # The checkpoint lies within the second epoch.
+    assert steps < 14 < 2 * steps  # Step 14, that of the checkpoint, is in the second epoch.
     together = [*common, "training.save_steps=14"]
     losses = in_two_processes(tmp_path / "run", *together)
     assert losses[: steps - 1] == pytest.approx(losses_of(alone)[: steps - 1], rel=1e-4)

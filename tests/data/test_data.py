@@ -1,4 +1,4 @@
-"""Loading of pairs, texts and labels: every file format, eager and streamed, and every user error."""
+"""Loading pairs, texts and labels: all file formats, eager and streamed, and user errors."""
 
 import json
 
@@ -224,7 +224,7 @@ def test_one_text_per_line_without_blank_lines(tmp_path, options, streaming):
 def test_whole_file_is_one_text(tmp_path, content, streaming):
     (tmp_path / "train").write_bytes(content.encode())
     assert load_as(TEXT, tmp_path / "train", whole_files=True, streaming=streaming) == [{"text": content}]
-    # The byte order mark belongs to the encoding, not to the text.
+    # The byte order mark is part of the encoding, not of the text.
     (tmp_path / "marked").write_bytes(("\ufeff" + content).encode())
     assert load_as(TEXT, tmp_path / "marked", whole_files=True, streaming=streaming) == [{"text": content}]
 

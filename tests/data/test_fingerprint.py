@@ -1,4 +1,4 @@
-"""Fingerprints are equal for equal data, wherever it is stored, and differ otherwise: files, Hub datasets, streams."""
+"""Fingerprints depend on the content of data only, not on their location: files, Hub datasets, streams."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_fingerprint_identifies_the_data(tmp_path: Path, kind: str, streaming: b
     found.add(fingerprint_of(write_pairs(tmp_path / "less", PAIRS, kind), max_train_samples=2, streaming=streaming))
     if kind == "Hub":
         found.add(fingerprint_of(write_pairs(tmp_path / "part", PAIRS, kind), train="train[1:]", streaming=streaming))
-    same = 0 if streaming else 1  # Taking two of three rows equals having only two.
+    same = 0 if streaming else 1  # Without streaming, two rows of three have the fingerprint of a file with these two.
     assert len(found) == 1 + len(OTHERS) + 1 + (kind == "Hub") - same
 
 

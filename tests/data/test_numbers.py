@@ -1,4 +1,4 @@
-"""The embedded corpus: its German and English against an independent library and hand-written examples."""
+"""The bundled corpus: its German and English match num2words and hand-written examples."""
 
 import datetime
 import random
@@ -78,7 +78,7 @@ def test_years_match_num2words():
     ],
 )
 def test_times(hour, minute, english, german):
-    # Eight for every five minutes: with each of seven weekdays, and without.
+    # There are eight dates for each time in steps of five minutes: one per weekday, and one without.
     index = (hour * 60 + minute) // 5 * 8
     assert _time(index + 7) == (english, german)
     assert _time(index + 6) == (f"on Sunday at {english}", f"am Sonntag um {german}")
@@ -166,7 +166,7 @@ def test_corpus_is_reproducible_with_seed():
 
 
 def test_default_corpus_is_unchanged(corpus):
-    # Models and published figures depend on these splits: a change here changes the benchmark.
+    # Published models and figures depend on these splits: a change invalidates the benchmark.
     assert corpus["train"][0] == {
         "source": "on Saturday at twenty past eight in the evening",
         "target": "am Samstag um zwanzig nach acht abends",

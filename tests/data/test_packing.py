@@ -1,4 +1,4 @@
-"""Packing by best fit: every token once, no document cut needlessly, segments that do not see each other."""
+"""Best-fit packing: no token is lost, short documents stay whole, and segments do not attend to each other."""
 
 import pytest
 import torch

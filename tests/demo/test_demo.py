@@ -1,4 +1,4 @@
-"""The demo's computations against the model, its imports, the command, and the Space."""
+"""The demo: its results match the model, and its imports, command and Space work."""
 
 import ast
 import json
@@ -116,7 +116,7 @@ def test_translation_steps_match_model(translator: PreTrainedModel, tokenizer: T
     writing = written(translator, tokenizer)
     assert writing.is_complete
     assert writing.text == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
-    # The full sequence in one pass, without a cache.
+    # Run the full sequence in one pass, without a cache.
     whole = translator(**inputs, decoder_input_ids=ids[None, :-1], output_attentions=True)
     probabilities = whole.logits[0].softmax(-1)
     by_token = whole.cross_attentions[-1][0].mean(0)
@@ -276,7 +276,7 @@ def test_command_serves_on_localhost_only(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_titles_are_escaped_once(folder: Path, tmp_path: Path) -> None:
-    """Plain text for the page and the Hub's metadata; HTML in the heading of the Space's README.md."""
+    """The title is plain text in the page and the Hub's metadata, and HTML in the heading of README.md."""
     named = folder.rename(tmp_path / "cats & <dogs>")
     assert introduce(named).title == "cats & <dogs>"
     load_recipe("numbers", [f"training.output_dir={named}", "card.title='Cats & <dogs>'", "card.examples=[]"]).save(
@@ -350,10 +350,10 @@ def test_space_follows_its_model(folder: Path, hub: HubServer) -> None:
     assert not any(name.startswith("space") for name in hub.files(REPO))
 
     (folder / "space" / PAGE / "__pycache__").mkdir()
-    (folder / "space" / PAGE / "__pycache__" / "page.pyc").touch()  # it was started here
+    (folder / "space" / PAGE / "__pycache__" / "page.pyc").touch()  # left by a run of the page
     assert "The Space is up to date: there is no new commit." in push(folder, REPO, "--space")[1]
     assert len(hub.commits(space)) == 2
-    # Files of an earlier version of the page are deleted; text edited by users and all other files are kept.
+    # Files of an earlier version of the page are deleted; user edits and all other files are kept.
     hub.commit(space, {f"{PAGE}/old.py": b"", "README.md": b"Mine.", "notes.txt": b"mine"})
     assert push(folder, REPO, "--space")[0] == 0
     changed = hub.files(space)
@@ -390,9 +390,9 @@ for attempt in range(100):
         break
     except Exception:
         time.sleep(0.2)
-told = list(client.submit("the cat ran", api_name="/translate"))
+events = list(client.submit("the cat ran", api_name="/translate"))
 assert "trivium" not in sys.modules
-Path("answer.jsonl").write_text(told[-1])
+Path("answer.jsonl").write_text(events[-1])
 import os
 os._exit(0)
 """
@@ -410,7 +410,7 @@ def test_space_serves_without_package(
         str(folder),
         free_port,
         folder=tmp_path,
-        present=["typer", "rich"],  # Gradio itself needs these packages.
+        present=["typer", "rich"],  # Gradio itself depends on these packages.
         GRADIO_SERVER_PORT=str(free_port),
     )
     events = [json.loads(line) for line in (tmp_path / "answer.jsonl").read_text().splitlines()]

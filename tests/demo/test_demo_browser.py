@@ -1,4 +1,4 @@
-"""The page in a real browser: display, keyboard and touch operation, and its network requests."""
+"""The demo page in a real browser: display, keyboard and touch operation, network requests."""
 
 import re
 import shutil
@@ -25,7 +25,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
-expect.set_options(timeout=60_000)  # A busy machine is slow.
+expect.set_options(timeout=60_000)  # Allow for a heavily loaded machine.
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -41,7 +41,7 @@ TEXTS = ["the cat sat on the mat.", "two dogs ran across the road.", "مرحبا
 HTML = (
     "<img src=x onerror=\"document.title='broken into'\"><script>document.title='broken into'</script>${1}{{value}}`"
 )
-EXTRA = 3  # Tokens that a translation may have beyond the length of the text.
+EXTRA = 3  # Maximum number of tokens by which a translation may exceed the text.
 WORDS = {
     TriviumForConditionalGeneration: "Translate",
     TriviumForCausalLM: "Continue",
@@ -61,7 +61,8 @@ def _short_translations() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with playwright.sync_playwright() as starter:
-        browser = starter.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)  # With a temporary profile.
+        # A launch without a user data directory uses a temporary profile.
+        browser = starter.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
         yield browser
         browser.close()
 
@@ -114,7 +115,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 
 def forget(page: Page) -> None:
-    """Remove the last answer, so that it is not mistaken for the next one."""
+    """Clear the previous answer, so that waiting does not match it."""
     page.evaluate("document.querySelector('#drawing .drawing')?.remove()")
 
 
@@ -156,7 +157,7 @@ def test_translation_with_alternatives_and_attention(
     expect(drawing.locator(".result")).to_have_text(result)
     written = page.get_by_role("listbox", name="Output tokens").get_by_role("option")
     expect(written).to_have_count(len(ids) - 1)
-    expect_weights(page, attention[0])  # The attention of the first token, which is shown at once.
+    expect_weights(page, attention[0])  # The attention of the first token is shown without a click.
 
     written.nth(2).hover()
     expect_weights(page, attention[2])
@@ -164,10 +165,10 @@ def test_translation_with_alternatives_and_attention(
     best = whole.logits[0, 2].softmax(-1).max().item()
     expect(shares).to_have_count(6)
     expect(shares.first).to_contain_text(re.compile(rf"{100 * best:.0f} %|{100 * best:.1f} %"))
-    expect(shares.first).to_contain_text("✓")  # The most probable token was chosen.
+    expect(shares.first).to_contain_text("✓")  # Decoding is greedy.
 
     page.mouse.move(0, 0)
-    # The same with the keyboard: Enter sends, each list is one tab stop, arrows move within it.
+    # Operate the page by keyboard: Enter sends, each list is one tab stop, arrow keys move within it.
     forget(page)
     page.get_by_role("textbox").first.focus()
     page.keyboard.press("Enter")
@@ -290,9 +291,10 @@ def test_pages_of_other_architectures(
 
 @pytest.mark.slow
 def test_stop_button(browser: Browser, tokenizer: TriviumTokenizer) -> None:
-    """Stop a long generation, on the page and in the model."""
+    """Stop a long generation: both the page and the model stop."""
     model = model_of(TriviumForCausalLM, tokenizer)
-    model.generation_config.update(eos_token_id=None, max_new_tokens=500)  # Without a stop it would continue.
+    # Generation would continue without the stop.
+    model.generation_config.update(eos_token_id=None, max_new_tokens=500)
     calls = []
 
     def slowly(*_: object) -> None:
@@ -310,7 +312,7 @@ def test_stop_button(browser: Browser, tokenizer: TriviumTokenizer) -> None:
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".status")).to_contain_text("Stopped after")
     seen = -1
-    while seen != len(calls):  # The model stops after the page, later on a busy machine.
+    while seen != len(calls):  # The model stops after the page does, possibly much later under load.
         seen = len(calls)
         page.wait_for_timeout(2000)
     assert seen < 500

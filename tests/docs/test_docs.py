@@ -50,7 +50,7 @@ def test_links_resolve(page: Path) -> None:
 
 
 def test_every_page_is_in_table_of_contents() -> None:
-    """From the table of contents; Sphinx checks that its entries exist."""
+    """Pages come from the table of contents; Sphinx checks that its entries exist."""
     contents = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     listed = {line.rstrip("*") for line in contents.splitlines()}
     for page in PAGES:
@@ -70,7 +70,7 @@ def test_python_blocks_parse(block: Block) -> None:
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "sh" and any(commands(b.code))], ids=str)
 def test_commands_parse(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every option and every overridden recipe field exists."""
+    """Commands use only existing options and recipe fields."""
     monkeypatch.chdir(tmp_path)
     command: Any = typer.main.get_command(app)
     for call in commands(block.code):

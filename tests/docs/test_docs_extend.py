@@ -1,4 +1,4 @@
-"""The page "Extend the model" runs, on a small untrained model, and what it saves loads where Trivium is absent."""
+"""The code of the page "Extend the model" runs, and what it saves loads without Trivium."""
 
 import importlib
 import json
@@ -31,7 +31,7 @@ EXTENSIONS = {
     "measuring": ("AutoModelForSequenceClassification", "measuring.TriviumForMeasuring"),
 }
 
-# After the function `compute`.
+# This code is appended to the function `compute`.
 LOAD = """
 results = {}
 for address, auto_class in arguments[0]:
@@ -51,7 +51,7 @@ def compute(model: PreTrainedModel) -> torch.Tensor:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working directory, on the path as in a script, with a small untrained model in `runs/numbers`."""
+    """Provide a working directory that is importable, with a small untrained model in `runs/numbers`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     tokenizer = train_tokenizer(numbers_corpus(100, 1, 1)["train"]["source"], vocab_size=300)
@@ -66,7 +66,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def run_page() -> dict[str, Any]:
-    """Run the Python of the page; a block that begins with the comment `# mine/NAME.py` is that file."""
+    """Run the Python blocks of the page; a block that begins with the comment `# mine/NAME.py` becomes that file."""
     variables: dict[str, Any] = {}
     for block in blocks(EXTEND):
         if file := re.match(r"# (mine/\w+\.py)\n", block.code):

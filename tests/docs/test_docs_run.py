@@ -46,7 +46,7 @@ def run_commands(code: str) -> None:
     """Run every call of `trivium` in order; commands that read standard input get one line."""
     for call in commands(NETWORK.sub("", code)):
         short = []
-        if call[0] == "demo":  # It serves until interrupted: tests/demo/test_demo.py covers it.
+        if call[0] == "demo":  # `trivium demo` serves until it is interrupted; tests/demo/test_demo.py covers it.
             continue
         if call[0] == "prepare":
             short = ["--overwrite", *IN_SHORT]
@@ -103,19 +103,19 @@ def test_page_runs(page: Path, prepared_files: Path, tmp_path: Path, monkeypatch
 
 
 def test_walk_output_of_trained_model_matches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another training gives other digits, but the same words."""
+    """Digits depend on the training; words do not."""
     command = [sys.executable, "-m", "trivium_cli", "train", "numbers", "training.report_to=none"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     monkeypatch.chdir(tmp_path)
     for block, printed, shown, _ in outputs(WALK):
-        if block.code.startswith("states ="):  # The second and third choice are close.
+        if block.code.startswith("states ="):  # The second and third candidates have nearly equal scores.
             printed, shown = (re.sub(r"^(\S+ \S+).*$", r"\1", text, flags=re.MULTILINE) for text in (printed, shown))
         printed, shown = (re.sub(r"-?\d+\.\d\d", "N", text) for text in (printed, shown))
         assert printed.split() == shown.split(), block
 
 
 def test_pages_build(tmp_path: Path) -> None:
-    """Without warnings: every page is in the table of contents, every reference resolves."""
+    """Sphinx must not warn: every page is in the table of contents, and every reference resolves."""
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "docs", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The plots of benchmarks show the figures in the tables of docs/experiments.md."""
+"""Benchmark plots match the tables of docs/experiments.md."""
 
 import json
 from pathlib import Path

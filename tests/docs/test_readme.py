@@ -24,9 +24,9 @@ from urllib.request import urlopen
 import pytest
 from hub_server import HubServer
 from pages import ROOT, blocks, commands
+from small_recipes import SMALL, small_recipe
 from typer.testing import CliRunner
 
-from runs import SMALL, small_recipe
 from trivium.recipe import load_recipe
 from trivium.training import train
 from trivium_cli import app
@@ -56,7 +56,7 @@ def working_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("block", PYTHON)
 def test_python_blocks_run(block: str, working_folder: Path) -> None:
-    """Each block runs, with a small training in place of the demo's."""
+    """Run each block, with a short training in place of the demo's."""
     setting = '["training.output_dir=runs/python"]'
     exec(block.replace(setting, repr(small_recipe(Path("runs/python")))), {})
 
@@ -75,7 +75,7 @@ def test_commands_run(working_folder: Path, hub: HubServer, monkeypatch: pytest.
     monkeypatch.setattr(gradio.Blocks, "block_thread", read)
     monkeypatch.setattr(
         "trivium.hub.check_folder", lambda folder, **options: None
-    )  # test_hub.py tests the checks of folders.
+    )  # test_hub.py covers the checks of folders.
     shorter = {"train": SMALL, "prepare": SMALL, "resume": ["training.max_steps=8"]}
     for call in COMMANDS:
         options = shorter.get("resume" if "--resume" in call else call[0], [])

@@ -5,5 +5,5 @@ from matplotlib.figure import Figure
 
 
 def heatmap_of(figure: Figure, place: int = 0) -> torch.Tensor:
-    """The numbers of the map in the `place`-th axes."""
+    """Return the data of the heat map in the axes with index `place`."""
     return torch.tensor(figure.axes[place].images[0].get_array())

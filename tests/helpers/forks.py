@@ -1,4 +1,4 @@
-"""A forkserver context, one per pytest process, with the imports of a training preloaded, so that forks start fast."""
+"""Return a forkserver context, one per pytest process, that has preloaded the imports of a training."""
 
 import multiprocessing
 

@@ -188,7 +188,7 @@ class HubServer:
     def commit(self, repo_id: str, files: Mapping[str, bytes | None], branch: str = "main") -> Commit:
         """Commit as another user; a value of None deletes the file."""
         changes = {path: None if content is None else File(content) for path, content in files.items()}
-        return self.repositories[repo_id].commit(branch, changes, "somebody else's")
+        return self.repositories[repo_id].commit(branch, changes, "another user's commit")
 
     def fail(
         self, method: str, path: str, *, status: int | None = 500, times: int = 1_000_000, after: bool = False
@@ -205,7 +205,7 @@ class HubServer:
         self._failures.append(Failure(method, path, status, times, after))
 
     def clear_failures(self) -> None:
-        """Remove all failures."""
+        """Remove all configured failures."""
         self._failures.clear()
 
     # --- For the handler ---------------------------------------------------------------------------------------------
@@ -242,7 +242,8 @@ class Handler(BaseHTTPRequestHandler):
 
     hub: HubServer
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # A body after its headers would wait 40 ms for their acknowledgement.
+    # Send headers and body at once: a separate body would wait 40 ms for a delayed ACK.
+    disable_nagle_algorithm = True
 
     def handle_request(self) -> None:
         request = Request(self.command, self.path)
@@ -286,7 +287,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
 
     def log_message(self, *arguments: object) -> None:
-        """Log nothing: `HubServer.requests` records all requests."""
+        """Suppress logging: `HubServer.requests` records all requests."""
 
     # --- Authentication and access -----------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ GPT2 = {**IDS, "vocab_size": 31, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_pos
 GROUPED = {**NATIVE, "num_key_value_heads": 2}
 LABELS = {"id2label": {0: "no", 1: "so", 2: "yes"}, "label2id": {"no": 0, "so": 1, "yes": 2}}
 
-# Native models: the class and the configuration fields.
+# Native models: class and configuration fields.
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", GROUPED),
     "llama-base": ("LlamaModel", GROUPED),
@@ -202,7 +202,7 @@ def native_model(name: str, **options: Any) -> PreTrainedModel:
     tables = [parameter.clone() for parameter in model.parameters() if not parameter.requires_grad]
     shake(model, std=0.3)
     for parameter, table in zip((p for p in model.parameters() if not p.requires_grad), tables, strict=True):
-        parameter.data = table  # The table of sinusoids.
+        parameter.data = table  # Recompute the table of sinusoids.
     if hasattr(model, "final_logits_bias") and model.config.model_type == "marian":
         model.final_logits_bias.normal_()
     return model

@@ -1,4 +1,4 @@
-"""Parse the pages of the documentation into code blocks, headings and links."""
+"""Parse documentation pages into code blocks, headings and links."""
 
 import io
 import re
@@ -30,7 +30,7 @@ class Block:
     line: int
     language: str
     code: str
-    before: Token | None = field(repr=False)  # The inline token of the preceding paragraph, if there is one.
+    before: Token | None = field(repr=False)  # Inline token of the preceding paragraph, or None.
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"

@@ -1,4 +1,4 @@
-"""Tiny models shared by the tests: they run in milliseconds, and no two sizes agree, so swapped dimensions fail."""
+"""Tiny models shared by the tests. All sizes differ, so that swapped dimensions raise an error."""
 
 from functools import partial
 from typing import Any, TypeVar
@@ -16,8 +16,8 @@ PAD, BOS, EOS = 0, 1, 2
 POSITIONS = ("sinusoidal", "learned", "rotary")
 NORM_POSITIONS = ("post", "pre")
 NORMS = ("layernorm", "rmsnorm")
-EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}  # Between two implementations, in float64.
-# Within one implementation in float64: some processors round a product differently for another memory layout.
+EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}  # Tolerance between two implementations, in float64.
+# Tolerance within one implementation in float64: rounding may depend on the memory layout of a product.
 SAME_WEIGHTS: dict[str, Any] = {"rtol": 0, "atol": 1e-13}
 
 # All options that change the arithmetic: position types x norms x norm position x MHA (4 heads), GQA (2), MQA (1).

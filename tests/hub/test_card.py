@@ -1,4 +1,4 @@
-"""The model card: every statement has a source, nothing else is stated, and its code runs."""
+"""The model card: all statements come from recorded facts, and its code examples run."""
 
 import ast
 import json
@@ -15,12 +15,12 @@ from clean import run_without_trivium
 from huggingface_hub import InferenceClient, ModelCard
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from model_classes import LAYERS as CLASSES
 from paths import ROOT
 from tiny import shake, tiny_config
 from transformers import PreTrainedModel, TrainerState
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from typer.testing import CliRunner
-from ways import LAYERS as CLASSES
 
 from trivium import (
     TriviumForCausalLM,
@@ -83,14 +83,14 @@ def save(model_class: Any, tokenizer: TriviumTokenizer, folder: Path, **options:
 
 @pytest.fixture
 def bare(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
-    """Return a folder as `save_pretrained` writes it."""
+    """Return a folder written by `save_pretrained`."""
     save(TriviumForConditionalGeneration, tokenizer, tmp_path / "bare")
     return tmp_path / "bare"
 
 
 @pytest.fixture
 def run(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
-    """Return a folder as training and evaluation write it."""
+    """Return a folder written by training and evaluation."""
     folder = tmp_path / "run"
     model = save(TriviumForConditionalGeneration, tokenizer, folder, dropout=0.3, label_smoothing=0.2)
     model.generation_config.max_new_tokens = 4
@@ -127,7 +127,7 @@ def headings_of(text: str) -> list[str]:
 
 
 def table_of(text: str) -> dict[str, list[str]]:
-    """Return all rows of all tables by their first cell."""
+    """Return the rows of all tables, keyed by their first cell."""
     rows: list[list[str]] = []
     for token in parsed(text):
         if token.type == "tr_open":
@@ -198,7 +198,7 @@ def test_recipe_on_card_matches_run(run: Path, tmp_path: Path) -> None:
     assert (again.data.train, again.data.test) == ("corpus/train", "corpus/test")
     again.data, again.card = recipe.data, recipe.card
     assert again == recipe
-    assert "secret" not in text, "the folders of a machine are nobody's business"
+    assert "secret" not in text, "local paths must not be published"
 
 
 def test_hub_metadata(run: Path) -> None:
@@ -334,7 +334,7 @@ def test_repository_name_defaults_to_folder(bare: Path) -> None:
     assert 'model="bare"' in text
 
 
-# --- Texts written by users ------------------------------------------------------------------------------------------
+# --- User-provided text ----------------------------------------------------------------------------------------------
 
 HOSTILE = "a | b {{ repo }} {% raw %} <script>alert(1)</script>\n# c: [d] --- `e`\n---\n'\" \\ 漢 <!-- -->"
 

@@ -1,4 +1,4 @@
-"""Publishing with the real huggingface_hub client to a local server that implements the Hub's API."""
+"""Publish with the real huggingface_hub client, to a local server that implements the Hub's API."""
 
 import hashlib
 import json
@@ -57,8 +57,9 @@ def folder(tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer) 
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the checks, which take seconds, in tests of later steps."""
-    for module in ("trivium.hub.pushing", "trivium.hub"):  # Both the function and the command look it up here.
+    """Skip the portability check, which takes seconds, in tests of later steps."""
+    # The function and the command look it up in different modules.
+    for module in ("trivium.hub.pushing", "trivium.hub"):
         monkeypatch.setattr(f"{module}.check_folder", lambda folder, trust_remote_code: None)
 
 
@@ -69,12 +70,12 @@ def uploads(hub: HubServer) -> list[str]:
 # --- The check -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # test_command_checks_previews_and_publishes checks one in the default suite.
+@pytest.mark.slow  # `test_command_checks_previews_and_publishes` runs one check in the default suite.
 def test_saved_folder_passes_the_check(folder: Path) -> None:
     check_folder(folder)
 
 
-@pytest.mark.slow  # This starts 18 processes that import transformers.
+@pytest.mark.slow  # Slow: this starts 18 processes that import transformers.
 @pytest.mark.parametrize("shard_size", ["1GB", "30KB"])
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_every_saved_folder_passes_the_check(
@@ -86,7 +87,7 @@ def test_every_saved_folder_passes_the_check(
     check_folder(tmp_path)
 
 
-@pytest.mark.slow  # Slow for the same reason.
+@pytest.mark.slow  # Slow: this starts processes that import transformers.
 def test_two_vocabularies_pass_the_check(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(TEXTS, vocab_size=300, target_texts=[text[::-1] for text in TEXTS] * 2)
     sizes = {"vocab_size": len(tokenizer), "decoder_vocab_size": tokenizer.target_vocab_size}
@@ -121,7 +122,7 @@ def append(file: Path, text: str) -> None:
     file.write_text(file.read_text() + text)
 
 
-# For each kind of broken folder: the damage, and the expected message.
+# Ways to break a folder, and the expected error message.
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
     "garbled config": (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
@@ -176,7 +177,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-LONG = "code with a missing import"  # A subprocess has to try it, as it does for code with different results.
+LONG = "code with a missing import"  # A subprocess has to load it, as with code that computes different results.
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == LONG else k for k in BROKEN])
@@ -207,7 +208,7 @@ def test_modified_code_is_not_executed(
 
 # --- Uploads ---------------------------------------------------------------------------------------------------------
 
-# Runs without the package.
+# This program runs without the package.
 LOAD = """
 repo, expected = arguments
 for revision, logits in expected:

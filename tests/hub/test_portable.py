@@ -16,6 +16,7 @@ import torch
 import transformers
 from clean import put_into_cache, run_without_trivium
 from datasets import Dataset
+from model_classes import LAYERS as CLASSES
 from paths import ROOT
 from tiny import tiny_config, tiny_model
 from torch.distributed.device_mesh import init_device_mesh
@@ -32,7 +33,6 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from ways import LAYERS as CLASSES
 
 from trivium import (
     TriviumConfig,
@@ -55,7 +55,7 @@ PORTABLE = [
 ]
 
 
-# Follows the functions `load` and `compute`.
+# This code is appended to the functions `load` and `compute`.
 LOAD_AND_SAVE = """
 results = {}
 for folder, name in arguments[0]:
@@ -69,7 +69,7 @@ torch.save(results, "results.pt")
 
 
 def load(loader: Any, folder: str, **kwargs: Any) -> PreTrainedModel:
-    torch.manual_seed(0)  # For heads that are not in the folder.
+    torch.manual_seed(0)  # These arguments are for heads that the folder does not contain.
     return loader.from_pretrained(folder, dtype=torch.float64, **kwargs)
 
 
@@ -80,13 +80,13 @@ def compute(model: PreTrainedModel) -> torch.Tensor:
 
 
 def matching_classes(config: TriviumConfig) -> dict[str, type[PreTrainedModel]]:
-    """Return the classes that the Auto classes select for a configuration with the package installed."""
+    """Return the classes that the Auto classes select for a configuration if the package is installed."""
     return classes_with_layers(config.encoder_layers, config.decoder_layers)
 
 
 @functools.cache
 def classes_with_layers(encoder_layers: int, decoder_layers: int) -> dict[str, type[PreTrainedModel]]:
-    """Return the classes of an architecture: asking all Auto classes takes a third of a second."""
+    """Return the classes of an architecture; cached, because asking all Auto classes takes a third of a second."""
     config, fitting = tiny_config(encoder_layers=encoder_layers, decoder_layers=decoder_layers), {}
     for name in dir(transformers):
         if name.startswith("AutoModel"):
@@ -123,7 +123,7 @@ def test_model_code_imports_only_its_own_folder() -> None:
                 allowed = re.fullmatch(r"\.\w+", module) or module.split(".")[0] in {
                     *sys.stdlib_module_names, "huggingface_hub", "tokenizers", "torch", "transformers",
                 }  # fmt: skip
-                # A docstring's line may begin with "from", but not look like an import.
+                # A line of a docstring may begin with "from", but must not look like a relative import.
                 assert allowed or " import " not in f" {line} ", f"{file.name}: {line}"
 
 
@@ -148,7 +148,7 @@ def test_folder_of_a_half_is_complete(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", [pytest.param("folder", marks=pytest.mark.slow), "hub"])
 def test_saved_models_load_without_package(tmp_path: Path, place: str) -> None:
-    """Load each with its own Auto class, and the encoder-decoder also as its halves."""
+    """Load each model with its own Auto class, and both halves of the encoder-decoder."""
     jobs, models = [], {}
     for model_class, layers in CLASSES.items():
         name = model_class.__name__
@@ -177,7 +177,7 @@ def test_saved_models_load_without_package(tmp_path: Path, place: str) -> None:
 
 # --- Locations -------------------------------------------------------------------------------------------------------
 
-# Follows the functions `load` and `compute`.
+# This code is appended to the functions `load` and `compute`.
 LOAD_FROM_PLACES = """
 import os
 results, versions = {}, {}
@@ -216,7 +216,8 @@ def test_models_load_from_any_location(tmp_path: Path) -> None:
 
     names = ["plain", "deep/er/plain", "my model-v1.0 (last)", "1.5-beta", "Übersetzer №1", "class", "a.b/c.d"]
     for name in names:
-        model = second if name == "deep/er/plain" else first  # The module is named after the last path component only.
+        # transformers names the module after the last path component only.
+        model = second if name == "deep/er/plain" else first
         model.save_pretrained(tmp_path / name)
         job(f"relative {name}", model, name)
     job("absolute", first, tmp_path / "plain")
@@ -273,7 +274,7 @@ TRAINED: dict[str, type[PreTrainedModel]] = {
     "AutoModelForCausalLM": TriviumForCausalLM,
 }
 
-# Follows the functions `load`, `compute` and `written`.
+# This code is appended to the functions `load`, `compute` and `written`.
 LOAD_RUNS = """
 results = {}
 for folder, name in arguments[0]:
@@ -342,7 +343,7 @@ def test_trainer_output_loads_without_package(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trust", [None, True, False])
 def test_installed_classes_take_precedence(tmp_path: Path, trust: bool | None) -> None:
-    """Regardless of trust_remote_code: the code of the folder may differ from that of the package."""
+    """This holds for any trust_remote_code, since the folder's code may differ from the package's."""
     options = {} if trust is None else {"trust_remote_code": trust}
     for model_class in (TriviumForConditionalGeneration, TriviumForTokenClassification, TriviumForCausalLM):
         model = tiny_model(model_class, **CLASSES[model_class])
@@ -357,7 +358,7 @@ def test_installed_classes_take_precedence(tmp_path: Path, trust: bool | None) -
         tokenizer = train_tokenizer(TEXTS, target_texts=TEXTS, vocab_size=300, shared=shared)
         tokenizer.save_pretrained(folder)
         loaded = AutoTokenizer.from_pretrained(folder, **options)
-        # For tokenizers, unlike models, transformers prefers the folder's class to a registered one if it is trusted.
+        # For tokenizers, unlike models, transformers prefers trusted code in the folder to a registered class.
         assert (type(loaded) is TriviumTokenizer) == (shared or not trust)
         assert loaded(TEXTS, text_target=TEXTS) == tokenizer(TEXTS, text_target=TEXTS)
 

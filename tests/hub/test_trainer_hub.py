@@ -1,4 +1,4 @@
-"""The Trainer's pushes to the Hub: every commit is a complete model."""
+"""Hub pushes of the Trainer: every commit contains a complete model."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ SMALL = [
     "training.push_to_hub=true",
 ]
 
-# Follows the function `generate_outputs`.
+# This code is appended to the function `generate_outputs`.
 LOAD_COMMITS = """
 results = {}
 for folder in arguments[0]:
@@ -68,7 +68,7 @@ def generate_outputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 @pytest.fixture(autouse=True)
 def pushes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Push in the foreground: a Trainer skips a push while another one runs, which depends on timing."""
+    """Push synchronously: a Trainer skips a push while another one runs, which depends on timing."""
 
     def run_at_once(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
         done = Future[Any]()
@@ -98,12 +98,12 @@ PUSHED = {  # Commit titles.
 
 @pytest.mark.slow
 def test_every_commit_is_a_complete_model(hub: HubServer, tmp_path: Path) -> None:
-    """With both strategies; the last commit has the card and the run metadata."""
+    """Push with both strategies; the last commit contains the card and the run metadata."""
     folders = []
     for strategy, titles in PUSHED.items():
         repository, output = f"someone/{strategy}", tmp_path / "runs" / strategy
         train(pushing_recipe(output, f"training.hub_model_id={repository}", f"training.hub_strategy={strategy}"))
-        commits = hub.commits(repository)[-2::-1]  # Oldest first, without the initial commit.
+        commits = hub.commits(repository)[-2::-1]  # Commits from oldest to newest, without the initial one.
         assert [commit.title for commit in commits] == titles
         for index, commit in enumerate(commits):
             folders.append(download(hub.files(repository, commit.id), tmp_path / "commits" / f"{strategy}-{index}"))
@@ -119,13 +119,13 @@ def test_every_commit_is_a_complete_model(hub: HubServer, tmp_path: Path) -> Non
         model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         for actual, expected in zip(generate_outputs(model, tokenizer), result, strict=True):
             torch.testing.assert_close(actual, expected)
-    # The commits of steps 1 and 2 have the weights of steps 1 and 2.
+    # The commits of steps 1 and 2 contain the weights of these steps.
     first, second = (results[str(tmp_path / "commits" / f"every_save-{index}")][1] for index in (0, 1))
     assert not torch.equal(first, second)
 
 
 def test_trainer_pushes_the_same_files_as_the_command(hub: HubServer, tmp_path: Path) -> None:
-    """No commit has a pickle, a TensorBoard file, or a local path."""
+    """No commit contains a pickle, a TensorBoard file or a local path."""
     run = tmp_path / "run"
     options = ["training.report_to=tensorboard", "training.hub_strategy=every_save", "training.save_total_limit=1"]
     best = ["training.eval_strategy=steps", "training.eval_steps=1", "training.metric_for_best_model=loss"]
@@ -147,7 +147,7 @@ def test_trainer_pushes_the_same_files_as_the_command(hub: HubServer, tmp_path: 
     by_command = hub.files("someone/again")
     assert by_command.keys() == files.keys()
     differing = {name for name in files if by_command[name] != files[name]}
-    assert differing <= {"README.md"}  # The card names the repository.
+    assert differing <= {"README.md"}  # The card mentions the repository.
     assert json.loads(files["trainer_state.json"])["best_model_checkpoint"] in ("checkpoint-1", "checkpoint-2")
     assert pushed.changed
 
@@ -207,7 +207,7 @@ def test_token_is_not_saved_in_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("complete", [True, False])
 def test_callback_completes_pushes_of_plain_trainer(hub: HubServer, tmp_path: Path, complete: bool) -> None:
-    """Without the callback, only the last commit can be loaded; if that changes, the callback is obsolete."""
+    """Without the callback, only the last commit loads. If this fails, the callback has become obsolete."""
     ids = random_ids(4, 5)
     arguments: dict[str, Any] = {"max_steps": 1, "save_steps": 1, "report_to": "tensorboard", "use_cpu": True}
     callbacks: list[TrainerCallback] = [CompletePush()] if complete else []

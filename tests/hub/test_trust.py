@@ -1,4 +1,4 @@
-"""No code in a model's folder runs without the user's consent, even if standard input answers prompts."""
+"""Code in a model's folder never runs without the user's consent, even if standard input answers prompts."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from trivium import TriviumForCausalLM, TriviumForConditionalGeneration
 from trivium.tokenization import train_tokenizer
 from trivium_cli import app
 
-ANSWERS = "y\n" * 20  # Answers any prompt of transformers.
+ANSWERS = "y\n" * 20  # Input that answers any prompt of transformers.
 HEADS = {
     "translate": ("AutoModelForSeq2SeqLM", "ForConditionalGeneration"),
     "generate": ("AutoModelForCausalLM", "ForCausalLM"),
@@ -29,7 +29,7 @@ raise ImportError("the code of the folder ran")
 
 
 def trivium(*arguments: str | Path) -> tuple[int, str]:
-    """Return the exit code, and standard output and error combined."""
+    """Run a command; return its exit code and its combined output."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=ANSWERS, env={"COLUMNS": "200"})
     assert result.exception is None or isinstance(result.exception, SystemExit | ImportError), result.exception
     return result.exit_code, re.sub(r"\x1b\[[\d;]*m", "", result.output)
@@ -78,7 +78,7 @@ def test_remote_code_runs_only_if_trusted(command: str, foreign: Path, marker: P
     assert (code, marker.exists()) == (1, False), output
     assert "'evil'" in output
     assert "--trust-remote-code" in output
-    assert output.count("\n") == 1, "nobody is asked"
+    assert output.count("\n") == 1, "there must be no prompt"
     trivium(command, foreign, "text", "--trust-remote-code")
     assert marker.exists(), "the test would see it"
 
@@ -118,7 +118,7 @@ def test_no_command_prompts_for_trust(arguments: str, foreign: Path, marker: Pat
     "arguments", ["translate FOLDER one", "plot attention FOLDER one -o OUT.png", "split FOLDER OUT"]
 )
 def test_trivium_model_uses_installed_code(arguments: str, translator: Path, marker: Path, tmp_path: Path) -> None:
-    """The code and `auto_map` of its folder serve only where the package is absent; here they are not read."""
+    """The folder's code and `auto_map` are only for machines without the package, so they are not read here."""
     folder = shutil.copytree(translator, tmp_path / "model")
     files = [*folder.glob("*.py"), folder / "custom_generate" / "generate.py"]
     files[-1].parent.mkdir()
@@ -140,7 +140,7 @@ def test_trust_remote_code_is_for_pytorch_only(translator: Path) -> None:
 
 
 def test_transformers_model_needs_no_trust(translator: Path, tmp_path: Path, marker: Path) -> None:
-    """With a known model_type and an `auto_map`, the native class is used."""
+    """For a known model_type, the native class is used despite an `auto_map`."""
     folder = shutil.copytree(translator, tmp_path / "gpt2")
     config = tiny_config(vocab_size=300, encoder_layers=0)
     TriviumForCausalLM(config).save_pretrained(folder)

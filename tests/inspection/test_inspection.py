@@ -1,4 +1,4 @@
-"""Plots of a model's internals, against the numbers they show."""
+"""Plots of a model's internals show the values that the model computes."""
 
 import io
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ def test_heatmap_shows_attention_of_model(model_class: type[PreTrainedModel], to
     if model.config.is_encoder_decoder:
         target_ids = tokenizer(GERMAN[0])["input_ids"]
         written = [tokenizer.decode([token]).strip() or "␣" for token in target_ids]
-        # The decoder attends to the preceding tokens to predict the next.
+        # The decoder attends to the preceding tokens when it predicts the next.
         inputs["decoder_input_ids"] = torch.tensor([[model.config.decoder_start_token_id, *target_ids[:-1]]])
     with torch.no_grad():
         output = model(**inputs, output_attentions=True)
@@ -171,9 +171,9 @@ def test_every_kind_layer_and_head_matches_equation(kind: str, tokenizer: Triviu
         [reference_attention(each, *seen[i], is_causal=kind == "decoder") for i, each in enumerate(attentions)]
     )
     rows, columns = expected.shape[2:]
-    # There is a gap after the last one as well.
+    # The last map is followed by a gap as well.
     maps = torch.nn.functional.pad(heatmap_data(grid), (0, 1, 0, 1), value=torch.nan)
-    maps = maps.view(3, rows + 1, 4, columns + 1).transpose(1, 2).float()  # Layer 1 is at the top.
+    maps = maps.view(3, rows + 1, 4, columns + 1).transpose(1, 2).float()  # Layer 1 is in the top row.
     torch.testing.assert_close(maps[:, :, :rows, :columns], expected)
     assert maps.isnan().sum() == maps.numel() - expected.numel()
     below, right = grid.axes[0].child_axes
@@ -213,7 +213,7 @@ def test_illegible_grid_labels_become_counts(tokenizer: TriviumTokenizer) -> Non
 
 
 def test_word_alignment_averages_token_attention() -> None:
-    """The tokenizer has single letters, and a space starts a word, so tokens are merged by hand here."""
+    """The tokenizer has a token per letter, and words start with a space, so the test merges tokens by hand."""
     letters = train_tokenizer(ENGLISH + GERMAN, vocab_size=100, algorithm="char")
     model = model_of(TriviumForConditionalGeneration, letters)
     source, target = "two dogs", "zwei Hunde"
@@ -265,7 +265,7 @@ def test_words_without_spaces_are_tokens_and_bytes_merge() -> None:
 def test_logit_lens_applies_head_to_each_layer(
     model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer
 ) -> None:
-    """States are captured by hooks after each layer; the last column is the prediction of the model."""
+    """Hooks capture the states after each layer; the last column is the model's prediction."""
     model = model_of(model_class, tokenizer, norm_position="pre")
     is_decoder = model_class is not TriviumForMaskedLM
     stack = model.model.decoder if is_decoder else model.model.encoder

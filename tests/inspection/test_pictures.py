@@ -1,4 +1,4 @@
-"""Plots of positions, masks, runs and embeddings, their files, and `trivium plot`."""
+"""Plots of positions, masks, runs and embeddings; their files; `trivium plot`."""
 
 import inspect
 import json
@@ -37,7 +37,7 @@ from trivium.inspection import (
     plot_learning_curves,
     plot_logit_lens,
     plot_masks,
-    plot_neighbours,
+    plot_neighbors,
     plot_position_products,
     plot_positions,
     save_figure,
@@ -65,13 +65,14 @@ def test_sinusoids_match_the_paper() -> None:
 
 
 def test_rotary_angles_have_one_frequency_per_pair() -> None:
-    config = tiny_config(position_embedding_type="rotary", d_model=32, rope_theta=500.0)  # 4 pairs in each head.
+    # Each head has 4 pairs of dimensions.
+    config = tiny_config(position_embedding_type="rotary", d_model=32, rope_theta=500.0)
     angles = torch.tensor([[position / 500 ** (2 * i / 8) for i in range(4)] for position in range(30)])
     figure = plot_positions(config, 30)
     torch.testing.assert_close(heatmap_of(figure, 0), angles.cos())
     torch.testing.assert_close(heatmap_of(figure, 1), angles.sin())
     assert [axes.get_title() for axes in figure.axes[:2]] == ["cosine", "sine"]
-    between = (angles[:, None] - angles[None]).cos().mean(dim=-1)  # Of rotated unit vectors.
+    between = (angles[:, None] - angles[None]).cos().mean(dim=-1)  # These are products of rotated unit vectors.
     torch.testing.assert_close(heatmap_of(plot_position_products(config, 30)), between)
 
 
@@ -155,7 +156,7 @@ def translator(tokenizer: TriviumTokenizer, **options: Any) -> TriviumForConditi
 
 def test_neighbors_are_nearest_by_cosine(tokenizer: TriviumTokenizer) -> None:
     model = translator(tokenizer)
-    figure = plot_neighbours(model, tokenizer, ["two", "Straße"], count=5)
+    figure = plot_neighbors(model, tokenizer, ["two", "Straße"], count=5)
     table = model.model.encoder.embed_tokens.weight.detach()
     for axes, word in zip(figure.axes, ["two", "Straße"], strict=False):
         own = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
@@ -175,7 +176,7 @@ def test_neighbors_are_nearest_by_cosine(tokenizer: TriviumTokenizer) -> None:
 def test_each_side_has_its_own_embeddings() -> None:
     tokenizer = train_tokenizer(TEXTS[::2], target_texts=TEXTS[1::2], vocab_size=300, shared=False)
     model = translator(tokenizer.source, decoder_vocab_size=tokenizer.target_vocab_size)
-    figure = plot_neighbours(model, tokenizer, ["zwei"], count=3, side="target")
+    figure = plot_neighbors(model, tokenizer, ["zwei"], count=3, side="target")
     own = tokenizer.target(" zwei", add_special_tokens=False)["input_ids"]
     table = model.model.decoder.embed_tokens.weight.detach()
     cosines = torch.nn.functional.cosine_similarity(table, table[own].mean(dim=0, keepdim=True))
@@ -187,7 +188,7 @@ def test_each_side_has_its_own_embeddings() -> None:
 
 
 def test_labels_on_map_do_not_overlap(tokenizer: TriviumTokenizer) -> None:
-    figure = plot_neighbours(translator(tokenizer), tokenizer, ["two", "zwei", "road"], count=6)
+    figure = plot_neighbors(translator(tokenizer), tokenizer, ["two", "zwei", "road"], count=6)
     names = figure.axes[3].texts
     assert len(names) >= 18
     boxes = [name.get_window_extent() for name in names]
@@ -205,14 +206,20 @@ def test_unknown_words_are_refused(tokenizer: TriviumTokenizer) -> None:
         (["two"], {"count": 999}, "count is 999, but must be from 1 to"),
     ):
         with pytest.raises(ValueError, match=message):
-            plot_neighbours(model, tokenizer, words, **options)
+            plot_neighbors(model, tokenizer, words, **options)
+
+
+def test_former_spelling_of_plot_neighbors_warns() -> None:
+    with pytest.warns(FutureWarning, match="use plot_neighbors instead"):
+        assert inspection.plot_neighbours is plot_neighbors
+    assert trivium("neighbours", "--help")[0] == 0
 
 
 # --- Fonts -----------------------------------------------------------------------------------------------------------
 
 
 def test_font_fallback_for_missing_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of the fonts bundled with matplotlib lacks accented letters, another has them."""
+    """One of the fonts bundled with matplotlib lacks accented letters; another has them."""
     monkeypatch.setattr(fonts, "findSystemFonts", lambda: [])
     with rc_context({"font.family": ["cmr10"]}):
         assert fonts.families_for("abc") == ([], set())
@@ -228,7 +235,7 @@ def test_font_fallback_for_missing_glyphs(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_newly_installed_fonts_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after their installation: matplotlib caches its list of fonts."""
+    """Simulate newly installed fonts, which are missing from matplotlib's cached list."""
     manager = font_manager.fontManager
     cached_fonts = [font for font in manager.ttflist if font.name != "DejaVu Sans"]
     monkeypatch.setattr(manager, "ttflist", cached_fonts)
@@ -236,7 +243,7 @@ def test_newly_installed_fonts_are_found(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(fonts, "findSystemFonts", lambda: [new, __file__])  # The second file is not a font.
     manager._findfont_cached.cache_clear()
     with rc_context({"font.family": ["cmr10"]}):
-        families, missing = fonts.families_for("☺⠿ℵ")  # Hardly any other font has all of these characters.
+        families, missing = fonts.families_for("☺⠿ℵ")  # Hardly any other font covers all of these characters.
     assert (families, missing) == (["DejaVu Sans"], set())
 
 
@@ -252,7 +259,7 @@ def test_missing_font_names_the_package_to_install(
     with pytest.warns(MissingFontWarning, match=f"has .*{re.escape(text[0])}.*apt-get install {package}\\)"):
         figure = plot_learning_curves(write_run(tmp_path / text))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # The hint is logged once.
+        warnings.simplefilter("error")  # The hint is logged only once.
         save_figure(figure, tmp_path / "curves.png")
 
 
@@ -334,7 +341,7 @@ COMMANDS = {
     "positions": ["FOLDER", "--length", "20"],
     "masks": ["gpt2", "--length", "3", "--length", "2", "--left"],
     "curves": ["FOLDER", "FOLDER"],
-    "neighbours": ["FOLDER", "two", "road", "--count", "3", "--side", "target"],
+    "neighbors": ["FOLDER", "two", "road", "--count", "3", "--side", "target"],
     "lens": ["FOLDER", "two dogs", "--target", "zwei Hunde"],
 }
 
@@ -350,7 +357,7 @@ def expected(command: str, folder: Path) -> Figure:
         "positions": lambda: plot_positions(model, 20),
         "masks": lambda: plot_masks(preset_config("gpt2"), (3, 2), padding_side="left"),
         "curves": lambda: plot_learning_curves(folder, folder),
-        "neighbours": lambda: plot_neighbours(model, tokenizer, ["two", "road"], count=3, side="target"),
+        "neighbors": lambda: plot_neighbors(model, tokenizer, ["two", "road"], count=3, side="target"),
         "lens": lambda: plot_logit_lens(*pair),
     }
     return figures[command]()
@@ -418,7 +425,7 @@ def test_gallery_shows_output_of_its_commands() -> None:
     assert made == re.findall(r"!\[[^]]+\]\(pictures/(.+)\)", text)
     assert {path.name for path in (ROOT / "docs" / "pictures").iterdir()} >= set(made)
     assert {arguments[1] for arguments in commands} == set(COMMANDS), "there is one of every kind"
-    for line in re.findall(r"`(plot_\w+)\((.*?)\)`", text):  # In the order of the table.
+    for line in re.findall(r"`(plot_\w+)\((.*?)\)`", text):  # Rows keep the order of the table.
         parameters = str(inspect.signature(getattr(inspection, line[0])))
         names = [each.split("=")[0].strip("* ") for each in re.sub(r"\(.*?\)", "", line[1]).split(",")]
         assert [name for name in names if name] == re.findall(r"(\w+):", parameters), line

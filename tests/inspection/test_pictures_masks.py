@@ -22,7 +22,7 @@ from trivium.inspection import (
 
 @torch.no_grad()
 def visibility_by_gradient(model: Any, inputs: dict[str, torch.Tensor], read: str, output: str) -> torch.Tensor:
-    """Return (batch, rows, columns): whether the `read` embedding of a column affects the `output` of a row."""
+    """Return whether the `read` embedding of a column affects the `output` of a row, (batch, rows, columns)."""
     embeddings = model.get_input_embeddings()
     ids = {name: value for name, value in inputs.items() if name.endswith("input_ids")}
     embedded = {name.replace("input_ids", "inputs_embeds"): embeddings(value) for name, value in ids.items()}
@@ -38,7 +38,7 @@ def visibility_by_gradient(model: Any, inputs: dict[str, torch.Tensor], read: st
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_masks_match_influence_between_positions(side: str) -> None:
-    """Use a single layer, in which only attention mixes positions."""
+    """Use a single layer: with more, attention would also mix positions indirectly."""
     sources, targets = mask_of([6, 4, 1], side), mask_of([5, 3, 2], side)
     ways: list[tuple[Any, dict[str, Any], list[tuple[str, str]]]] = [
         (TriviumEncoderModel, {"decoder_layers": 0, "encoder_layers": 1}, [("inputs_embeds", "last_hidden_state")]),
@@ -66,7 +66,7 @@ def test_masks_match_influence_between_positions(side: str) -> None:
                 seen = visibility_by_gradient(model, inputs, read, output)
                 rows = targets if is_whole and output == "last_hidden_state" else sources
                 for text in range(3):
-                    # The visibility of padding queries does not matter, nor their fallback if nothing is visible.
+                    # Ignore the rows of padding queries, whose outputs are not used.
                     real = rows[text].bool()
                     looks = heatmap_of(figure, text * len(kinds) + column) == 2
                     is_own = torch.eye(*looks.shape, dtype=torch.bool) & (read != "inputs_embeds" or not column)

@@ -1,4 +1,4 @@
-"""Conversion to CTranslate2: scores, logits and generated texts against the converted model."""
+"""CTranslate2 export: scores, logits and generated texts match those of the exported model."""
 
 import json
 import sys
@@ -30,9 +30,9 @@ ctranslate2 = pytest.importorskip("ctranslate2", reason="a test extra")
 
 LENGTHS = [7, 3, 5]
 ROTARY = {"position_embedding_type": "rotary"}
-CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}  # Both compute in float32.
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}  # Tolerance: both compute in float32.
 
-# Options that VARIANTS do not cover.
+# Cover options that VARIANTS do not.
 OTHERS: list[dict[str, Any]] = [
     {"attention_bias": True, "num_key_value_heads": 2},
     {"attention_bias": True, "num_key_value_heads": 1, **ROTARY},
@@ -53,20 +53,20 @@ all_others = pytest.mark.parametrize("other", OTHERS, ids=str)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> TriviumTokenizer:
-    """Return a tokenizer of letters: with five special tokens, the 31 of `tiny_config`."""
+    """Return a tokenizer of letters, with the 31 tokens of `tiny_config`, five of them special."""
     return train_tokenizer([ascii_lowercase], algorithm="char")
 
 
 @pytest.fixture(scope="module")
 def two_tokenizers() -> TriviumTokenizer:
-    """Return tokenizers of the same letters for the source, and of 32 capitals and digits for the target."""
+    """Return a source tokenizer of the same letters, and a target tokenizer of 32 capitals and digits."""
     target = ascii_lowercase.upper() + "012345"
     return train_tokenizer([ascii_lowercase], target_texts=[target], shared=False, algorithm="char")
 
 
 @pytest.fixture(scope="module")
 def copier() -> TriviumForConditionalGeneration:
-    """Return a model half-trained to copy up to five letters: beams and lengths differ."""
+    """Return a half-trained model that copies up to five letters, so that beams and lengths differ."""
     torch.manual_seed(0)
     shape = {"d_model": 32, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 1, "label_smoothing": 0.0}
     model = TriviumForConditionalGeneration(tiny_config(norm_position="pre", **ROTARY, **shape))
@@ -176,7 +176,7 @@ def test_encoder_token_types_match(positions, scale_embedding, tokenizer, tmp_pa
 
 # --- Generated texts -------------------------------------------------------------------------------------------------
 
-# Searches for which transformers and CTranslate2 use the same stopping rule.
+# Search settings with the same stopping rule in transformers and CTranslate2.
 SEARCHES: list[dict[str, Any]] = [
     {"num_beams": 1},
     *(
@@ -192,7 +192,7 @@ all_searches = pytest.mark.parametrize("search", SEARCHES, ids=str)
 def test_translations_of_trained_model_match(search, copier, tokenizer, tmp_path):
     engine = CTranslate2Model(converted(copier, tokenizer, tmp_path))
     ids, mask = random_ids(12, 6), mask_of([6, 2, 4, 6, 5, 1, 3, 5, 3, 2, 2, 4])
-    for longest in (4, 12):  # Before the first EOS, and beyond it.
+    for longest in (4, 12):  # one limit before the first EOS, one beyond it
         expected = copier.generate(ids, attention_mask=mask, max_length=longest, **search)
         assert until_end(engine.generate(ids, mask, max_length=longest, **search)) == until_end(expected)
 
@@ -248,7 +248,7 @@ def test_num_return_sequences_match(copier, tokenizer, tmp_path):
 def test_any_of_several_eos_tokens_ends_generation(copier, tokenizer, tmp_path):
     engine = CTranslate2Model(converted(copier, tokenizer, tmp_path))
     ids = random_ids(12, 5)
-    ends = [EOS, *ids[:4, 2].tolist()]  # A token that some copies have in the middle.
+    ends = [EOS, *ids[:4, 2].tolist()]  # Choose as EOS a token that occurs in the middle of some copies.
     expected = copier.generate(ids, max_length=12, eos_token_id=ends)
     assert expected.tolist() != copier.generate(ids, max_length=12).tolist()
     torch.testing.assert_close(engine.generate(ids, max_length=12, eos_token_id=ends), expected)
@@ -288,7 +288,7 @@ def test_sinusoids_extend_beyond_max_positions(tokenizer, tmp_path):
 def test_long_source_is_not_truncated(tokenizer, tmp_path):
     model = tiny_model(std=0.25, **ROTARY).float()
     engine = CTranslate2Model(converted(model, tokenizer, tmp_path))
-    # The rows differ only after 1,024 equal tokens.
+    # The rows differ only after 1,024 identical tokens.
     ids = torch.cat((torch.full((4, 1024), 7), random_ids(4, 400)), dim=1)
     expected = model.generate(ids, max_length=12)
     assert len({*map(tuple, expected.tolist())}) > 1
@@ -319,7 +319,7 @@ def test_converted_folder_has_vocabularies_and_tokenizer(two_tokenizers, tmp_pat
     config = json.loads((folder / "config.json").read_text())
     expected = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "decoder_start_token": "<s>"}
     assert expected.items() <= config.items()
-    assert not config["add_source_bos"] | config["add_source_eos"]  # The tokenizer adds them.
+    assert not config["add_source_bos"] | config["add_source_eos"]  # The tokenizer adds BOS and EOS.
     assert AutoTokenizer.from_pretrained(folder, config=tiny_config())("ab")["input_ids"] == [5, 6, EOS]
 
 
@@ -334,7 +334,7 @@ def test_quantized_model_is_close_smaller_and_a_copy(quantization, copier, token
     assert sizes[0] == sizes[1] if quantization == "float32" else sizes[0] < 0.85 * sizes[1]
     ids = random_ids(40, 4)
     both = (until_end(any_model.generate(ids, max_length=9)) for any_model in (copier, CTranslate2Model(folder)))
-    # Integers are coarse for so narrow a model, and coarser on a processor without instructions for them.
+    # Quantization to integers is coarse for so narrow a model, and coarser without integer instructions.
     least = 20 if "int" in quantization else 38
     assert sum(expected_row == row for expected_row, row in zip(*both, strict=True)) >= least
 
@@ -344,7 +344,8 @@ def test_tied_weights_are_written_once(tokenizer, tmp_path):
         (converted(tiny_model(tie_word_embeddings=tied), tokenizer, tmp_path / str(tied)) / "model.bin").stat().st_size
         for tied in (True, False)
     ]
-    assert abs(sizes[1] - sizes[0] - 2 * 31 * 24 * 4) < 200  # Two more matrices, minus the names of two aliases.
+    # The untied model has two more matrices, and lacks the names of two aliases.
+    assert abs(sizes[1] - sizes[0] - 2 * 31 * 24 * 4) < 200
 
 
 # --- Refusals --------------------------------------------------------------------------------------------------------
@@ -438,7 +439,7 @@ def test_missing_ctranslate2_error_says_what_to_install(copier, tokenizer, tmp_p
 
 
 def test_test_models_distinguish_gelu_approximations() -> None:
-    """Otherwise the comparison of activations would prove little."""
+    """The activations must differ, or comparing them would prove little."""
     models = [
         shake(TriviumForCausalLM(tiny_config(encoder_layers=0, activation_function=name)).eval(), 0.3)
         for name in ("gelu", "gelu_new")

@@ -89,7 +89,7 @@ def gradients_of(model: PreTrainedModel) -> Tensors:
 def assert_same(pair: Pair, inputs: Tensors) -> None:
     """Compare all outputs, and all gradients of a random weighting of them."""
     if hasattr(pair.native, "final_logits_bias"):
-        pair.native.final_logits_bias.requires_grad_().grad = None  # This is a buffer.
+        pair.native.final_logits_bias.requires_grad_().grad = None  # a buffer, whose gradient is compared as well
     native, converted = outputs_of(pair, inputs)
     assert set(native) == set(converted)
     assert {key.split(".")[0] for key in converted} >= {
@@ -104,7 +104,7 @@ def assert_same(pair: Pair, inputs: Tensors) -> None:
 
 
 def assert_same_gradients(pair: Pair) -> None:
-    """Compare the converted gradients of the native model; tensors without a counterpart are ignored."""
+    """Compare converted gradients of the native model; ignore tensors without a counterpart."""
     exchange = Exchange(FAMILIES[pair.family], pair.native, pair.ours)
     native, converted = gradients_of(pair.native), gradients_of(pair.ours)
     unused = {name for name in pair.native.state_dict() if name not in native}
@@ -158,7 +158,7 @@ GENERATING = ["llama", "mistral", "qwen2-tied", "gpt2", "marian", "marian-untied
 @pytest.mark.parametrize("options", GENERATION.values(), ids=GENERATION)
 @pytest.mark.parametrize("name", GENERATING)
 def test_generation_matches_native(name: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """The weights are random: several EOS tokens end the texts, and repeated tokens are banned to avoid loops."""
+    """With random weights texts rarely end and often loop: use several EOS tokens and ban repetitions."""
     native = native_model(name)
     native.generation_config = GenerationConfig(
         **{**IDS, "eos_token_id": [EOS, 7], "decoder_start_token_id": BOS},
@@ -185,7 +185,7 @@ def test_generation_matches_native(name: str, options: dict[str, Any], tmp_path:
 
 @pytest.mark.parametrize("name", THEIRS)
 def test_conversion_round_trips(name: str, tmp_path: Path) -> None:
-    """Compare bit by bit: the Trivium folder, and the weights and configuration of the native one."""
+    """Compare bitwise: the Trivium folder, and the weights and configuration of the native model."""
     native_model(name, dtype="float64").save_pretrained(tmp_path / "native")
     family = convert(tmp_path / "native", tmp_path / "ours").family
     convert(tmp_path / "ours", tmp_path / "back", family)
@@ -193,7 +193,7 @@ def test_conversion_round_trips(name: str, tmp_path: Path) -> None:
     assert files_of(tmp_path / "ours") == files_of(tmp_path / "ours-again")
     before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("native", "back"))
     for name, tensor in before.items():
-        if "position" in name and family in ("bart", "roberta"):  # The first two rows are offset padding.
+        if "position" in name and family in ("bart", "roberta"):  # The first two rows are reserved for padding.
             assert torch.equal(after[name][2:], tensor[2:]), name
         elif name in after:
             assert torch.equal(after[name], tensor), name
@@ -201,7 +201,13 @@ def test_conversion_round_trips(name: str, tmp_path: Path) -> None:
     assert not {name for name in set(before) ^ set(after) if not any(part in name for part in unused)}
     configs = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("native", "back")]
     unlike = {name for name in {*configs[0], *configs[1]} if configs[0].get(name) != configs[1].get(name)}
-    assert unlike <= {"classifier_dropout", "n_inner", "sliding_window", "forced_eos_token_id"}  # Spelled differently.
+    assert unlike <= {
+        "classifier_dropout",
+        "n_ctx",
+        "n_inner",
+        "sliding_window",
+        "forced_eos_token_id",
+    }  # Spelled differently.
 
 
 def test_native_folder_needs_no_trivium_code(tmp_path: Path) -> None:
@@ -395,7 +401,7 @@ def test_generate_with_gpt2(gpt2_folder: Path) -> None:
     assert len(run("generate", gpt2_folder, *TEXTS[:3], "--max-new-tokens", "5").splitlines()) >= 3  # Padded.
 
 
-@pytest.mark.filterwarnings("ignore")  # The warning of sacremoses, which normalizes punctuation and is not needed.
+@pytest.mark.filterwarnings("ignore")  # Ignore the missing sacremoses, which normalizes punctuation and is not needed.
 def test_translate_with_opus(marian_folder: Path) -> None:
     output_text = run("translate", marian_folder, *TEXTS[:3], "--beams", "2", "--max-length", "12")
     native = transformers.MarianMTModel.from_pretrained(marian_folder.parent / "native")
@@ -439,15 +445,17 @@ training:
 
 
 def test_trivium_tokenizer_converts_to_native(tmp_path: Path) -> None:
-    """It recognizes special tokens in texts: clients tokenize prompts and rendered chats later."""
+    """The converted tokenizer recognizes special tokens in text: clients tokenize rendered prompts and chats."""
     tokenizer = train_tokenizer(TEXTS, vocab_size=300, add_bos_token=True, add_eos_token=False)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|user|>"]})
     trivium_model("gpt2", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "ours")
     tokenizer.save_pretrained(tmp_path / "ours")
     assert convert(tmp_path / "ours", tmp_path / "native").notes == []
+    model_config = json.loads((tmp_path / "native" / "config.json").read_text())
+    assert model_config["n_ctx"] == model_config["n_positions"]  # llama.cpp's converter reads the old name
     stock = AutoTokenizer.from_pretrained(tmp_path / "native")
     config = json.loads((tmp_path / "native" / "tokenizer_config.json").read_text())
-    # The newer name of the same class.
+    # This is the newer name of the same class.
     assert config["tokenizer_class"] in ("PreTrainedTokenizerFast", "TokenizersBackend")
     assert "auto_map" not in config
     texts = [*TEXTS, "a <mask> 🙂<|user|>\n", "<mask>", " <mask>"]

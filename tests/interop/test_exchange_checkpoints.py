@@ -48,7 +48,7 @@ def test_sharded_round_trip(tmp_path: Path) -> None:
 
 
 def test_memory_is_limited_to_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two output files, only the tensors of the next file are read."""
+    """Between writing two output files, only the tensors of the next one are read."""
     from trivium.interop import checkpoint
 
     trivium_model("bert-masked-lm").save_pretrained(tmp_path / "ours")
@@ -69,7 +69,7 @@ def test_memory_is_limited_to_one_shard(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(checkpoint, "save_file", writing)
     convert(tmp_path / "ours", tmp_path / "native", "bert", max_shard_size=20_000)
     assert len(read_per_file) > 4
-    assert max(read_per_file) <= 40_000  # The first read inspected the dtype of one tensor.
+    assert max(read_per_file) <= 40_000  # Includes a read that determines the dtype.
 
 
 @pytest.mark.parametrize("name", ["marian", "roberta-masked-lm", "qwen2"])
@@ -84,10 +84,10 @@ def test_dtypes_are_kept(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 @exact
-# The second is the type that the file declares.
+# Published files declare the second class.
 @pytest.mark.parametrize("architecture", ["BertForPreTraining", "BertForMaskedLM"])
 def test_bert_as_pretrained(architecture: str, tmp_path: Path) -> None:
-    """The most common file: with a next-sentence head and the old names of the norms."""
+    """Like most BERT checkpoints: a next-sentence head, and the old names of LayerNorm parameters."""
     native = native_model("bert-masked-lm")
     whole = transformers.BertForPreTraining(native.config).double().eval()
     whole.load_state_dict(native.state_dict(), strict=False)
@@ -107,7 +107,7 @@ def test_bert_as_pretrained(architecture: str, tmp_path: Path) -> None:
 
 @exact
 def test_roberta_as_published(tmp_path: Path) -> None:
-    """With a pooler that masked language modeling does not need, and a position buffer."""
+    """The checkpoint has a pooler, which masked language modeling does not need, and a position buffer."""
     native = native_model("roberta-masked-lm")
     native.save_pretrained(tmp_path / "native")
 
@@ -125,7 +125,7 @@ def test_roberta_as_published(tmp_path: Path) -> None:
 
 @exact
 def test_gpt2_as_published(tmp_path: Path) -> None:
-    """Without the prefix, with mask buffers, and with the output projection duplicated."""
+    """The checkpoint lacks the prefix, and has mask buffers and a duplicate of the output projection."""
     native = native_model("gpt2")
     native.save_pretrained(tmp_path / "native")
 
@@ -181,7 +181,7 @@ def test_old_configuration_spellings(tmp_path: Path) -> None:
     assert load_float64(tmp_path / "ours").config.rope_theta == 300.0
 
 
-# --- Refusals: one sentence, nothing written -------------------------------------------------------------------------
+# --- Errors: one sentence, and nothing is written --------------------------------------------------------------------
 
 
 WINDOW = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": None}

@@ -1,4 +1,4 @@
-"""Export to ONNX and generation with onnxruntime, against the exported model."""
+"""ONNX export, and generation with ONNX Runtime, against the exported model."""
 
 import sys
 from pathlib import Path
@@ -30,11 +30,11 @@ pytest.importorskip("onnxscript", reason="a test extra")
 pytest.importorskip("onnxruntime", reason="a test extra")
 
 LONG = "exporting a graph takes 3 to 10 seconds"
-CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}  # Both compute in float32.
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}  # Tolerance: both compute in float32.
 ENCODER_ONLY, DECODER_ONLY = {"decoder_layers": 0}, {"encoder_layers": 0}
 SMALL = {"encoder_layers": 1, "decoder_layers": 1, "num_key_value_heads": 2}
 
-# Positions, norms and their position, grouped queries, two vocabularies, biases.
+# Configurations that differ in positions, norms, grouped queries, vocabularies and biases.
 SHAPES: list[dict[str, Any]] = [
     {"norm_position": "pre", "decoder_vocab_size": 37, "tie_word_embeddings": False},
     {"position_embedding_type": "learned", "norm_type": "rmsnorm", "num_key_value_heads": 1},
@@ -47,7 +47,7 @@ HEADS = [
     TriviumForTokenClassification,
     TriviumForQuestionAnswering,
 ]
-# Batch sizes and lengths unlike the example's, including a single text and a single token.
+# Batch sizes and lengths that differ from the example's, down to a single text and a single token.
 BATCHES = [[9, 4, 2, 5, 7], [6], [1], [1, 3]]
 SEARCHES: list[dict[str, Any]] = [
     {"num_beams": 1},
@@ -59,7 +59,7 @@ SEARCHES: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> TriviumTokenizer:
-    """Return a tokenizer of letters: with five special tokens, the 31 of `tiny_config`."""
+    """Return a tokenizer of letters, with the 31 tokens of `tiny_config`, five of them special."""
     return train_tokenizer([ascii_lowercase], algorithm="char")
 
 
@@ -187,7 +187,7 @@ def test_decoder_matches(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
 def test_classifier_matches(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     model = make_model(TriviumForSequenceClassification, type_vocab_size=2, num_labels=5, **ENCODER_ONLY)
     folder = saved(model.bfloat16(), tokenizer, tmp_path)
-    engine = OnnxModel.from_pretrained(folder)  # The pipeline exports it on the fly.
+    engine = OnnxModel.from_pretrained(folder)  # The pipeline exports the model on the fly.
     assert list(tmp_path.iterdir()) == [folder]
     check_head(model.float(), engine)
     texts = ["abc", "hgfedcb"]
@@ -281,7 +281,7 @@ def test_failed_write_leaves_nothing_behind(
     tokenizer: TriviumTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full_disk(self: Any, folder: Path, **kwargs: Any) -> None:
-        assert any(folder.iterdir())  # The graph has been written already.
+        assert any(folder.iterdir())  # The graph was written before the failure.
         raise OSError("No space left on device")
 
     folder = saved(make_model(TriviumEncoderModel, **ENCODER_ONLY), tokenizer, tmp_path)

@@ -1,4 +1,4 @@
-"""RoPE scaling: logits match native LLaMA in both directions, and a trained context can be stretched."""
+"""RoPE scaling: logits match native LLaMA in both directions, beyond the trained context as well."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from trivium import TriviumConfig, TriviumForCausalLM
 from trivium.interop import convert
 
-assert THEIRS["llama"][1]["hidden_size"] // THEIRS["llama"][1]["num_attention_heads"] == 6  # 3 factors for LongRoPE
+assert THEIRS["llama"][1]["hidden_size"] // THEIRS["llama"][1]["num_attention_heads"] == 6  # LongRoPE needs 3 factors
 ORIGINAL = {"factor": 4.0, "original_max_position_embeddings": 8}
 SCALED: dict[str, dict[str, Any]] = {
     "linear": {"factor": 2.0},
@@ -48,7 +48,7 @@ def test_logits_match_llama_both_ways(rope_type: str, tmp_path: Path) -> None:
     assert ours.config.rope_parameters == back.config.rope_parameters == native.config.rope_parameters
     unscaled = TriviumForCausalLM.from_pretrained(tmp_path / "ours", rope_parameters={"rope_type": "default"})
     assert unscaled.config.rope_theta == 500.0
-    # Beyond the trained context of 29 tokens; a short input afterwards resets dynamic frequencies.
+    # Exceed the trained context of 29 tokens; a short input afterwards must reset dynamic frequencies.
     for length in (5, 45, 6):
         ids = random_ids(2, length)
         with torch.no_grad():
@@ -61,7 +61,7 @@ def test_logits_match_llama_both_ways(rope_type: str, tmp_path: Path) -> None:
 
 @every_type
 def test_generation_matches_llama(rope_type: str, tmp_path: Path) -> None:
-    """Our searches read one token at a time, through left padding and past the trained context."""
+    """Compare searches that read one token at a time, with left padding and beyond the trained context."""
     native = native_model("llama", rope_parameters=parameters(rope_type)).double().eval()
     native.save_pretrained(tmp_path / "native")
     convert(tmp_path / "native", tmp_path / "ours")

@@ -1,4 +1,4 @@
-"""Split an encoder-decoder and join it again: no missing or extra weights, bit-identical results."""
+"""Splitting an encoder-decoder and joining it again: no missing or extra weights, bitwise equal results."""
 
 import copy
 import re
@@ -45,7 +45,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 all_tyings = pytest.mark.parametrize("tying", TYING.values(), ids=TYING)
-# By default each kind with one tying, and each tying with one kind.
+# The default suite runs each kind with one tying, and each tying with one kind.
 all_combinations = pytest.mark.parametrize(
     ("kind", "tying"),
     [
@@ -259,7 +259,7 @@ def test_warm_start_is_reproducible() -> None:
 def test_warm_start_survives_saving(tmp_path: Path) -> None:
     encoder, decoder = halves()
     model, new_parameters = join(encoder, decoder)
-    assert model.config.decoder_vocab_size == 31  # Vocabularies of the same size, but different.
+    assert model.config.decoder_vocab_size == 31  # The vocabularies have the same size, but different tokens.
     model.save_pretrained(tmp_path)
     loaded, report = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
@@ -384,7 +384,7 @@ def test_cross_attention_must_match() -> None:
     with pytest.raises(ValueError, match=re.escape(f"cross_attention lacks {first}, of shape (24, 24).")):
         join(encoder, decoder, lacking)
     with pytest.raises(ValueError, match=f"cross_attention lacks {re.escape(first)}"):
-        join(encoder, decoder, {})  # Not a warm start.
+        join(encoder, decoder, {})  # an empty mapping is an error, not a warm start
     with pytest.raises(ValueError, match=r"cross_attention.*decoder\.layers\.3\.x"):
         join(
             encoder,

@@ -1,4 +1,4 @@
-"""The evaluator of all tasks, against loops over single tokens or texts."""
+"""The evaluator, for all tasks, against naive loops over single tokens or texts."""
 
 import math
 from collections.abc import Iterator
@@ -131,7 +131,7 @@ PROMPT = InputArguments(prompt="of {source}:")
 
 @pytest.fixture(scope="module", params=["sinusoidal", "learned"])
 def completer(request: pytest.FixtureRequest, tokenizer: TriviumTokenizer) -> PreTrainedModel:
-    """Return a model that memorized four answers; learned positions end before an answer could be 50 tokens longer."""
+    """Return a model that memorized four answers; its positions leave no room for 50 more tokens."""
     config = tiny_config(
         vocab_size=len(tokenizer),
         encoder_layers=0,
@@ -238,11 +238,11 @@ def test_label_metrics_match_single_text_loop(
             assert scores["accuracy"]["score"] == hits / 4
 
 
-# --- Refusals before any computation ---------------------------------------------------------------------------------
+# --- Errors before any computation -----------------------------------------------------------------------------------
 
 
 class Untouchable:
-    """A tokenizer that must not be called."""
+    """Tokenizer that fails the test if it is called."""
 
 
 @pytest.mark.parametrize(

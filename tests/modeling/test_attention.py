@@ -1,4 +1,4 @@
-"""Attention in isolation: against torch's functions, and in the cases that torch leaves undefined."""
+"""Attention functions against torch's, and in cases that torch leaves undefined."""
 
 import math
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from trivium.modeling.attention import NO_CONTEXT, AttentionContext, MultiHeadAt
 from trivium.modeling.positions import RotaryPositions, rotate
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
-LLAMAS = {"rtol": 0, "atol": 1e-6}  # Its softmax is always in float32.
+LLAMAS = {"rtol": 0, "atol": 1e-6}  # This function computes the softmax in float32.
 FUNCTIONS = {"eager": eager_attention_forward, "sdpa": sdpa_attention_forward}
 
 
@@ -27,7 +27,7 @@ def attend(
     visible: torch.Tensor | None,
     dropout: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Call an attention function with `visible`, (B, 1, L, S) booleans, in the mask format that it takes."""
+    """Call an attention function with a (B, 1, L, S) boolean mask, converted to the format that it takes."""
     mask = visible
     if visible is not None and function == "eager":
         mask = torch.zeros(visible.shape, dtype=query.dtype).masked_fill(~visible, torch.finfo(query.dtype).min)
@@ -44,7 +44,7 @@ def random_heads(
 
 
 def random_visible(queries: int = 5) -> torch.Tensor:
-    """Return a random mask under which every query sees a key."""
+    """Return a random mask with at least one visible key per query."""
     visible = torch.rand(2, 1, queries, 7) < 0.5
     visible[..., 0] = True
     return visible
@@ -85,7 +85,7 @@ def test_matches_plain_python_equation_1() -> None:
 def test_fully_masked_query_returns_zeros(
     function: str, dtype: torch.dtype, key_value_heads: int, queries: int
 ) -> None:
-    """Expect zero output and zero gradients for fully masked queries, whatever the scores.
+    """Expect zero outputs and gradients for fully masked queries, for any scores.
 
     The scores are large and negative: added to the lowest number of half precision they would overflow to -inf.
     """
@@ -183,7 +183,7 @@ def test_matches_torch_multi_head_attention(cross: bool) -> None:
 @pytest.mark.parametrize("key_value_heads", [2, 1])
 @pytest.mark.parametrize("attention", FUNCTIONS)
 def test_grouped_queries_match_repeated_heads(attention: str, key_value_heads: int) -> None:
-    """Compare a whole model with grouped keys and values to one with repeated heads."""
+    """Compare a model with grouped keys and values to one with repeated heads."""
     overrides = {"attn_implementation": attention, "position_embedding_type": "rotary"}
     grouped = tiny_model(num_key_value_heads=key_value_heads, **overrides)
     full = tiny_model(TriviumForConditionalGeneration, **overrides)
@@ -214,7 +214,7 @@ def test_rotation_matches_llama() -> None:
 
 
 def test_self_attention_matches_llama() -> None:
-    """Compare under grouped-query attention, rotary positions and a causal mask; even the parameter names agree."""
+    """Compare with grouped-query attention, rotary positions and a causal mask; even parameter names agree."""
     config = tiny_config(position_embedding_type="rotary", num_key_value_heads=2)
     llama_config = LlamaConfig(
         hidden_size=24, num_attention_heads=4, num_key_value_heads=2, attn_implementation="eager"
@@ -226,7 +226,7 @@ def test_self_attention_matches_llama() -> None:
     _, rotation = RotaryPositions(config)(hidden, positions)
     assert rotation is not None
     output, weights = layer(hidden, AttentionContext(bias, rotation))
-    rotation = tuple(part[:, 0] for part in rotation)  # Llama's tables have no head dimension.
+    rotation = tuple(part[:, 0] for part in rotation)  # Llama's sines and cosines have no head dimension.
     expected, expected_weights = llama(hidden, position_embeddings=rotation, attention_mask=bias)
     torch.testing.assert_close(output, expected, **LLAMAS)
     torch.testing.assert_close(weights, expected_weights, **LLAMAS)

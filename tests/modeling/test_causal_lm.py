@@ -1,4 +1,4 @@
-"""The decoder-only language model: masks, caches, packed rows, generation, and its loss."""
+"""The causal language model: masks, caches, packed rows, generation and loss."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def test_every_parameter_gets_a_gradient(variant: dict[str, Any], tied: bool) ->
     assert ("lm_head.weight" in names) != tied
     ids = random_ids(4, 8)
     model(ids, labels=ids).loss.backward()
-    # A bias of the keys adds a constant to all scores of a query, which cancels: its gradient is rounding error.
+    # A key bias adds a constant to all scores of a query, which cancels, so its gradient is rounding error.
     moved = [name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 1e-12]
     assert {*moved, *(name for name in names if name.endswith("k_proj.bias"))} == set(names)
 
@@ -93,7 +93,7 @@ def new_cache(model: TriviumForCausalLM, kind: str) -> Cache:
 
 
 def feed(model: TriviumForCausalLM, inputs: Tensors, cache: Cache, start: int, end: int) -> torch.Tensor:
-    """Return the logits of the tokens from `start` to `end`, with a cache that holds the preceding ones."""
+    """Return the logits of the tokens from `start` to `end`; a cache holds the preceding tokens."""
     return model(
         inputs["input_ids"][:, start:end], attention_mask=inputs["attention_mask"][:, :end], cache=cache
     ).logits
@@ -122,7 +122,7 @@ def test_cached_logits_match_uncached(
 @all_variants
 @torch.no_grad()
 def test_decoding_continues_from_cropped_cache(variant: dict[str, Any]) -> None:
-    """Crop two tokens and continue with others, as assisted decoding does."""
+    """Crop two tokens from the cache and continue with others, as in assisted decoding."""
     model, inputs = language_model(**variant), texts([6, 4], "left")
     cache = new_cache(model, "dynamic")
     feed(model, inputs, cache, 0, 5)
@@ -152,7 +152,7 @@ def test_logits_to_keep(kept: int | torch.Tensor) -> None:
 
 @torch.no_grad()
 def greedy_by_hand(model: TriviumForCausalLM, ids: torch.Tensor, steps: int) -> torch.Tensor:
-    """Decode greedily without a cache, recomputing from the start, for one text without EOS."""
+    """Decode one text greedily by recomputing from the start, without a cache or EOS."""
     for _ in range(steps):
         ids = torch.cat((ids, model(ids, use_cache=False).logits[:, -1:].argmax(dim=-1)), dim=1)
     return ids
@@ -173,7 +173,7 @@ def test_greedy_matches_manual_loop(position: str, norm_position: str, cache: st
 @pytest.mark.parametrize("num_beams", [1, 3])
 @each_position
 def test_batched_generation_matches_single(position: str, num_beams: int, cache: str) -> None:
-    """Continue left-padded prompts of different lengths in a batch as they are continued alone."""
+    """Continue left-padded prompts of different lengths; each continuation equals that of the prompt alone."""
     model = language_model(0.3, position_embedding_type=position, num_key_value_heads=1)
     cached = {"use_cache": False} if cache == "none" else {"cache_implementation": cache}
     inputs = texts([4, 2, 1], "left")
@@ -193,7 +193,7 @@ def test_batched_generation_matches_single(position: str, num_beams: int, cache:
         assert together.sequences[row, -5:].tolist() == alone.sequences[0, -5:].tolist()
         if num_beams > 1:
             torch.testing.assert_close(together.sequences_scores[row], alone.sequences_scores[0])
-        else:  # Tokens alone would not reveal a shift: the argmax seldom changes with its position.
+        else:  # Compare scores too: the argmax seldom changes if positions are shifted.
             for step, expected in zip(together.logits, alone.logits, strict=True):
                 torch.testing.assert_close(step[row], expected[0])
 
@@ -238,7 +238,7 @@ def test_sampling_follows_distribution() -> None:
 # transformers passes both to the assistant.
 @pytest.mark.filterwarnings("ignore:Passing `generation_config` together with generation-related arguments")
 def test_assisted_generation_matches_greedy() -> None:
-    """Verify and truncate candidates of a differently shaped assistant, of the model itself, and of prompt lookup."""
+    """Verify candidates from an assistant of another shape, from the model itself, and from prompt lookup."""
     model, assistant = language_model(0.3), language_model(0.3, d_model=16, decoder_layers=1)
     options = {"max_new_tokens": 12, "eos_token_id": None}
     for _ in range(3):
@@ -284,7 +284,7 @@ def test_generation_past_learned_positions_is_refused(from_embeddings: bool) -> 
     model, ids = language_model(position_embedding_type="learned", max_position_embeddings=8), random_ids(1, 5)
     prompt = {"inputs_embeds": model.get_input_embeddings()(ids)} if from_embeddings else {"input_ids": ids}
     options = {"eos_token_id": None}
-    # The last new token is never fed back.
+    # The last generated token is never fed back.
     length = model.generate(**prompt, **options, max_new_tokens=4).shape[1]
     assert length == (4 if from_embeddings else 9)
     with pytest.raises(ValueError, match=r"9 tokens.*learned positions end.*max_position_embeddings=8"):
@@ -305,7 +305,7 @@ LENGTHS = [5, 3, 6, 1, 4]
 
 
 def pack(rows: list[torch.Tensor]) -> Tensors:
-    """Return the output of transformers' packing collator: restarting positions, and one label less per text."""
+    """Return the output of transformers' packing collator: positions restart, and each text has one label less."""
     batch = DataCollatorWithFlattening()([{"input_ids": row.tolist()} for row in rows])
     return {name: batch[name] for name in ("input_ids", "position_ids", "labels")}
 
@@ -313,7 +313,7 @@ def pack(rows: list[torch.Tensor]) -> Tensors:
 @both_attentions
 @all_variants
 def test_packed_texts_do_not_attend_to_each_other(variant: dict[str, Any], attention: str) -> None:
-    """Also with a cache, the default: it must not hide that the positions restart."""
+    """Test with a cache as well, the default: it must not hide that positions restart."""
     model = language_model(**variant, attn_implementation=attention)
     rows = [random_ids(length) for length in LENGTHS]
     packed = pack(rows)
@@ -341,7 +341,7 @@ def test_packed_gradients_match_separate_texts() -> None:
 
 
 @pytest.mark.slow(reason="flex attention compiles a kernel for every mask: more than a minute on a CPU")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch compiles deprecated calls of its own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile calls deprecated functions of torch
 @torch.no_grad()
 def test_packed_texts_with_flex_attention() -> None:
     """Compare in float32: flex attention supports no float64 on CPU."""

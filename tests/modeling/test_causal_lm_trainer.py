@@ -19,7 +19,7 @@ pytestmark = pytest.mark.trains
 
 
 class Rows(Dataset[Tensors]):
-    """Twelve padded rows with unequal numbers of real tokens."""
+    """Return twelve padded rows with different numbers of real tokens."""
 
     def __init__(self, **columns: torch.Tensor) -> None:
         self.columns = columns
@@ -89,7 +89,7 @@ def fit(
     "kind", ["causal", "regression", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("masked", "single"))]
 )
 def test_gradient_accumulation_matches_full_batch(kind: str, smoothing: float, tmp_path: Path) -> None:
-    """Compare 1 x 4 rows with 4 x 1: same losses and weights, despite unequal numbers of labels."""
+    """Compare 1 x 4 rows with 4 x 1: losses and weights are equal, despite unequal numbers of labels."""
     data, outcomes = texts_with_labels(kind), []
     for size in (4, 1, 2):
         model = model_for(kind, label_smoothing=smoothing)
@@ -109,7 +109,7 @@ def smoothed(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> fl
 
 @pytest.mark.parametrize("size", [4, 1])
 def test_trainer_label_smoothing_shifts_labels(size: int, tmp_path: Path) -> None:
-    """The Trainer shifts labels itself for classes that it knows as causal language models."""
+    """The Trainer shifts labels itself for classes registered as causal language models."""
     data, model = texts_with_labels("causal"), model_for("causal", label_smoothing=0.0)
     labels = data.columns["labels"][:4]
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_trainer_label_smoothing_shifts_labels(size: int, tmp_path: Path) -> Non
 
 
 class WithoutPadding(Rows):
-    """The same texts, unpadded."""
+    """These are the same texts without padding."""
 
     def __getitem__(self, index: int) -> Tensors:
         real = self.columns["attention_mask"][index].bool()
@@ -130,7 +130,7 @@ class WithoutPadding(Rows):
 
 @pytest.mark.parametrize("size", [4, 1])
 def test_trainer_packing_matches_padding(size: int, tmp_path: Path) -> None:
-    """Expect packed rows to give the same updates as padded rows."""
+    """Packed rows give the same updates as padded rows."""
     data, outcomes = texts_with_labels("causal"), []
     for rows, collator in ((data, None), (WithoutPadding(**data.columns), DataCollatorWithFlattening())):
         model = model_for("causal")

@@ -38,7 +38,7 @@ from trivium import (
     preset_config,
 )
 
-SHAPES = [[5], [6, 3, 1], [2, 9]]  # Lengths of the texts of a batch.
+SHAPES = [[5], [6, 3, 1], [2, 9]]  # Lengths of the texts in a batch.
 
 SIZES = {
     "vocab_size": 31,
@@ -120,7 +120,7 @@ def in_training(pair: Pair) -> Pair:
 
 
 def rename_tensors(tensors: Tensors, names: dict[str, str]) -> Tensors:
-    """Replace all `names` in the tensor names, one after the other."""
+    """Replace all `names` in the tensor names, one by one."""
     result = {}
     for name, tensor in tensors.items():
         for old, new in names.items():
@@ -191,7 +191,7 @@ either_attention = pytest.mark.parametrize("attention", ["eager", "sdpa"])
 
 
 def batch(lengths: list[int], side: str = "right") -> Tensors:
-    """Return random tokens, in padding as well: only the mask marks real tokens."""
+    """Return random tokens, at padding positions too, so that only the mask marks real tokens."""
     mask = mask_of(lengths, side)
     return {"input_ids": random_ids(*mask.shape), "attention_mask": mask}
 
@@ -201,7 +201,7 @@ def token_types(inputs: Tensors) -> Tensors:
 
 
 def counted_positions(inputs: Tensors) -> Tensors:
-    """Return positions that count padding too, so that outputs there agree as well."""
+    """Return positions that include padding, so that outputs at padding agree as well."""
     ids = inputs["input_ids"]
     return {"position_ids": torch.arange(ids.shape[1]).expand(ids.shape)}
 
@@ -249,7 +249,7 @@ def test_outputs_match_native(name: str, attention: str) -> None:
 @either_attention
 @pytest.mark.parametrize("name", ["llama", "llama-untied-theta"])
 def test_left_padding_matches_native(name: str, attention: str) -> None:
-    """The native model counts padding in positions, Trivium does not: rotary positions are relative."""
+    """The native model includes padding in positions and Trivium does not, but rotary positions are relative."""
     pair = PAIRS[name](attn_implementation=attention)
     for lengths in SHAPES:
         assert_same(pair, batch(lengths, "left"))
@@ -267,7 +267,7 @@ def test_hidden_states_and_attentions_match_native(name: str) -> None:
 
 @every_pair
 def test_dropout_matches_native(name: str) -> None:
-    """In training with one seed: dropout in the same places, in the same order, with the same rates."""
+    """In training mode with equal seeds, dropout acts at the same places, in the same order, at the same rates."""
     pair = PAIRS[name](attn_implementation="eager")
     inputs = batch([6, 3, 1])
     calm = pair.ours(**inputs)[0]
@@ -330,13 +330,13 @@ def test_multi_output_regression_loss_matches_native() -> None:
 )
 def test_question_answering_loss_matches_native(start: list[int], end: list[int]) -> None:
     inputs = batch([6, 3, 1])
-    inputs |= counted_positions(inputs)  # Padding positions compete to be the answer too.
+    inputs |= counted_positions(inputs)  # The softmax includes padding positions.
     inputs |= {"start_positions": torch.tensor(start), "end_positions": torch.tensor(end)}
     assert_same(in_training(ANSWERS()), inputs)
 
 
 def test_answers_out_of_range_have_no_loss() -> None:
-    """Expect a loss of zero where the native model returns NaN."""
+    """The loss is zero where the native model returns NaN."""
     pair = ANSWERS()
     inputs = batch([6, 3, 1])
     inputs |= {"start_positions": torch.tensor([6, 7, 99]), "end_positions": torch.tensor([6, 7, 99])}
@@ -355,7 +355,7 @@ def test_causal_lm_loss_matches_native(name: str, side: str) -> None:
     for lengths in SHAPES:
         inputs = batch(lengths, side)
         mask = inputs["attention_mask"].bool()
-        mask &= mask.roll(1, dims=1)  # A first token is never a target, and neither is padding.
+        mask &= mask.roll(1, dims=1)  # The first token of a text is never a target, and neither is padding.
         inputs["labels"] = inputs["input_ids"].where(mask, -100)
         assert_same(pair, inputs)
 
@@ -375,7 +375,7 @@ def test_causal_lm_loss_matches_native(name: str, side: str) -> None:
 @either_attention
 @pytest.mark.parametrize("name", CAUSAL)
 def test_generation_matches_native(name: str, attention: str, options: dict[str, Any]) -> None:
-    """The weights are random: several EOS tokens end the texts, and repeated tokens are banned to avoid loops."""
+    """With random weights texts rarely end and often loop: use several EOS tokens and ban repetitions."""
     pair = PAIRS[name](attn_implementation=attention)
     inputs, ends = batch([6, 3, 1, 5, 4, 2], "left"), [EOS, 7, 11, 17]
     generation_config = GenerationConfig(
@@ -398,7 +398,7 @@ def test_generation_matches_native(name: str, attention: str, options: dict[str,
         torch.testing.assert_close(ours.sequences_scores, native.sequences_scores, **EXACT)
 
 
-# --- The presets in full size ---
+# --- Presets at full size --------------------------------------------------------------------------------------------
 
 PUBLISHED_LLAMA = LlamaConfig(
     vocab_size=49152,

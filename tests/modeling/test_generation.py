@@ -1,4 +1,4 @@
-"""generate(): transformers provides the strategies, the model what they call."""
+"""Generation strategies of transformers on Trivium models."""
 
 import inspect
 import itertools
@@ -32,7 +32,7 @@ VOCABULARY, LONGEST = 16, 5
 
 
 def copier(steps: int, learning_rate: float = 1e-2, **overrides: Any) -> TriviumForConditionalGeneration:
-    """Return a small model trained to copy for `steps` steps."""
+    """Return a small model after `steps` steps of training on copying."""
     torch.manual_seed(0)
     shape = {"vocab_size": VOCABULARY, "d_model": 32, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 1}
     model = TriviumForConditionalGeneration(tiny_config(**{**shape, "label_smoothing": 0.0, **overrides}))
@@ -41,7 +41,7 @@ def copier(steps: int, learning_rate: float = 1e-2, **overrides: Any) -> Trivium
 
 @pytest.fixture(scope="module")
 def half_trained() -> TriviumForConditionalGeneration:
-    """Return a half-trained model: its errors make strategies differ and sentences end at different positions."""
+    """Return a half-trained model: its errors make strategies differ, and sentences end at different lengths."""
     return copier(steps=80, decoder_layers=2, num_key_value_heads=2)
 
 
@@ -62,7 +62,7 @@ def one_source() -> Tensors:
 
 @torch.no_grad()
 def greedy_by_hand(model: TriviumForConditionalGeneration, inputs: Tensors) -> torch.Tensor:
-    """Decode greedily without a cache, recomputing from the start; padding after EOS."""
+    """Decode greedily by recomputing from the start, without a cache; pad after EOS."""
     target = torch.full((len(inputs["input_ids"]), 1), BOS)
     ended = torch.zeros(len(target)).bool()
     for _ in range(inputs["max_new_tokens"]):
@@ -83,14 +83,14 @@ def greedy_by_hand(model: TriviumForConditionalGeneration, inputs: Tensors) -> t
     "position", ["sinusoidal", *(pytest.param(position, marks=pytest.mark.slow) for position in ("learned", "rotary"))]
 )
 def test_trained_model_copies_unseen_sentences(position: str, norm_position: str) -> None:
-    """Expect copies of unseen sentences; chance level is zero."""
+    """Unseen sentences are copied; chance accuracy is close to zero."""
     model = copier(steps=300, position_embedding_type=position, norm_position=norm_position)
     data = copying_batch(100, LONGEST, VOCABULARY)
     output = model.generate(data["input_ids"], attention_mask=data["attention_mask"], max_length=LONGEST + 2)
     expected = data["labels"].clamp(min=PAD)
     output = torch.nn.functional.pad(output[:, 1:], (0, LONGEST + 2 - output.shape[1]))
     right = (output == expected).all(dim=1).double().mean().item()
-    # Rotary positions are relative: the model has to infer absolute positions, which takes longer.
+    # The model has to infer absolute positions from relative ones, so training takes longer.
     assert right > (0.6 if position == "rotary" else 0.95)
 
 
@@ -125,7 +125,7 @@ def test_any_of_several_eos_tokens_ends_generation(half_trained: TriviumForCondi
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @torch.no_grad()
 def test_full_width_beam_search_is_exhaustive(length_penalty: float) -> None:
-    """Compare with exhaustive search: as many beams as there are sentences of three tokens, all scored by hand."""
+    """Compare with exhaustive search: use as many beams as there are sentences of three tokens."""
     vocab_size, length = 6, 3
     model = tiny_model(vocab_size=vocab_size, std=0.3)
     source = random_ids(1, 4, vocab_size=vocab_size)
@@ -158,7 +158,7 @@ def test_beam_search_finds_higher_scores_than_greedy(half_trained: TriviumForCon
     inputs = sources(32)
 
     def log_probability(target: torch.Tensor) -> torch.Tensor:
-        """Sum up to EOS; beam search pads with EOS where the padding token is 0."""
+        """Sum up to EOS: if the padding id is 0, beam search pads with EOS."""
         with torch.no_grad():
             logits = half_trained(inputs["input_ids"], inputs["attention_mask"], target[:, :-1]).logits
         scores = logits.log_softmax(dim=-1).gather(2, target[:, 1:, None])[..., 0]
@@ -297,7 +297,7 @@ def test_cached_generation_matches_uncached(variant: dict[str, Any], attention: 
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("position", POSITIONS)
 def test_left_padded_decoder_prompts(position: str, num_beams: int, cache: str) -> None:
-    """Continue left-padded prompts of different lengths in a batch as they are continued alone."""
+    """Continue left-padded prompts of different lengths; each continuation equals that of the prompt alone."""
     model = tiny_model(position_embedding_type=position, std=0.3)
     cached = {"use_cache": False} if cache == "none" else {"cache_implementation": cache}
     source, prompts, mask = random_ids(3, 6), random_ids(3, 4), mask_of([4, 2, 1], "left")
@@ -321,7 +321,7 @@ def test_left_padded_decoder_prompts(position: str, num_beams: int, cache: str) 
         assert together.sequences[row, -5:].tolist() == alone.sequences[0, -5:].tolist()
         if num_beams > 1:
             torch.testing.assert_close(together.sequences_scores[row], alone.sequences_scores[0])
-        else:  # Tokens alone would not reveal a shift: the argmax seldom changes with its position.
+        else:  # Compare scores too: the argmax seldom changes if positions are shifted.
             for step, expected in zip(together.logits, alone.logits, strict=True):
                 torch.testing.assert_close(step[row], expected[0])
 
@@ -373,7 +373,7 @@ def test_compiled_generation_matches_eager(half_trained: TriviumForConditionalGe
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 @torch.no_grad()
 def test_cache_is_accepted_under_both_names(name: str) -> None:
-    """The old name warns, as in transformers' own models."""
+    """The deprecated name warns, as in transformers' own models."""
     model, ids, target = tiny_model(), random_ids(2, 5), random_ids(2, 4)
     cache = model(ids, decoder_input_ids=target[:, :3]).cache
     with nullcontext() if name == "cache" else pytest.warns(FutureWarning, match="Use `cache` instead"):
@@ -389,16 +389,17 @@ def test_signature_names_cache_like_transformers() -> None:
 
 
 def test_generation_uses_no_deprecated_names() -> None:
-    """Use no deprecated name of transformers, which a later version would refuse."""
+    """Generation uses no deprecated name of transformers, which a later version would remove."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         tiny_model().generate(random_ids(2, 5), max_new_tokens=3)
         tiny_model(TriviumForCausalLM, encoder_layers=0).generate(random_ids(2, 5), max_new_tokens=3, num_beams=2)
 
 
+@pytest.mark.filterwarnings("ignore:Passing `generation_config` together with generation-related arguments")
 @torch.no_grad()
 def test_assistant_early_exit_matches_greedy() -> None:
-    """Lower layers draft, the whole model verifies: outputs match and the configuration is restored afterwards."""
+    """Lower layers draft and the whole model verifies: outputs match, and the configuration is restored."""
     model, ids = tiny_model(TriviumForCausalLM, encoder_layers=0), random_ids(1, 5)
     calls: list[int] = []
     for index, layer in enumerate(model.model.decoder.layers):

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from model_classes import LAYERS
 from paths import TESTS
 from tiny import tiny_config
 from transformers import PreTrainedModel
 
 from trivium import (
     TriviumConfig,
+    TriviumDecoderForSequenceClassification,
     TriviumForQuestionAnswering,
     TriviumForSequenceClassification,
     TriviumForTokenClassification,
@@ -36,10 +38,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two-vocabularies": {"decoder_vocab_size": 23},
     "untied": {"tie_word_embeddings": False},
 }
-HEADS: dict[str, type[PreTrainedModel]] = {  # Heads other than the one that the architecture is pre-trained with.
+HEADS: dict[str, type[PreTrainedModel]] = {  # Other heads than that of the pre-training objective.
     "sequence-classification": TriviumForSequenceClassification,
     "token-classification": TriviumForTokenClassification,
     "question-answering": TriviumForQuestionAnswering,
+    "decoder-sequence-classification": TriviumDecoderForSequenceClassification,
 }
 CONFIGS: dict[str, TriviumConfig] = {
     **{name: preset_config(name) for name in PRESETS},
@@ -47,7 +50,7 @@ CONFIGS: dict[str, TriviumConfig] = {
 }
 MODELS: dict[str, tuple[type[PreTrainedModel], TriviumConfig]] = {
     **{name: (AnyModelForPreTraining.model_class_for(config), config) for name, config in CONFIGS.items()},
-    **{name: (head, tiny_config(decoder_layers=0, num_labels=3)) for name, head in HEADS.items()},
+    **{name: (head, tiny_config(**LAYERS[head], num_labels=3)) for name, head in HEADS.items()},
 }
 
 

@@ -1,4 +1,4 @@
-"""The layers around attention: norms, residuals, feed-forward, embeddings, initialization."""
+"""Layers other than attention: norms, residuals, feed-forward, embeddings, initialization."""
 
 import math
 
@@ -20,7 +20,7 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
     ("norm_class", "reference_class"), [(LayerNorm, nn.LayerNorm), (RMSNorm, nn.RMSNorm)], ids=["layernorm", "rmsnorm"]
 )
 def test_norms_match_torch(norm_class: type[nn.Module], reference_class: type[nn.Module]) -> None:
-    config = tiny_config(norm_eps=0.25)  # Large enough that omitting it would show.
+    config = tiny_config(norm_eps=0.25)  # Large enough for a test to fail without it.
     norm, reference = shake(norm_class(config).double()), reference_class(24, eps=0.25, dtype=torch.float64)
     reference.load_state_dict(norm.state_dict())
     states = torch.randn(2, 3, 24).double() * 2 + 1
@@ -143,7 +143,7 @@ def test_projections_are_glorot_uniform(fresh: TriviumForConditionalGeneration) 
 
 def test_embedding_variance_is_1_over_d_model(fresh: TriviumForConditionalGeneration) -> None:
     embeddings = [(name, module) for name, module in fresh.named_modules() if isinstance(module, nn.Embedding)]
-    assert len(embeddings) == 4  # Token and position embeddings of either stack.
+    assert len(embeddings) == 4  # Return token and position embeddings of either stack.
     for name, embedding in embeddings:
         assert embedding.weight.std().item() == pytest.approx(128**-0.5, rel=0.05), name
 
@@ -170,7 +170,7 @@ def test_initialization_is_reproducible_with_seed() -> None:
 
 @all_variants
 def test_initial_loss_is_near_log_vocab_size(variant: dict[str, str]) -> None:
-    """Expect a loss close to log V, that of a uniform distribution: no logit starts out large."""
+    """The initial loss is close to log V, that of a uniform distribution: no logit starts out large."""
     model = TriviumForConditionalGeneration(
         tiny_config(**variant, d_model=64, vocab_size=1000, label_smoothing=0.0)
     ).eval()

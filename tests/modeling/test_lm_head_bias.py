@@ -1,4 +1,4 @@
-"""`lm_head_bias`: the output projection with a bias, when a model is used, split, joined and resized."""
+"""`lm_head_bias`, a bias of the output projection: use, splitting, joining and resizing."""
 
 from pathlib import Path
 

@@ -25,7 +25,7 @@ def random_batch(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torc
 
 
 def reference_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> float:
-    """Compute cross entropy against (1 - e) * one-hot + e / V in Python floats, averaged over real tokens."""
+    """Compute the cross entropy against (1 - e) * one-hot + e / V in pure Python, averaged over real tokens."""
     total, count = 0.0, 0
     for row, label in zip(logits.flatten(0, -2).tolist(), labels.flatten().tolist(), strict=True):
         if label == -100:
@@ -127,7 +127,7 @@ TEXTS, CLASSES = 6, 4
 
 
 class Problem(NamedTuple):
-    """A problem type, the numbers of classes to test, random labels, and the torch objective."""
+    """Cases of a problem type: numbers of classes, random labels, and torch's loss function."""
 
     problem_type: str
     classes: int
@@ -153,7 +153,7 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem:
 
 @every_problem
 def test_classification_loss_matches_torch(problem: Problem) -> None:
-    """With the problem type configured, or inferred from the labels and the number of classes."""
+    """The problem type is configured, or inferred from the labels and the number of classes."""
     logits, labels = problem.logits(), problem.labels()
     expected = problem.objective(logits, labels)
     for problem_type in (problem.problem_type, None):
@@ -163,14 +163,14 @@ def test_classification_loss_matches_torch(problem: Problem) -> None:
 
 @pytest.mark.parametrize("labels", [torch.arange(TEXTS), torch.arange(TEXTS) / 2], ids=["whole", "fractions"])
 def test_single_class_is_regression(labels: torch.Tensor) -> None:
-    """With float and with integer labels, one per text."""
+    """Labels are floats or integers, one per text."""
     logits = torch.randn(TEXTS, 1).double()
     loss = classification_loss(logits, labels)
     torch.testing.assert_close(loss, (logits[:, 0] - labels).square().mean(), rtol=1e-12, atol=0)
 
 
 def test_configured_problem_type_wins_over_inferred() -> None:
-    """Override the inferred type: floats may be multi-output regression, and integers multi-label."""
+    """An explicit type overrides the inferred one: floats may be regression, and integers multi-label."""
     logits, labels = torch.randn(TEXTS, CLASSES).double(), torch.randint(2, (TEXTS, CLASSES))
     regression = classification_loss(logits, labels.double(), "regression")
     torch.testing.assert_close(regression, F.mse_loss(logits, labels.double()), rtol=1e-12, atol=0)
@@ -182,7 +182,7 @@ def test_configured_problem_type_wins_over_inferred() -> None:
 @pytest.mark.parametrize("as_tensor", [True, False])
 @every_problem
 def test_micro_batches_of_classifier_sum_to_batch(problem: Problem, as_tensor: bool) -> None:
-    """Split into one and five texts: a mean of means would be wrong."""
+    """Split six texts into one and five: a mean of means would be wrong."""
     logits, labels = problem.logits(), problem.labels()
     count = torch.tensor(labels.numel()) if as_tensor else labels.numel()
     whole = classification_loss(logits, labels)

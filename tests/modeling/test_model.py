@@ -1,4 +1,4 @@
-"""The encoder-decoder: invariance to padding, batching, caching and attention kernel; parameters and interface."""
+"""The encoder-decoder: invariance to padding, batching, caching and attention kernel; parameters; interface."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def batch(source_lengths: list[int], target_lengths: list[int], side: str = "rig
 
 
 def sentence(inputs: Tensors, row: int) -> Tensors:
-    """Return one row of a batch without its padding."""
+    """Return a row of a batch without its padding."""
     source, target = inputs["attention_mask"][row].bool(), inputs["decoder_attention_mask"][row].bool()
     return {
         "input_ids": inputs["input_ids"][row, source][None],
@@ -82,7 +82,7 @@ def test_encoder_attends_to_all_tokens(variant: dict[str, Any]) -> None:
 @all_variants
 @torch.no_grad()
 def test_batch_matches_single_sentences(variant: dict[str, Any], side: str, attention: str) -> None:
-    """Neither padding, on either side of either stack, nor other sentences change a result."""
+    """Neither padding, in any stack and on any side, nor other sentences of the batch affect a result."""
     model = tiny_model(**variant, attn_implementation=attention)
     inputs = batch([6, 3, 1], [2, 5, 1], side)
     outputs = model(**inputs)
@@ -116,11 +116,11 @@ def test_eager_matches_sdpa(variant: dict[str, Any], side: str) -> None:
 
 
 @pytest.mark.slow(reason="flex attention compiles a kernel for every mask: more than a minute on a CPU")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch compiles deprecated calls of its own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile calls deprecated functions of torch
 @pytest.mark.parametrize("side", ["right", "left"])
 @torch.no_grad()
 def test_flex_matches_eager(side: str) -> None:
-    """Compare in float32, forward only: the limits of flex attention on CPU."""
+    """Compare in float32, forward only: on CPU, flex attention supports nothing else."""
     model = tiny_model(num_key_value_heads=2).float()
     inputs = batch([6, 3, 2], [2, 5, 1], side)
     inputs["attention_mask"][2] = 0
@@ -133,7 +133,7 @@ def test_flex_matches_eager(side: str) -> None:
 
 
 def new_cache(model: TriviumForConditionalGeneration, kind: str) -> EncoderDecoderCache:
-    """Create a cache for 6 source and up to 9 target tokens."""
+    """Return a static cache for 6 source and up to 9 target tokens."""
     if kind == "dynamic":
         return EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
     return EncoderDecoderCache(
@@ -144,7 +144,7 @@ def new_cache(model: TriviumForConditionalGeneration, kind: str) -> EncoderDecod
 def feed(
     model: TriviumForConditionalGeneration, inputs: Tensors, cache: EncoderDecoderCache, start: int, end: int
 ) -> torch.Tensor:
-    """Return the logits of the target tokens from `start` to `end`, with a cache that holds the preceding ones."""
+    """Return the logits of the target tokens from `start` to `end`; a cache holds the preceding tokens."""
     return model(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
@@ -192,7 +192,7 @@ def test_static_cache_matches_uncached(variant: dict[str, Any], attention: str) 
 @all_variants
 @torch.no_grad()
 def test_decoding_continues_from_cropped_cache(variant: dict[str, Any]) -> None:
-    """Crop two tokens and continue with others, as assisted decoding does."""
+    """Crop two tokens from the cache and continue with others, as in assisted decoding."""
     model = tiny_model(**variant)
     inputs, cache = batch([6, 3], [6, 6]), new_cache(model, "dynamic")
     feed(model, inputs, cache, 0, 5)
@@ -203,7 +203,7 @@ def test_decoding_continues_from_cropped_cache(variant: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def test_rotary_positions_are_relative() -> None:
-    """Shift all positions of either stack: outputs stay the same, unlike with sinusoids."""
+    """Shifting all positions of a stack changes outputs with sinusoids only, not with rotary positions."""
     for position in ("rotary", "sinusoidal"):
         model = tiny_model(position_embedding_type=position)
         source, target = random_ids(2, 6), random_ids(2, 5)
@@ -245,7 +245,7 @@ def test_encoder_outputs_match_input_ids() -> None:
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("norm_position", ["post", "pre"])
 def test_gradient_checkpointing_matches_gradients(norm_position: str, reentrant: bool, skip_logits: bool) -> None:
-    """With dropout, which the recomputed forward pass has to repeat."""
+    """Enable dropout, which recomputation has to repeat."""
     model = tiny_model(norm_position=norm_position, dropout=0.2, attention_dropout=0.2).train()
     data = copying_batch(sentences=4)
     gradients = []
@@ -261,7 +261,7 @@ def test_gradient_checkpointing_matches_gradients(norm_position: str, reentrant:
 
 
 def test_gradient_checkpointing_disables_cache() -> None:
-    """A cache would be written in the forward pass, and again when backward recomputes it."""
+    """A cache would be updated in the forward pass, and again by recomputation in the backward pass."""
     model = tiny_model().train()
     model.activation_checkpointing_enable()
     ids, cache = random_ids(2, 5), EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -272,7 +272,7 @@ def test_gradient_checkpointing_disables_cache() -> None:
 
 
 class CountingCache(DynamicCache):
-    """A cache without a length, as the paged cache of continuous batching, that records the arguments of `update`."""
+    """Cache without a length, like the paged cache of continuous batching; records the arguments of `update`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -281,7 +281,7 @@ class CountingCache(DynamicCache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         raise AssertionError("a paged cache has no one length")
 
-    def get_query_offset(self, layer_idx: int = 0) -> int:  # For the mask, which a paged cache builds itself.
+    def get_query_offset(self, layer_idx: int = 0) -> int:  # Return 0 for the mask: a paged cache builds its own.
         return 0
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -303,12 +303,12 @@ def test_position_ids_make_cache_length_unnecessary() -> None:
 @tying_modes
 @all_variants
 def test_no_unused_parameters(variant: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """One training step moves every parameter: DDP refuses unused ones."""
+    """A training step changes every parameter: DDP does not accept unused ones."""
     model = tiny_model(**variant, **overrides, attention_bias=True, gated_ffn=True).train()
     model(**copying_batch(sentences=4, vocab_size=23)).loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert not [name for name, gradient in gradients.items() if gradient is None]
-    # A bias of the keys adds a constant to all scores of a query, which cancels: its gradient is rounding error.
+    # A key bias adds a constant to all scores of a query, which cancels, so its gradient is rounding error.
     still = [name for name, g in gradients.items() if g.abs().max() < 1e-12 and not name.endswith("k_proj.bias")]
     assert not still
 
@@ -355,14 +355,14 @@ def test_dropout_only_in_training(variant: dict[str, Any]) -> None:
 
 
 def test_dropout_applies_everywhere() -> None:
-    """Section 5.4: on the embedded input of both stacks and on every sublayer."""
+    """Section 5.4: dropout acts on the embedded input of both stacks and on every sublayer."""
     model = tiny_model(dropout=0.3)
     rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p]
     assert rates == [0.3] * (2 + 2 * 2 + 3 * 3)
 
 
 def test_dropout_on_embedded_input() -> None:
-    """Section 5.4: on the sum of embeddings and positions, the only computation of a stack without layers."""
+    """Section 5.4: dropout acts on the sum of embeddings and positions, all that a stack without layers computes."""
     encoder = tiny_model(TriviumEncoder, encoder_layers=0, dropout=0.5)
     ids = random_ids(2, 6)
     whole, dropped = (encoder.train(training)(ids).last_hidden_state for training in (False, True))

@@ -39,7 +39,7 @@ def test_disk_offloaded_logits_match_in_memory(choices, device_map, tmp_path):
 
 
 def test_accelerate_moves_tensors_of_a_context():
-    """As Accelerate does before a layer on another device: it recurses into a NamedTuple, not into a dataclass."""
+    """Move arguments as Accelerate does: it recurses into a NamedTuple, but not into a dataclass."""
     tokens = RealTokens(torch.tensor([[1, 1, 0]]))
     context = AttentionContext(torch.zeros(1, 1, 3, 3), (torch.ones(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)), tokens)
     moved = send_to_device(context, "meta")

@@ -1,4 +1,4 @@
-"""Computation on unpadded tokens: real tokens and all weights get the results and gradients of the padded layout."""
+"""Unpadding: outputs at real tokens and all gradients equal those of the padded layout."""
 
 from typing import Any
 
@@ -24,14 +24,14 @@ every_way = pytest.mark.parametrize(
 
 
 def padded_batch(model_class: type[nn.Module], side: str = "right") -> dict[str, torch.Tensor]:
-    """Return rows of `LENGTHS`, with some labels in the middle ignored."""
+    """Return rows with the lengths `LENGTHS`, in which some labels are ignored."""
     mask = mask_of(LENGTHS, side)
     ids = random_ids(*mask.shape).masked_fill(mask == 0, PAD)
     labels = ids.masked_fill((mask == 0) | (torch.rand(ids.shape) < 0.2), -100)
     if model_class is TriviumForConditionalGeneration:
         target = mask_of(TARGET_LENGTHS)
         labels = random_ids(*target.shape, vocab_size=29).masked_fill(target == 0, -100)
-        labels[2, 1] = -100  # In the middle of a row: the token is still read.
+        labels[2, 1] = -100  # The ignored label is inside the row, so its token still counts as real.
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
@@ -117,7 +117,7 @@ def test_unpadding_with_gradient_checkpointing(model_class: type[nn.Module], sha
     "optional_inputs",
     [
         {"decoder_attention_mask": mask_of(TARGET_LENGTHS)},
-        # The positions restart, but each row is one sentence.
+        # Positions restart, although each row is a single sentence.
         {"decoder_position_ids": torch.arange(8).expand(4, 8) % 3},
         {"encoder_outputs": True},
         {"attention_mask": None},

@@ -1,4 +1,4 @@
-"""The model against independent implementations of the paper, with copied weights, in float64: outputs and gradients.
+"""The model against independent implementations of the paper, with the same weights: outputs and gradients.
 
 Each reference comes with a function that converts its tensors. It is linear, so it applies to gradients as well.
 """
@@ -31,7 +31,7 @@ SHAPES = [([5], [4]), ([6, 3, 1], [4, 7, 2]), ([1, 9], [1, 5])]
 
 
 def sinusoids(position_ids: torch.Tensor, d_model: int) -> torch.Tensor:
-    """Compute the formula of section 3.5 in Python floats."""
+    """Compute the formula of section 3.5 in pure Python."""
 
     def encode(position: int) -> list[float]:
         angles = [position / 10000 ** (2 * i / d_model) for i in range(d_model // 2)]
@@ -54,7 +54,7 @@ def batch(source_lengths: list[int], target_lengths: list[int], side: str = "rig
 
 
 def assert_same(logits: torch.Tensor, expected: torch.Tensor, inputs: Tensors) -> torch.Tensor:
-    """Compare at real tokens; return the random weights of a scalar objective over them."""
+    """Compare outputs at real tokens; return random weights that reduce them to a scalar objective."""
     real = inputs["decoder_attention_mask"].bool()
     torch.testing.assert_close(logits[real], expected[real], **EXACT)
     return torch.randn_like(logits) * real[..., None]
@@ -103,7 +103,7 @@ def torch_transformer(config, norm_position: str) -> nn.ModuleDict:
         norm_first=norm_position == "pre",
         dtype=torch.float64,
     )
-    if norm_position == "post":  # Torch normalizes a second time at the end of each stack; the paper does not.
+    if norm_position == "post":  # nn.Transformer has a final norm at the end of each stack; the paper has none.
         transformer.encoder.norm = transformer.decoder.norm = None
     transformer.register_parameter("embedding", nn.Parameter(torch.randn(config.vocab_size, config.d_model).double()))
     return shake(transformer)
@@ -129,7 +129,7 @@ def torch_logits(transformer: nn.Module, inputs: Tensors) -> torch.Tensor:
     return hidden @ transformer.embedding.T
 
 
-@pytest.mark.filterwarnings("ignore:enable_nested_tensor")  # Disables torch's fast path.
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")  # disables torch's fast path
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
@@ -264,7 +264,7 @@ def test_loss_matches_marian() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[MarianMTModel, TriviumForConditionalGeneration]:
-    """Return half-trained models: sentences end, and beam search differs from greedy."""
+    """Return half-trained models, whose sentences end, and whose beam search differs from greedy search."""
     torch.manual_seed(0)
     marian, model = marian_and_trivium(std=0.0)
     train_to_copy(marian, steps=120, learning_rate=5e-3)

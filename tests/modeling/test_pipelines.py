@@ -51,7 +51,7 @@ CHATS = [[{"role": "user", "content": text}] for text in TEXTS]
 CHAT_TEMPLATE = "<s>{% for message in messages %}{{ message['content'] }}: {% endfor %}"
 DECIDED = {"max_new_tokens": 12, "num_beams": 3}  # Texts of a few words.
 
-# For each folder: the task, the inputs, and the pipeline's arguments.
+# Task, inputs and pipeline arguments for each folder.
 QUESTIONS: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "translator": ("translation", TEXTS, DECIDED),
     "filler": ("fill-mask", MASKED, {"top_k": 3}),
@@ -63,7 +63,7 @@ QUESTIONS: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "half": ("feature-extraction", TEXTS, {}),
 }
 
-# Runs without the package, after the function `ask`.
+# This program runs without the package, after the definition of `ask`.
 CLEAN = """
 from transformers import AutoModelForTextEncoding, AutoTokenizer, pipeline
 place, questions = Path(arguments[0]), arguments[1]
@@ -86,7 +86,7 @@ answers["marian"] = ask(pipeline("translation", str(place / "marian"), **trust),
 
 
 def ask(pipe: Any, inputs: list[Any], options: dict[str, Any]) -> list[list[Any]]:
-    """Return the outputs of a pipeline for single inputs and for a batch, with NumPy scalars converted."""
+    """Return a pipeline's outputs for single inputs and for a batch, with NumPy scalars converted."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -96,13 +96,13 @@ def ask(pipe: Any, inputs: list[Any], options: dict[str, Any]) -> list[list[Any]
         return value.item() if hasattr(value, "item") else value
 
     alone, together = (plain(pipe(inputs, batch_size=size, **options)) for size in (1, len(inputs)))
-    if pipe.task == "feature-extraction":  # The output includes the padding.
+    if pipe.task == "feature-extraction":  # The output includes padding.
         together = [[together[i][0][: len(alone[i][0])]] for i in range(len(inputs))]
     return [alone, together]
 
 
 def assert_alike(actual: Any, expected: Any) -> None:
-    """Compare numbers with float32 rounding for pipelines that return scores, and all else exactly."""
+    """Compare scores up to float32 rounding, and everything else exactly."""
     if isinstance(expected, float):
         assert actual == pytest.approx(expected, rel=1e-5, abs=1e-9)
     elif isinstance(expected, dict):
@@ -142,7 +142,7 @@ def train_model(model: PreTrainedModel, tokenizer: TriviumTokenizer) -> PreTrain
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a model of every architecture: two vocabularies for translation, one otherwise."""
+    """Save a model of every architecture; the translation model has two vocabularies, all others one."""
     place = tmp_path_factory.mktemp("folders")
     one = train_tokenizer(TEXTS * 2, vocab_size=300, add_bos_token=True)
     two = train_tokenizer(TEXTS * 2, target_texts=GERMAN * 2, shared=False, vocab_size=310)
@@ -207,7 +207,7 @@ def marian(folders: Path) -> TranslationPipeline:
 
 
 def translated(pipe: TranslationPipeline, text: str, **options: Any) -> list[str]:
-    """Return the translation of one text by the model itself."""
+    """Translate one text with the model itself."""
     inputs = pipe.tokenizer(text, return_tensors="pt")
     return pipe.tokenizer.batch_decode(pipe.model.generate(**inputs, **options), skip_special_tokens=True)
 
@@ -380,7 +380,7 @@ def test_encoder_decoder_is_saved_with_its_pipeline(folders: Path, tmp_path: Pat
         names = {file.name for file in folder.glob("*.py")}
         names |= {"tokenization_backends.py", "tokenization_trivium.py"}
         assert names == {file.name for file in (folders / "translator").glob("*.py")}
-    for trust in (None, False, True):  # With the package installed the result is the same.
+    for trust in (None, False, True):  # The result is the same with the package installed.
         again = pipeline("translation", str(tmp_path / "pipeline"), device="cpu", trust_remote_code=trust)
         assert type(again) is TranslationPipeline
         assert again(TEXTS) == pipe(TEXTS)
@@ -400,7 +400,8 @@ def test_pipelines_without_package(folders: Path, marian: TranslationPipeline) -
     run_without_trivium(CLEAN, str(folders), QUESTIONS, folder=folders, functions=[ask])
     found = json.loads((folders / "answers.json").read_text())
     for entities, text in zip([*found["tagger"][0], *found["tagger"][1]], TEXTS * 2, strict=True):
-        for entity in entities:  # Without Trivium's tokenizer, the offsets of a word include the space before it.
+        # Without Trivium's tokenizer class, the offsets of a word include the preceding space.
+        for entity in entities:
             entity["start"] += text[entity["start"]] == " "
     assert_alike(found, answers)
     assert custom_pipelines(folders / "again") == custom_pipelines(folders / "translator")
@@ -479,7 +480,7 @@ def test_token_classification_finds_words(folders: Path) -> None:
 def test_feature_extraction_matches_encoder(folders: Path, name: str) -> None:
     pipe = pipe_of(folders, name)
     encoder = pipe.model
-    if name == "half":  # As in the encoder-decoder.
+    if name == "half":  # The limit is the same as in the encoder-decoder.
         encoder = AutoModelForSeq2SeqLM.from_pretrained(folders / "translator", dtype="auto").get_encoder()
         cut = AutoModelForTextEncoding.from_pretrained(folders / "translator", dtype="auto")
         assert isinstance(cut, TriviumEncoderModel)

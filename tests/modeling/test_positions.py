@@ -1,4 +1,4 @@
-"""Section 3.5: properties of the sinusoids, and that saving loses nothing of any position scheme."""
+"""Properties of the sinusoids (section 3.5), and saving with every position scheme."""
 
 import math
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_shift_is_a_linear_map(distance: int) -> None:
 
 
 def test_wavelengths_are_geometric() -> None:
-    """From 2 pi to nearly 10000 * 2 pi, in a geometric progression."""
+    """Wavelengths are a geometric progression from 2 pi to nearly 10000 * 2 pi."""
     d_model = 512
     wavelengths = 2 * math.pi / angles(torch.ones(1), d_model, 10000.0, torch.float64)[0]
     assert wavelengths[0].item() == pytest.approx(2 * math.pi)
@@ -57,7 +57,7 @@ def test_wavelengths_are_geometric() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_rounds_only_the_result(dtype: torch.dtype) -> None:
-    """Angles in half precision would make neighbors at position 5000 indistinguishable."""
+    """With angles in half precision, neighbors at position 5000 could not be distinguished."""
     table = sinusoidal_encoding(MANY, D_MODEL, dtype)
     assert table.dtype == dtype
     torch.testing.assert_close(table.double(), encode(MANY), rtol=0, atol=torch.finfo(dtype).eps + 1e-3)
@@ -90,7 +90,7 @@ def test_learned_positions_have_a_length_limit() -> None:
 
 
 def test_packed_learned_positions_compile_to_one_graph() -> None:
-    """A graph that read the largest position would have to synchronize."""
+    """Reading the largest position in a compiled graph would synchronize with the device."""
     layer = LearnedPositions(tiny_config(position_embedding_type="learned", max_position_embeddings=4))
     states, positions = torch.randn(1, 6, D_MODEL), torch.tensor([[0, 1, 2, 0, 1, 2]])
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
@@ -105,7 +105,7 @@ def test_generation_stops_at_learned_positions() -> None:
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_output_depends_on_token_order(position: str) -> None:
-    """Without positions attention sees a bag of words: a permuted memory would give the same sum."""
+    """Without positions, attention is permutation-invariant: a permuted memory would give the same sum."""
     model = tiny_model(position_embedding_type=position)
     ids = random_ids(1, 6)
     start = torch.tensor([[1]])

@@ -1,4 +1,4 @@
-"""Fused projection and loss: equal to the loss of all logits, which are never materialized, with equal gradients."""
+"""Fused projection and loss: loss and gradients match, and the full logits are never materialized."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -27,7 +27,7 @@ every_model = pytest.mark.parametrize(("model_class", "shape"), MODELS, ids=["wh
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """Return a two-layer head, states that require gradients, and labels of which 9 of 20 count."""
+    """Return a two-layer head, states that require gradients, and 20 labels, 9 of which are not ignored."""
     head = nn.Sequential(nn.Linear(WIDTH, 8), nn.GELU(), nn.Linear(8, VOCABULARY)).to(dtype)
     states = torch.randn(4, 5, WIDTH, dtype=dtype, requires_grad=True)
     labels = torch.randint(VOCABULARY, (4, 5))
@@ -45,7 +45,7 @@ def differentiate(loss: torch.Tensor, head: nn.Module, states: torch.Tensor) -> 
 def test_matches_loss_of_all_logits(
     monkeypatch: pytest.MonkeyPatch, at_once: int, in_float32: int, smoothing: float, count: int | None
 ) -> None:
-    """Compare loss and gradients, in one chunk and in several; scaled, as by a GradScaler."""
+    """Compare loss and gradients, with one chunk and several; the loss is scaled as by a GradScaler."""
     monkeypatch.setattr(objectives, "MAX_LOGITS", at_once)
     monkeypatch.setattr(objectives, "MAX_FLOAT32_LOGITS", in_float32)
     head, states, labels = problem()
@@ -104,27 +104,29 @@ class Sizes(TorchDispatchMode):
 
 
 def test_logits_of_real_tokens_exist_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In forward and backward; the float32 computation runs on chunks of two rows."""
+    """The limit covers forward and backward; float32 is used for chunks of two rows."""
     monkeypatch.setattr(objectives, "MAX_FLOAT32_LOGITS", 2 * VOCABULARY)
     head, states, labels = problem()
     with Sizes() as sizes:
         projected_cross_entropy(states, head, labels, VOCABULARY, 0.1).backward()
     assert (labels != -100).sum() == 9
     assert sizes.made.count(9 * VOCABULARY) == 1
-    # 8: the gradient of the weight.
+    # The weight and its gradient have 8 * VOCABULARY elements.
     assert set(sizes.made) & {rows * VOCABULARY for rows in range(3, 21)} <= {8 * VOCABULARY, 9 * VOCABULARY}
     with Sizes() as sizes:
         label_smoothed_cross_entropy(head(states), labels, 0.1).backward()
-    assert sizes.made.count(20 * VOCABULARY) > 2  # All tokens, several times: the memory that the chunked loss saves.
+    # The plain loss allocates several tensors of this size, which the chunked loss saves.
+    assert sizes.made.count(20 * VOCABULARY) > 2
 
 
 @pytest.mark.parametrize("train", [True, False])
 @every_model
 def test_model_skips_logits_if_asked_to(model_class: Any, shape: dict[str, Any], train: bool) -> None:
-    """In training and in evaluation; without labels there is no loss, and logits are returned."""
+    """The option works in training and evaluation; without labels, it still returns logits."""
     model = tiny_model(model_class, label_smoothing=0.2, **shape).train(train)
     batch = copying_batch(sentences=4)
-    if model_class is not TriviumForConditionalGeneration:  # One text, partly labeled.
+    # The labels belong to the input text, and cover a part of it.
+    if model_class is not TriviumForConditionalGeneration:
         batch["input_ids"], batch["attention_mask"] = random_ids(4, 9), torch.ones(4, 9, dtype=torch.long)
     gradients = []
     for skip in (True, False):
@@ -150,7 +152,7 @@ def test_model_skips_logits_if_asked_to(model_class: Any, shape: dict[str, Any],
     ids=["whole", "encoder", "decoder"],
 )
 def test_compiled_graph_does_not_depend_on_labels(model_class: Any, shape: dict[str, Any]) -> None:
-    """Expect one graph for any number of labeled tokens."""
+    """The number of labeled tokens causes no recompilation."""
     model = tiny_model(model_class, **shape).train()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     for ignored in (1, 3):
@@ -164,10 +166,11 @@ def test_compiled_graph_does_not_depend_on_labels(model_class: Any, shape: dict[
 def test_run_trainer_computes_no_unused_logits(
     model_class: Any, shape: dict[str, Any], own_smoothing: float, tmp_path: Path
 ) -> None:
-    """In training and evaluation, unless the Trainer smooths labels; the losses are those of a plain Trainer."""
+    """The Trainer skips logits unless it smooths labels itself; losses equal those of a plain Trainer."""
     names = ["input_ids", "labels"]
     if model_class is TriviumForConditionalGeneration:
-        names.append("decoder_input_ids")  # As its collator makes them when the Trainer takes the labels away.
+        # The collator adds them if the Trainer smooths labels, and so removes these from the inputs.
+        names.append("decoder_input_ids")
     texts = [{name: random_ids(1, 7)[0] for name in names} for _ in range(8)]
     losses, untrained = {}, tiny_model(model_class, **shape).float()
     for trainer_class in (RunTrainer, Seq2SeqTrainer):

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM
 
-# Four projections per attention, two or three per feed-forward network, and those of the head.
+# There are four projections per attention, two or three per feed-forward network, and the head's.
 MODELS = [
     (TriviumForConditionalGeneration, {}, 2 * (4 + 2) + 3 * (8 + 2) + 1),
     (TriviumForMaskedLM, {"decoder_layers": 0}, 2 * (4 + 2) + 2),
@@ -18,7 +18,7 @@ MODELS = [
 ]
 
 
-# Both warnings point to torchao, a separate package.
+# Both warnings recommend torchao, a separate package.
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize(("model_class", "options", "projections"), MODELS)
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Resizing the vocabulary: every matrix follows, tied or not; two vocabularies are refused."""
+"""Resizing the vocabulary resizes every matrix, tied or not, and is refused for two vocabularies."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SIZE = {
     "num_attention_heads": 2,
     "ffn_dim": 8,
 }
-CLASSES = {TriviumModel: 2, TriviumForConditionalGeneration: 3}  # The number of matrices if they are not tied.
+CLASSES = {TriviumModel: 2, TriviumForConditionalGeneration: 3}  # Number of vocabulary matrices if they are not tied.
 
 
 @pytest.mark.parametrize("new_size", [27, 11])

@@ -1,4 +1,4 @@
-"""Both searches against transformers' loops, over random tiny models and options."""
+"""Property test: both searches match transformers' loops, over random tiny models and options."""
 
 import random
 import re
@@ -14,12 +14,12 @@ from tiny import BOS, EOS, NORM_POSITIONS, NORMS, PAD, POSITIONS, shake
 from trivium import TriviumConfig, TriviumForCausalLM, TriviumForConditionalGeneration
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unfeasible length constraints:UserWarning")
-CASES_PER_MODEL = 10  # Building a model takes longer than both searches together.
+CASES_PER_MODEL = 10  # Models are cached, since building one takes longer than both searches.
 
 
 @lru_cache(maxsize=1)
 def draw_model(seed: int) -> Any:
-    """Return a tiny float64 model whose next tokens are far from uniform."""
+    """Return a tiny float64 model with peaked next-token distributions."""
     rng = random.Random(f"model {seed}")
     is_encoder_decoder = rng.random() < 0.5
     vocab_size = rng.choice((4, 5, 6, 8, 12, 20, 40))
@@ -59,7 +59,7 @@ def draw_mask(rng: random.Random, rows: int, length: int, side: str) -> torch.Te
 
 
 def draw_inputs(rng: random.Random, model: Any) -> dict[str, torch.Tensor]:
-    """Return sources of an encoder-decoder, sometimes with prompts of its decoder, else prompts."""
+    """Return the inputs of `generate`: sources, sometimes with decoder prompts, or prompts."""
     rows, length, vocab_size = rng.randint(1, 4), rng.randint(1, 5), model.config.vocab_size
     inputs = {"input_ids": torch.tensor([[rng.randrange(vocab_size) for _ in range(length)] for _ in range(rows)])}
     if rng.random() < 0.75:
@@ -73,7 +73,7 @@ def draw_inputs(rng: random.Random, model: Any) -> dict[str, torch.Tensor]:
 
 
 def draw_options(rng: random.Random, vocab_size: int) -> dict[str, Any]:
-    """Return arguments of `generate`."""
+    """Return random arguments of `generate`."""
 
     def tokens(longest: int) -> list[int]:
         return rng.sample(range(vocab_size), rng.randint(1, min(longest, vocab_size - 1)))
@@ -108,13 +108,13 @@ def draw_case(seed: int) -> tuple[Any, dict[str, Any]]:
 
 
 def capture(model: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Return the prompts, the processors and the prepared configuration that `generate` hands to a search."""
+    """Return the prompts, logits processors and generation config that `generate` passes to a search."""
     return input_ids.shape[1], kwargs["logits_processor"], kwargs["generation_config"]
 
 
 @torch.no_grad()
 def score(model: Any, inputs: dict[str, Any], row: int, sequence: torch.Tensor) -> float:
-    """Compute in float64, without a cache, the score of one returned sequence of the prompt `row`."""
+    """Recompute the score of a returned sequence of prompt `row` in float64, without a cache."""
     with patch.multiple(type(model), _sample=capture, _beam_search=capture):
         prompt_length, processors, config = model.generate(**inputs)
     ids, mask = inputs["input_ids"][row : row + 1], inputs.get("attention_mask")
@@ -135,7 +135,7 @@ def score(model: Any, inputs: dict[str, Any], row: int, sequence: torch.Tensor) 
 
 
 def are_ties(model: Any, inputs: dict[str, Any], found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Return True if all sequences that differ have the same scores."""
+    """Return True if sequences that differ have equal scores."""
     if len(found) != len(expected):
         return False
     returned = len(found) // len(inputs["input_ids"])
@@ -148,7 +148,7 @@ def are_ties(model: Any, inputs: dict[str, Any], found: torch.Tensor, expected: 
 
 
 def check_cases(seeds: range) -> None:
-    """Compare both searches, and check that ours finds most of the sequences."""
+    """Compare both searches, and check that most sequences come from Trivium's."""
     found_by_search = ties = 0
     for seed in seeds:
         model, inputs = draw_case(seed)

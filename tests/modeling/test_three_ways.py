@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from model_classes import BOTH, CLASSES, DECODER_ONLY, ENCODER_ONLY, LAYERS, WAYS
 from safetensors import safe_open
 from tiny import NORM_POSITIONS, SAME_WEIGHTS, random_ids, tiny_config, tiny_model
 from transformers import AutoConfig, PreTrainedModel
-from ways import BOTH, CLASSES, DECODER_ONLY, ENCODER_ONLY, WAYS, way_of
 
 from trivium import (
     TriviumConfig,
+    TriviumDecoderForSequenceClassification,
     TriviumDecoderModel,
     TriviumEncoderModel,
     TriviumForCausalLM,
@@ -48,7 +49,7 @@ def inputs_for(model: PreTrainedModel, rows: int = 2, vocab_size: int = 23) -> T
 
 
 def names_in(folder: Path) -> set[str]:
-    """Return the tensor names of the saved files, sharded or not."""
+    """Return the tensor names in the saved files, sharded or not."""
     names: set[str] = set()
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
@@ -139,7 +140,7 @@ def test_saved_configuration_keeps_architecture(way: str, tmp_path: Path) -> Non
 
 
 def build_decoder(model: PreTrainedModel) -> TriviumForCausalLM:
-    """Build a decoder-only model with the weights of an encoder-decoder, without cross-attention."""
+    """Return a decoder-only model with the weights of an encoder-decoder, without cross-attention."""
     alone = TriviumForCausalLM(model.config.decoder_only()).double().eval()
     weights = {
         name: weight
@@ -171,7 +172,7 @@ def test_encoder_decoder_loads_as_half(
     assert (len(list((tmp_path / "whole").glob("*.safetensors"))) > 1) == (max_shard_size == "20KB")
     half, report = load(target, tmp_path / "whole")
 
-    new = head_parameters(half) - names_in(tmp_path / "whole")  # The head of a language model may be present.
+    new = head_parameters(half) - names_in(tmp_path / "whole")  # The checkpoint may contain the LM head.
     assert set(report["missing_keys"]) == new
     assert not report["unexpected_keys"]
     assert not report["mismatched_keys"]
@@ -198,7 +199,7 @@ def test_encoder_decoder_loads_as_half(
 
 @torch.no_grad()
 def test_decoder_matches_whole_with_zero_cross_attention(tmp_path: Path) -> None:
-    """With pre-norm a sublayer that returns zeros is the identity, so the halves compare directly."""
+    """With pre-norm, zero output of a sublayer makes it the identity, so the halves can be compared directly."""
     whole = tiny_model(norm_position="pre")
     for layer in whole.get_decoder().layers:
         layer.cross_attn.o_proj.weight.zero_()
@@ -238,7 +239,7 @@ def test_halves_load_by_path_config_or_state_dict(tying: dict[str, Any], target:
 
 @torch.no_grad()
 def test_configuration_of_another_class_object(tmp_path: Path) -> None:
-    """As with Hub code, where model and configuration are loaded from separate copies of the modules."""
+    """Simulate Hub code: model and configuration come from separate copies of the modules."""
     whole = tiny_model(TriviumForConditionalGeneration)
     whole.save_pretrained(tmp_path)
     spec = importlib.util.spec_from_file_location("loaded_apart", tmp_path / "configuration_trivium.py")
@@ -262,7 +263,7 @@ def test_load_folder_without_configuration(tmp_path: Path) -> None:
     assert loaded.lm_head.weight.equal(model.lm_head.weight)
 
 
-# --- Exchanging heads ---
+# --- Loading with another head ---
 
 
 @by_name("target", ENCODER_ONLY)
@@ -275,7 +276,7 @@ def test_encoder_loads_with_another_head(source: type[Any], target: type[Any], t
     same = source is target
     assert set(report["missing_keys"]) == (set() if same else head_parameters(loaded))
     assert set(report["unexpected_keys"]) == (set() if same else head_parameters(model))
-    # Sequence and token classification name their heads alike, but the shapes differ.
+    # The heads of sequence and token classification have the same names, but different shapes.
     assert not report["mismatched_keys"]
     ids = random_ids(2, 6)
     torch.testing.assert_close(loaded.base_model(ids)[0], model.base_model(ids)[0], **SAME_WEIGHTS)
@@ -341,6 +342,7 @@ AUTO: dict[str, dict[str, type[Any]]] = {
         "AutoModel": TriviumDecoderModel,
         "AutoModelForPreTraining": TriviumForCausalLM,
         "AutoModelForCausalLM": TriviumForCausalLM,
+        "AutoModelForSequenceClassification": TriviumDecoderForSequenceClassification,
     },
 }
 PRETRAINED = {"both": TriviumForConditionalGeneration, "encoder": TriviumForMaskedLM, "decoder": TriviumForCausalLM}
@@ -372,14 +374,14 @@ def test_auto_class_refuses_missing_half(way: str, auto: str, tmp_path: Path) ->
         getattr(transformers, auto).from_pretrained(tmp_path)
 
 
-# --- Common features of all classes ---
+# --- Features of all classes ---
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @by_name("model_class", CLASSES)
 @torch.no_grad()
 def test_save_and_load_keep_everything(model_class: type[Any], tied: bool, tmp_path: Path) -> None:
-    model = tiny_model(model_class, **way_of(model_class), tie_word_embeddings=tied, num_labels=3)
+    model = tiny_model(model_class, **LAYERS[model_class], tie_word_embeddings=tied, num_labels=3)
     model.save_pretrained(tmp_path)
     loaded, report = load(model_class, tmp_path)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -397,8 +399,8 @@ def test_save_and_load_keep_everything(model_class: type[Any], tied: bool, tmp_p
 def test_embeddings_are_tied_set_and_resized(
     model_class: type[Any], tied: bool, new_size: int, tmp_path: Path
 ) -> None:
-    """Tie, get, set and resize; the head of a masked language model has a bias, which is resized too."""
-    model = tiny_model(model_class, **way_of(model_class), tie_word_embeddings=tied)
+    """Tie, get, set and resize embeddings; the bias of the masked LM head is resized too."""
+    model = tiny_model(model_class, **LAYERS[model_class], tie_word_embeddings=tied)
     source, head = model.get_input_embeddings(), model.get_output_embeddings()
     has_head = model_class in PRETRAINED.values()
     assert (head is not None) == has_head
@@ -441,9 +443,9 @@ def test_embeddings_are_tied_set_and_resized(
 @pytest.mark.parametrize("norm_position", NORM_POSITIONS)
 @by_name("model_class", CLASSES)
 def test_gradient_checkpointing_matches_gradients_all(model_class: type[Any], norm_position: str) -> None:
-    """With dropout, which recomputation has to repeat, and without labels, where a cache would be created."""
+    """With dropout, which recomputation has to repeat, and without labels, so that a cache would be created."""
     rates = {"dropout": 0.2, "attention_dropout": 0.2, "activation_dropout": 0.2}
-    model = tiny_model(model_class, **way_of(model_class), **rates, norm_position=norm_position).train()
+    model = tiny_model(model_class, **LAYERS[model_class], **rates, norm_position=norm_position).train()
     inputs, gradients = inputs_for(model), []
     for _ in range(2):
         model.zero_grad()
@@ -461,7 +463,7 @@ def test_gradient_checkpointing_matches_gradients_all(model_class: type[Any], no
 @by_name("model_class", CLASSES)
 @torch.no_grad()
 def test_return_dict_false_returns_tuples(model_class: type[Any]) -> None:
-    model = tiny_model(model_class, **way_of(model_class))
+    model = tiny_model(model_class, **LAYERS[model_class])
     inputs = inputs_for(model)
     as_tuple = model(**inputs, return_dict=False, output_hidden_states=True)
     assert isinstance(as_tuple, tuple)

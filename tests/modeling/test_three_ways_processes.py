@@ -1,17 +1,18 @@
-"""Every class under data parallelism and in replicas."""
+"""Every model class with DistributedDataParallel and DataParallel."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from model_classes import CLASSES, LAYERS
 from tiny import mask_of, tiny_model
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
-from ways import CLASSES, way_of
 
 from trivium import (
+    TriviumDecoderForSequenceClassification,
     TriviumDecoderModel,
     TriviumEncoderModel,
     TriviumForCausalLM,
@@ -37,7 +38,7 @@ def batch_for(model: PreTrainedModel) -> Tensors:
     mask = mask_of([6, 2, 5, 3])
     batch = {"input_ids": draw(31, 4, 6), "attention_mask": mask}
     labels = draw(31, 4, 6).masked_fill(mask == 0, -100)
-    if isinstance(model, TriviumForSequenceClassification):
+    if isinstance(model, (TriviumForSequenceClassification, TriviumDecoderForSequenceClassification)):
         batch["labels"] = draw(31, 4) % 3
     elif isinstance(model, TriviumForTokenClassification):
         batch["labels"] = labels.where(labels < 0, labels % 3)
@@ -53,7 +54,7 @@ def batch_for(model: PreTrainedModel) -> Tensors:
 def two_steps(model_class: type[Any], processes: int, rank: int) -> dict[str, list[torch.Tensor]]:
     """Train on a shard of the batch; return the gradients of both steps and the final weights."""
     torch.manual_seed(0)
-    model = tiny_model(model_class, **way_of(model_class), num_labels=3).train()
+    model = tiny_model(model_class, **LAYERS[model_class], num_labels=3).train()
     batch = batch_for(model)
     shard: dict[str, Any] = {name: rows.chunk(processes)[rank] for name, rows in batch.items()}
     if "labels" in batch:
@@ -85,7 +86,7 @@ def process(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_match_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With find_unused_parameters=False, so that a parameter without gradient would be an error."""
+    """find_unused_parameters=False makes a parameter without gradient an error."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=2)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]

@@ -55,7 +55,7 @@ def test_missing_file_and_broken_checksums_are_detected(checkpoint: Path) -> Non
 
 
 def test_training_arguments_are_optional(checkpoint: Path) -> None:
-    """They are never read, and a push does not upload them."""
+    """Training arguments are never read, and a push does not upload them."""
     (checkpoint / "training_args.bin").write_bytes(b"")
     write_checksums(checkpoint)
     listed = read_checksums(checkpoint)

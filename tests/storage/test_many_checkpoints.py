@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import merge_fsdp_weights
-from dying import kill_while_writing
+from distributed_runs import launch_processes, run_distributed
+from killed_runs import kill_while_writing
 from safetensors.torch import load_file
-from together import launch_processes, run_distributed
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from trivium.recipe import load_recipe
@@ -33,7 +33,7 @@ def settings_of(folder: Path, rows: int = 4) -> list[str]:
 
 
 def train_here(settings: list[str], resume: bool = False, dies_in: str | None = None) -> list[float]:
-    """Train and return the losses; kill the process after half of a file with this ending is written."""
+    """Train and return the losses; optionally kill the process after half of a file with this ending is written."""
     if dies_in is not None:
         kill_while_writing(dies_in)
     trainer = train(load_recipe("numbers", settings), resume=resume)
@@ -58,7 +58,7 @@ def loaded(folder: Path) -> AutoModelForSeq2SeqLM:
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["fsdp2", "cpu"])
 def test_killed_rank_resumes_from_previous_checkpoint(config: str, tmp_path: Path) -> None:
-    """The result is bit-identical to an unbroken run, whose model and checkpoints load."""
+    """A killed and resumed run is bitwise identical to an uninterrupted one; model and checkpoints load."""
     run, broken = tmp_path / "run", tmp_path / "broken"
     together = {"folder": tmp_path, "config": CONFIGS[config]}
     losses, other_losses = run_distributed(train_here, settings_of(run), **together)
@@ -77,7 +77,8 @@ def test_killed_rank_resumes_from_previous_checkpoint(config: str, tmp_path: Pat
     last = broken / "checkpoint-4"
     if config == "fsdp2":
         assert not (last / "model.safetensors").exists()
-        merge_fsdp_weights(last / "pytorch_model_fsdp_0", last)  # The result of `accelerate merge-weights`.
+        # This file is the output of `accelerate merge-weights`.
+        merge_fsdp_weights(last / "pytorch_model_fsdp_0", last)
     assert_same_model(run, last)
     assert torch.equal(loaded(last).lm_head.weight, loaded(run).lm_head.weight)
     assert len(AutoTokenizer.from_pretrained(last)) == loaded(last).config.vocab_size
@@ -86,7 +87,7 @@ def test_killed_rank_resumes_from_previous_checkpoint(config: str, tmp_path: Pat
 @pytest.mark.slow(reason="four processes on two cores")
 @pytest.mark.parametrize("config", ["cpu", "fsdp2"])
 def test_resume_with_more_processes(config: str, tmp_path: Path) -> None:
-    """Two processes of four rows, then four of two: the same steps up to rounding, without dropout."""
+    """Train with two processes of four rows, then four of two: steps are equal up to rounding, without dropout."""
     run, together = tmp_path / "run", {"folder": tmp_path, "config": CONFIGS[config]}
     (losses, _) = run_distributed(train_here, [*settings_of(run), "model.dropout=0"], **together)
     shutil.copytree(run, tmp_path / "whole")
@@ -102,7 +103,7 @@ def test_missing_shards_make_a_checkpoint_defective(tmp_path: Path) -> None:
     run_distributed(train_here, settings, folder=tmp_path, config=CONFIGS["fsdp2"])
     checkpoint = tmp_path / "run" / "checkpoint-2"
     assert find_defect(checkpoint) is None
-    (checkpoint / "manifest.json").unlink()  # As before checksums were written.
+    (checkpoint / "manifest.json").unlink()  # Simulate a checkpoint from before checksums were written.
     for broken in ("optimizer_0/__1_0.distcp", "pytorch_model_fsdp_0/.metadata", "pytorch_model_fsdp_0/__0_0.distcp"):
         content = (checkpoint / broken).read_bytes()
         (checkpoint / broken).write_bytes(content[:-1])

@@ -1,4 +1,4 @@
-"""Crafted checkpoints: no callable they name is called, and the error names the file."""
+"""Crafted checkpoints: callables in their pickles are never called, and the error names the file."""
 
 import json
 import os
@@ -128,7 +128,7 @@ def test_crafted_object_in_shards_is_refused(tmp_path: Path, canary: Path) -> No
     folder = sharded(tmp_path / "optimizer_0", crafted=CallOnUnpickling(os.system, f"touch {canary}"))
     with pytest.raises(UnsafePickleError, match=r"__0_0\.distcp is not safe to unpickle .*posix\.system"):
         check_pickles(tmp_path)
-    # Metadata that declares the object a tensor makes torch read it with weights_only.
+    # If the metadata declare the object to be a tensor, torch reads it with weights_only.
     assert isinstance(
         dcp.FileSystemReader(folder).read_metadata().state_dict_metadata["crafted"], BytesStorageMetadata
     )
@@ -136,7 +136,7 @@ def test_crafted_object_in_shards_is_refused(tmp_path: Path, canary: Path) -> No
 
 
 def test_crafted_metadata_of_one_rank_is_refused(tmp_path: Path, canary: Path) -> None:
-    """Torch reads it where it cannot read the common metadata."""
+    """Torch reads this file if it cannot read the common metadata."""
     folder = sharded(tmp_path / "optimizer_0")
     (folder / "__0.metadata").write_bytes(CRAFTED["os.system"](canary))
     with pytest.raises(UnsafePickleError, match=r"__0\.metadata is not safe"):
@@ -150,7 +150,7 @@ def test_crafted_torch_file_is_named(run: Path, canary: Path, file: str) -> None
 
 
 def test_crafted_best_checkpoint_is_refused(run: Path, canary: Path) -> None:
-    """It is loaded at the end, even if training resumes from another checkpoint."""
+    """The best checkpoint is loaded at the end, even if training resumes from another one."""
     shutil.copytree(run / "checkpoint-3", run / "checkpoint-2")
     (run / "checkpoint-2" / "optimizer_0").mkdir()
     (run / "checkpoint-2" / "optimizer_0" / ".metadata").write_bytes(CRAFTED["os.system"](canary))

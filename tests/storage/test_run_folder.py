@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from accelerate import PartialState
+from distributed_runs import run_distributed
 from paths import TESTS
-from together import run_distributed
 
 from trivium.recipe import Recipe, load_recipe
 from trivium.storage.checkpoints import checkpoints_of, delete_old_checkpoints, set_aside
@@ -130,7 +130,7 @@ def add_foreign_files(run: Path) -> None:
 
 
 def test_overwrite_deletes_only_files_of_runs(run: Path) -> None:
-    """First for a run without a manifest, then for one with a manifest."""
+    """Test a run without a manifest first, then one with a manifest."""
     add_foreign_files(run)
     (run / "evaluation_test.json").write_text(json.dumps(REPORT))
     (run / "predictions_test.txt").write_text("x\n")
@@ -158,7 +158,7 @@ def test_resume_deletes_no_foreign_files(run: Path) -> None:
     before = names_in(run) - {"evaluation_test.json"}
     start_run(run, resume=True)
     assert names_in(run) == before | {MANIFEST.as_posix()}
-    assert "model.safetensors" in (read_manifest(run) or ())  # The run has a manifest from now on.
+    assert "model.safetensors" in (read_manifest(run) or ())  # From here on, the run has a manifest.
     start_run(run, overwrite=True)
     assert names_in(run) == {*FOREIGN, RECIPE_FILE, MANIFEST.as_posix()}
 

@@ -65,7 +65,7 @@ def test_mask_token_includes_preceding_space(tokenizer: TriviumTokenizer) -> Non
 
 @pytest.mark.parametrize("special", ["extra", "named", "add_tokens"])
 def test_added_special_tokens_are_recognized_in_texts(special: str, tmp_path: Path) -> None:
-    """Only the reserved tokens are split; here, after loading, and without the package."""
+    """Only reserved tokens are split: in this process, after loading, and without the package."""
     tokenizer = train_tokenizer(SOURCE, vocab_size=400)
     if special == "extra":
         tokenizer.add_special_tokens({"extra_special_tokens": ["<ent>"]})
@@ -78,7 +78,7 @@ def test_added_special_tokens_are_recognized_in_texts(special: str, tmp_path: Pa
     new = len(tokenizer) - 1
     tokenizers = [tokenizer, loaded, stock, copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))]
     if special == "named":
-        tokenizers.remove(stock)  # This tokenizer splits them.
+        tokenizers.remove(stock)  # This tokenizer splits special tokens.
     for any_tokenizer in tokenizers:
         ids = any_tokenizer.encode("a <ent> fox</s>", add_special_tokens=False)
         assert new in ids
@@ -107,7 +107,7 @@ def test_special_tokens_added_to_target(two: TriviumTokenizer, tmp_path: Path) -
 
 
 def test_old_tokenizers_recognize_added_special_tokens(tmp_path: Path) -> None:
-    """Version 0.1.0 saved them as tokens that are split."""
+    """Version 0.1.0 saved these tokens so that they are split."""
     tokenizer = train_tokenizer(SOURCE, vocab_size=400)
     tokenizer._tokenizer.add_special_tokens(["<ent>"])
     tokenizer.save_pretrained(tmp_path)
@@ -227,7 +227,7 @@ def test_bos_and_eos_can_be_overridden_separately(shared: TriviumTokenizer, tmp_
 
 
 def test_backend_keeps_its_post_processor_by_default(shared: TriviumTokenizer) -> None:
-    """As in an old folder, in which only `tokenizer.json` defines BOS and EOS."""
+    """Simulate an old folder, in which only `tokenizer.json` defines BOS and EOS."""
     backend = shared.backend_tokenizer
     backend.post_processor = TemplateProcessing(single="$A </s> </s>", special_tokens=[("</s>", 2)])
     kept = TriviumTokenizer(tokenizer_object=backend)
@@ -256,7 +256,7 @@ def test_offsets_exclude_space_before_word(tokenizer: TriviumTokenizer) -> None:
     spans = encoding["offset_mapping"]
     assert "".join(text[start:end] for start, end in spans) == "thequickfox<mask>,the<mask>"
     assert all(start <= end <= following for (start, end), (following, _) in itertools.pairwise(spans[:-1]))
-    # Every character has a token, including spaces except one that a mask token includes.
+    # Each character belongs to a token, except for spaces that a mask token absorbs.
     for index in range(len(text)):
         token = encoding.char_to_token(index)
         assert token is not None or text[index:].startswith(" <mask>")
@@ -297,14 +297,15 @@ def test_whole_word_masking(tokenizer: TriviumTokenizer) -> None:
         assert not masked[torch.tensor(batch["special_tokens_mask"]).bool()].any()
     assert {(word, True) for word in " ".join(texts).split()} <= {(word, masked) for word, masked, _ in seen}
     assert {(word, False) for word in " ".join(texts).split()} <= {(word, masked) for word, masked, _ in seen}
-    assert sum(several for _, masked, several in seen if masked) > 5  # Otherwise there is nothing to keep together.
+    # Words must consist of several tokens, or the test proves nothing.
+    assert sum(several for _, masked, several in seen if masked) > 5
 
 
 # --- Chat -------------------------------------------------------------------------------------------------------
 
 
 def chat_ids(chat: TriviumTokenizer, *parts: str | int) -> list[int]:
-    """Return the ids of plain texts with the ids of special tokens between them."""
+    """Return the ids of plain texts, separated by the ids of special tokens."""
     ids = ([part] if isinstance(part, int) else chat.encode(part, add_special_tokens=False) for part in parts)
     return list(itertools.chain.from_iterable(ids))
 
@@ -321,9 +322,9 @@ def test_chat_template_emits_special_tokens(chat: TriviumTokenizer, saved: bool,
     assert chat.apply_chat_template([USER, ASSISTANT], return_dict=False) == expected
     text = chat.apply_chat_template([USER, ASSISTANT], tokenize=False)
     assert text == "<s><|user|>the fox<|assistant|> a dog </s>" == chat.decode(expected)
-    # Special tokens in plain text are split until it is saved.
+    # Special tokens in plain text are split until the tokenizer is saved.
     assert (chat.encode("</s>", add_special_tokens=False) == [2]) == saved
-    if saved:  # As clients do that tokenize later.
+    if saved:  # Tokenize the rendered text, as some clients do.
         assert chat.encode(text, add_special_tokens=False) == expected
         stock = PreTrainedTokenizerFast.from_pretrained(tmp_path)
         assert stock.encode(text, add_special_tokens=False) == expected
@@ -346,7 +347,7 @@ def test_batch_of_chats_is_padded(chat: TriviumTokenizer) -> None:
 
 
 def test_assistant_tokens_mask(chat: TriviumTokenizer) -> None:
-    """Also if the message starts and ends with a space."""
+    """The message may start and end with a space."""
     found = chat.apply_chat_template([USER, ASSISTANT, USER, ASSISTANT], return_assistant_tokens_mask=True)
     assistant_ids = [i for i, mask in zip(found["input_ids"], found["assistant_masks"], strict=True) if mask]
     assert assistant_ids == chat_ids(chat, " a dog ", 2) * 2

@@ -26,7 +26,7 @@ def test_vocabulary_is_filled_and_not_exceeded(kind: dict[str, Any]) -> None:
 def test_words_are_learned(kind: dict[str, Any]) -> None:
     tokenizer = train_tokenizer(many_words(), vocab_size=700, **kind)
     ids = tokenizer.encode("the boud", add_special_tokens=False)
-    assert len(ids) <= 4  # Fewer tokens than the eight characters.
+    assert len(ids) <= 4  # This vocabulary is smaller than the eight characters.
     assert tokenizer.decode(ids) == "the boud"
 
 
@@ -77,7 +77,7 @@ def test_long_text_of_characters_is_linear_time() -> None:
     start = time.perf_counter()
     tokenizer = train_tokenizer([text], algorithm="char", normalization=None)
     assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
-    assert time.perf_counter() - start < 20  # It takes half a second, and would take hours if it were quadratic.
+    assert time.perf_counter() - start < 20  # Training takes half a second; quadratic time would mean hours.
 
 
 @pytest.mark.parametrize("kind", ALGORITHMS, ids=str)
@@ -121,7 +121,7 @@ def test_model_max_length() -> None:
 
 @pytest.mark.parametrize("kind", ALGORITHMS, ids=str)
 def test_training_is_deterministic(kind: dict[str, Any]) -> None:
-    """Even in one process, the trainers' hash tables have a new order each time."""
+    """Hash tables of the trainers have a new order in each training, even in one process."""
     texts = [*many_words(), "größer & 日"]
     runs = {train_tokenizer(texts, vocab_size=600, **kind).backend_tokenizer.to_str() for _ in range(3)}
     assert len(runs) == 1
@@ -151,7 +151,7 @@ def test_progress_bar_is_off_by_default(capfd: pytest.CaptureFixture[str]) -> No
         (
             {"vocab_size": 10**9},
             "vocab_size is 1,000,000,000.*at most 1,048,576",
-        ),  # memory would be allocated
+        ),  # the trainer would allocate the memory
         ({"vocab_size": 260}, "vocab_size is 260.*at least 261.*alphabet"),
         ({"vocab_size": 516, "algorithm": "wordpiece"}, "vocab_size is 516.*at least 517"),
         ({"vocab_size": 260, "algorithm": "unigram"}, "vocab_size is 260.*at least 261"),

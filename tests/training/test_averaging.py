@@ -1,4 +1,4 @@
-"""Means of saved models against float64, and exponential moving averages during training."""
+"""Averages of saved models against float64, and exponential moving averages during training."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def trivium(*arguments: str | Path) -> tuple[int, str]:
     return result.exit_code, " ".join((result.stdout + result.stderr).replace("│", " ").split())
 
 
-# --- The mean --------------------------------------------------------------------------------------------------------
+# --- The average -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shard", ["5GB", "20KB"], ids=["one-file", "sharded"])
@@ -281,7 +281,7 @@ def make_trainer(
 @pytest.mark.parametrize("decay", [0.9, 0.3])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_ema_matches_float64(tmp_path: Path, tied: bool, decay: float) -> None:
-    """One update per step of two batches; the decay of 0.3 is reached, 0.9 is still warming up."""
+    """There is one update per step of two batches; the decay of 0.3 is reached, that of 0.9 is still warming up."""
     recorder = Recorder()
     trainer = make_trainer(
         tmp_path, recorder, ExponentialAverage(decay), tied=tied, gradient_accumulation_steps=2, max_steps=7
@@ -325,7 +325,7 @@ def test_ema_is_evaluated_and_saved_then_swapped_out(tmp_path: Path) -> None:
 
 
 def test_best_ema_is_loaded_at_end(tmp_path: Path) -> None:
-    """If a higher loss is better, the first average is the best."""
+    """With greater_is_better, the first average is the best."""
     options: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 4, "greater_is_better": True}
     trainer = make_trainer(tmp_path, ExponentialAverage(0.9), load_best_model_at_end=True, **options)
     trainer.train()
@@ -359,7 +359,7 @@ def test_only_trainable_parameters_are_averaged(tmp_path: Path) -> None:
 
 
 def test_ema_is_updated_when_epoch_ends_within_a_step() -> None:
-    """A stream with too few batches ends like this: the next epoch restarts the step."""
+    """If a stream has too few batches, the next epoch restarts the step."""
     model = torch.nn.Linear(1, 1, bias=False).double()
     args, state, control = TrainingArguments("x", use_cpu=True), TrainerState(), TrainerControl()
     callback = ExponentialAverage(0.9)
@@ -375,7 +375,8 @@ def test_ema_is_updated_when_epoch_ends_within_a_step() -> None:
         assert model.weight.item() == start + 11
     state.global_step = 1
     callback.on_step_end(args, state, control)
-    assert model.weight.item() == pytest.approx(start + 9)  # 2 / 11 of the initial and 9 / 11 of the later weights.
+    # The average has 2 / 11 of the initial and 9 / 11 of the later weights.
+    assert model.weight.item() == pytest.approx(start + 9)
 
 
 def test_only_rank_0_writes_ema_and_before_the_push(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +384,7 @@ def test_only_rank_0_writes_ema_and_before_the_push(tmp_path: Path, monkeypatch:
     args = TrainingArguments(str(tmp_path), use_cpu=True)
     callback = ExponentialAverage(0.9)
     callback.on_train_begin(args, state, control, model=model)
-    callback.on_push_begin(args, state, control)  # The checkpoint does not exist yet.
+    callback.on_push_begin(args, state, control)  # The checkpoint has not been written yet.
     (tmp_path / "checkpoint-0").mkdir()
     with monkeypatch.context() as another_process:
         another_process.setattr(TrainingArguments, "should_save", False)

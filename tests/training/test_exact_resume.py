@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from distributed_runs import run_distributed
 from tiny import PAD, random_ids, tiny_model
-from together import run_distributed
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainingArguments, set_seed
 
@@ -19,7 +19,7 @@ from trivium.training.trainer import RunTrainer
 
 pytestmark = pytest.mark.trains
 
-ROWS, BATCH = 20, 4  # 5 batches per epoch: with two batches per step, the third step has one.
+ROWS, BATCH = 20, 4  # An epoch has 5 batches: with two per step, the third step has only one.
 STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance", "max_tokens")
 QUICK = [("group_by_length", 1), ("group_by_length", 2), ("random", 2), ("sequential", 2), ("max_tokens", 2)]
 Weights = dict[str, torch.Tensor]
@@ -117,7 +117,8 @@ def test_length_groups_depend_on_seed_and_epoch_only() -> None:
         assert list(sampler) == orders[-1] not in orders[:-1]
         assert sorted(orders[-1]) == list(range(200))
         batches = [[lengths[i] for i in orders[-1][start : start + 8]] for start in range(0, 200, 8)]
-        assert sum(max(batch) - min(batch) for batch in batches[1:]) / 24 < 15  # With batches of random rows it is 40.
+        # Batches of random rows have a mean difference of 40.
+        assert sum(max(batch) - min(batch) for batch in batches[1:]) / 24 < 15
 
 
 @pytest.mark.parametrize(("data_seed", "seed"), [(None, 3), (7, 7)])

@@ -1,4 +1,4 @@
-"""The recipes that reproduce papers, end to end with tiny models on little data."""
+"""Recipes that reproduce papers, run end to end with tiny models and little data."""
 
 import json
 from pathlib import Path

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from distributed_runs import environment_of, free_port, run_distributed
 from safetensors.torch import load_file
 from tiny import random_ids, tiny_model
-from together import environment_of, free_port, run_distributed
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainingArguments, set_seed
@@ -35,8 +35,9 @@ WAYS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "encoder-only": (TriviumForMaskedLM, {"decoder_layers": 0}),
     "decoder-only": (TriviumForCausalLM, {"encoder_layers": 0, "position_embedding_type": "rotary"}),
 }
-ROWS = 8  # Rows per step, however they are split.
-Case = tuple[str, float, int, bool]  # Architecture, label smoothing, gradient accumulation, gradient checkpointing.
+ROWS = 8  # Rows per step, for any number of processes.
+# Each case: architecture, label smoothing, gradient accumulation, gradient checkpointing.
+Case = tuple[str, float, int, bool]
 
 
 # --- The same training in one process or several ---------------------------------------------------------------------
@@ -63,7 +64,7 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def names_of_each_weight(model: nn.Module) -> list[list[str]]:
-    """Return the names of the weights that have several."""
+    """Return the names of tied weights, which have several."""
     names: dict[int, list[str]] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(weight), []).append(name)
@@ -134,8 +135,9 @@ def assert_same_training(found: dict[str, Any], expected: dict[str, Any], tolera
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("smoothing", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_micro_batches_match_full_batch_in_one_process(way: str, smoothing: float, tmp_path: Path) -> None:
-    """In float64, split 8 rows as 8 x 1 and 2 x 4, with unequal token counts and gradient checkpointing."""
-    assert len({round(loss, 3) for loss in train_alone(way, smoothing)["losses"]}) == 3  # The model does learn.
+    """Split 8 rows as 8 x 1 and 2 x 4 in float64, with unequal token counts and gradient checkpointing."""
+    # Training must change the loss.
+    assert len({round(loss, 3) for loss in train_alone(way, smoothing)["losses"]}) == 3
     for accumulated, checkpointing in ((8, False), (2, True)):
         assert_same_training(
             train_steps((way, smoothing, accumulated, checkpointing), str(tmp_path)), train_alone(way, smoothing)
@@ -168,7 +170,7 @@ WRAPPED = {"cpu": "DistributedDataParallel", "fsdp2": "FSDP"}
 def test_distributed_training_matches_one_process(
     config: str, processes: int, cases: list[Case], tmp_path: Path
 ) -> None:
-    """In float64, for all architectures: the same losses, gradient norms and weights; tied weights stay tied."""
+    """All architectures in float64: losses, gradient norms and weights match; tied weights stay tied."""
     results = run_distributed(
         train_cases, cases, str(tmp_path), processes, folder=tmp_path, processes=processes, config=CONFIGS[config]
     )
@@ -182,7 +184,7 @@ def test_distributed_training_matches_one_process(
 @pytest.mark.slow(reason="bfloat16 on a CPU")
 @pytest.mark.parametrize("config", WRAPPED)
 def test_distributed_training_in_bfloat16(config: str, tmp_path: Path) -> None:
-    """Compare to float64 with a tolerance; the weights stay in float32."""
+    """Compare with float64 up to a tolerance; the weights stay in float32."""
     results = run_distributed(
         partial(train_cases, bf16=True), MORE, str(tmp_path), 2, folder=tmp_path, config=CONFIGS[config]
     )
@@ -224,8 +226,8 @@ def test_command_prints_path_of_launch_config() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "use_cpu", "message"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "true", "FSDP is requested, but"),  # Full weights would be trained.
-        ("WORLD_SIZE", "2", "false", r"no GPU.*training\.use_cpu=true"),  # Every process would train alone.
+        ("ACCELERATE_USE_FSDP", "true", "true", "FSDP is requested, but"),  # Training would update the full weights.
+        ("WORLD_SIZE", "2", "false", r"no GPU.*training\.use_cpu=true"),  # Each process would train on its own.
     ],
 )
 def test_gpu_options_are_refused_without_gpus(

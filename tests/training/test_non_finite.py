@@ -1,11 +1,11 @@
-"""A run with NaN stops, reports why, and keeps its last finite checkpoint."""
+"""A run with NaN stops with an explanation, and keeps its last finite checkpoint."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from together import run_distributed
+from distributed_runs import run_distributed
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from typer.testing import CliRunner
 
@@ -61,7 +61,7 @@ def test_guard_counts_consecutive_steps(tmp_path: Path) -> None:
     steps(9, 1.0, NAN)
     steps(1, 1.0, 2.0)
     steps(9, float("inf"), 1.0)
-    skipped = True  # Skipped by a float16 scaler, which exists for such steps.
+    skipped = True  # A float16 loss scaler skips these steps.
     steps(20, float("inf"))
     skipped = False
     with pytest.raises(NonFiniteError, match=r"at step 40: .* not finite for 10 optimizer steps in a row"):

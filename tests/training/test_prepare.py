@@ -1,4 +1,4 @@
-"""`trivium prepare`: the same training as without it, interruptions, and refusals."""
+"""`trivium prepare`: training is identical with and without it; interruptions; errors."""
 
 import json
 import shutil
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from small_recipes import small_recipe
 from typer.testing import CliRunner
 
-from runs import small_recipe
 from trivium.data import numbers_corpus
 from trivium.recipe import load_recipe
 from trivium.training import prepare, train
@@ -23,7 +23,7 @@ MODULE = "trivium.training.prepare"
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encode 20 rows at once and 60 to a piece, so that a few rows make several groups and pieces."""
+    """Encode groups of 20 rows and pieces of 60, so that few rows suffice for several of each."""
     for name in (MODULE, "trivium.tasks.task"):
         monkeypatch.setattr(sys.modules[name], "ENCODED_ROWS", 20)
     monkeypatch.setattr(sys.modules[MODULE], "PIECE_ROWS", 60)
@@ -68,7 +68,7 @@ def test_prepared_language_model_trains_alike(
     assert facts[1]["packing"]["cuts"] == manifest["splits"]["train"]["cuts"]
     for name, weight in plain.model.state_dict().items():
         assert torch.equal(weight, trainer.model.state_dict()[name])
-    # A run that was started without preparation goes on with it.
+    # A run that was started without preparation is resumed with it.
     shutil.rmtree(tmp_path / "plain" / "checkpoint-6")
     (tmp_path / "plain" / "model.safetensors").unlink()
     resumed = train(load_recipe("shakespeare", [*prepared, f"training.output_dir={tmp_path}/plain"]), resume=True)
@@ -106,6 +106,26 @@ def test_interrupted_preparation_goes_on(tmp_path: Path, texts: list[str], monke
         for facts in (manifest, whole):
             del facts["splits"][split]["seconds"]
     assert manifest == whole
+
+
+def test_interrupted_start_and_deletion_go_on(
+    tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("shakespeare", [*texts, f"data.prepared={tmp_path}/prepared"])
+    with monkeypatch.context() as patch:
+        rename = Path.rename
+        patch.setattr(Path, "rename", lambda path, to: exit(1) if to.name == "tokenizer" else rename(path, to))
+        with pytest.raises(SystemExit):
+            prepare(recipe)
+    manifest = prepare(recipe)
+    with monkeypatch.context() as patch:
+        rmtree = shutil.rmtree
+        patch.setattr(shutil, "rmtree", lambda path, **kw: exit(1) if path.name == "tokenizer" else rmtree(path, **kw))
+        with pytest.raises(SystemExit):
+            prepare(recipe, overwrite=True)
+    with pytest.raises(ValueError, match="unfinished"):
+        train(recipe)
+    assert prepare(recipe, overwrite=True)["data"] == manifest["data"]
 
 
 def test_changed_fields_and_files_are_refused(tmp_path: Path, texts: list[str]) -> None:

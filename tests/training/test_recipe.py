@@ -37,8 +37,13 @@ def test_overrides_replace_single_fields() -> None:
     recipe = load_recipe("numbers", ["model.d_model=64", "training.learning_rate=5e-4", "metrics=[chrf]"])
     assert recipe.model_config(vocab_size=600).d_model == 64
     assert recipe.training_arguments().learning_rate == 5e-4
-    assert recipe.training_arguments().warmup_steps == 300  # All other fields stay.
+    assert recipe.training_arguments().warmup_steps == 300  # All other fields are unchanged.
     assert recipe.metrics == ["chrf"]
+
+
+def test_base_of_rotary_positions_may_be_set_alone() -> None:
+    recipe = load_recipe("numbers", ["model.position_embedding_type=rotary", "model.rope_theta=5000"])
+    assert recipe.model_config(vocab_size=600).rope_parameters == {"rope_type": "default", "rope_theta": 5000}
 
 
 def test_saved_recipe_round_trips(tmp_path: Path) -> None:
@@ -207,7 +212,7 @@ def test_interpolation_is_refused_in_overrides(override: str, field: str, secret
 
 
 def test_interpolation_is_refused_in_python(secret: str) -> None:
-    """Such a recipe could be saved, but not loaded."""
+    """A recipe with this value could be saved, but not loaded."""
     with pytest.raises(ValueError, match=r"card\.summary.*interpolation"):
         Recipe(training={"output_dir": "x"}, card=CardArguments(summary=secret))
 
@@ -228,7 +233,7 @@ def test_missing_recipe_error_lists_bundled_ones(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere.*multi30k, multi30k-tiny, numbers"):
         load_recipe("nowhere")
     with pytest.raises(FileNotFoundError, match=r"There.*recipe"):
-        load_recipe(tmp_path)  # A folder without a recipe.
+        load_recipe(tmp_path)  # The folder has no recipe.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Killed runs: whenever a run is killed, resuming leads to the weights of an unbroken run."""
+"""A run that was killed at any time resumes to the weights of an uninterrupted run."""
 
 import json
 import random
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from dying import KillMoment, folder_of, log_of, run_training
+from killed_runs import KillMoment, folder_of, log_of, run_training
 from safetensors.torch import load_file
 
 from trivium.recipe import load_recipe
@@ -20,7 +20,7 @@ from trivium.training.callbacks.ema import TRAINED_WEIGHTS_FILE
 
 pytestmark = [pytest.mark.trains, pytest.mark.subprocess]
 
-STEPS, EVERY = 9, 3  # An epoch has 7 steps: step 9 is in the second.
+STEPS, EVERY = 9, 3  # An epoch has 7 steps, so step 9 is in the second.
 SETTINGS = [
     "model.d_model=16",
     "model.ffn_dim=32",
@@ -73,7 +73,11 @@ def log_history(folder: Path) -> list[dict[str, Any]]:
     """Return the log history without timings."""
     log = json.loads((folder / STATE_FILE).read_text())["log_history"]
     return [
-        {k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k and k != "total_flos"}
+        {
+            k: v
+            for k, v in entry.items()
+            if not any(name in k for name in ("runtime", "per_second", "data_wait", "total_flos"))
+        }
         for entry in log
         if "train_runtime" not in entry
     ]
@@ -118,7 +122,7 @@ def assert_same(one: Any, other: Any, place: str) -> None:
         assert bool((one == other) if not hasattr(one, "all") else (one == other).all()), place
 
 
-# Half of a file is written; a folder is about to be renamed or deleted; the final model is written.
+# Kill moments: half of a file is written, a folder is about to be moved or deleted, the final model is saved.
 MOMENTS: dict[str, KillMoment] = {
     **{
         f"half of {name}": ("half", f"checkpoint-6/{name}")
@@ -169,7 +173,7 @@ def test_full_disk_is_reported_and_run_can_be_resumed(unbroken: Path, tmp_path: 
     assert "resume from checkpoint-4" in message
     assert [path.name for path in checkpoints_of(tmp_path / "run")] == ["checkpoint-3", "checkpoint-4"]
     assert [path.name for path in (tmp_path / "run" / ROOM).iterdir()] == ["manifest.json"]
-    shutil.rmtree(tmp_path / "run" / "checkpoint-4")  # From a run whose schedule ended there.
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")  # checkpoint-4 was the last step of the shorter schedule
     assert run_training(settings_of(tmp_path / "run"), resume=True) == 0
 
 
@@ -244,7 +248,7 @@ def test_run_without_complete_checkpoint_is_not_restarted(run: Path) -> None:
 
 
 def test_unreadable_checkpoint_is_not_a_defect(run: Path) -> None:
-    """It may become readable; resuming from an older checkpoint would discard steps."""
+    """The checkpoint may become readable again; resuming from an older one would discard steps."""
     weights = run / f"checkpoint-{STEPS}" / "model.safetensors"
     weights.unlink()
     weights.mkdir()  # Root can read files without permission.
@@ -297,7 +301,7 @@ def steps_of(folder: Path, *more: str, resume: bool = False) -> dict[str, torch.
 
 @pytest.mark.parametrize("steps", [6, 7, 8])
 def test_repeated_stream_resumes_at_its_position(tmp_path: Path, steps: int) -> None:
-    """At the end of an epoch and within one; an epoch has 7 steps."""
+    """Resume at the end of an epoch and inside one; an epoch has 7 steps."""
     stream = ("data.streaming=true", "training.train_sampling_strategy=null", f"training.save_steps={steps}")
     whole = steps_of(tmp_path / "run", *stream)
     shutil.rmtree(tmp_path / "run" / f"checkpoint-{STEPS}")
@@ -306,7 +310,7 @@ def test_repeated_stream_resumes_at_its_position(tmp_path: Path, steps: int) -> 
 
 
 def test_early_stopping_keeps_its_patience_counter(tmp_path: Path) -> None:
-    """With a rate of 0 nothing improves: two evaluations after the first are enough."""
+    """A learning rate of 0 improves nothing: two evaluations after the first are enough."""
     patience = (
         *("early_stopping_patience=2", "training.learning_rate=0", "training.load_best_model_at_end=true"),
         *("training.save_steps=1", "training.eval_steps=1", "training.save_total_limit=9"),

@@ -101,7 +101,8 @@ def test_full_packed_row_needs_no_padding() -> None:
 @pytest.mark.parametrize("positions", ["learned", "rotary", "sinusoidal"])
 def test_packed_loss_matches_separate_documents(positions: str) -> None:
     model = tiny_model(TriviumForCausalLM, encoder_layers=0, position_embedding_type=positions)
-    documents = [torch.randint(3, 31, (n,)).tolist() for n in (5, 2, 6, 1, 7, 4)]  # 13 tokens, then 12 and padding.
+    # The second row has 12 tokens, and one of padding.
+    documents = [torch.randint(3, 31, (n,)).tolist() for n in (5, 2, 6, 1, 7, 4)]
     batch = {name: torch.tensor(rows) for name, rows in pack(documents, 13, PAD).items()}
     for name in STATISTICS:
         del batch[name]
@@ -122,7 +123,8 @@ def test_texts_are_packed_whole(tokenizer: TriviumTokenizer) -> None:
     expected = [i for text in TEXTS for i in (tokenizer.bos_token_id, *words(tokenizer, text), tokenizer.eos_token_id)]
     assert ids == expected + [tokenizer.pad_token_id] * (-len(expected) % 7)
     collate = make_collator(TASKS["causal-lm"], tokenizer, model_of("causal-lm", config), inputs)
-    assert set(collate(rows)) == {"input_ids", "position_ids", "labels"}  # A mask would hide the restarts.
+    # An attention mask would hide that positions restart.
+    assert set(collate(rows)) == {"input_ids", "position_ids", "labels"}
 
 
 def words(tokenizer: TriviumTokenizer, text: str) -> list[int]:
@@ -152,7 +154,7 @@ def test_long_texts_are_truncated_and_padding_is_ignored(tokenizer: TriviumToken
 def test_bos_is_not_added_if_tokenizer_does_not(tokenizer: TriviumTokenizer) -> None:
     plain = train_tokenizer(TEXTS, vocab_size=290, add_bos_token=False)
     row = encode_rows(texts_as_rows(["a cat"]), TASKS["causal-lm"], plain, config_for(plain), InputArguments())[0]
-    # One EOS, although the tokenizer adds one as well.
+    # There is a single EOS, although the tokenizer adds one as well.
     assert row["input_ids"] == [*words(plain, "a cat"), plain.eos_token_id]
 
 
@@ -258,7 +260,7 @@ def test_whole_word_masking(both_ends: TriviumTokenizer) -> None:
         partly += sum(any(hidden) and not all(hidden) for hidden in by_word.values())
         spelled += sum(len(hidden) > 1 and all(hidden) for hidden in by_word.values())
     assert partly == 0
-    assert spelled > 0  # Some words have several pieces.
+    assert spelled > 0  # Some words consist of several tokens.
 
 
 def test_masks_are_determined_by_batch_and_epoch(both_ends: TriviumTokenizer) -> None:
@@ -309,7 +311,7 @@ def test_problem_type_follows_from_labels(labels: list[Any], problem_type: str, 
 def test_floats_are_regression_and_so_is_explicit_type() -> None:
     regression = {"problem_type": "regression", "num_labels": 1}
     assert label_facts([1, 0.5, 2]) == regression
-    assert label_facts(["0.5", "2"], "regression") == regression  # As a CSV file stores them.
+    assert label_facts(["0.5", "2"], "regression") == regression  # A CSV file stores them like this.
     with pytest.raises(ValueError, match=r"list.*labels.*0\.5"):
         label_facts([[0.5, 1.0]])
 
@@ -334,7 +336,7 @@ def test_label_encoding_round_trips() -> None:
 
 
 def test_multi_labels_are_ordered_by_id() -> None:
-    """A saved configuration lists them by name."""
+    """A saved configuration lists labels by name."""
     config = tiny_config(
         problem_type="multi_label_classification", label2id={"dog": 1, "eel": 0}, id2label={0: "eel", 1: "dog"}
     )

@@ -54,7 +54,7 @@ def test_flops_match_pytorch_counter(way: str, heads: int, gated: bool) -> None:
     model_class, layers = WAYS[way]
     model = model_class(tiny_config(num_key_value_heads=heads, gated_ffn=gated, **layers)).train()
     batch = full_batch(model)
-    alone = {} if way == "labels" else {"skip_logits": True}  # As our Trainer requests the loss.
+    alone = {} if way == "labels" else {"skip_logits": True}  # Compute the loss as RunTrainer does.
     with FlopCounterMode(display=False) as counter:
         model(**batch, **alone).loss.backward()
     counts = counts_of(batch, model)
@@ -112,7 +112,7 @@ def test_time_until_a_batch_arrives_counts_as_waiting(monkeypatch: pytest.Monkey
     state, control = TrainerState(), TrainerControl(should_log=True)
     throughput = Throughput()
     throughput.on_train_begin(args, state, control, model=model)
-    for loaded, end in ((50.0, 54.0), (55.0, 58.0)):  # the first batch takes long, and does not count
+    for loaded, end in ((50.0, 54.0), (55.0, 58.0)):  # the first batch is slow to load, and does not count
         start, now = now, loaded
         throughput.begin_step([{"input_ids": random_ids(2, 4), "labels": random_ids(2, 4)}], start)
         now = end
@@ -132,7 +132,7 @@ def test_log_with_accumulation_and_after_resuming(tmp_path: Path, monkeypatch: p
     recipe = recipe_for(tmp_path, *options, "training.max_steps=5", max_tokens=200)
     trainer = train(recipe)
     log, work = log_of(tmp_path)
-    assert len(trainer.batches) > 10  # All in the first epoch.
+    assert len(trainer.batches) > 10  # All steps are in the first epoch.
     batches = list(trainer.get_train_dataloader())[:10]
     real = [int((batch["labels"] != -100).sum() + batch["attention_mask"].sum()) for batch in batches]
     padded = [batch["labels"].numel() + batch["attention_mask"].numel() for batch in batches]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from small_recipes import small_recipe
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from runs import small_recipe
 from trivium import TriviumForConditionalGeneration
 from trivium.data import fingerprint, load_data, numbers_corpus
 from trivium.evaluation import evaluate
@@ -61,7 +61,7 @@ def test_resumed_run_matches_unbroken_run(run: Path, tmp_path: Path) -> None:
     whole = AutoModelForSeq2SeqLM.from_pretrained(run).state_dict()
     broken = load_recipe("numbers", small_recipe(tmp_path / "broken"))
     train(broken)
-    # As if the run had been stopped after the first checkpoint: the folder of the second is deleted.
+    # Simulate a run that was stopped after its first checkpoint: delete the folder of the second.
     for path in (tmp_path / "broken" / "checkpoint-6").iterdir():
         path.unlink()
     (tmp_path / "broken" / "checkpoint-6").rmdir()
@@ -109,7 +109,7 @@ def test_run_metadata_is_recorded(run: Path) -> None:
 
 @pytest.mark.parametrize("restore", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_run_metadata_is_summed_over_sessions(run: Path, tmp_path: Path, restore: str) -> None:
-    """Whether or not the Trainer restores the other callbacks; a checkpoint without metadata is accepted."""
+    """This works whether or not the Trainer restores other callbacks; a checkpoint without metadata is accepted."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     (folder / "evaluation_test.json").write_text("{}")
@@ -134,7 +134,7 @@ def test_run_metadata_is_summed_over_sessions(run: Path, tmp_path: Path, restore
     change("checkpoint-6", seconds=1000.0, hardware="8 x A")
     assert 1000 < resume_until(7)["seconds"] < 1600
     assert facts_of(folder)["hardware"] == f"8 x A, then {here}"
-    assert not (folder / "evaluation_test.json").exists()  # The metadata of the starting weights.
+    assert not (folder / "evaluation_test.json").exists()  # The report of the initial weights has been deleted.
     assert resume_until(8)["hardware"] == f"8 x A, then {here}"
     change("checkpoint-8")
     assert resume_until(9)["seconds"] < 600
@@ -170,7 +170,7 @@ def test_two_vocabularies_and_streaming(tmp_path: Path) -> None:
 
 
 def test_gradient_accumulation_matches_full_batch(tmp_path: Path) -> None:
-    """Compare 1 x 16 sentences with 4 x 4: same losses and weights, despite unequal numbers of target tokens."""
+    """Compare 1 x 16 sentences with 4 x 4: losses and weights are equal, despite unequal numbers of target tokens."""
     common = ["model.dropout=0", "training.train_sampling_strategy=random", "training.eval_strategy='no'"]
     parts = ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=4"]
     whole = train(load_recipe("numbers", small_recipe(tmp_path / "whole", *common)))
@@ -199,7 +199,7 @@ def test_early_stopping_and_curves(tmp_path: Path) -> None:
     overrides = ["training.learning_rate=0", "training.max_steps=30", "early_stopping_patience=2"]
     overrides += ["training.load_best_model_at_end=true", "training.metric_for_best_model=sacrebleu"]
     trainer = train(load_recipe("numbers", small_recipe(folder, *overrides)))
-    assert trainer.state.global_step == 9  # Nothing improves after the first of the evaluations at 3, 6 and 9.
+    assert trainer.state.global_step == 9  # The evaluations at steps 3, 6 and 9 do not improve after the first.
     assert list(folder.rglob("events.out.tfevents.*"))  # For TensorBoard.
 
 
@@ -239,7 +239,8 @@ def test_default_batch_size_is_a_token_budget(run: Path, beams: int, monkeypatch
     together = list(translate(model, tokenizer, texts, **options))
     assert sum(rows for rows, _ in shapes) == len(texts)
     assert all(rows == 1 or rows * length * beams <= most for rows, length in shapes)
-    assert all((rows + 1) * length * beams > most for rows, length in shapes[:-1])  # One more would not fit.
+    # The model has no position for one more token.
+    assert all((rows + 1) * length * beams > most for rows, length in shapes[:-1])
     assert shapes[0][0] == 1  # The long one.
     assert max(shapes)[0] > 3  # The short ones.
     monkeypatch.undo()

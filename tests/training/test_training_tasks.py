@@ -51,7 +51,7 @@ SHAPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Corpus:
-    """A folder of small data files."""
+    """Folder of small data files."""
 
     folder: Path
 
@@ -220,7 +220,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     ],
 )
 def test_resumed_task_matches_unbroken_run(corpus: Corpus, tmp_path: Path, task: str, streaming: bool) -> None:
-    """With dropout, and with masks for `masked-lm`, which must both continue the random sequence."""
+    """Dropout, and masks for `masked-lm`, must continue the random sequence."""
     changes = {**RESUMED[task], "data": {"streaming": streaming}, "training": {"max_steps": 5, "save_steps": 2}}
     recipe = corpus.recipe(task, tmp_path / "run", **changes)
     whole = train(recipe)
@@ -239,7 +239,7 @@ def test_streaming_trains(corpus: Corpus, tmp_path: Path, task: str) -> None:
 
 
 def test_masks_differ_between_epochs(corpus: Corpus, tmp_path: Path) -> None:
-    """With a single batch and a constant model, the losses differ only by the masks."""
+    """With a single batch and a learning rate of 0, losses differ only by the masks."""
     still = {"learning_rate": 0.0, "per_device_train_batch_size": 1, "eval_strategy": "no", "max_steps": 4}
     recipe = corpus.recipe(
         "masked-lm",
@@ -255,7 +255,7 @@ def test_masks_differ_between_epochs(corpus: Corpus, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", ["causal-lm", "completion"])
 def test_trainer_loss_matches_evaluator(corpus: Corpus, tmp_path: Path, task: str) -> None:
-    """For a constant model, over texts of unequal length, in one batch or in several accumulated ones."""
+    """Evaluate an untrained model on texts of unequal length, in one batch or several accumulated ones."""
     inputs = InputArguments(prompt="{source}:") if task == "completion" else InputArguments()
     for size, parts in ((60, 1), (15, 4)):
         recipe = corpus.recipe(
@@ -287,7 +287,7 @@ def test_trainer_loss_matches_evaluator(corpus: Corpus, tmp_path: Path, task: st
 def test_start_from_tokenizer_saved_by_transformers(
     corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, tokenizer_options: dict[str, bool]
 ) -> None:
-    """It works like ours, although it does not declare its BOS and EOS behavior."""
+    """The class works like TriviumTokenizer, but does not declare its BOS and EOS behavior."""
     shutil.copytree(folder_of(runs["translation"]), tmp_path / "start")
     PreTrainedTokenizerFast.from_pretrained(tmp_path / "start").save_pretrained(tmp_path / "start")
     found = []
@@ -321,9 +321,9 @@ def test_start_from_half_of_encoder_decoder(
         assert torch.equal(new[name], old[name]), name
     ids, tokenizer = trainer.processing_class("red cats")["input_ids"], trainer.processing_class
     assert (ids[0] == tokenizer.bos_token_id) == (half == "decoder")
-    # Fields of the saved model that do not conflict.
+    # The tokenizer adds the special tokens that the new task needs.
     assert (ids[-1] == tokenizer.eos_token_id) == (half == "encoder")
-    assert load_file(folder_of(trainer) / "model.safetensors")  # The folder is complete.
+    assert load_file(folder_of(trainer) / "model.safetensors")  # The folder holds the weights.
 
 
 def test_start_classifier_from_masked_lm_and_classifier(
@@ -379,7 +379,7 @@ def test_start_without_the_half_is_refused(corpus: Corpus, runs: dict[str, Seq2S
         train(corpus.recipe("causal-lm", tmp_path / "run", init_from=str(folder_of(runs["masked-lm"]))))
 
 
-# --- Labels are learned ----------------------------------------------------------------------------------------------
+# --- Learning labels -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", LABELS)

@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset, load_dataset_builder
 from trivium.data.loading import SLICE, DataArguments, files_of
 from trivium.data.readers import READERS
 
-BATCH_SIZE = 1000  # rows to hash at once
+BATCH_SIZE = 1000  # number of rows to hash at once
 
 
 def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
@@ -41,7 +41,7 @@ def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
 def _files(args: DataArguments, rows: IterableDataset) -> list[str]:
     """Return the paths or URLs of a stream's files, in reading order."""
     if args.name is None:
-        assert args.train is not None  # `train` checks that there is a training split.
+        assert args.train is not None  # `train` ensures that there is a training split.
         return list(files_of(args.train, args, rows.column_names or ()))
     sliced = SLICE.fullmatch(args.train or "train")
     split = sliced[1] if sliced else args.train or "train"

@@ -190,7 +190,7 @@ def _load_split(args: DataArguments, expression: str) -> Dataset | IterableDatas
 def _as_examples(
     rows: Dataset | IterableDataset, args: DataArguments, columns: dict[str, str], split: str
 ) -> Dataset | IterableDataset:
-    # A `ClassLabel` column holds indices. Use its names as labels.
+    # A `ClassLabel` column stores indices: convert them to names.
     label_names = getattr((rows.features or {}).get(args.label), "names", None) if "label" in columns else None
     return rows.map(
         _numbered_example,
@@ -201,7 +201,7 @@ def _as_examples(
             "label_names": label_names,
             "allow_blank": _allow_blank(args, split),
         },
-        remove_columns=rows.column_names or list(next(iter(rows), {})),  # Some streams do not know their columns.
+        remove_columns=rows.column_names or list(next(iter(rows), {})),  # Some streams do not declare their columns.
         features=_features(columns, label_names),
     )
 

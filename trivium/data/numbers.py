@@ -217,7 +217,7 @@ CLOCK_HOURS = (
 )
 FIRST_DAY, LAST_DAY = datetime.date(1600, 1, 1), datetime.date(2099, 12, 31)
 
-# For each kind of sentence: the number of distinct pairs, their percentage of the corpus, and the generating function.
+# Number of distinct pairs, percentage of the corpus, and generating function of each kind of sentence.
 KINDS: list[tuple[int, int, Callable[[int], Pair]]] = [
     (10_000, 20, _cardinal),
     (990_000, 20, _large_cardinal),

@@ -1,4 +1,4 @@
-"""Pack documents of a language model into rows of one length."""
+"""Pack documents into rows of fixed length for language modeling."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from datasets import Dataset
 from trivium.modeling.loss import IGNORE_INDEX
 
 STRATEGIES = ("concatenate", "best-fit")
-STATISTICS = ("num_tokens", "num_cuts")  # columns of a packed row that are not model inputs
+STATISTICS = ("num_tokens", "num_cuts")  # metadata columns of a packed row
 
 
 class Segment(NamedTuple):
-    """A document, or the part of one, that lies in one row.
+    """A document, or a part of one, within a row.
 
     Attributes:
-        tokens: Its token ids.
+        tokens: Token ids of the segment.
         continues: True if the document begins in another segment.
     """
 
@@ -50,7 +50,7 @@ def pack(
         position_ids: list[int] = []
         labels: list[int] = []
         for tokens, continues in row:
-            # The model does not predict the first token of a row, so its label is kept there.
+            # The model never predicts the first token of a row, so its label is kept.
             labels += tokens if continues and not input_ids else [IGNORE_INDEX, *tokens[1:]]
             input_ids += tokens
             position_ids += range(len(tokens))
@@ -64,7 +64,7 @@ def pack(
 
 
 def concatenate(documents: list[list[int]], length: int) -> Iterator[list[Segment]]:
-    """Join the documents and cut the result every `length` tokens; only the last row has padding.
+    """Concatenate the documents and cut the result every `length` tokens; only the last row has padding.
 
     Yields:
         The segments of each row.
@@ -86,15 +86,15 @@ def concatenate(documents: list[list[int]], length: int) -> Iterator[list[Segmen
 
 
 def best_fit(documents: list[list[int]], length: int) -> list[list[Segment]]:
-    """Put whole documents into rows, and cut only those that are longer than a row.
+    """Pack whole documents into rows, and cut only those that are longer than a row.
 
-    This is best-fit decreasing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"): from the longest
-    segment to the shortest, each goes into the row with the least space that is enough. A document longer than a row
-    is first cut every `length` tokens.
+    This is best-fit decreasing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"): segments are placed
+    from longest to shortest, each in the fullest row that has enough space left. Documents longer than a row are first
+    cut every `length` tokens.
 
     Returns:
-        The segments of each row. Rows, and segments within a row, are in the order of the documents, so that rows that
-        are not shuffled, as those of a stream, are not sorted by length.
+        The segments of each row. Rows, and segments within a row, follow the order of the documents, so that
+        unshuffled rows, such as those of a stream, are not sorted by length.
     """
     segments = [
         Segment(document[start : start + length], start > 0)
@@ -102,8 +102,8 @@ def best_fit(documents: list[list[int]], length: int) -> list[list[Segment]]:
         for start in range(0, len(document), length)
     ]
     rows: list[list[int]] = []  # indices of segments
-    rows_by_space: dict[int, list[int]] = {}  # indices of rows; those without space are left out
-    spaces: list[int] = []  # the keys of `rows_by_space`, ascending
+    rows_by_space: dict[int, list[int]] = {}  # row indices by free space; full rows are left out
+    spaces: list[int] = []  # sorted keys of `rows_by_space`
     for index in sorted(range(len(segments)), key=lambda i: -len(segments[i].tokens)):  # stable
         size = len(segments[index].tokens)
         place = bisect_left(spaces, size)
@@ -125,7 +125,7 @@ def best_fit(documents: list[list[int]], length: int) -> list[list[Segment]]:
 
 
 def packing_facts(rows: Dataset) -> dict[str, float]:
-    """Count what packing did to all `rows` that were encoded with it.
+    """Return statistics of packed rows, for the log and the run metadata.
 
     Returns:
         `rows`; `tokens`, without padding; `padding`: its fraction of all tokens; `cuts`: the number of places at which

@@ -7,6 +7,8 @@ import pyarrow.compute
 from datasets import Dataset
 from torch.utils.data import Sampler
 
+from trivium.configuration import TriviumConfig
+
 
 class TokenBatchSampler(Sampler[list[int]]):
     """Sample batches of rows of similar length with at most `max_tokens` tokens, in a new order in each epoch.
@@ -81,6 +83,16 @@ def token_batches(lengths: Sequence[np.ndarray], max_tokens: int, rng: np.random
         if not starts or (index + 1 - starts[-1]) * length > max_tokens:
             starts.append(index)
     return np.split(order, starts[1:])
+
+
+def token_columns(config: TriviumConfig) -> list[str]:
+    """Return the columns of encoded rows that hold the tokens of the source and of the target."""
+    return ["input_ids", "labels"] if config.is_encoder_decoder else ["input_ids"]
+
+
+def tokens_of(rows: Dataset, config: TriviumConfig) -> int:
+    """Return the number of tokens of encoded rows, including the padding of packed ones."""
+    return sum(int(lengths_of(rows, column).sum()) for column in token_columns(config))
 
 
 def lengths_of(rows: Dataset, column: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 
 from .introspect import Inputs, Piece
 
-ALTERNATIVES = 6  # shown at each step
+ALTERNATIVES = 6  # number of alternatives per step
 EXTRA_LENGTH = 50  # maximum output length in the paper: input length + 50 (section 6.1)
 
 Named = tuple[str, float]  # a token, label or beam, and its probability or score
@@ -184,7 +184,7 @@ def _stream_tokens(
             if isinstance(item, Exception):
                 raise item
             yield item
-    finally:  # also if the consumer closes the generator early
+    finally:  # also runs if the consumer closes the generator early
         criterion.must_stop.set()
         thread.join()
 

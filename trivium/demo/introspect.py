@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-MAX_CHARACTERS = 10_000  # longer texts are refused before tokenization
-MAX_TOKENS = 512  # more would be slow, and too many to display
+MAX_CHARACTERS = 10_000  # longer texts are rejected before tokenization
+MAX_TOKENS = 512  # more would be slow and too many to display
 
 
 class UnfitText(ValueError):
-    """The text is not a valid input; the message is shown to the user, with the reason and what to do."""
+    """Raised for invalid input; the message tells the user what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _pieces(
     for token_id, (start, end) in zip(ids, spans, strict=True):
         if token_id in special:
             pieces.append(Piece(str(tokenizer.convert_ids_to_tokens(token_id)), is_special=True))
-        elif pieces and (start < done or end <= done):  # another token of the same character
+        elif pieces and (start < done or end <= done):  # a further token of the same character
             pieces[-1] = Piece(pieces[-1].text + text[done:end], pieces[-1].tokens + 1)
         else:
             pieces.append(Piece(text[done:end]))  # includes a skipped space before the token

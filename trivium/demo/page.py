@@ -17,7 +17,7 @@ from .introspect import Inputs, UnfitText, max_length, read
 from .judging import classify, fill_masks, is_regression
 
 HERE = Path(__file__).parent
-NEW_TOKENS = 100  # of a continuation, unless the generation config sets it
+NEW_TOKENS = 100  # maximum length of a continuation, unless the generation config sets one
 METHODS = {
     "Greedy": "select the most probable token",
     "Beam search": "keep several hypotheses and return the best",
@@ -237,7 +237,7 @@ def _answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: 
 
 
 def _line(event: Event) -> str:
-    # Escape "<", since Gradio warns about possible scripts.
+    # Escape "<": Gradio warns about possible scripts.
     return json.dumps(event, ensure_ascii=False).replace("<", "\\u003c") + "\n"
 
 

@@ -43,9 +43,9 @@ PICTURE_FILE = "attention.png"
 MARK = "<!-- Written by `trivium card`, which will replace it; to keep a text of your own, remove this line. -->"
 MAX_CURVE_ROWS = 10
 MAX_LISTED_LABELS = 30
-NEW_TOKENS = 100  # in code examples, if the generation config has no length
+NEW_TOKENS = 100  # for code examples, if the generation config has no length
 
-# For each metric: its name on the Hub, its display name, and the format of its score.
+# Name on the Hub, display name and score format of each metric.
 METRICS = {
     "sacrebleu": ("sacrebleu", "sacreBLEU", "{:.2f}"),
     "bleu_lower": ("sacrebleu", "sacreBLEU, lowercased", "{:.2f}"),
@@ -208,7 +208,7 @@ def _read_facts(folder: Path, overrides: Sequence[str]) -> _Facts:
         raise FileNotFoundError(f"{folder} is not a saved model: it has no config.json.")
     if invalid := [text for text in overrides if not re.match(r"card\.\w+=", text)]:
         raise ValueError(f"overrides has {invalid[0]!r}, but must have card.field=value, such as card.license=mit.")
-    weights_of(folder)  # raises if there are none
+    weights_of(folder)  # raises a FileNotFoundError if there are none
     config = TriviumConfig.from_pretrained(folder)
     recipe = load_recipe(folder, overrides) if (folder / RECIPE_FILE).is_file() else None
     evaluations = {}
@@ -434,11 +434,11 @@ def _learning_curve(state: TrainerState | None) -> str:
         if "eval_loss" in entry:
             rows.append((f"{entry['step']:,}", loss, f"{entry['eval_loss']:.3f}"))
     every = math.ceil(len(rows) / MAX_CURVE_ROWS) or 1
-    return _table(rows[::-1][::every][::-1])  # keeps the last row
+    return _table(rows[::-1][::every][::-1])  # keep the last row
 
 
 def _recipe_block(recipe: Recipe) -> str:
-    text = public_recipe(replace(recipe, card=CardArguments()))  # the card shows its own section as text
+    text = public_recipe(replace(recipe, card=CardArguments()))  # the `card:` section is rendered as text instead
     fence = "`" * max(3, *(len(run) + 1 for run in ["", *re.findall("`+", text)]))
     return f"{fence}yaml\n{text.rstrip()}\n{fence}"
 

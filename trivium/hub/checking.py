@@ -97,7 +97,7 @@ def code_of(folder: Path) -> set[str]:
             for reference in content.get("auto_map", {}).values():
                 references += (
                     reference if isinstance(reference, list) else [reference]
-                )  # tokenizers have two: slow, fast
+                )  # a tokenizer entry has two classes: slow and fast
             references += [pipeline["impl"] for pipeline in content.get("custom_pipelines", {}).values()]
     modules = {reference.split(".")[0] for reference in references if reference and "--" not in reference}
     files: set[Path] = set()
@@ -185,7 +185,7 @@ def _compute_without_trivium(folder: Path, auto_class: str) -> dict[str, torch.T
         program = [sys.executable, "-I", probe.__file__, str(folder.resolve()), auto_class, str(results)]
         environment = {**os.environ, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
         for name in ("HF_MODULES_CACHE", "HF_HUB_CACHE", "TRANSFORMERS_CACHE"):
-            environment.pop(name, None)  # they would override HF_HOME
+            environment.pop(name, None)  # these variables would override HF_HOME
         process = subprocess.run(program, cwd=home, env=environment, capture_output=True, text=True, check=False)
         if process.returncode:
             lines = [line for line in process.stderr.splitlines() if line.strip()] or ["the process printed no error"]

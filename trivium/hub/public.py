@@ -19,7 +19,7 @@ def load_card_arguments(overrides: Sequence[str]) -> CardArguments:
     with _yaml_errors():
         section = _read_overrides(overrides).get("card", {})
         card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CardArguments), section))
-    assert isinstance(card, CardArguments)  # to_object returns the class of the schema
+    assert isinstance(card, CardArguments)  # to_object returns an instance of the schema's class
     return card
 
 

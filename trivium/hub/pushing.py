@@ -55,7 +55,7 @@ REPLACED = (
 
 @dataclass(frozen=True)
 class Push:
-    """A commit on the Hub, planned or created.
+    """A planned or created commit on the Hub.
 
     Attributes:
         repo_id: The repository.
@@ -199,7 +199,7 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class _Repository:
-    """Current state of a repository: head commit, what must be created, and files."""
+    """Current state of a repository: head commit, missing repository or branch, and files."""
 
     head: str | None
     creates: str | None
@@ -224,7 +224,7 @@ def _inspect(
         try:
             refs = api.list_repo_refs(repo_id, repo_type=repo_type)
         except RepositoryNotFoundError as error:
-            if error.response.status_code == 401:  # it may exist, but be visible only after login
+            if error.response.status_code == 401:  # the repository may exist, but be visible only after login
                 raise
             return _Repository(head=None, creates="repository")
         branches = {branch.name: branch.target_commit for branch in refs.branches}

@@ -38,6 +38,9 @@ logits = model(**tokenizer(TEXT, return_tensors="pt")).logits[0]
 ONE_LABEL = "print(model.config.id2label[logits.argmax().item()])\n"
 SEVERAL_LABELS = "print([label for i, label in model.config.id2label.items() if logits[i] > 0])\n"
 NUMBER = "print(logits.item())\n"
+CLASSIFICATION = Usage(
+    "text-classification", "AutoModelForSequenceClassification", "Good morning.", LABELS, command="classify"
+)
 
 # Keyed by the class name without "Trivium".
 USAGES = {
@@ -75,9 +78,8 @@ print([tokenizer.decode(token) for token in best])
 """,
         command="fill-mask",
     ),
-    "ForSequenceClassification": Usage(
-        "text-classification", "AutoModelForSequenceClassification", "Good morning.", LABELS, command="classify"
-    ),
+    "ForSequenceClassification": CLASSIFICATION,
+    "DecoderForSequenceClassification": CLASSIFICATION,
     "ForTokenClassification": Usage(
         "token-classification",
         "AutoModelForTokenClassification",
@@ -99,7 +101,7 @@ output = model(**inputs)
 start, end = output.start_logits[0].argmax(), output.end_logits[0].argmax()
 print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))
 """,
-        has_pipeline=False,  # transformers 5 has none
+        has_pipeline=False,  # transformers 5 has no such pipeline
     ),
     "EncoderModel": Usage("feature-extraction", "AutoModel", "Good morning.", FEATURES),
     "DecoderModel": Usage("feature-extraction", "AutoModel", "Good morning.", FEATURES),
@@ -153,12 +155,12 @@ def auto_code(usage: Usage, config: TriviumConfig, name: str, text: str, max_new
 
 
 def command_code(usage: Usage, name: str, text: str) -> str:
-    """Return shell commands that run the model on `text`; empty if no subcommand takes texts for its class."""
+    """Return shell commands that run the model on `text`; empty if no subcommand supports its class."""
     if usage.command is None:
         return ""
     folder = name.rsplit("/", 1)[-1]
     commands = [["trivium", usage.command, folder, " ".join(text.split())]]
-    if "/" in name:  # otherwise it is a local folder
+    if "/" in name:  # without a namespace, it is a local folder
         commands.insert(0, ["hf", "download", name, "--local-dir", folder])
     return "\n".join(shlex.join(command) for command in commands)
 

@@ -1,5 +1,8 @@
 """Plots of attention, logit lens, masks, positions, embeddings and learning curves."""
 
+import warnings
+from typing import Any
+
 from .alignment import plot_alignment
 from .attention import plot_attention, plot_heads
 from .curves import plot_learning_curves
@@ -7,7 +10,7 @@ from .drawing import save_figure
 from .fonts import MissingFontWarning
 from .lens import plot_logit_lens
 from .masks import plot_masks
-from .neighbours import plot_neighbours
+from .neighbors import plot_neighbors
 from .positions import plot_position_products, plot_positions
 
 __all__ = [
@@ -18,8 +21,16 @@ __all__ = [
     "plot_learning_curves",
     "plot_logit_lens",
     "plot_masks",
-    "plot_neighbours",
+    "plot_neighbors",
     "plot_position_products",
     "plot_positions",
     "save_figure",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return `plot_neighbors` under its deprecated name."""
+    if name == "plot_neighbours":
+        warnings.warn("plot_neighbours is deprecated: use plot_neighbors instead.", FutureWarning, stacklevel=2)
+        return plot_neighbors
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

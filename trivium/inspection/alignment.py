@@ -17,8 +17,8 @@ from .fonts import legible
 from .reading import compute_attention, generate_translation, label_of, select_weights, token_labels
 
 MIN_WEIGHT = 0.1  # draw no line below this weight, since many faint lines hide the strong ones
-MAX_LINE_WIDTH = 4  # points, at weight 1
-LINES = ListedColormap(colormaps[WEIGHTS](np.linspace(0.3, 1, 256)))  # without colors too pale for a line
+MAX_LINE_WIDTH = 4  # line width in points at weight 1
+LINES = ListedColormap(colormaps[WEIGHTS](np.linspace(0.3, 1, 256)))  # excludes colors that are too pale for a line
 # Thai, Lao, Burmese, Khmer, Japanese and Chinese have no spaces between words, so each token counts as a word.
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 MARKS = ("Mn", "Mc", "Me", "Cf")  # combining marks and joiners
@@ -81,7 +81,7 @@ def words_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Word]:
     encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     labels = token_labels(tokenizer, encoding["input_ids"])
     words: list[Word] = []
-    start = end = 0  # of the last word
+    start = end = 0  # offsets of the last word
     can_extend = False
     spans = zip(encoding["offset_mapping"], encoding["special_tokens_mask"], strict=True)
     for token, ((first, last), is_special) in enumerate(spans):

@@ -8,7 +8,7 @@ from .drawing import TOKEN_INCHES, WEIGHTS, draw_map, separate_cells, sparse_lab
 from .fonts import legible
 from .reading import compute_attention, select_weights
 
-MAX_INCHES = 24  # of a grid of heads, as far as the minimal cell size allows
+MAX_INCHES = 24  # maximum width and height of a grid of heads, unless the minimal cell size requires more
 MIN_LABEL = 0.09  # inches; with smaller cells tokens are labeled by position
 
 
@@ -90,7 +90,7 @@ def plot_heads(
     row_labels, column_labels = attention.row_tokens, attention.column_tokens
     if cell < MIN_LABEL:
         row_labels, column_labels = sparse_labels(rows), sparse_labels(columns)
-    # One map of all heads, separated by gaps of one cell.
+    # Combine all heads into one map, separated by gaps of one cell.
     grid = np.full((layers, rows + 1, heads, columns + 1), np.nan)
     grid[:, :rows, :, :columns] = attention.weights.transpose(1, 2).numpy()
     grid = grid.reshape(layers * (rows + 1), -1)[:-1, :-1]

@@ -15,7 +15,7 @@ from trivium.storage.checkpoints import STATE_FILE, checkpoints_of
 from .drawing import MARKERS, SERIES
 from .fonts import legible
 
-TRAINING, RATE, VALIDATION = "loss", "learning_rate", "eval_"  # keys and key prefix in the log of the Trainer
+TRAINING, RATE, VALIDATION = "loss", "learning_rate", "eval_"  # keys, and a key prefix, of the Trainer's log
 TIMING_SUFFIXES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 DASHES = ("-", "--", "-.", ":")  # by run
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MultipleLocator
 
 from trivium.storage.atomic import write_whole
 
-TOKEN_INCHES = 0.24  # size of a row or column, as high as its label
+TOKEN_INCHES = 0.24  # inches per row or column, the height of a label
 WEIGHTS = "Blues"  # sequential, monotonic in lightness: readable in grayscale and with color blindness
 VALUES = "cividis"  # for values of either sign; monotonic in lightness as well
 # The colorblind-safe palette of Okabe and Ito, without yellow, which is too faint on paper.
@@ -23,7 +23,7 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 MARKERS = "osD^v<>P"  # distinguish series in grayscale
 FORMATS = (".png", ".svg", ".pdf")
 DOTS_PER_INCH = 150
-MAX_PIXELS = 6e7  # of a PNG; rendering more takes gigabytes of memory
+MAX_PIXELS = 6e7  # maximum pixels of a PNG; rendering more takes gigabytes of memory
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

@@ -56,19 +56,21 @@ def plot_logit_lens(
 
 
 @torch.no_grad()
-def best_tokens(states: Sequence[torch.Tensor], norm: nn.Module, head: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def best_tokens(
+    states: Sequence[torch.Tensor], norm: nn.Module | None, head: nn.Module
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the most probable token at each position and layer, and its probability.
 
     Args:
         states: Hidden states of the embeddings and of each layer, each (1, positions, d_model); the last is already
             normalized, as in transformers' `hidden_states`.
-        norm: Final norm of the stack.
+        norm: Final norm of the stack, or None if it has none.
         head: Head that maps normalized states to logits.
 
     Returns:
         Probabilities and token ids, both (positions, layers + 1).
     """
-    normalized = [*(norm(state) for state in states[:-1]), states[-1]]
+    normalized = states if norm is None else [*(norm(state) for state in states[:-1]), states[-1]]
     logits = torch.stack([head(state)[0] for state in normalized], dim=1)
     best = logits.float().softmax(dim=-1).max(dim=-1)
     return best.values.cpu(), best.indices.cpu()

@@ -24,8 +24,8 @@ NAMES = {
     "decoder": "decoder self-attention",
     "cross": "cross-attention",
 }
-CELL_INCHES = 0.26  # as wide as a label
-MAX_INCHES = 5  # of the mask of one text
+CELL_INCHES = 0.26  # the width of a label
+MAX_INCHES = 5  # maximum size of the mask of one text
 
 
 def plot_masks(

@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from trivium.translation import translate
 
-REPLACEMENT = "\ufffd"  # decoded from the bytes of a partial character
+REPLACEMENT = "\ufffd"  # replacement character, decoded from the bytes of a partial character
 MAX_LABEL_LENGTH = 32
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | {0x09: r"\t", 0x0A: "↵", 0x0D: r"\r"}

@@ -29,7 +29,8 @@ from trivium.storage.json_object import read_json_object
 from trivium.tokenization import TriviumTokenizer
 
 MAX_SHARD_SIZE = "5GB"
-HUB_FILES = ["model*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.jinja"]  # no pickles, no code
+# neither pickles nor code
+HUB_FILES = ["model*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.jinja"]
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.spm")
 TARGET_TOKENIZER = "target_tokenizer"  # subfolder of the second tokenizer, if there are two
 

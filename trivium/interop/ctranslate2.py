@@ -35,7 +35,7 @@ from trivium.storage.atomic import check_free, whole_folder
 
 CONFIG_FILE = "trivium_config.json"  # config.json is CTranslate2's
 CONVERTIBLE = (TriviumForConditionalGeneration, TriviumForCausalLM, TriviumEncoderModel)
-MIN_SINUSOIDAL_POSITIONS = 1024  # minimum length of the exported table; CTranslate2 needs a fixed one
+MIN_SINUSOIDAL_POSITIONS = 1024  # minimum length of the exported position table; CTranslate2 needs a fixed one
 
 # Names in transformers' ACT2FN, and those of the same functions in ctranslate2.specs.Activation.
 ACTIVATIONS = {
@@ -193,10 +193,10 @@ class _SpecBuilder:
                 f"activation_function is {config.activation_function!r}, but CTranslate2 supports only "
                 f"{', '.join(ACTIVATIONS)}."
             )
-        if (rope_type := (config.rope_parameters or {}).get("rope_type", "default")) != "default":
+        if config.rope_type != "default":
             raise ValueError(
-                f"rope_type is {rope_type!r}, but must be 'default': scaled rotary positions are not exported to "
-                "CTranslate2."
+                f"rope_type is {config.rope_type!r}, but must be 'default': scaled rotary positions are not exported "
+                "to CTranslate2."
             )
         if config.type_vocab_size and config.is_encoder_decoder:
             raise ValueError(
@@ -268,7 +268,8 @@ class _SpecBuilder:
 
     def _attention(self, spec: Any, attention: MultiHeadAttention, residual: Residual) -> None:
         query, memory = [attention.q_proj], [attention.k_proj, attention.v_proj]
-        fused = [query + memory] if len(spec.linear) == 2 else [query, memory]  # same input: one matrix
+        # these share their input, so they are fused to one matrix
+        fused = [query + memory] if len(spec.linear) == 2 else [query, memory]
         for linear_spec, layers in zip(spec.linear, [*fused, [attention.o_proj]], strict=True):
             self._linear(linear_spec, *layers)
         self._norm(spec.layer_norm, residual.norm)
@@ -341,7 +342,7 @@ class CTranslate2Model:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config, trust_remote_code=False)
         engine = ctranslate2.Translator if self.config.is_encoder_decoder else ctranslate2.Generator
         self.engine = engine(str(folder), device=device, **options)
-        self.device = torch.device("cpu")  # of inputs and outputs, whatever device the engine uses
+        self.device = torch.device("cpu")  # device of inputs and outputs, whatever device the engine uses
         self.source_tokens = _vocabulary(self.tokenizer, "source", self.config.vocab_size)
         self.target_tokens = _vocabulary(self.tokenizer, "target", self.config.target_vocab_size)
         self.target_ids = {token: token_id for token_id, token in enumerate(self.target_tokens)}
@@ -356,7 +357,7 @@ class CTranslate2Model:
         """
         if (Path(folder) / CONFIG_FILE).is_file():
             return cls(folder, **options)
-        with TemporaryDirectory() as temporary:  # its files are not read after loading
+        with TemporaryDirectory() as temporary:  # the engine does not read the files after loading
             to_ctranslate2(folder, Path(temporary) / "converted")
             return cls(Path(temporary) / "converted", **options)
 

@@ -89,7 +89,8 @@ class Exchange:
                     candidates = (self.trivium.names.get(name.format(i=i) + suffix) for name in rule.trivium)
                     trivium = tuple(name for name in candidates if name)
                     if native or trivium:
-                        links.setdefault((native, trivium), Link(rule, native, trivium))  # one link per tied group
+                        # one link per group of tied tensors
+                        links.setdefault((native, trivium), Link(rule, native, trivium))
         return list(links.values())
 
     def to_trivium(self, tensors: Tensors, shapes: Shapes | None = None) -> Steps:

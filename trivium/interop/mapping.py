@@ -56,11 +56,11 @@ class Transposed(Rule):
     """Transpose the native weight, and split a fused weight or bias along the output dimension."""
 
     def to_trivium(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:
-        """Transpose and split."""
-        return list(native.t().split([shape[0] for shape in shapes]))  # t() returns a bias unchanged
+        """Transpose and split the native tensor."""
+        return list(native.t().split([shape[0] for shape in shapes]))  # t() leaves a bias unchanged
 
     def to_native(self, trivium: list[torch.Tensor], shape: Shape) -> torch.Tensor:
-        """Concatenate and transpose."""
+        """Concatenate and transpose the Trivium tensors."""
         return torch.cat(trivium).t()
 
 
@@ -68,11 +68,11 @@ class Offset(Rule):
     """Skip the reserved rows at the start of a native position table; they become zeros in the other direction."""
 
     def to_trivium(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:
-        """Drop the reserved rows."""
+        """Drop the reserved rows of the native table."""
         return [native[-shapes[0][0] :]]
 
     def to_native(self, trivium: list[torch.Tensor], shape: Shape) -> torch.Tensor:
-        """Prepend rows of zeros."""
+        """Prepend rows of zeros to the Trivium table."""
         return torch.cat((trivium[0].new_zeros(shape[0] - len(trivium[0]), *shape[1:]), trivium[0]))
 
 
@@ -136,7 +136,7 @@ class Family:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """All pairs of a native and a Trivium field."""
+        """Return all pairs of a native and a Trivium field."""
         overridden = {name for pair in self.fields for name in pair}
         return [(name, name) for name in COMMON_FIELDS if name not in overridden] + list(self.fields)
 

@@ -104,7 +104,7 @@ def to_onnx(source: str | Path, output: str | Path) -> None:
         else:
             _export_model(model, partial / MODEL)
         tokenizer.save_pretrained(partial)
-        for name in ("auto_map", "custom_pipelines"):  # they refer to modeling code, which is not exported
+        for name in ("auto_map", "custom_pipelines"):  # these entries refer to modeling code, which is not exported
             vars(model.config).pop(name, None)
         model.config.to_json_file(partial / "config.json")
 
@@ -120,10 +120,10 @@ def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             f"{folder} holds a model of model_type {config.model_type!r} and architectures {config.architectures}, "
             f"but must hold one of {', '.join(OUTPUTS)}."
         )
-    if (rope_type := config.rope_parameters["rope_type"]) in ("dynamic", "longrope"):
+    if config.rope_type in ("dynamic", "longrope"):
         raise ValueError(
-            f"rope_type is {rope_type!r}, but must be 'default', 'linear', 'yarn' or 'llama3' for ONNX: frequencies "
-            "that change with the length of the input cannot be exported."
+            f"rope_type is {config.rope_type!r}, but must be 'default', 'linear', 'yarn' or 'llama3' for ONNX: "
+            "frequencies that change with the length of the input cannot be exported."
         )
     # Eager attention handles fully masked queries explicitly; fused attention would leave them to the engine.
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
@@ -153,7 +153,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """One decoding step with the KV cache passed as plain tensors."""
+    """Run a decoding step with the KV cache passed as plain tensors."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -174,7 +174,8 @@ class _Decoder(nn.Module):
             options = {
                 "cache": EncoderDecoderCache(cache, self._cache(memory)),
                 "encoder_attention_mask": encoder_attention_mask,
-                "encoder_hidden_states": encoder_attention_mask[..., None].float(),  # only their length is used
+                # the decoder uses only its length, as the memory is cached
+                "encoder_hidden_states": encoder_attention_mask[..., None].float(),
             }
         states = self.decoder(input_ids=input_ids, attention_mask=attention_mask, **options).last_hidden_state
         return self.head(states[:, logits_to_keep]), [(layer.keys, layer.values) for layer in cache.layers]
@@ -321,7 +322,7 @@ class OnnxModel(PreTrainedModel):
         """
         folder = Path(folder)
         if not any(folder.glob("*.onnx")):
-            with TemporaryDirectory() as temporary:  # its files are not read after loading
+            with TemporaryDirectory() as temporary:  # the engine does not read the files after loading
                 to_onnx(folder, Path(temporary) / "exported")
                 return cls.from_pretrained(Path(temporary) / "exported")
         kind: type[OnnxModel] = OnnxEncoder if (folder / MODEL).is_file() else OnnxForCausalLM
@@ -355,7 +356,7 @@ class OnnxModel(PreTrainedModel):
         outputs = self._run(DECODER, {**inputs, **dict(past), **source})
         for index in range(0 if own is None else self.config.decoder_layers):
             key, value = (outputs[f"present.{index}.{kind}"] for kind in ("key", "value"))
-            if past_length:  # the outputs include the past
+            if past_length:  # the outputs include the cached keys and values
                 own.layers[index].keys, own.layers[index].values = key, value
             else:
                 own.update(key, value, index)

@@ -98,5 +98,5 @@ class Perplexity(OfflineMetric):
         mean = sum(nll) / sum(num_tokens)
         try:
             return {"score": math.exp(mean), "loss": mean}
-        except OverflowError:  # the loss of a diverged model: report infinity instead of failing
+        except OverflowError:  # a diverged model: report infinity instead of failing
             return {"score": math.inf, "loss": mean}

@@ -45,7 +45,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
         partial = Path(temporary) / output.name
         partial.mkdir()
         yield partial
-        if output.exists():  # It is empty, but not every operating system replaces it.
+        if output.exists():  # The folder is empty, but not every operating system lets a rename replace it.
             output.rmdir()
         partial.rename(output)
 

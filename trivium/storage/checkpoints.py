@@ -108,7 +108,8 @@ def _find_non_finite(checkpoint: Path) -> str | None:
 
 def is_finite(tensor: torch.Tensor) -> torch.Tensor:
     """Return a boolean tensor, on the same device: True if all elements are finite. No mask is materialized."""
-    if not tensor.numel() or not tensor.is_floating_point() or tensor.itemsize < 2:  # 1-byte floats are quantized.
+    # Floats of one byte, which `aminmax` does not support, occur in quantized weights only.
+    if not tensor.numel() or not tensor.is_floating_point() or tensor.itemsize < 2:
         return torch.tensor(True, device=tensor.device)
     return torch.isfinite(torch.stack(tensor.aminmax())).all()
 
@@ -121,7 +122,8 @@ def is_complete(path: Path) -> bool:
     """
     if path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
         return True
-    path.open("rb").close()  # Raise here: safetensors and zipfile report an unreadable file as a truncated one.
+    # Raise the OSError here: safetensors and zipfile report an unreadable file as a truncated one.
+    path.open("rb").close()
     if path.suffix != ".safetensors":
         return zipfile.is_zipfile(path)  # torch saves zip archives, whose central directory comes last.
     try:
@@ -193,7 +195,7 @@ def commit_checkpoint(checkpoint: Path) -> None:
     write_checksums(partial)
     for path in (*partial.rglob("*"), partial):
         sync(path)
-    if checkpoint.exists():  # It is defective, or the run would have resumed from it.
+    if checkpoint.exists():  # The existing checkpoint is defective: otherwise the run would have resumed from it.
         checkpoint.rename(partial.with_name("old"))
     partial.rename(checkpoint)
     sync(checkpoint.parent)

@@ -11,7 +11,7 @@ from trivium.storage.names import check_relative
 from trivium.storage.pickles import TRAINING_ARGUMENTS_FILE
 
 CHECKSUMS_FILE = "manifest.json"  # in a checkpoint
-ALGORITHM = "xxh3_128"  # Not cryptographic: an attacker could replace the checksums as well.
+ALGORITHM = "xxh3_128"  # Not cryptographic, since an attacker could replace the checksums as well.
 
 
 def checksum(path: Path) -> str:

@@ -1,6 +1,7 @@
-"""Read a JSON file that must hold an object."""
+"""JSON objects: read one from a file, and describe how two differ."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +20,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, but must hold a JSON object.")
     return content
+
+
+def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Describe each changed field as "NAME was VALUE, is now VALUE"; the result is keyed and sorted by name."""
+    return {
+        name: f"{name} was {_to_json(before.get(name))}, is now {_to_json(now.get(name))}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    }
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)

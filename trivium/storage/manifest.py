@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 ROOM = "_trivium"  # folder inside a run folder for Trivium's internal files
 MANIFEST, LOCK = Path(ROOM, "manifest.json"), Path(ROOM, "lock")
 BROKEN = "_broken"  # folder inside a run folder for defective checkpoints
-CARD = Path("README.md")  # A user may write it before training: it is pushed, and never overwritten.
+CARD = Path("README.md")  # A user may write a model card before training: it is pushed, and never overwritten.
 REPORTS = ("evaluation_*.json", "predictions_*.txt")  # written by `trivium evaluate`
 LOGS = "events.out.tfevents.*"  # TensorBoard logs, which never block a run and are never deleted
 OLD_PARTIAL = "_partial"  # prefix of temporary folders in versions before manifests
@@ -154,7 +154,7 @@ class RunFolder:
                     (self.run / folder).rmdir()
 
     def _is_reserved(self, path: Path) -> bool:
-        """Return True if a run uses this file name, or if the file lies in a checkpoint."""
+        """Return True if a run uses this file name, or if the file is inside a checkpoint."""
         if len(path.parts) == 1:
             # A link to a checkpoint folder is listed as a file; a real folder is listed by its files.
             is_checkpoint_link = _checkpoint_in(path / "file") is not None

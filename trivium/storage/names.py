@@ -8,9 +8,9 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 RECIPE_FILE = "recipe.yaml"
-STATE_FILE = "trainer_state.json"  # the last file that the Trainer writes
+STATE_FILE = "trainer_state.json"  # written last by the Trainer
 STREAM_FILES = "stream_*.json"  # position of each process in a stream
-MODEL_FILES = (  # saved by the model, the tokenizer and the Trainer
+MODEL_FILES = (  # saved by the model, the tokenizer or the Trainer
     "config.json",
     "generation_config.json",
     "model.safetensors",

@@ -17,8 +17,9 @@ import torch
 from transformers.trainer_pt_utils import safe_globals
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
-TRAINING_ARGUMENTS_FILE = "training_args.bin"  # written by the Trainer, but never read
-SHARD_FOLDERS = ("pytorch_model_fsdp_*", "optimizer_*")  # of torch.distributed.checkpoint in an FSDP checkpoint
+TRAINING_ARGUMENTS_FILE = "training_args.bin"  # written by the Trainer, but never loaded
+# folders of torch.distributed.checkpoint in an FSDP checkpoint
+SHARD_FOLDERS = ("pytorch_model_fsdp_*", "optimizer_*")
 
 
 class UnsafePickleError(ValueError):
@@ -46,10 +47,10 @@ def check_pickles(checkpoint: Path) -> None:
 
 def _check_torch_file(path: Path) -> None:
     path.open("rb").close()  # Raise an OSError here if the file cannot be read.
-    if not zipfile.is_zipfile(path):  # It is truncated, or in torch's legacy format: `find_defect` reports it.
+    if not zipfile.is_zipfile(path):  # The file is truncated, or in torch's legacy format: `find_defect` reports it.
         return
     try:
-        with safe_globals():  # These allow numpy arrays, which RNG states consist of.
+        with safe_globals():  # These globals belong to NumPy arrays, which RNG states contain.
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # The type varies: TorchScript, for example, raises a RuntimeError.
         _refuse(path, _reason(path, error), error)
@@ -177,7 +178,7 @@ class _Placeholder(metaclass=_FrozenClass):
     """Store the attributes of a torch object, without its behavior."""
 
     def __setstate__(self, state: Any) -> None:
-        if type(self).__name__ == "TensorProperties":  # Its state is a tuple, which is not needed here.
+        if type(self).__name__ == "TensorProperties":  # The state is a tuple, which is not needed here.
             return
         if type(state) is not dict or any(type(name) is not str or name.startswith("__") for name in state):
             raise pickle.UnpicklingError(f"it has an unexpected state of {type(self).__name__}")

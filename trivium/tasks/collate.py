@@ -24,7 +24,7 @@ from trivium.tasks.encode import (
 )
 from trivium.tasks.task import Task
 
-COUNTS = ("length", *STATISTICS)  # columns that are not model inputs
+COUNTS = ("length", *STATISTICS)  # metadata columns, which the model does not take
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 

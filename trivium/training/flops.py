@@ -109,7 +109,7 @@ def training_flops(counts: TokenCounts, model: PreTrainedModel) -> float:
     queries_and_output = 2 * width * width
     feed_forward = (3 if config.gated_ffn else 2) * width * config.ffn_dim
     block = keys_and_values + queries_and_output + feed_forward
-    attention = 2 * width  # per query-key pair: the score, and the weighted value
+    attention = 2 * width  # per query-key pair: one product for the score and one for the weighted value
     if config.is_encoder_decoder:
         products = config.encoder_layers * (block * counts.inputs + attention * counts.input_pairs)
         products += config.decoder_layers * (

@@ -1,6 +1,5 @@
 """Check that a run can be resumed, and select the checkpoint to resume from."""
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from transformers import Seq2SeqTrainingArguments, TrainerState
 from trivium.recipe import Recipe, load_recipe
 from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, is_complete, last_valid_checkpoint
 from trivium.storage.checksums import CHECKSUMS_FILE
+from trivium.storage.json_object import describe_changes
 from trivium.storage.names import RECIPE_FILE
 from trivium.storage.pickles import check_pickles
 from trivium.training.callbacks.ema import TRAINED_WEIGHTS_FILE
@@ -29,7 +29,7 @@ CHANGEABLE_FIELDS = (
     "generation.",
     "metrics",
     "early_stopping_patience",
-    "data.prepared",  # The prepared rows are those that would be encoded.
+    "data.prepared",  # Prepared rows equal those that training would encode.
     "data.validation",
     "data.max_validation_samples",
     "data.test",
@@ -101,7 +101,7 @@ def checkpoint_to_resume(recipe: Recipe, args: Seq2SeqTrainingArguments) -> tupl
         )
     state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
     best = run / Path(state.best_model_checkpoint or "").name
-    if best != checkpoint and best in checkpoints_of(run):  # The Trainer loads it at the end of training.
+    if best != checkpoint and best in checkpoints_of(run):  # The Trainer loads this checkpoint at the end of training.
         check_pickles(best)
     if (run / RECIPE_FILE).is_file():
         check_same_batch_size(run, load_recipe(run), state, args)
@@ -134,7 +134,7 @@ def steps_of_finished_run(
     except ValueError:
         return None
     is_same_run = str(state.log_history[: len(checkpoint.log_history)]) == str(checkpoint.log_history)
-    if not is_same_run or state.global_step != checkpoint.global_step:  # The model is of another run or step.
+    if not is_same_run or state.global_step != checkpoint.global_step:  # The final model is of another run or step.
         return None
     if args.max_steps > 0:
         finished = state.global_step >= args.max_steps
@@ -151,13 +151,10 @@ def check_same_recipe(run: Path, old: Recipe, new: Recipe) -> None:
     Raises:
         ValueError: The recipes differ in a field that affects training; the message lists the changed fields.
     """
-    before, now = _fields_of(old), _fields_of(new)
     changed = [
-        f"{name} was {_to_json(before.get(name))}, is now {_to_json(now.get(name))}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-        and name not in BATCH_SIZE_FIELDS
-        and not name.startswith(CHANGEABLE_FIELDS)
+        change
+        for name, change in describe_changes(_fields_of(old), _fields_of(new)).items()
+        if name not in BATCH_SIZE_FIELDS and not name.startswith(CHANGEABLE_FIELDS)
     ]
     if changed:
         raise ValueError(
@@ -215,7 +212,3 @@ def _flatten(section: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _to_json(value: Any) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)

@@ -35,9 +35,10 @@ from trivium.tasks import encode_data, encode_stream, label_facts, labels_of_log
 from trivium.tokenization import train_tokenizer
 from trivium.training.callbacks import ExponentialAverage, RunFacts
 from trivium.training.callbacks.push import check_hub_arguments
+from trivium.training.callbacks.run_facts import encoding_rates
 from trivium.training.callbacks.throughput import DataReport
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
-from trivium.training.prepare import Prepared, encoding_rates, load_prepared
+from trivium.training.prepared import Prepared, load_prepared
 from trivium.training.resume import checkpoint_to_resume
 from trivium.training.trainer import RunTrainer
 
@@ -70,7 +71,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     with lock_run(Path(args.output_dir)):
         start = broadcast_from_main(lambda: choose_start(recipe, args, resume, overwrite))
         trainer = build_trainer(recipe, args, start)
-        if args.should_save:  # only on the main process
+        if args.should_save:  # on the main process only
             prepare_folder(recipe, start)
         return run_training(trainer, start.checkpoint)
 
@@ -107,7 +108,8 @@ def check_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     if recipe.ema_decay is not None:
         ExponentialAverage.check_arguments(args)
     if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # There are none, and searching for them slows down every step.
+        # There are no unused parameters, and searching for them slows down every step.
+        args.ddp_find_unused_parameters = False
     args.remove_unused_columns = False  # The collator removes the columns that the model does not take.
     return args
 
@@ -157,7 +159,10 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         ValueError: The data do not fit the recipe, or differ from the data that the run was started with.
     """
     task = recipe.kind
-    prepared = broadcast_from_main(lambda: (load_prepared(recipe),))[0]
+    prepared = None
+    if recipe.data.prepared is not None:
+        folder = Path(recipe.data.prepared)
+        prepared = broadcast_from_main(lambda: load_prepared(folder, recipe))
     data = load_data(recipe.data, task.columns) if prepared is None else prepared.load()
     data.pop("test", None)  # Only `trivium evaluate` reads the test split.
     if "train" not in data:
@@ -222,7 +227,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
 
 
 def prepare_folder(recipe: Recipe, start: Start) -> None:
-    """Delete the files of an earlier run, then write the recipe, so that it never lies beside foreign weights."""
+    """Delete the files of an earlier run, then write the recipe, so that it is never beside foreign weights."""
     folder = RunFolder(start.run)
     if folder.is_run:
         folder.adopt()  # The manifest comes first, so that the folder is recognized if the process is killed here.
@@ -255,8 +260,8 @@ def run_training(trainer: RunTrainer, checkpoint: Path | None) -> RunTrainer:
     if trainer.has_shards:  # Gather the shards: the final model is saved unsharded.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     with explain_write_failure("The model", run):
-        trainer.save_model(_internal_call=True)  # An internal call does not push.
-        trainer.save_state()  # After the model, because this file marks the run as finished.
+        trainer.save_model(_internal_call=True)  # An internal call saves without pushing.
+        trainer.save_state()  # This file is saved after the model, because it marks the run as finished.
     if args.push_to_hub:
         before = set(run.iterdir())
         trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)

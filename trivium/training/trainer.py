@@ -25,7 +25,7 @@ from transformers.utils import PushInProgress
 from trivium.data.batch_stream import BatchStream, PlacedBatch
 from trivium.data.length_grouped import SeededBatchRebalanceSampler, SeededLengthGroupedSampler
 from trivium.data.shares import EncodedStream
-from trivium.data.token_batches import TokenBatchSampler, lengths_of
+from trivium.data.token_batches import TokenBatchSampler, lengths_of, token_columns
 from trivium.modeling.loss import IGNORE_INDEX
 from trivium.storage.atomic import write_whole
 from trivium.training.callbacks import Throughput
@@ -133,7 +133,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         self._epoch_offset = EpochOffset()
         self.add_callback(self._epoch_offset)
         self.add_callback(Throughput())
-        columns = ["input_ids", "labels"] if self.model.config.is_encoder_decoder else ["input_ids"]
+        columns = token_columns(self.model.config)
         if max_tokens is not None:
             max_tokens *= max(1, self.args.n_gpu)  # DataParallel splits a batch over the GPUs of this process.
         if isinstance(self.train_dataset, EncodedStream | IterableDataset):

@@ -51,4 +51,5 @@ GPT2 = Family(
     ),
     ignored=(".attn.bias", ".attn.masked_bias"),
     read=lambda config: {"n_inner": config.n_inner or 4 * config.n_embd},
+    write=lambda config: {"n_ctx": config.max_position_embeddings},  # llama.cpp's converter reads the old name
 )

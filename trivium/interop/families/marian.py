@@ -33,7 +33,7 @@ class Reordered(Rule):
     def _dim(self, tensor: torch.Tensor) -> int | None:
         module = self.trivium[0].rpartition(".")[-1]
         if module in READING:
-            return 1 if tensor.ndim == 2 else None  # their biases are not in the residual stream
+            return 1 if tensor.ndim == 2 else None  # a bias of these modules is not in the residual stream
         return 0 if module in WRITING else -1
 
     def to_trivium(self, native: torch.Tensor, shapes: list[Shape]) -> list[torch.Tensor]:

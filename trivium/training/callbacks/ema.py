@@ -1,4 +1,4 @@
-"""A callback that keeps an exponential moving average (EMA) of the weights."""
+"""Callback that keeps an exponential moving average (EMA) of the weights."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from trivium.storage.names import checkpoint_of
 
-TRAINED_WEIGHTS_FILE = "trained_weights.safetensors"  # in a checkpoint, beside the averaged weights
+TRAINED_WEIGHTS_FILE = "trained_weights.safetensors"  # file in a checkpoint, beside the averaged weights
 
 
 class ExponentialAverage(TrainerCallback):

@@ -1,4 +1,4 @@
-"""A callback that stops training when the loss or the gradients are no longer finite."""
+"""Callback that stops training when the loss or the gradients are no longer finite."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ class NonFiniteGuard(TrainerCallback):
     def __init__(self, was_skipped: Callable[[], bool]) -> None:
         self._was_skipped = was_skipped
         self._is_bad: torch.Tensor | None = None  # True if a value of the current step is not finite
-        self._bad_steps: torch.Tensor | int = 0  # number of consecutive non-finite steps
+        self._bad_steps: torch.Tensor | int = 0  # number of consecutive non-finite steps so far
         self._learning_rate = 0.0
 
     def observe(self, value: torch.Tensor | float) -> None:

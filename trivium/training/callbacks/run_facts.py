@@ -1,4 +1,4 @@
-"""A callback that records metadata of a training run, for the model card and for reproducing the run."""
+"""Callback that records metadata of a training run, for the model card and for reproducing the run."""
 
 import os
 import platform
@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import DatasetDict
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 
-HARDWARE_SEPARATOR = ", then "  # between the machines of a run that was resumed on other hardware
+from trivium.configuration import TriviumConfig
+from trivium.data.token_batches import tokens_of
+
+HARDWARE_SEPARATOR = ", then "  # separates the machines of a run that was resumed on other hardware
 
 
 class RunFacts(TrainerCallback, ExportableState):
@@ -98,6 +102,26 @@ class RunFacts(TrainerCallback, ExportableState):
             self.seconds = time.perf_counter() - self._started
         facts = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return {"args": {}, "attributes": facts}
+
+
+def encoding_rates(
+    data: DatasetDict, encoded: DatasetDict, config: TriviumConfig, began: float
+) -> dict[str, float] | None:
+    """Return the rows and tokens encoded per second, or None if the encoding came from the cache.
+
+    Args:
+        data: The splits before encoding.
+        encoded: The encoded splits.
+        config: Configuration of the model.
+        began: Value of `time.time()` before encoding.
+    """
+    seconds = time.time() - began
+    files = [Path(file["filename"]) for rows in encoded.values() for file in rows.cache_files]
+    if any(file.stat().st_mtime < began for file in files):
+        return None
+    rows = sum(len(data[split]) for split in encoded)
+    tokens = sum(tokens_of(encoded[split], config) for split in encoded)
+    return {"rows_per_second": rows / seconds, "tokens_per_second": tokens / seconds}
 
 
 def describe_hardware(device: torch.device, count: int) -> str:

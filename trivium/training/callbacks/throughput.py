@@ -1,4 +1,4 @@
-"""A callback that measures training throughput: tokens per second, padding, TFLOP/s and MFU."""
+"""Callback that measures training throughput: tokens per second, padding, TFLOP/s and MFU."""
 
 import logging
 import time

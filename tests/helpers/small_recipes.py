@@ -1,4 +1,4 @@
-"""A run of the recipe `numbers`, shortened from minutes (`make demo`) to seconds."""
+"""Overrides that shorten a run of the recipe `numbers` from minutes to seconds."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 from forks import FORKS
 
-Job = Callable[..., Any]  # Importable at module level; its return value must be picklable.
+Job = Callable[..., Any]  # Must be importable at module level, with a picklable return value.
 
 
 def run_distributed(job: Job, *args: Any, folder: Path, processes: int = 2, config: Path | None = None) -> list[Any]:

@@ -43,7 +43,7 @@ class Neighbors:
     cosines: list[float]
 
 
-def plot_neighbours(
+def plot_neighbors(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     words: Sequence[str],

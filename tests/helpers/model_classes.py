@@ -5,6 +5,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from trivium import (
+    TriviumDecoderForSequenceClassification,
     TriviumDecoderModel,
     TriviumEncoderModel,
     TriviumForCausalLM,
@@ -24,19 +25,12 @@ ENCODER_ONLY = [
     TriviumForTokenClassification,
     TriviumForQuestionAnswering,
 ]
-DECODER_ONLY = [TriviumDecoderModel, TriviumForCausalLM]
+DECODER_ONLY = [TriviumDecoderModel, TriviumForCausalLM, TriviumDecoderForSequenceClassification]
 CLASSES = [*BOTH, *ENCODER_ONLY, *DECODER_ONLY]
 WAYS: dict[str, dict[str, Any]] = {"both": {}, "encoder": {"decoder_layers": 0}, "decoder": {"encoder_layers": 0}}
-
-
-# The number of layers that makes a configuration fit each class.
+# Numbers of layers that each class requires.
 LAYERS: dict[type[PreTrainedModel], dict[str, int]] = {
-    **{model_class: {} for model_class in BOTH},
-    **{model_class: {"decoder_layers": 0} for model_class in ENCODER_ONLY},
-    **{model_class: {"encoder_layers": 0} for model_class in DECODER_ONLY},
+    **dict.fromkeys(BOTH, WAYS["both"]),
+    **dict.fromkeys(ENCODER_ONLY, WAYS["encoder"]),
+    **dict.fromkeys(DECODER_ONLY, WAYS["decoder"]),
 }
-
-
-def way_of(model_class: type[PreTrainedModel]) -> dict[str, Any]:
-    """Return the layer counts that a class requires."""
-    return WAYS["both" if model_class in BOTH else "encoder" if model_class in ENCODER_ONLY else "decoder"]

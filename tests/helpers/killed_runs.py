@@ -80,7 +80,7 @@ def _train(settings: list[str], resume: bool, kill_at: KillMoment | None, max_fi
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)  # Another thread may survive for a moment.
+    time.sleep(60)  # Other threads may still be exiting.
 
 
 def draw_from_all_generators(step: Callable[..., Any]) -> Callable[..., Any]:

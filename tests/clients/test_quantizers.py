@@ -1,0 +1,125 @@
+"""bitsandbytes, quanto and torchao quantize all projections, and saving works where the package supports it.
+
+The packages are not in `make install`: `make quantization` tests them in a separate environment.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import random_ids, tiny_model
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    QuantoConfig,
+    TorchAoConfig,
+)
+
+from trivium import (
+    TriviumForCausalLM,
+    TriviumForConditionalGeneration,
+    TriviumForMaskedLM,
+    TriviumForSequenceClassification,
+)
+
+pytestmark = pytest.mark.slow
+
+# Use sizes divisible by the quantization block size of 64.
+SIZES = {"d_model": 64, "ffn_dim": 128, "vocab_size": 31}
+MODELS: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any], set[str]]] = {
+    "encoder-decoder": (TriviumForConditionalGeneration, AutoModelForSeq2SeqLM, {}, {"lm_head"}),
+    "decoder": (TriviumForCausalLM, AutoModelForCausalLM, {"encoder_layers": 0, "gated_ffn": True}, {"lm_head"}),
+    "masked": (TriviumForMaskedLM, AutoModelForMaskedLM, {"decoder_layers": 0}, {"mlm_head.decoder"}),
+    "classifier": (
+        TriviumForSequenceClassification,
+        AutoModelForSequenceClassification,
+        {"decoder_layers": 0, "num_labels": 3},
+        set(),
+    ),
+}
+# Package, the type of a quantized module or weight, bound of the relative error of the logits, and whether
+# the quantized model can be saved.
+METHODS: dict[str, tuple[str, str, float, bool]] = {
+    "bitsandbytes-8": ("bitsandbytes", "Linear8bitLt", 0.1, True),
+    "bitsandbytes-4": ("bitsandbytes", "Linear4bit", 0.5, True),
+    "quanto-8": ("optimum.quanto", "QLinear", 0.1, False),
+    "quanto-4": ("optimum.quanto", "QLinear", 0.5, False),
+    "torchao-weights": ("torchao", "Int8Tensor", 0.1, True),
+    "torchao-dynamic": ("torchao", "Int8Tensor", 0.1, True),
+}
+
+
+def quantization(method: str) -> Any:
+    if method == "bitsandbytes-8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if method == "bitsandbytes-4":
+        # Its CPU kernel needs more outputs than most classifiers have.
+        options = {"llm_int8_skip_modules": ["lm_head", "mlm_head.decoder", "out_proj"]}
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **options)
+    if method.startswith("quanto"):
+        return QuantoConfig(weights=f"int{method[-1]}")
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+
+    return TorchAoConfig(
+        Int8WeightOnlyConfig() if method == "torchao-weights" else Int8DynamicActivationInt8WeightConfig()
+    )
+
+
+def quantized_modules(model: nn.Module, kind: str) -> set[str]:
+    return {
+        name
+        for name, module in model.named_modules()
+        if kind in (type(module).__name__, type(getattr(module, "weight", None)).__name__)
+    }
+
+
+# The packages themselves cause these warnings.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("way", MODELS)
+@torch.no_grad()
+def test_every_projection_is_quantized(tmp_path: Path, way: str, method: str) -> None:
+    package, kind, tolerance, can_be_saved = METHODS[method]
+    pytest.importorskip(package, reason=f"{package} is not installed: see `make quantization`")
+    model_class, auto_class, options, kept = MODELS[way]
+    model = tiny_model(model_class, std=0.02, **SIZES, **options).float()
+    model.save_pretrained(tmp_path / "float")
+    inputs = {"input_ids": random_ids(8, 5)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = random_ids(8, 4)
+    expected = model(**inputs).logits
+
+    quantized = auto_class.from_pretrained(tmp_path / "float", quantization_config=quantization(method))
+    if method == "bitsandbytes-4" and way == "classifier":
+        kept = {"classifier.out_proj"}
+    projections = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert quantized_modules(quantized, kind) == projections - kept
+    if can_be_saved:  # Save before the first call, after which bitsandbytes cannot restore 4-bit weights exactly.
+        quantized.save_pretrained(tmp_path / "quantized")
+    logits = quantized(**inputs).logits.float()
+    assert 0 < (logits - expected).norm() < tolerance * expected.norm()
+    if model.can_generate():
+        assert quantized.generate(inputs["input_ids"], max_new_tokens=3, num_beams=2).shape[0] == 8
+    if can_be_saved:
+        again = auto_class.from_pretrained(tmp_path / "quantized")
+        assert quantized_modules(again, kind) == projections - kept
+        torch.testing.assert_close(again(**inputs).logits.float(), logits)
+        weights = sum(path.stat().st_size for path in (tmp_path / "quantized").glob("*.safetensors"))
+        assert weights < 0.5 * sum(path.stat().st_size for path in (tmp_path / "float").glob("*.safetensors"))
+    else:
+        with pytest.raises(ValueError, match="not serializable"):
+            quantized.save_pretrained(tmp_path / "quantized")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_docs_page(tmp_path: Path, run_page: Callable[[str], dict[str, Any]]) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: see `make quantization`")
+    tiny_model(TriviumForCausalLM, encoder_layers=0).save_pretrained(tmp_path / "runs" / "shakespeare")
+    assert quantized_modules(run_page("Quantization")["model"], "Linear8bitLt")
