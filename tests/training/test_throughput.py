@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_batch_stream import trained_on
+from stream_runs import trained_on
 from test_batching import recipe_for
 from tiny import BOS, EOS, PAD, random_ids, tiny_config
 from torch.utils.flop_counter import FlopCounterMode

@@ -310,7 +310,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         if self._rng_checkpoint is not None:  # The DataLoader has drawn from the random state.
             self._load_rng_state(self._rng_checkpoint)
             self._rng_checkpoint = None
-        self.throughput.begin_step([batch for batch in batches if FILLER not in batch], start)
+        self.throughput.begin_step(batches, start)
         return batches, num_items_in_batch
 
     def _get_num_items_in_batch(
