@@ -41,6 +41,12 @@ def train_one_epoch(folder: Path, processes: int, *overrides: str) -> tuple[list
     return fillers, sum(sum(record.losses) for record in records)
 
 
+def with_workers(workers: int) -> list[str]:
+    """Return the overrides for a number of workers, which are forked although the processes are not."""
+    settings = [f"training.dataloader_num_workers={workers}"]
+    return [*settings, "training.dataloader_multiprocessing_context=fork"] if workers else settings
+
+
 def many(*arguments: Any) -> Any:
     return pytest.param(*arguments, marks=pytest.mark.slow(reason="many processes"))
 
@@ -60,8 +66,7 @@ def test_processes_use_every_row_once(processes: int, sizes: tuple[int, ...], wo
     """Encode each row once and train on it once, with the sum of the loss of one process, for any number of shards."""
     data = write_shards(tmp_path / "data", sizes)
     _, expected = train_one_epoch(tmp_path / "alone", 1, *data)
-    workers_option = f"training.dataloader_num_workers={workers}"
-    fillers, total = train_one_epoch(tmp_path / "together", processes, *data, workers_option)
+    fillers, total = train_one_epoch(tmp_path / "together", processes, *data, *with_workers(workers))
     assert total == pytest.approx(expected, rel=1e-5)
     if processes > 1 and sizes != EVEN:
         assert any(fillers)  # The ends are uneven.
@@ -73,7 +78,7 @@ def test_processes_use_every_row_once(processes: int, sizes: tuple[int, ...], wo
 )
 def test_processes_resume_bit_identical(processes: int, sizes: tuple[int, ...], workers: int, tmp_path: Path) -> None:
     """Resume with dropout, within the first epoch."""
-    steps = ("training.max_steps=5", "training.save_steps=3", f"training.dataloader_num_workers={workers}")
+    steps = ("training.max_steps=5", "training.save_steps=3", *with_workers(workers))
     settings = (*write_shards(tmp_path / "data", sizes), *steps)
     whole = trained_on(tmp_path / "run", processes, *settings)
     weights = load_file(tmp_path / "run" / "model.safetensors")
@@ -96,9 +101,7 @@ def test_other_number_of_processes_resumes_with_the_rows_left(
     batch = 4 // before, 4 // after  # batches per process and step
     common = (*data, "training.max_steps=40", "training.save_steps=2", "training.save_total_limit=99")
     options = [f"training.gradient_accumulation_steps={count}" for count in batch]
-    first = trained_on(
-        tmp_path / "run", before, *common, options[0], f"training.dataloader_num_workers={workers}", one_epoch=True
-    )
+    first = trained_on(tmp_path / "run", before, *common, options[0], *with_workers(workers), one_epoch=True)
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         if checkpoint.name != "checkpoint-2":
             shutil.rmtree(checkpoint)

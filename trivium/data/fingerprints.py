@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset, IterableDataset, load_dataset_builder
 
-from trivium.data.loading import SLICE, DataArguments, files_of
+from trivium.data.loading import SLICE, DataArguments, files_of, load_data, sources_of
 from trivium.data.readers import READERS
 
 BATCH_SIZE = 1000  # number of rows to hash at once
@@ -31,6 +31,12 @@ def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
         for batch in rows.iter(BATCH_SIZE):
             digest.update(json.dumps(batch, sort_keys=True).encode())
         return f"rows:{digest.hexdigest()}"
+    if args.mix is not None:
+        columns = rows.column_names or ()
+        parts = [fingerprint(source, load_data(source, columns)["train"]) for source in sources_of(args)]
+        mix = [args.mix.probabilities, args.mix.seed, args.mix.strategy, args.max_train_samples]
+        digest.update(json.dumps([parts, mix]).encode())
+        return f"files:{digest.hexdigest()}"
     selection = (args.config_name, args.source, args.target, args.text, args.label, args.whole_files, args.max_ratio)
     digest.update(json.dumps([*selection, args.max_train_samples, args.train if args.name else None]).encode())
     for file in _files(args, rows):

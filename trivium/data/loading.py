@@ -8,7 +8,7 @@ location, so that the model is not trained on corrupt data.
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
+from trivium.data.mixing import MixArguments
 from trivium.data.numbers import numbers_corpus
 from trivium.data.readers import READERS, PlacedRow, Row, document_rows, parallel_rows
 
@@ -43,6 +44,8 @@ class DataArguments:
     one object per line), `.csv`, `.tsv` (without quoting) or `.parquet`. Any other file is plain text: for a language
     model, a file with one text per line; for sentence pairs, the common prefix of two files, so that
     `train="corpus/train"` reads aligned lines of `corpus/train.en` and `corpus/train.de`.
+
+    To train on several sources, list them in `mix` instead of setting `train`.
 
     Attributes:
         name: `numbers` for the bundled corpus, a dataset on the Hub, or a folder in the Hub's layout.
@@ -65,6 +68,7 @@ class DataArguments:
         max_train_samples: Number of training rows to keep, from the first; None for all.
         max_validation_samples: Number of validation rows to keep, from the first; None for all.
         max_test_samples: Number of test rows to keep, from the first; None for all.
+        mix: Sources to train on together, with their weights; None for the single source `train`.
     """
 
     name: str | None = None
@@ -83,6 +87,7 @@ class DataArguments:
     max_train_samples: int | None = None
     max_validation_samples: int | None = None
     max_test_samples: int | None = None
+    mix: MixArguments | None = None
 
 
 def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict | IterableDatasetDict:
@@ -103,6 +108,12 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
     """
     requested = {split: getattr(args, split) for split in SPLITS if getattr(args, split) is not None}
     columns_by_name = {column: getattr(args, column) for column in columns}
+    if args.mix is not None and (args.train or (args.name and not requested)):
+        field = "data.train" if args.train else "data.name"
+        raise ValueError(
+            f"{field} is {args.train or args.name!r}, but data.mix is set, too, and only one can be the training "
+            f"data. Move {field} into data.mix.sources, or set data.mix=null."
+        )
     if args.max_ratio is not None and (args.max_ratio < 1 or tuple(columns) != PAIR):
         raise ValueError(
             f"data.max_ratio is {args.max_ratio}, but must be null or at least 1, and is only for sentence pairs."
@@ -113,6 +124,8 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
         splits = _load_named(args, requested, columns_by_name)
     elif requested:
         splits = {split: _load_file(path, split, args, columns_by_name) for split, path in requested.items()}
+    elif args.mix is not None:
+        splits = {}
     else:
         raise ValueError(
             "data.name and data.train are both null, so there are no data. Set data.name to `numbers` or a dataset on "
@@ -121,6 +134,8 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
 
     if args.max_ratio is not None and "train" in splits:
         splits["train"] = splits["train"].filter(_is_within, fn_kwargs={"max_ratio": args.max_ratio})
+    if args.mix is not None:
+        splits["train"] = args.mix.interleave([_load_source(source, columns) for source in sources_of(args)])
     for split in splits:
         limit = getattr(args, f"max_{split}_samples")
         if limit is not None:
@@ -135,7 +150,27 @@ def has_shards(args: DataArguments) -> bool:
 
     They cannot if rows are counted over all of them: to skip the first rows, or to stop after some.
     """
-    return args.max_train_samples is None and not (args.name and SLICE.fullmatch(args.train or ""))
+    has_slices = any(source.name and SLICE.fullmatch(source.train or "") for source in sources_of(args))
+    return args.max_train_samples is None and not has_slices
+
+
+def sources_of(args: DataArguments) -> list[DataArguments]:
+    """Return the arguments of each training source: of `data.mix`, or else of the only one."""
+    if args.mix is None:
+        return [args]
+    unset = dict.fromkeys(("name", "config_name", "train", "validation", "test", "max_train_samples", "mix"))
+    return [replace(args, **{**unset, **source.arguments}) for source in args.mix.sources]
+
+
+def _load_source(args: DataArguments, columns: Sequence[str]) -> Dataset | IterableDataset:
+    """Load the training split of one source of a mixture."""
+    splits = load_data(args, columns)
+    if "train" not in splits:
+        raise ValueError(
+            f"data.mix.sources has {args.name}, which has the splits {', '.join(splits)}, but no training split. Set "
+            "its `train` to the split to train on."
+        )
+    return splits["train"]
 
 
 # --- The bundled corpus, datasets on the Hub, local files ------------------------------------------------------------

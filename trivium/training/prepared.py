@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trivium.configuration import TriviumConfig
 from trivium.data.fingerprints import hash_file
-from trivium.data.loading import files_of
+from trivium.data.loading import files_of, sources_of
 from trivium.recipe import Recipe
 from trivium.storage.atomic import write_whole
 from trivium.storage.json_object import describe_changes, read_json_object
@@ -128,7 +128,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def fields_of(recipe: Recipe) -> dict[str, Any]:
     """Return the fields of a recipe that determine the prepared rows, keyed by dotted name."""
-    data = {name: value for name, value in vars(recipe.data).items() if name not in UNUSED_DATA}
+    data = {name: value for name, value in asdict(recipe.data).items() if name not in UNUSED_DATA}
     inputs = {name: value for name, value in vars(recipe.inputs).items() if name not in UNUSED_INPUTS}
     sections = {"data": data, "tokenizer": vars(recipe.tokenizer), "inputs": inputs}
     fields = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
@@ -164,11 +164,12 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def raw_files(recipe: Recipe) -> Iterator[tuple[str, list[Any]]]:
     """Yield path, size, modification time and hash of each local training and validation file."""
     for split in SPLITS:
-        path = getattr(recipe.data, split)
-        if recipe.data.name is None and path is not None:
-            for file in files_of(path, recipe.data, recipe.kind.columns):
-                stat = Path(file).stat()
-                yield file, [stat.st_size, stat.st_mtime_ns, hash_file(file)]
+        for source in sources_of(recipe.data) if split == "train" else [recipe.data]:
+            path = getattr(source, split)
+            if source.name is None and path is not None:
+                for file in files_of(path, source, recipe.kind.columns):
+                    stat = Path(file).stat()
+                    yield file, [stat.st_size, stat.st_mtime_ns, hash_file(file)]
 
 
 def _refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
