@@ -89,6 +89,24 @@ def test_processes_resume_bit_identical(processes: int, sizes: tuple[int, ...], 
         assert torch.equal(weight, weights[name]), name
 
 
+@pytest.mark.slow(reason="two runs of two processes")
+def test_mixture_resumes_bit_identical(tmp_path: Path) -> None:
+    for name in ("small", "large"):
+        write_shards(tmp_path / name, (150, 7, 40) if name == "large" else (20, 20))
+    sources = f"[{{name: {tmp_path}/large, weight: 3}}, {{name: {tmp_path}/small}}]"
+    mix = ("data.name=null", "data.max_train_samples=null", f"data.mix={{sources: {sources}}}")
+    settings = (*mix, "training.max_steps=5", "training.save_steps=3")
+    whole = trained_on(tmp_path / "run", 2, *settings)
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-5")
+    with pytest.raises(ValueError, match=r"data\.mix.*temperature"):
+        trained_on(tmp_path / "run", 1, *settings, "data.mix.temperature=2", resume=True)
+    resumed = trained_on(tmp_path / "run", 2, *settings, resume=True)
+    assert [record.batches for record in resumed] == [record.batches[3:] for record in whole]
+    for name, weight in load_file(tmp_path / "run" / "model.safetensors").items():
+        assert torch.equal(weight, weights[name]), name
+
+
 @pytest.mark.parametrize(
     ("before", "after", "sizes", "workers"),
     [many(2, 1, (150, 7, 40), 0), many(4, 2, ONE, 0), many(4, 2, UNEVEN, 0), many(4, 1, EVEN, 0), many(2, 4, ONE, 2)],

@@ -97,7 +97,7 @@ class EncodedStream(IterableDataset):
     def __init__(
         self,
         rows: datasets.IterableDataset,
-        encode: Callable[[Mapping[str, list[Any]]], Mapping[str, list[Any]]] = lambda columns: columns,
+        encode: Callable[[dict[str, list[Any]]], Mapping[str, list[Any]]] = lambda columns: columns,
         has_shards: bool = True,
     ) -> None:
         """Store the arguments, without reading any row.
