@@ -20,6 +20,8 @@ explained. `null` means that a field is not set.
 SECTIONS = {
     "": "",
     "data": "",
+    "data.mix": "",
+    "data.mix.sources": "A list of mappings with these fields:",
     "tokenizer": "",
     "inputs": "",
     "model": "Fields of [`TriviumConfig`](python.md). Their defaults are those of the preset; listed are those of the "

@@ -103,11 +103,13 @@ PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
     Trainer: {
         "_finish_current_push": "self",
         "_get_grad_norm": "self model grad_norm",
+        "_get_num_items_in_batch": "self batch_samples device",
         "_get_output_dir": "self trial",
         "_get_train_sampler": "self train_dataset",
         "_init_training_state": (
             "self max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial"
         ),
+        "_load_rng_state": "self checkpoint",
         "_prepare_for_training": "self max_steps train_dataloader resume_from_checkpoint",
         "_push_from_checkpoint": "self checkpoint_folder",
         "_run_epoch": (
@@ -117,6 +119,7 @@ PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
         ),
         "_save": "self output_dir state_dict",
         "_save_checkpoint": "self model trial",
+        "_save_rng_state": "self output_dir",
         "_train_batch_size": None,
     },
     evaluate.Metric: {

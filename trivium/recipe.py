@@ -454,14 +454,8 @@ def _check_token_batches(recipe: Recipe) -> None:
                     f"inputs.max_tokens is {max_tokens}, but {name} is {value}, which cannot be combined with token "
                     f"batches. Set {name}={json.dumps(allowed[0])}, or inputs.max_tokens=null."
                 )
-    if max_tokens is not None and recipe.data.streaming:
-        workers = training.get("dataloader_num_workers") or 0
-        if workers > 1:
-            raise ValueError(
-                f"training.dataloader_num_workers is {workers}, but must be 0 or 1 with data.streaming and "
-                "inputs.max_tokens, because a single worker reads the stream."
-            )
-    elif recipe.inputs.buffer_size != InputArguments.buffer_size:
+    is_buffered = max_tokens is not None and recipe.data.streaming
+    if not is_buffered and recipe.inputs.buffer_size != InputArguments.buffer_size:
         raise ValueError(
             f"inputs.buffer_size is {recipe.inputs.buffer_size}, but is only for data.streaming=true with "
             "inputs.max_tokens. Leave it out."

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from transformers import Seq2SeqTrainingArguments
 
 from trivium.configuration import PRESETS, TriviumConfig
+from trivium.data.mixing import MixArguments, MixedSource
 from trivium.recipe import GENERATION_TYPES, TYPE_NAMES, Recipe, recipe_path
 from trivium.tasks import TASKS
 
@@ -159,6 +160,8 @@ def _describe_all() -> Iterator[FieldDescription]:
         yield FieldDescription(name, kind, default, texts[name])
         if isinstance(section, type) and is_dataclass(section):
             yield from _describe_section(name, section)
+    yield from _describe_section("data.mix", MixArguments)
+    yield from _describe_section("data.mix.sources", MixedSource)
     yield from _describe_section("model", TriviumConfig, MODEL)
     yield from _describe_training()
     for name, text in GENERATION.items():
@@ -206,7 +209,7 @@ def _name_of(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
     if get_origin(kind) is list:
-        return "a list of strings"
+        return "a list of mappings" if is_dataclass(get_args(kind)[0]) else "a list of strings"
     if isinstance(kind, type) and is_dataclass(kind):
         return "a mapping"
     return TYPE_NAMES.get(get_origin(kind) or kind, "a string")

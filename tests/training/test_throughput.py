@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_batch_stream import trained_on
+from stream_runs import trained_on
 from test_batching import recipe_for
 from tiny import BOS, EOS, PAD, random_ids, tiny_config
 from torch.utils.flop_counter import FlopCounterMode
@@ -159,8 +159,9 @@ def test_log_with_accumulation_and_after_resuming(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.slow(reason="three processes that import transformers")
 def test_counts_are_summed_over_processes(tmp_path: Path) -> None:
-    trained_on(tmp_path / "alone", 1, "training.gradient_accumulation_steps=2", "training.max_steps=6")
-    trained_on(tmp_path / "together", 2, "training.max_steps=6")
+    eager = ("data.streaming=false", "inputs.buffer_size=20000", "training.max_steps=6")
+    trained_on(tmp_path / "alone", 1, "training.gradient_accumulation_steps=2", *eager)
+    trained_on(tmp_path / "together", 2, *eager)
     alone, together = (log_of(tmp_path / name) for name in ("alone", "together"))
     for name in ("tokens", "padded", "flops"):
         assert together[1][name] == alone[1][name] > 0

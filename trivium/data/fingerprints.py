@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset_builder
 
 from trivium.data.compressed import content_suffix
-from trivium.data.loading import SLICE, DataArguments, files_of
+from trivium.data.loading import SLICE, DataArguments, files_of, load_data, sources_of
 from trivium.data.readers import READERS
 
 BATCH_SIZE = 1000  # number of rows to hash at once
@@ -23,6 +24,7 @@ LATER_FIELDS = (
     "directions",
     "temperature",
     "mixing_seed",
+    "mix",
 )
 
 
@@ -46,6 +48,12 @@ def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
         for batch in rows.iter(BATCH_SIZE):
             digest.update(json.dumps(batch, sort_keys=True).encode())
         return f"rows:{digest.hexdigest()}"
+    if args.mix is not None:
+        columns = rows.column_names or ()
+        parts = [fingerprint(source, load_data(source, columns)["train"]) for source in sources_of(args)]
+        mix = [args.mix.probabilities, args.mix.seed, args.mix.strategy, args.max_train_samples]
+        digest.update(json.dumps([parts, mix]).encode())
+        return f"files:{digest.hexdigest()}"
     selection = (args.config_name, args.source, args.target, args.text, args.label, args.whole_files, args.max_ratio)
     limits = (args.max_train_samples, args.train if args.name else None)
     # Fields that were added later count only if they are set, so that earlier fingerprints remain valid.
@@ -57,8 +65,8 @@ def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
 
 def later_fields(args: DataArguments) -> dict[str, Any]:
     """Return the fields that were added after the first fingerprints, if they differ from their defaults."""
-    defaults = vars(DataArguments())
-    return {name: getattr(args, name) for name in LATER_FIELDS if getattr(args, name) != defaults[name]}
+    values, defaults = asdict(args), asdict(DataArguments())
+    return {name: values[name] for name in LATER_FIELDS if values[name] != defaults[name]}
 
 
 def _files(args: DataArguments, rows: IterableDataset) -> list[str]:

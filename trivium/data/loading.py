@@ -31,6 +31,7 @@ from trivium.data.compressed import content_suffix, find_file
 from trivium.data.directions import check_directions, load_directions
 from trivium.data.examples import examples_of_files, numbered_example
 from trivium.data.filters import PAIR, Filters, check_scripts, filter_rows
+from trivium.data.mixing import MixArguments
 from trivium.data.numbers import numbers_corpus
 from trivium.data.readers import BINARY, READERS, TABLES, FileFormat
 from trivium.data.structured import DOCUMENT, FEATURES, FIELDS, READ, TAGGED_WORDS
@@ -52,6 +53,8 @@ class DataArguments:
     words, a CoNLL file, with a word and its tag per line and an empty line after each sentence (as is a `.tsv` file).
     Each file may be compressed (`.gz`, `.xz`, `.bz2`, `.zst`), and is also found if its name is set without that
     suffix.
+
+    To train on several sources, list them in `mix` instead of setting `train`.
 
     Attributes:
         name: `numbers` for the bundled corpus, a dataset on the Hub, or a folder in the Hub's layout.
@@ -92,6 +95,7 @@ class DataArguments:
         max_train_samples: Number of training rows to keep, from the first; None for all.
         max_validation_samples: Number of validation rows to keep, from the first; None for all.
         max_test_samples: Number of test rows to keep, from the first; None for all.
+        mix: Sources to train on together, with their weights; None for the single source `train`.
     """
 
     name: str | None = None
@@ -120,6 +124,7 @@ class DataArguments:
     max_train_samples: int | None = None
     max_validation_samples: int | None = None
     max_test_samples: int | None = None
+    mix: MixArguments | None = None
 
 
 def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict | IterableDatasetDict:
@@ -155,18 +160,28 @@ def load_and_count(
     columns_by_name = _columns_by_name(args, columns)
     _check_format(args, requested)
     _check_filters(args, tuple(columns))
+    if args.mix is not None and (args.train or (args.name and not requested)):
+        field = "data.train" if args.train else "data.name"
+        raise ValueError(
+            f"{field} is {args.train or args.name!r}, but data.mix is set, too, and only one can be the training "
+            f"data. Move {field} into data.mix.sources, or set data.mix=null."
+        )
     if args.name == "numbers":
         splits = _load_numbers(args, requested, columns_by_name)
     elif args.name is not None:
         splits = _load_named(args, requested, columns_by_name)
     elif requested:
         splits = {split: _load_file(path, split, args, columns_by_name) for split, path in requested.items()}
+    elif args.mix is not None:
+        splits = {}
     else:
         raise ValueError(
             "data.name and data.train are both null, so there are no data. Set data.name to `numbers` or a dataset on "
             "the Hub, or data.train to a local file."
         )
 
+    if args.mix is not None:
+        splits["train"] = args.mix.interleave([_load_source(source, columns) for source in sources_of(args)])
     dropped: dict[str, Counter[str]] = {}
     direction = f" ({args.source}-{args.target})" if tuple(columns) == PAIR else ""
     for split in splits:
@@ -234,6 +249,8 @@ def _filters(args: DataArguments, split: str, columns: Sequence[str]) -> Filters
     """Return the filters for a split: all of them for training, and only that of empty rows for evaluation."""
     if split != "train":
         return Filters(tuple(columns), drop_empty=args.drop_empty)
+    if args.mix is not None:  # the sources have been filtered
+        return Filters(tuple(columns))
     scripts = {side: names for side in PAIR if (names := getattr(args, f"{side}_scripts")) is not None}
     return Filters(tuple(columns), args.drop_empty, args.max_ratio, args.drop_identical, scripts, args.drop_duplicates)
 
@@ -254,6 +271,34 @@ def load_split(args: DataArguments, split: str, columns: Sequence[str] = PAIR) -
         hint = f", or set data.{split}" if split in SPLITS else ""
         raise ValueError(f"split is {split!r}, but must be one of {', '.join(requested or data)}{hint}.")
     return data[split]
+
+
+def has_shards(args: DataArguments) -> bool:
+    """Return True if the shards of the streamed training split can be read separately.
+
+    They cannot if rows are counted over all of them: to skip the first rows, or to stop after some.
+    """
+    has_slices = any(source.name and SLICE.fullmatch(source.train or "") for source in sources_of(args))
+    return args.max_train_samples is None and not has_slices
+
+
+def sources_of(args: DataArguments) -> list[DataArguments]:
+    """Return the arguments of each training source: of `data.mix`, or else of the only one."""
+    if args.mix is None:
+        return [args]
+    unset = dict.fromkeys(("name", "config_name", "train", "validation", "test", "max_train_samples", "mix"))
+    return [replace(args, **{**unset, **source.arguments}) for source in args.mix.sources]
+
+
+def _load_source(args: DataArguments, columns: Sequence[str]) -> Dataset | IterableDataset:
+    """Load the training split of one source of a mixture."""
+    splits = load_data(args, columns)
+    if "train" not in splits:
+        raise ValueError(
+            f"data.mix.sources has {args.name}, which has the splits {', '.join(splits)}, but no training split. Set "
+            "its `train` to the split to train on."
+        )
+    return splits["train"]
 
 
 # --- The bundled corpus, datasets on the Hub, local files ------------------------------------------------------------

@@ -1,13 +1,11 @@
 """Batches with a token budget instead of a number of rows (Vaswani et al. 2017, section 5.1), with little padding."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow.compute
 from datasets import Dataset
-from torch.utils.data import IterableDataset, Sampler
+from torch.utils.data import Sampler
 
 from trivium.configuration import TriviumConfig
 
@@ -69,73 +67,6 @@ class TokenBatchSampler(Sampler[list[int]]):
             yield batches[index].tolist()
 
 
-class TokenBatchStream(IterableDataset):
-    """Form token batches from a stream, whose lengths are not known in advance, within buffers of `buffer_size` rows.
-
-    Batches are formed as in `TokenBatchSampler`, but rows are grouped by length, and batches are shuffled, only within
-    a buffer: a larger buffer takes more memory, needs less padding and shuffles better. Buffers follow the order of
-    the stream. The batches depend only on stream, seed and epoch; every process forms all of them, without
-    communication.
-
-    The number of batches per epoch is a multiple of `multiple`, so that they can be distributed over processes and
-    accumulation steps without a remainder: at the end of the stream, as many batches as necessary are halved. Every
-    row is therefore used exactly once, for any number of processes. Rows are used twice only if the last buffer has
-    fewer rows than the number of additional batches needed.
-
-    The position in an epoch is the number of batches so far. Resuming forms the skipped batches again, which takes as
-    long as reading and encoding their rows.
-    """
-
-    def __init__(
-        self,
-        rows: Iterable[Mapping[str, Any]],
-        columns: Sequence[str],
-        max_tokens: int,
-        buffer_size: int,
-        multiple: int = 1,
-        seed: int = 0,
-    ) -> None:
-        """Store the arguments, without reading any row.
-
-        Args:
-            rows: A stream, or another iterable that returns the same rows in each iteration.
-            columns: Columns whose lengths are counted: the source column and, if there is one, the target column.
-            max_tokens: Maximum number of tokens per batch.
-            buffer_size: Number of rows to buffer.
-            multiple: Number of batches per optimizer step, over all processes and accumulation steps.
-            seed: Seed of the order.
-        """
-        self._rows, self._columns = rows, columns
-        self._max_tokens, self._buffer_size, self._multiple, self._seed = max_tokens, buffer_size, multiple, seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration; by default, each iteration advances the epoch by one."""
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[list[Mapping[str, Any]]]:
-        num_batches = 0
-        for number, (buffer, is_last) in enumerate(self._buffers()):
-            rng = np.random.default_rng((self._seed, self._epoch, number))
-            lengths = [np.array([len(row[column]) for row in buffer]) for column in self._columns]
-            batches = token_batches(lengths, self._max_tokens, rng)
-            if is_last:
-                batches = add_batches(batches, -(num_batches + len(batches)) % self._multiple)
-            num_batches += len(batches)
-            for index in rng.permutation(len(batches)):
-                yield [buffer[row] for row in batches[index]]
-        self._epoch += 1  # `set_epoch` does not reach the copy in a persistent worker.
-
-    def _buffers(self) -> Iterator[tuple[list[Mapping[str, Any]], bool]]:
-        """Yield the rows of each buffer, and whether it is the last buffer."""
-        rows = iter(self._rows)
-        next_row = list(islice(rows, 1))
-        while next_row:
-            buffer = [*next_row, *islice(rows, self._buffer_size - 1)]
-            next_row = list(islice(rows, 1))
-            yield buffer, not next_row
-
-
 def token_batches(lengths: Sequence[np.ndarray], max_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Return the row indices of each batch, from the shortest rows to the longest.
 
@@ -152,19 +83,6 @@ def token_batches(lengths: Sequence[np.ndarray], max_tokens: int, rng: np.random
         if not starts or (index + 1 - starts[-1]) * length > max_tokens:
             starts.append(index)
     return np.split(order, starts[1:])
-
-
-def add_batches(batches: list[np.ndarray], missing: int) -> list[np.ndarray]:
-    """Return `missing` more batches of the same rows by halving the largest; repeat batches if none can be halved."""
-    batches = list(batches)
-    for number in range(missing):
-        largest = max(range(len(batches)), key=lambda i: len(batches[i]))
-        halves = np.array_split(batches[largest], 2)
-        if len(halves[1]):
-            batches[largest : largest + 1] = halves
-        else:
-            batches.append(batches[number % len(batches)])
-    return batches
 
 
 def token_columns(config: TriviumConfig) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from trivium.data import DataArguments
+from trivium.data.loading import sources_of
 from trivium.recipe import CardArguments, Recipe, _read_overrides, _yaml_errors
 
 
@@ -24,7 +25,9 @@ def load_card_arguments(overrides: Sequence[str]) -> CardArguments:
 
 
 def data_name(data: DataArguments, split: str) -> str:
-    """Return the name of a data split: the data set or the file, without its local path."""
+    """Return the name of a data split, or those of a mixture: the data set or the file, without its local path."""
+    if split == "train" and data.mix is not None:
+        return ", ".join(data_name(source, split) for source in sources_of(data))
     expression = getattr(data, split)
     if data.name is None:
         return without_home(expression)
@@ -46,8 +49,17 @@ def _difference(values: Mapping[Any, Any], default: Mapping[Any, Any]) -> dict[A
             if nested := _difference(value, default.get(name) or {}):
                 difference[name] = nested
         elif name not in default or value != default[name]:
-            difference[name] = without_home(value) if isinstance(value, str) else value
+            difference[name] = _without_homes(value)
     return difference
+
+
+def _without_homes(value: Any) -> Any:
+    """Apply `without_home` to a string, or to all strings in a list; leave out null fields of mappings in a list."""
+    if isinstance(value, dict):
+        return {name: _without_homes(entry) for name, entry in value.items() if entry is not None}
+    if isinstance(value, list):
+        return [_without_homes(entry) for entry in value]
+    return without_home(value) if isinstance(value, str) else value
 
 
 def without_home(path: str) -> str:

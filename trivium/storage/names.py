@@ -9,6 +9,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "trainer_state.json"  # written last by the Trainer
+STREAM_FILES = "stream_*.json"  # position of each process in a stream
 MODEL_FILES = (  # saved by the model, the tokenizer or the Trainer
     "config.json",
     "generation_config.json",
@@ -35,6 +36,7 @@ CHECKPOINT_FILES = (  # saved in checkpoints only
     "scaler.pt",
     "rng_state.pth",
     "rng_state_*.pth",
+    STREAM_FILES,
     "trained_weights.safetensors",
     "pytorch_model_fsdp*",
     "optimizer_*",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import DatasetDict, IterableDatasetDict
+from datasets import DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -12,6 +12,7 @@ from transformers import (
 
 from trivium.configuration import TriviumConfig
 from trivium.data.loading import LABELED_TEXT, PAIR, TEXT
+from trivium.data.shares import ENCODED_ROWS, EncodedStream
 from trivium.data.structured import DOCUMENT, QUESTION, TAGGED_WORDS
 from trivium.metrics import (
     ANSWER_METRICS,
@@ -46,8 +47,6 @@ from trivium.tasks.encode import (
 )
 from trivium.tasks.label_facts import label_facts
 from trivium.tasks.tags import marks_entities, tag_facts
-
-ENCODED_ROWS = 1000  # number of rows to encode, and to pack, together
 
 
 @dataclass(frozen=True)
@@ -143,6 +142,18 @@ def encode_data(
         batch_size=ENCODED_ROWS,
         remove_columns=list(task.columns),
     )
+
+
+def encode_stream(
+    rows: IterableDataset,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TriviumConfig,
+    inputs: InputArguments,
+    has_shards: bool,
+) -> EncodedStream:
+    """Return a stream of training rows, as `encode_data` encodes them, which can be read in shares."""
+    return EncodedStream(rows, lambda batch: task.encode(batch, tokenizer, config, inputs), has_shards)
 
 
 def encode_rows(

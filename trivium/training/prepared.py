@@ -4,8 +4,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from trivium.configuration import TriviumConfig
 from trivium.data.directions import split_directions
 from trivium.data.fingerprints import LATER_FIELDS, hash_file, later_fields
-from trivium.data.loading import files_of
+from trivium.data.loading import files_of, sources_of
 from trivium.recipe import Recipe
 from trivium.storage.atomic import write_whole
 from trivium.storage.json_object import describe_changes, read_json_object
@@ -138,7 +138,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def fields_of(recipe: Recipe) -> dict[str, Any]:
     """Return the fields of a recipe that determine the prepared rows, keyed by dotted name."""
-    first_fields = {name: value for name, value in vars(recipe.data).items() if name not in LATER_FIELDS}
+    first_fields = {name: value for name, value in asdict(recipe.data).items() if name not in LATER_FIELDS}
     data = {name: value for name, value in first_fields.items() if name not in UNUSED_DATA}
     data |= later_fields(recipe.data)  # only those that are set, so that earlier manifests remain valid
     inputs = {name: value for name, value in vars(recipe.inputs).items() if name not in UNUSED_INPUTS}
@@ -175,12 +175,14 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def raw_files(recipe: Recipe) -> Iterator[tuple[str, list[Any]]]:
     """Yield path, size, modification time and hash of each local training and validation file."""
-    for split, args in product(SPLITS, split_directions(recipe.data)):
-        path = getattr(args, split)
-        if args.name is None and path is not None:
-            for file in files_of(path, args, recipe.kind.columns):
-                stat = Path(file).stat()
-                yield file, [stat.st_size, stat.st_mtime_ns, hash_file(file)]
+    for split in SPLITS:
+        sources = sources_of(recipe.data) if split == "train" else [recipe.data]
+        for args in chain.from_iterable(map(split_directions, sources)):
+            path = getattr(args, split)
+            if args.name is None and path is not None:
+                for file in files_of(path, args, recipe.kind.columns):
+                    stat = Path(file).stat()
+                    yield file, [stat.st_size, stat.st_mtime_ns, hash_file(file)]
 
 
 def _refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from trivium.storage.names import RECIPE_FILE
 from trivium.storage.pickles import check_pickles
 from trivium.training.callbacks.ema import TRAINED_WEIGHTS_FILE
 from trivium.training.resumable import patience_spent
+from trivium.training.streaming import load_positions
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,8 @@ def checkpoint_to_resume(recipe: Recipe, args: Seq2SeqTrainingArguments) -> tupl
         check_pickles(best)
     if (run / RECIPE_FILE).is_file():
         check_same_batch_size(run, load_recipe(run), state, args)
+    if recipe.data.streaming:
+        load_positions(checkpoint, args.world_size)
     if steps := steps_of_finished_run(run, state, recipe, args):
         raise ValueError(
             f"The run in {run} is finished after {steps} steps. To continue training, increase training.max_steps or "

@@ -20,12 +20,14 @@ from transformers import (
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
 from trivium.data.directions import tags_of, untagged_texts
+from trivium.data.loading import has_shards
 from trivium.data.packing import packing_facts
+from trivium.data.shares import EncodedStream
 from trivium.recipe import Recipe
 from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, explain_write_failure, set_aside
 from trivium.storage.manifest import CARD, MANIFEST, RunFolder, record, start_manifest
 from trivium.storage.names import RECIPE_FILE
-from trivium.tasks import encode_data, make_collator
+from trivium.tasks import encode_data, encode_stream, make_collator
 from trivium.tasks.encode import max_length_of
 from trivium.tokenization import train_tokenizer
 from trivium.training.callbacks import ExponentialAverage, RunFacts
@@ -186,21 +188,25 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
     if prepared is None:
         began = time.time()
         encoded = encode_data(data, task, tokenizer, model.config, recipe.inputs)
+        train_rows: Dataset | EncodedStream = encoded["train"]
+        if recipe.data.streaming:
+            train_rows = encode_stream(
+                data["train"], task, tokenizer, model.config, recipe.inputs, has_shards(recipe.data)
+            )
         if isinstance(encoded, DatasetDict):
             facts.encoding = encoding_rates(data, encoded, model.config, began)
     else:
         prepared.check_model(model.config, tokenizer, recipe)
         encoded = data
-    if recipe.inputs.packing and isinstance(encoded["train"], Dataset):
-        facts.packing = packing_facts(encoded["train"])
+        train_rows = encoded["train"]
+    if recipe.inputs.packing and isinstance(train_rows, Dataset):
+        facts.packing = packing_facts(train_rows)
     trainer = RunTrainer(
         model=model,
         args=args,
-        train_dataset=encoded["train"],
+        train_dataset=train_rows,
         eval_dataset=encoded.get("validation"),
-        data_collator=make_collator(
-            task, tokenizer, model, recipe.inputs, epoch=lambda: int(trainer.state.epoch or 0)
-        ),
+        data_collator=make_collator(task, tokenizer, model, recipe.inputs, epoch=lambda: trainer.current_epoch),
         processing_class=tokenizer,
         compute_metrics=make_compute_metrics(recipe, model, tokenizer),
         callbacks=[facts],

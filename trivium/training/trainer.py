@@ -1,6 +1,7 @@
 """The Trainer of a run: transformers' Trainer with token batches, throughput metrics and Hub pushes with a card."""
 
 import inspect
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -10,22 +11,28 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import send_to_device
+from datasets import IterableDataset
 from huggingface_hub import create_branch, run_as_future
 from torch import nn
 from torch.distributed.fsdp import StateDictType
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
-from transformers.trainer_utils import HubStrategy, SaveStrategy, has_length
+from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
+from trivium.data.batch_stream import BatchStream, PlacedBatch
 from trivium.data.length_grouped import SeededBatchRebalanceSampler, SeededLengthGroupedSampler
-from trivium.data.token_batches import TokenBatchSampler, TokenBatchStream, lengths_of, token_columns
+from trivium.data.shares import EncodedStream
+from trivium.data.token_batches import TokenBatchSampler, lengths_of, token_columns
+from trivium.modeling.loss import IGNORE_INDEX
 from trivium.storage.atomic import write_whole
 from trivium.training.callbacks import Throughput
 from trivium.training.callbacks.throughput import DataReport
 from trivium.training.distributed import tied_weights_together
 from trivium.training.resumable import ResumableTrainer
+from trivium.training.streaming import FILLER, PLACE, EpochOffset, StreamSteps
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +114,10 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
     Args:
         max_tokens: Maximum number of tokens per batch and device, as counted by `TokenBatchSampler`; None for batches
             of `per_device_train_batch_size` rows.
-        buffer_size: Number of rows that a `TokenBatchStream` buffers to form batches; required for streamed data.
+        buffer_size: Number of rows to buffer for token batches of a stream; required for these.
+
+    A stream (`EncodedStream` or `datasets.IterableDataset`) is read in shares by the processes, and resumed at its
+    position (`trivium.training.streaming`).
     """
 
     def __init__(
@@ -115,30 +125,45 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.batches: TokenBatchSampler | None = None
-        self.batch_stream: TokenBatchStream | None = None
+        self.batch_stream: BatchStream | None = None
+        self._steps: StreamSteps | None = None
+        self._stream_epoch: int | None = None  # epoch of the batch that is being collated
+        self._filler: dict[str, Any] | None = None
+        self._rng_checkpoint: str | None = None
+        self._epoch_offset = EpochOffset()
+        self.add_callback(self._epoch_offset)
         self.add_callback(Throughput())
-        if max_tokens is None:
-            return
         columns = token_columns(self.model.config)
-        max_tokens *= max(1, self.args.n_gpu)  # DataParallel splits a batch over the GPUs of this process.
-        if has_length(self.train_dataset):
+        if max_tokens is not None:
+            max_tokens *= max(1, self.args.n_gpu)  # DataParallel splits a batch over the GPUs of this process.
+        if isinstance(self.train_dataset, EncodedStream | IterableDataset):
+            stream = self.train_dataset
+            rows = stream if isinstance(stream, EncodedStream) else EncodedStream(stream)
+            size = self._train_batch_size if max_tokens is None else buffer_size
+            assert size is not None  # A recipe always sets it.
+            self.batch_stream = BatchStream(rows, size, max_tokens, columns, self._data_seed)
+            # With tensor or context parallelism, several processes get the same data.
+            processes = super().get_total_train_batch_size(self.args) // self._train_batch_size
+            processes //= self.args.gradient_accumulation_steps
+            rank = self.args.process_index // (self.args.world_size // processes)
+            self._steps = StreamSteps(self.batch_stream, rank, processes, self.args.dataloader_num_workers)
+        elif max_tokens is not None:
             lengths = [lengths_of(self.train_dataset, column) for column in columns]
             self.batches = TokenBatchSampler(lengths, max_tokens, self._data_seed, self._current_epoch)
             statistics = {"batches_per_epoch": len(self.batches), "tokens_per_batch": self.batches.mean_tokens}
             self.add_callback(DataReport({**statistics, "padding": self.batches.padding}, self.log))
-        else:
-            assert buffer_size is not None  # A recipe always sets this.
-            batches_per_step = super().get_total_train_batch_size(self.args) // self._train_batch_size
-            self.batch_stream = TokenBatchStream(
-                self.train_dataset, columns, max_tokens, buffer_size, batches_per_step, self._data_seed
-            )
 
     @property
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
+    @property
+    def current_epoch(self) -> int:
+        """Return the epoch of the batch that is being collated, or else of training."""
+        return int(self.state.epoch or 0) if self._stream_epoch is None else self._stream_epoch
+
     def _current_epoch(self) -> int:
-        return int(self.state.epoch or 0)
+        return self.current_epoch
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader]:
         with tied_weights_together(self.model) if self.is_fsdp_enabled else nullcontext():
@@ -175,16 +200,63 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
             )
         if self.batch_stream is None:
             return super().get_train_dataloader()
-        # Accelerate sees each token batch as one row and distributes these rows over the processes. Its default for
-        # streams, dispatching from the main process, requires batches of equal shapes.
-        collate = self.data_collator
+        # Accelerate sees each batch as one row. It must not distribute these: every process reads its own.
         return prepare_data_loader(
-            DataLoader(self.batch_stream, batch_size=1, collate_fn=lambda batches: collate(batches[0]), **options),
+            DataLoader(self.batch_stream, batch_size=1, collate_fn=self._collate_placed, **options),
             self.accelerator.device,
+            num_processes=1,
+            process_index=0,
             put_on_device=True,
             dispatch_batches=False,
-            torch_device_mesh=self.accelerator.torch_device_mesh,
         )
+
+    def _collate_placed(self, batches: list[PlacedBatch]) -> dict[str, Any]:
+        """Collate the rows of the only batch, and add its place."""
+        [batch] = batches
+        self._stream_epoch = batch.place["epoch"]
+        collated = dict(self.data_collator(batch.rows))
+        self._stream_epoch = None
+        return {**collated, PLACE: json.dumps(batch.place)}
+
+    def _make_filler(self) -> dict[str, Any]:
+        """Return a batch of weight zero: the first row of the stream."""
+        if self._filler is None:
+            assert self.batch_stream is not None
+            row = self.batch_stream.rows.first_row()
+            self._filler = dict(send_to_device(self.data_collator([row]), self.accelerator.device))
+        return {**self._filler, FILLER: True}
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        epochs, batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if self._steps is None or resume_from_checkpoint is None or self.args.ignore_data_skip:
+            return epochs, batches
+        if not self._steps.load(Path(resume_from_checkpoint)):
+            return epochs, batches  # An earlier version wrote the checkpoint: the batches are read again and skipped.
+        if self._steps.is_epoch_done:
+            return epochs + 1, 0
+        # The Trainer must not skip batches, so it counts from the beginning of the epoch.
+        self._epoch_offset.offset = (self.state.epoch or 0) - epochs
+        self._rng_checkpoint = resume_from_checkpoint
+        return epochs, 0
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self._steps is not None:
+            self._steps.begin_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._steps is not None:
+            self._steps.save(Path(output_dir))
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)
@@ -213,9 +285,12 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         """Compute the loss, without materializing the logits unless the outputs are returned."""
+        weight = 0.0 if inputs.get(FILLER) else 1.0
+        inputs = {name: value for name, value in inputs.items() if name != FILLER}
         if not return_outputs:
             inputs = self._add_skip_logits(inputs)
-        return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        loss = super().compute_loss(model, inputs, return_outputs, **kwargs)
+        return loss if weight else weight * loss
 
     @property
     def throughput(self) -> Throughput:
@@ -227,9 +302,25 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
     ) -> tuple[list[Any], torch.Tensor | int | None]:
         """Return the batches of an optimizer step, and count their tokens."""
         start = time.perf_counter()
+        if self._steps is not None:
+            state = self.accelerator.gradient_state
+            taken = self._steps.take(epoch_iterator, num_batches, lambda: state.end_of_dataloader, self._make_filler)
+            epoch_iterator = iter(taken)
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._rng_checkpoint is not None:  # The DataLoader has drawn from the random state.
+            self._load_rng_state(self._rng_checkpoint)
+            self._rng_checkpoint = None
         self.throughput.begin_step(batches, start)
         return batches, num_items_in_batch
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Any]], device: torch.device
+    ) -> torch.Tensor | int | None:
+        weighed = [
+            {**batch, "labels": torch.full_like(batch["labels"], IGNORE_INDEX)} if FILLER in batch else batch
+            for batch in batch_samples
+        ]
+        return super()._get_num_items_in_batch(weighed, device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the throughput if there is a loss; for streams, drop samples per second (unknown batch sizes)."""

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_callback import ExportableState
 
 from trivium.training.flops import COUNTED, TokenCounts, count_tokens, peak_flops, training_flops
+from trivium.training.streaming import FILLER
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ class Throughput(TrainerCallback, ExportableState):
         assert self._model is not None  # set by `on_train_begin`
         for batch in batches:
             if "input_ids" in batch and "labels" in batch:
-                counts = count_tokens(batch, self._model)
+                # A filler counts as zero tokens: a process with fillers only still takes part in the all-reduce.
+                counts = count_tokens(batch, self._model) * (FILLER not in batch)
                 self._counts = counts if self._counts is None else self._counts + counts
 
     def on_step_end(
