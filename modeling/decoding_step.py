@@ -22,8 +22,8 @@ from .positions import rotate
 from .stacks import TriviumDecoder
 
 Function = Callable[[torch.Tensor], torch.Tensor]
-FEW_ROWS = 8  # up to this many rows, `project_few_rows` is faster than `nn.Linear`,
-MIN_WEIGHTS = 2**20  # from this many weights on
+FEW_ROWS = 8  # `project_few_rows` is faster than `nn.Linear` for at most this many rows,
+MIN_WEIGHTS = 2**20  # and at least this many weights
 # Parts of a layer, which are inlined below.
 PARTS: dict[str, type[nn.Module]] = {
     "self_attn": MultiHeadAttention,
@@ -36,7 +36,7 @@ PARTS: dict[str, type[nn.Module]] = {
 
 
 def is_plain(decoder: TriviumDecoder) -> bool:
-    """Return True if calling the modules of the decoder does nothing that `PlainLayers` leaves out.
+    """Return True if `PlainLayers` computes everything that calling the modules of the decoder would compute.
 
     Projections may be of any type, such as quantized ones or those of an adapter. Everything around them must be of
     this package, and no module may be in training mode, hooked, compiled, or have its `forward` replaced.

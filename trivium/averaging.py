@@ -24,7 +24,7 @@ COPIED = ("*config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "*
 
 
 def average(folders: Sequence[str | Path], output: str | Path, *, show_progress: bool = False) -> None:
-    """Average the weights of saved models into a new one; all other files are copied from the last model.
+    """Average the weights of saved models into a new model; all other files are copied from the last model.
 
     Sums are accumulated in float64, and the mean is saved in the dtype of the weights. One tensor per model is in
     memory at a time, and shards are as large as those of the last model. Tied weights stay tied, since they are saved

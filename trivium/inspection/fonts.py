@@ -24,11 +24,11 @@ HAN_STYLES = {
     "HIRAGANA": "JP",
     "KATAKANA": "JP",
     "HANGUL": "KR",
-}  # script of the text decides the style of Han characters; default: SC
+}  # the script of the text determines the style of Han characters; SC is the default
 
 
 class MissingFontWarning(UserWarning):
-    """No installed font covers a label; missing glyphs are drawn as boxes."""
+    """Warning that no installed font covers a label; missing glyphs are drawn as boxes."""
 
 
 @contextmanager

@@ -175,7 +175,7 @@ class _FrozenClass(type):
 
 
 class _Placeholder(metaclass=_FrozenClass):
-    """Store the attributes of a torch object, without its behavior."""
+    """Placeholder that stores the attributes of a torch object, without its behavior."""
 
     def __setstate__(self, state: Any) -> None:
         if type(self).__name__ == "TensorProperties":  # The state is a tuple, which is not needed here.

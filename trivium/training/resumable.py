@@ -24,7 +24,7 @@ from trivium.training.callbacks.non_finite import NonFiniteGuard, has_finite_wei
 
 
 class ResumableTrainer(Seq2SeqTrainer):
-    """Write checkpoints atomically, and resume from them as if training had not been interrupted.
+    """Trainer that writes checkpoints atomically and resumes from them as if training had not been interrupted.
 
     A checkpoint is written to a temporary folder and renamed once it is complete and synced to the disk, including the
     files of all processes and, with an `ExponentialAverage`, the trained weights. Only then is it pushed, and older

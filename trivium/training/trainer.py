@@ -109,7 +109,7 @@ class PublishingTrainer(Seq2SeqTrainer):
 
 
 class RunTrainer(ResumableTrainer, PublishingTrainer):
-    """Train with token batches, log the throughput, and push the model with the card of `trivium.hub.card`.
+    """Trainer with token batches and throughput logs that pushes the model with the card of `trivium.hub.card`.
 
     Args:
         max_tokens: Maximum number of tokens per batch and device, as counted by `TokenBatchSampler`; None for batches

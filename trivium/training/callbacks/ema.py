@@ -25,9 +25,9 @@ class ExponentialAverage(TrainerCallback):
     `trained_weights.safetensors`, and training resumes from it bitwise identically. This works with any Trainer:
     `Trainer(..., callbacks=[ExponentialAverage(0.999)])`.
 
-    Only trainable parameters are averaged, tied weights once; buffers keep their current values. The average takes the
-    memory of one more copy of the weights. With several processes, each computes the same average, and the main
-    process saves it. FSDP and DeepSpeed are rejected because they shard the weights.
+    Only trainable parameters are averaged, and tied weights only once; buffers keep their current values. The average
+    takes the memory of one more copy of the weights. With several processes, each computes the same average, and the
+    main process saves it. FSDP and DeepSpeed are rejected because they shard the weights.
 
     Args:
         decay: Decay between 0 and 1; the average covers about the last 1 / (1 - decay) steps.
