@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from trivium_cli import convert, demo, hub, parts, plot, prepare, runs, texts
+from trivium_cli import convert, demo, hub, parts, plot, prepare, runs, serve, texts
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     epilog="Start with `trivium train numbers`, which needs no external data.",
 )
-for module in (runs, prepare, texts, demo, plot, parts, convert, hub):
+for module in (runs, prepare, texts, demo, serve, plot, parts, convert, hub):
     app.add_typer(module.commands)
 
 

@@ -97,7 +97,7 @@ def translate(
         if engine == "torch":
             loaded, tokenizer = load(model, "translate", trust_remote_code=trust_remote_code)
         else:
-            loaded, tokenizer = _load_for_engine(model, engine)
+            loaded, tokenizer = load_for_engine(model, engine)
         from transformers import set_seed
 
         from trivium.translation import translate as translations_of
@@ -266,7 +266,13 @@ def fill_mask(
         _process_all(process, texts, input_file, output_file)
 
 
-def _load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokenizerBase"]:
+def load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokenizerBase"]:
+    """Load a translation model for CTranslate2 or ONNX Runtime, and its tokenizer; a saved model is converted first.
+
+    Raises:
+        FileNotFoundError: There is no model.
+        ValueError: The model does not translate, or the engine does not support it.
+    """
     from trivium.interop.ctranslate2 import CTranslate2Model
     from trivium.interop.onnx import OnnxModel
 
