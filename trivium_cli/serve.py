@@ -16,6 +16,8 @@ commands = typer.Typer()
 
 PACKAGES = ("babel", "bs4", "fastapi", "prometheus_client", "python_multipart", "uvicorn")
 
+MAX_CONNECTIONS = 1000  # further ones are answered with status 503
+
 
 @commands.command(epilog="Example: `trivium serve runs/numbers --pair en:de --engine ctranslate2`")
 def serve(
@@ -44,7 +46,7 @@ def serve(
         list[str] | None,
         typer.Option("--cors-origin", help="Origin whose pages may call the service from a browser. Repeatable."),
     ] = None,
-    max_body: Annotated[int, typer.Option(min=1, help="Maximum size of a request in bytes.")] = 1024 * 1024,
+    max_body: Annotated[int, typer.Option(min=1, help="Maximum size of a request in bytes.")] = 256 * 1024,
     max_characters: Annotated[int, typer.Option(min=1, help="Maximum number of characters of a request.")] = 20_000,
     max_texts: Annotated[
         int, typer.Option(min=1, help="Maximum number of texts of a request; lines and text nodes count.")
@@ -94,7 +96,15 @@ def serve(
         )
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         # The access log of uvicorn has the query string, which may hold texts and keys.
-        uvicorn.run(app, host=host, port=port, access_log=False, log_config=None, server_header=False)
+        uvicorn.run(
+            app,
+            host=host,
+            port=port,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+        )
 
 
 def _pair_of_card(model: Path) -> "Pair":

@@ -21,7 +21,7 @@ def tiny_translator() -> tuple[TriviumForConditionalGeneration, TriviumTokenizer
     """Return a model whose translations are arbitrary but differ between texts."""
     tokenizer = train_tokenizer(TEXTS * 3, vocab_size=300)
     torch.manual_seed(1)
-    model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=256, std=0.3)
+    model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=256, std=0.3, decoder_layers=1).float()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model, tokenizer
 
@@ -33,6 +33,13 @@ def expected(model: Any, tokenizer: Any, texts: list[str], **options: Any) -> li
         next(translate(model, tokenizer, [text], max_length=limit, **options))
         for text, limit in zip(texts, limits, strict=True)
     ]
+
+
+def free_port() -> int:
+    """Return a port on loopback that is free now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -22,6 +22,10 @@ class Batchable(Protocol):
     def key(self) -> Hashable:
         """Return the options that hold for a whole batch."""
 
+    @property
+    def cost(self) -> int:
+        """Return the share of a batch's capacity; a job in a batch costs as much as the most expensive one."""
+
 
 Job = TypeVar("Job", bound=Batchable)
 Result = TypeVar("Result")
@@ -33,6 +37,7 @@ class Batcher(Generic[Job, Result]):
     Args:
         run: Function that returns one result for each job of a batch.
         batch_size: Maximum number of jobs per batch.
+        capacity: Maximum cost per batch; a single job may cost more.
         queue_size: Maximum number of waiting jobs.
         observe: Function called with the size and the seconds of each batch.
     """
@@ -41,11 +46,12 @@ class Batcher(Generic[Job, Result]):
         self,
         run: Callable[[Sequence[Job]], Sequence[Result]],
         batch_size: int,
+        capacity: int,
         queue_size: int,
         observe: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         self._run, self._observe = run, observe
-        self._batch_size, self._queue_size = batch_size, queue_size
+        self._batch_size, self._capacity, self._queue_size = batch_size, capacity, queue_size
         self._waiting: deque[tuple[Job, asyncio.Future[Result]]] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -112,8 +118,15 @@ class Batcher(Generic[Job, Result]):
 
     def _take_batch(self) -> list[tuple[Job, "asyncio.Future[Result]"]]:
         """Remove the first job and those with its key from the queue, as many as fit in a batch."""
-        key = self._waiting[0][0].key
-        batch = [entry for entry in self._waiting if entry[0].key == key][: self._batch_size]
+        key, cost = self._waiting[0][0].key, 0
+        batch: list[tuple[Job, asyncio.Future[Result]]] = []
+        for entry in self._waiting:
+            if entry[0].key != key:
+                continue
+            cost = max(cost, entry[0].cost)
+            if batch and (len(batch) == self._batch_size or (len(batch) + 1) * cost > self._capacity):
+                break
+            batch.append(entry)
         taken = {id(entry) for entry in batch}
         self._waiting = deque(entry for entry in self._waiting if id(entry) not in taken)
         return batch

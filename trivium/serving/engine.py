@@ -33,6 +33,11 @@ class Job:
         """Return the settings that hold for a whole batch."""
         return self.options
 
+    @property
+    def cost(self) -> int:
+        """Return the number of tokens in the batch, one row for each beam."""
+        return len(self.input_ids) * int(dict(self.options).get("num_beams", 1))
+
 
 class Translator:
     """Translate batches of texts.
@@ -78,7 +83,8 @@ class Translator:
                 "num_beams": max(self.beams, alternatives + 1),
                 "num_return_sequences": alternatives + 1,
             }
-            jobs.append(Job(tuple(ids), tuple(sorted(options.items()))))
+            # Some characters have no tokens: translate the empty sentence.
+            jobs.append(Job(tuple(ids) or (self.tokenizer.eos_token_id,), tuple(sorted(options.items()))))
         return jobs
 
     @torch.inference_mode()

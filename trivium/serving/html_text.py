@@ -4,6 +4,9 @@ import warnings
 
 from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning, NavigableString
 
+from .limits import Refusal
+
+MAX_TAGS = 1000  # the parser takes quadratic time on some malformed tags
 UNTRANSLATED = ("code", "pre", "kbd", "samp", "textarea")
 
 
@@ -17,9 +20,14 @@ class HtmlText:
 
     Attributes:
         texts: The text nodes, in document order.
+
+    Raises:
+        Refusal: There are more than `MAX_TAGS` tags (status 400).
     """
 
     def __init__(self, html: str) -> None:
+        if (tags := html.count("<")) > MAX_TAGS:
+            raise Refusal(400, f"The HTML has {tags:,} tags, but may have at most {MAX_TAGS:,}. Split it.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)  # a URL is a text like any other
             self._soup = BeautifulSoup(html, "html.parser")

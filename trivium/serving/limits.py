@@ -39,9 +39,10 @@ class Limits:
         timeout: Seconds until a request is answered with status 504.
         queue: Texts that wait; further requests are answered with status 429.
         batch: Texts per batch.
+        batch_tokens: Tokens per batch, counting padding and multiplied by beams.
     """
 
-    body_bytes: int = 1024 * 1024
+    body_bytes: int = 256 * 1024
     characters: int = 20_000
     texts: int = 128
     tokens: int = 512
@@ -50,6 +51,7 @@ class Limits:
     timeout: float = 60.0
     queue: int = 512
     batch: int = 32
+    batch_tokens: int = 8192
 
     def __post_init__(self) -> None:
         for field in fields(self):

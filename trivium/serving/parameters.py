@@ -56,8 +56,7 @@ def bearer_token(request: Request) -> str | None:
 
 def _collect(values: ImmutableMultiDict[str, Any]) -> dict[str, Any]:
     """Return values by name, as a list where a name occurs several times."""
-    collected: dict[str, Any] = {}
-    for name in values:
-        found = values.getlist(name)
-        collected[name] = found[0] if len(found) == 1 else found
-    return collected
+    collected: dict[str, list[Any]] = {}
+    for name, value in values.multi_items():
+        collected.setdefault(name, []).append(value)
+    return {name: found[0] if len(found) == 1 else found for name, found in collected.items()}

@@ -42,7 +42,11 @@ def create_app(
     """
     limits, keys = limits or Limits(), keys or Keys()
     batcher: Batcher[Job, list[str]] = Batcher(
-        translator.run, limits.batch, limits.queue, lambda size, seconds: metrics.count_batch(size, seconds)
+        translator.run,
+        limits.batch,
+        limits.batch_tokens,
+        limits.queue,
+        lambda size, seconds: metrics.count_batch(size, seconds),
     )
     metrics = Metrics(lambda: len(batcher))
 
