@@ -1,4 +1,4 @@
-"""The command `trivium serve`, which answers requests of existing translation clients."""
+"""The command `trivium serve`, which answers requests of LibreTranslate's and OpenAI's clients."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trivium_cli.common import Beams, Model, load, report_errors
+from trivium_cli.common import Beams, Model, architecture_of, check_saved_model, load, report_errors
 from trivium_cli.texts import Engine, load_for_engine
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from trivium.serving import Pair
 
 commands = typer.Typer()
@@ -29,6 +31,12 @@ def serve(
             help="Language pair, such as en:de; en:de=TAG puts a tag in front of every text. Repeatable; by default "
             "the two languages of the model card.",
             show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the model in OpenAI's interface; by default that of the folder.", show_default=False
         ),
     ] = None,
     engine: Engine = "torch",
@@ -52,6 +60,7 @@ def serve(
         int, typer.Option(min=1, help="Maximum number of texts of a request; lines and text nodes count.")
     ] = 128,
     max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of a text.")] = 512,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of a continuation.")] = 256,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until a request is answered with status 504.")] = 60,
     queue: Annotated[
         int, typer.Option(min=1, help="Number of texts that may wait; further requests get status 429.")
@@ -59,9 +68,12 @@ def serve(
     batch_size: Annotated[int, typer.Option(min=1, help="Maximum number of texts per batch.")] = 32,
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Log texts and translations.")] = False,
 ) -> None:
-    """Serve a translation model with LibreTranslate's interface.
+    """Serve a model over HTTP.
 
-    Texts of concurrent requests are translated in batches. SIGTERM and Ctrl-C finish all accepted requests.
+    A translation model has LibreTranslate's interface; a language model has OpenAI's completions and chat, and an
+    encoder OpenAI's embeddings.
+
+    Texts of concurrent requests run in batches. SIGTERM and Ctrl-C finish all accepted requests.
     """
     with report_errors():
         if missing := [name for name in PACKAGES if find_spec(name) is None]:
@@ -72,23 +84,34 @@ def serve(
 
         import uvicorn
 
-        from trivium.serving import Keys, Languages, Limits, Pair, Translator, create_app
+        from trivium.serving import Embedder, Keys, Languages, Limits, Pair, Translator, Writer, create_app
 
         limits = Limits(
             body_bytes=max_body,
             characters=max_characters,
             texts=max_texts,
             tokens=max_tokens,
+            new_tokens=max_new_tokens,
             timeout=timeout,
             queue=queue,
             batch=batch_size,
         )
         keys = Keys.from_file(api_keys) if api_keys else Keys()
-        languages = Languages([Pair.parse(pair) for pair in pairs] if pairs else [_pair_of_card(model)])
-        loaded, tokenizer = load(model, "translate") if engine == "torch" else load_for_engine(model, engine)
+        architecture = architecture_of(check_saved_model(model))
+        languages = None
+        served: Translator | Writer | Embedder
+        if engine != "torch" or architecture.endswith("ForConditionalGeneration"):
+            languages = Languages([Pair.parse(pair) for pair in pairs] if pairs else [_pair_of_card(model)])
+            loaded, tokenizer = load(model, "translate") if engine == "torch" else load_for_engine(model, engine)
+            served = Translator(loaded, tokenizer, limits.tokens, beams)
+        elif architecture.endswith("ForCausalLM"):
+            served = Writer(*load(model, "generate"), limits.tokens, limits.new_tokens)
+        else:
+            served = Embedder(*_load_encoder(model), limits.tokens)
         app = create_app(
-            Translator(loaded, tokenizer, limits.tokens, beams),
+            served,
             languages,
+            name=name or model.resolve().name,
             limits=limits,
             keys=keys,
             cors_origins=cors_origins or (),
@@ -126,3 +149,13 @@ def _pair_of_card(model: Path) -> "Pair":
             "such as --pair en:de."
         )
     return Pair(*languages)
+
+
+def _load_encoder(model: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Load the encoder of an encoder-only model, without its head."""
+    from transformers import AutoTokenizer
+
+    from trivium import TriviumEncoderModel
+
+    encoder = TriviumEncoderModel.from_pretrained(model).eval()
+    return encoder, AutoTokenizer.from_pretrained(model)

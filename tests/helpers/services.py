@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from tiny import tiny_model
+from trained_tokenizers import CHAT
 
-from trivium import TriviumForConditionalGeneration, TriviumTokenizer
+from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumTokenizer
 from trivium.tokenization import train_tokenizer
 from trivium.translation import translate
 
@@ -22,6 +23,16 @@ def tiny_translator() -> tuple[TriviumForConditionalGeneration, TriviumTokenizer
     tokenizer = train_tokenizer(TEXTS * 3, vocab_size=300)
     torch.manual_seed(1)
     model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=256, std=0.3, decoder_layers=1).float()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model, tokenizer
+
+
+def tiny_writer() -> tuple[TriviumForCausalLM, TriviumTokenizer]:
+    """Return a decoder-only model with a chat template, which generates to the maximum length."""
+    tokenizer = train_tokenizer(TEXTS * 3, vocab_size=300, add_bos_token=True, add_eos_token=False)
+    tokenizer.chat_template = CHAT
+    torch.manual_seed(0)
+    model = tiny_model(TriviumForCausalLM, encoder_layers=0, vocab_size=len(tokenizer), std=0.3).float()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model, tokenizer
 

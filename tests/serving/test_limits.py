@@ -44,6 +44,9 @@ class Reverser:
         self.free = threading.Event()
         self.free.set()
 
+    def warm_up(self, count: int) -> list[Word]:
+        return self.jobs(["a"] * count)
+
     def jobs(self, texts: Sequence[str], alternatives: int = 0) -> list[Word]:
         return [Word(text) for text in texts]
 

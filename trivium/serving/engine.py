@@ -61,6 +61,10 @@ class Translator:
         self.max_tokens = cap_length(model.config, max_tokens)
         self.beams = beams or model.generation_config.num_beams or 1
 
+    def warm_up(self, count: int) -> list[Job]:
+        """Return short jobs."""
+        return self.jobs(["a"] * count)
+
     def jobs(self, texts: Sequence[str], alternatives: int = 0) -> list[Job]:
         """Tokenize texts that are not blank.
 
@@ -72,28 +76,79 @@ class Translator:
             Refusal: A text has too many tokens (status 400).
         """
         jobs = []
-        for ids in self.tokenizer(list(texts))["input_ids"] if texts else []:
-            if len(ids) > self.max_tokens:
-                raise Refusal(
-                    400, f"A text has {len(ids):,} tokens, but may have at most {self.max_tokens:,}. Split it."
-                )
+        for ids in encode(self.tokenizer, texts, self.max_tokens):
             interval = -(-len(ids) // LENGTH_STEP) * LENGTH_STEP
             options: dict[str, Any] = {
                 "max_length": cap_length(self.model.config, interval + EXTRA_LENGTH),
                 "num_beams": max(self.beams, alternatives + 1),
                 "num_return_sequences": alternatives + 1,
             }
-            # Some characters have no tokens: translate the empty sentence.
-            jobs.append(Job(tuple(ids) or (self.tokenizer.eos_token_id,), tuple(sorted(options.items()))))
+            jobs.append(Job(tuple(ids), tuple(sorted(options.items()))))
         return jobs
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> list[list[str]]:
         """Return the translations of each text, best first; all jobs have the same options."""
-        inputs = self.tokenizer.pad(
-            {"input_ids": [list(job.input_ids) for job in jobs]}, padding_side="right", return_tensors="pt"
-        )
+        inputs = pad(self.tokenizer, jobs, "right")
         output = self.model.generate(**inputs.to(self.model.device), **dict(jobs[0].options))
         texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
         count = len(texts) // len(jobs)
         return [texts[start : start + count] for start in range(0, len(texts), count)]
+
+
+class Embedder:
+    """Compute text embeddings: the mean of the last hidden states over the tokens, with length 1.
+
+    Args:
+        model: An encoder without a head.
+        tokenizer: Its tokenizer.
+        max_tokens: Maximum number of tokens of a text; a model may allow fewer.
+    """
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.max_tokens = cap_length(model.config, max_tokens)
+
+    def warm_up(self, count: int) -> list[Job]:
+        """Return short jobs."""
+        return self.jobs(["a"] * count)
+
+    def jobs(self, texts: Sequence[str]) -> list[Job]:
+        """Tokenize texts.
+
+        Raises:
+            Refusal: A text has too many tokens (status 400).
+        """
+        return [
+            Job(tuple(ids), (("interval", len(ids) // LENGTH_STEP),))
+            for ids in encode(self.tokenizer, texts, self.max_tokens)
+        ]
+
+    @torch.inference_mode()
+    def run(self, jobs: Sequence[Job]) -> list[list[float]]:
+        """Return an embedding of size `d_model` for each text."""
+        inputs = pad(self.tokenizer, jobs, "right").to(self.model.device)
+        states = self.model(**inputs).last_hidden_state.float()  # (batch, length, d_model)
+        mask = inputs["attention_mask"][..., None]  # (batch, length, 1)
+        means = (states * mask).sum(dim=1) / mask.sum(dim=1)  # (batch, d_model)
+        vectors: list[list[float]] = torch.nn.functional.normalize(means, dim=-1).tolist()
+        return vectors
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """Tokenize texts; one without tokens becomes EOS.
+
+    Raises:
+        Refusal: A text has too many tokens (status 400).
+    """
+    encoded = [list(ids) or [tokenizer.eos_token_id] for ids in (tokenizer(list(texts))["input_ids"] if texts else [])]
+    for ids in encoded:
+        if len(ids) > max_tokens:
+            raise Refusal(400, f"A text has {len(ids):,} tokens, but may have at most {max_tokens:,}. Split it.")
+    return encoded
+
+
+def pad(tokenizer: PreTrainedTokenizerBase, jobs: Sequence[Any], side: str) -> Any:
+    """Return the padded `input_ids` and `attention_mask` of jobs, each (batch, length)."""
+    rows = {"input_ids": [list(job.input_ids) for job in jobs]}
+    return tokenizer.pad(rows, padding_side=side, return_tensors="pt")

@@ -122,4 +122,8 @@ def _digest(key: str) -> bytes:
 
 def error_response(path: str, status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return an error in the form of the interface that the path belongs to."""
+    if path.startswith("/v1/"):
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        error = {"message": message, "type": kind, "param": None, "code": None}
+        return JSONResponse({"error": error}, status, headers)
     return JSONResponse({"error": message}, status, headers)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,38 +12,43 @@ from starlette.middleware.cors import CORSMiddleware
 
 from . import libretranslate
 from .batcher import Batcher
-from .engine import Job, Translator
+from .engine import Embedder, Translator
 from .guard import Guard
 from .languages import Languages
 from .limits import Keys, Limits, Refusal, error_response
 from .metrics import Metrics
+from .openai import CompletionRoutes, EmbeddingRoutes
 from .parameters import bearer_token
-
-WARM_UP = "a"
+from .writer import Writer
 
 
 def create_app(
-    translator: Translator,
-    languages: Languages,
+    engine: Translator | Writer | Embedder,
+    languages: Languages | None = None,
     *,
+    name: str = "model",
     limits: Limits | None = None,
     keys: Keys | None = None,
     cors_origins: Sequence[str] = (),
     log_texts: bool = False,
 ) -> FastAPI:
-    """Return the ASGI application of a translation service.
+    """Return the ASGI application of a service: LibreTranslate's interface for a translator, else OpenAI's.
 
     Args:
-        translator: Translates the texts.
-        languages: The language pairs.
+        engine: Translates, continues or embeds texts.
+        languages: The language pairs of a translator.
+        name: Name of the model in OpenAI's interface.
         limits: Limits per request and of the queue.
         keys: API keys; None: every request is accepted.
         cors_origins: Origins whose pages may call the service from a browser.
-        log_texts: Whether to log texts and translations.
+        log_texts: Whether to log texts and results.
+
+    Raises:
+        ValueError: A translator has no languages.
     """
     limits, keys = limits or Limits(), keys or Keys()
-    batcher: Batcher[Job, list[str]] = Batcher(
-        translator.run,
+    batcher: Batcher[Any, Any] = Batcher(
+        engine.run,
         limits.batch,
         limits.batch_tokens,
         limits.queue,
@@ -55,13 +61,20 @@ def create_app(
         batcher.start()
         # Translate before the port opens: first calls allocate memory and compile.
         for count in (1, limits.batch):
-            await batcher.submit(translator.jobs([WARM_UP] * min(count, limits.queue)))
+            await batcher.submit(engine.warm_up(min(count, limits.queue)))
         yield
         await batcher.stop()
 
     # The pages /docs and /redoc would load scripts from other servers.
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, max_body_size=limits.body_bytes)
-    app.include_router(libretranslate.router(translator, batcher, languages, limits, keys))
+    if isinstance(engine, Writer):
+        app.include_router(CompletionRoutes(engine, batcher, name, limits, keys).router)
+    elif isinstance(engine, Embedder):
+        app.include_router(EmbeddingRoutes(engine, batcher, name, limits, keys).router)
+    elif languages is None:
+        raise ValueError("languages is None, but a translator needs at least one pair. Pass Languages([Pair(...)]).")
+    else:
+        app.include_router(libretranslate.router(engine, batcher, languages, limits, keys))
 
     @app.get("/health")
     async def health() -> JSONResponse:
