@@ -130,7 +130,7 @@ def translate(
         if engine == "torch":
             loaded, tokenizer = load(model, "translate", trust_remote_code=trust_remote_code)
         else:
-            loaded, tokenizer = _load_for_engine(model, engine)
+            loaded, tokenizer = load_for_engine(model, engine)
         from transformers import set_seed
 
         from trivium.modeling.pipeline_translation import target_languages

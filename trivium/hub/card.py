@@ -128,19 +128,21 @@ class Introduction:
         summary: Description in Markdown; may be empty.
         examples: Example inputs.
         license: License identifier of the Hub.
+        languages: ISO 639 codes; for a translation model the source language, then the target language.
     """
 
     title: str
     summary: str
     examples: list[str]
     license: str | None
+    languages: list[str]
 
 
 def introduce(folder: Path, repo_id: str | None = None) -> Introduction:
     """Return the title, summary, examples and license of a saved model. Raises the same errors as `render_card`."""
     facts = _read_facts(folder, [])
     title = facts.title(repo_id or folder.resolve().name)
-    return Introduction(title, facts.card.summary or "", facts.examples, facts.card.license)
+    return Introduction(title, facts.card.summary or "", facts.examples, facts.card.license, facts.languages)
 
 
 def has_own_card(folder: Path) -> bool:

@@ -1,0 +1,13 @@
+"""HTTP service of a model, with LibreTranslate's interface for translation and OpenAI's for other models.
+
+translator = Translator(model, tokenizer, max_tokens=512)
+app = create_app(translator, Languages([Pair("en", "de")]))
+"""
+
+from .engine import Embedder, Translator
+from .languages import Languages, Pair
+from .limits import Keys, Limits
+from .service import create_app
+from .writer import Writer
+
+__all__ = ["Embedder", "Keys", "Languages", "Limits", "Pair", "Translator", "Writer", "create_app"]

@@ -1,0 +1,75 @@
+"""Middleware around all routes: timeout, unexpected errors, metrics and the log."""
+
+import asyncio
+import json
+import logging
+import time
+import traceback
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .limits import error_response
+from .metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+
+class Guard:
+    """Answer after a timeout or an unexpected error, without internals; count and log every request.
+
+    The log has no texts unless requested, and no query strings, which may hold texts and keys.
+
+    Args:
+        app: The next application.
+        metrics: Counts the requests.
+        timeout: Seconds until a request is answered with status 504.
+        log_texts: Whether to log texts and translations.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, timeout: float, log_texts: bool) -> None:
+        self.app, self.metrics, self.timeout, self.log_texts = app, metrics, timeout, log_texts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run a request; other events of ASGI pass through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = 0
+
+        async def observe(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        start = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self.app(scope, receive, observe)
+        except TimeoutError:
+            if not status:
+                message = f"The request took longer than {self.timeout:g} seconds. Send shorter texts, or try later."
+                await error_response(scope["path"], 504, message)(scope, receive, observe)
+        except Exception as error:
+            # The message of the error may contain texts of the request.
+            stack = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("%s in %s\n%s", type(error).__name__, _route(scope), stack)
+            if not status:
+                await error_response(scope["path"], 500, "The service has failed.")(scope, receive, observe)
+        finally:
+            route, seconds = _route(scope), time.perf_counter() - start
+            self.metrics.count_request(route, status, seconds)
+            logger.info("%s %s %d %.0f ms%s", scope["method"], route, status, seconds * 1000, self._texts(scope))
+
+    def _texts(self, scope: Scope) -> str:
+        """Return the texts and translations that the route has recorded, if they are to be logged."""
+        state = scope.get("state", {})
+        if not self.log_texts or "texts" not in state:
+            return ""
+        # JSON escapes line breaks, which could forge log lines.
+        return " " + json.dumps([state["texts"], state.get("translations")], ensure_ascii=False)
+
+
+def _route(scope: Scope) -> str:
+    """Return the path of the matched route; paths of clients are unlimited in number and may contain texts."""
+    return getattr(scope.get("route"), "path", "other")
