@@ -10,7 +10,22 @@ from typing import Annotated
 
 import typer
 
-from trivium_cli import answer, convert, data, demo, hub, parts, plot, prepare, recipes, runs, summarize, tag, texts
+from trivium_cli import (
+    answer,
+    convert,
+    data,
+    demo,
+    hub,
+    parts,
+    plot,
+    prepare,
+    recipes,
+    runs,
+    serve,
+    summarize,
+    tag,
+    texts,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     epilog="Start with `trivium train numbers`, which needs no external data.",
 )
-COMMANDS = (runs, recipes, prepare, data, texts, summarize, tag, answer, demo, plot, parts, convert, hub)
+COMMANDS = (runs, recipes, prepare, data, texts, summarize, tag, answer, demo, serve, plot, parts, convert, hub)
 for module in COMMANDS:
     app.add_typer(module.commands)
 

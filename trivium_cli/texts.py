@@ -332,7 +332,13 @@ def _language_of(folder: Path) -> str:
     return load_recipe(folder).data.source if (folder / RECIPE_FILE).is_file() else "en"
 
 
-def _load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokenizerBase"]:
+def load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokenizerBase"]:
+    """Load a translation model for CTranslate2 or ONNX Runtime, and its tokenizer; a saved model is converted first.
+
+    Raises:
+        FileNotFoundError: There is no model.
+        ValueError: The model does not translate, or the engine does not support it.
+    """
     from trivium.interop.ctranslate2 import CTranslate2Model
     from trivium.interop.onnx import OnnxModel
 

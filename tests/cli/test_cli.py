@@ -480,6 +480,8 @@ OPTIONS = {
     "convert": {"--to", "--max-shard-size", "--layout", "--quantization"},
     "card": {"--repo-id", "--overwrite"},
     "demo": {"--host", "--port", "--static", "--library", "--open"},
+    "serve": {"--pair", "--engine", "--beams", "--host", "--port"}
+    | {"--api-keys", "--cors-origin", "--timeout", "--queue"},
     "launch-config": set[str](),
     "plot": set[str](),
     "push": TRUST | {"--private", "--revision", "--message", "--space", "--dry-run"},
