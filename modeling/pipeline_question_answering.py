@@ -19,9 +19,17 @@ Window = dict[str, list[int]]
 
 
 def encode_windows(
-    tokenizer: PreTrainedTokenizerBase, question: str, context: str, max_length: int, stride: int
+    tokenizer: PreTrainedTokenizerBase, question: str, context: str, max_length: int, stride: int | None = None
 ) -> list[Window]:
     """Encode a question with each of the overlapping windows of its context.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        question: The question.
+        context: The text.
+        max_length: Maximum number of tokens of a window with its question.
+        stride: Number of tokens that consecutive windows share; None: 64, but at most half of the room that the
+            question leaves.
 
     Returns:
         For each window the inputs of the model, and for each token where it is in the context: `starts`, the position
@@ -32,6 +40,7 @@ def encode_windows(
         ValueError: The question leaves no room for more than `stride` tokens of the context.
     """
     room = max_length - len(tokenizer(question, "")["input_ids"])
+    stride = max(min(STRIDE, room // 2), 0) if stride is None else stride
     if room <= stride:
         raise ValueError(
             f"stride is {stride}, but a window of {max_length} tokens has room for only {max(room, 0)} tokens beside "
@@ -113,7 +122,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         top_k: Maximum number of answers; 1 by default.
         max_answer_len: Maximum number of tokens of an answer; 30 by default.
         max_seq_len: Maximum number of tokens of a window with its question; by default that of the model.
-        doc_stride: Number of tokens that consecutive windows share; 64 by default.
+        doc_stride: Number of tokens that consecutive windows share; by default 64, but at most half of a window.
 
     Raises:
         ValueError: There is no tokenizer, an input has no question or no context, or a question leaves no room for the
@@ -160,7 +169,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         return preprocessing, {}, postprocessing
 
     def preprocess(
-        self, input_: Mapping[str, str], max_seq_len: int | None = None, doc_stride: int = STRIDE
+        self, input_: Mapping[str, str], max_seq_len: int | None = None, doc_stride: int | None = None
     ) -> Iterator[dict[str, Any]]:
         """Encode one question as windows of shape (1, length)."""
         texts = input_ if isinstance(input_, Mapping) else {}

@@ -128,6 +128,9 @@ def test_windows_cover_the_context_and_mark_the_answer(tokenizer: TriviumTokeniz
 def test_questions_without_room_are_refused(tokenizer: TriviumTokenizer) -> None:
     with pytest.raises(ValueError, match=r"stride is 64, but a window of 40 tokens has room for only \d+ tokens"):
         encode_windows(tokenizer, "Which animal?", "a cat", 40, 64)
+    assert len(encode_windows(tokenizer, "Which animal?", "a cat " * 20, 40)) > 1
+    with pytest.raises(ValueError, match=r"stride is 0, but a window of 3 tokens has room for only 0 tokens"):
+        encode_windows(tokenizer, "Which animal?", "a cat", 3)
 
 
 def test_best_span_over_windows_matches_loop() -> None:

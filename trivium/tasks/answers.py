@@ -10,7 +10,9 @@ from trivium.modeling.pipeline_question_answering import NO_TOKEN, Window, encod
 Row = Mapping[str, Any]
 
 
-def encode_answers(row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> list[dict[str, Any]]:
+def encode_answers(
+    row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int | None
+) -> list[dict[str, Any]]:
     """Encode a question as windows with the positions of the first and the last token of its first answer.
 
     Windows that do not contain the whole answer have both positions at the first token.

@@ -11,7 +11,6 @@ from transformers import (
 from trivium.configuration import TriviumConfig
 from trivium.data.packing import STRATEGIES, pack
 from trivium.modeling.loss import IGNORE_INDEX
-from trivium.modeling.pipeline_question_answering import STRIDE
 from trivium.tasks.answers import encode_answers
 from trivium.tasks.label_facts import encode_label
 from trivium.tasks.noise import NOISES
@@ -36,7 +35,8 @@ class InputArguments:
             "best-fit": keep every text whole that is not longer than a row (see `trivium.data.packing`).
         prompt: For `completion`: template of the prompt that the target completes, in which "{source}" is replaced by
             the source.
-        stride: For `question-answering`: number of tokens that consecutive windows of a long context share.
+        stride: For `question-answering`: number of tokens that consecutive windows of a long context share;
+            None: 64, but at most half of the room that the question leaves.
         noise: For `denoising`: "infilling", the noise of BART, or "spans", that of T5 (see `trivium.tasks.noise`).
         noise_density: For `denoising`: fraction of tokens that are masked.
         mean_span: For `denoising`: mean number of tokens in a masked span.
@@ -50,7 +50,7 @@ class InputArguments:
     packing: bool = False
     packing_strategy: str = "concatenate"
     prompt: str = "{source}"
-    stride: int = STRIDE
+    stride: int | None = None
     noise: str = "infilling"
     noise_density: float = 0.3
     mean_span: float = 3.0
@@ -73,8 +73,8 @@ class InputArguments:
             raise ValueError(
                 f"inputs.packing_strategy is {self.packing_strategy!r}, but must be one of {', '.join(STRATEGIES)}."
             )
-        if self.stride < 0:
-            raise ValueError(f"inputs.stride is {self.stride}, but must be at least 0.")
+        if self.stride is not None and self.stride < 0:
+            raise ValueError(f"inputs.stride is {self.stride}, but must be at least 0, or null.")
         if self.noise not in NOISES:
             raise ValueError(f"inputs.noise is {self.noise!r}, but must be one of {', '.join(NOISES)}.")
         if not 0 < self.noise_density < 1:
