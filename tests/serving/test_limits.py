@@ -165,7 +165,8 @@ def test_timeout_and_full_queue_are_answered() -> None:
 
 def test_bodies_over_the_limit_are_refused() -> None:
     with service(limits=Limits(body_bytes=1000)) as client:
-        assert client.post("/translate", json={"q": "a" * 1000, **PAIR}).status_code == 413
+        response = client.post("/translate", json={"q": "a" * 1000, **PAIR})
+        assert (response.status_code, "at most 1,000" in response.json()["error"]) == (413, True)
         chunks = (b"a" * 100 for _ in range(100))
         assert client.post("/translate", content=chunks).status_code == 413
 

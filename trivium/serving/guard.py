@@ -6,6 +6,7 @@ import logging
 import time
 import traceback
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .limits import error_response
@@ -23,11 +24,13 @@ class Guard:
         app: The next application.
         metrics: Counts the requests.
         timeout: Seconds until a request is answered with status 504.
+        max_body: Maximum size of a body in bytes; larger ones are answered with status 413.
         log_texts: Whether to log texts and translations.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, timeout: float, log_texts: bool) -> None:
-        self.app, self.metrics, self.timeout, self.log_texts = app, metrics, timeout, log_texts
+    def __init__(self, app: ASGIApp, metrics: Metrics, timeout: float, max_body: int, log_texts: bool) -> None:
+        self.app, self.metrics, self.log_texts = app, metrics, log_texts
+        self.timeout, self.max_body = timeout, max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run a request; other events of ASGI pass through."""
@@ -45,7 +48,12 @@ class Guard:
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self.timeout):
-                await self.app(scope, receive, observe)
+                if (size := _content_length(scope)) > self.max_body:
+                    # Answer before the body arrives; Starlette's limit stops bodies without a length.
+                    message = f"The body has {size:,} bytes, but may have at most {self.max_body:,}."
+                    await error_response(scope["path"], 413, message)(scope, receive, observe)
+                else:
+                    await self.app(scope, receive, observe)
         except TimeoutError:
             if not status:
                 message = f"The request took longer than {self.timeout:g} seconds. Send shorter texts, or try later."
@@ -73,3 +81,8 @@ class Guard:
 def _route(scope: Scope) -> str:
     """Return the path of the matched route; paths of clients are unlimited in number and may contain texts."""
     return getattr(scope.get("route"), "path", "other")
+
+
+def _content_length(scope: Scope) -> int:
+    value = Headers(scope=scope).get("content-length", "")
+    return int(value) if value.isdecimal() and len(value) < 20 else 0

@@ -101,7 +101,7 @@ def create_app(
         names = sorted({".".join(map(str, detail["loc"][1:])) for detail in error.errors()})
         return error_response(request.url.path, 400, f"The request has invalid fields: {', '.join(names)}.")
 
-    app.add_middleware(Guard, metrics=metrics, timeout=limits.timeout, log_texts=log_texts)
+    app.add_middleware(Guard, metrics=metrics, timeout=limits.timeout, max_body=limits.body_bytes, log_texts=log_texts)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
