@@ -208,7 +208,7 @@ def used() -> Iterator[tuple[str, str]]:
     """Return the private attributes that our code uses but does not define, with their locations."""
     trees = {path: ast.parse(path.read_text()) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
     nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
-    defined = {node.name for _, node in nodes if isinstance(node, ast.FunctionDef)}
+    defined = {node.name for _, node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     defined |= {"_replace"}  # `_replace` of a NamedTuple is public.
     attributes = [(path, node) for path, node in nodes if isinstance(node, ast.Attribute) and is_private(node.attr)]
     for _, node in attributes:
