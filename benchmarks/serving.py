@@ -3,8 +3,8 @@
     python benchmarks/serving.py runs/numbers --results benchmarks/results/serving.json --picture serving.png
 
 Each engine is served by a process of its own on loopback. A client sends one sentence of the corpus `numbers`, waits
-for its translation, and sends the next. The numbers of clients take turns in every round. Reported are the medians over
-rounds of the requests per second, and the 50th and 95th percentile of the latency over all requests.
+for its translation, and sends the next. The numbers of clients take turns in every round. Reported are the medians
+over rounds of the requests per second, and the 50th and 95th percentile of the latency over all requests.
 """
 
 import argparse
