@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="JSON output")
     parser.add_argument("--picture", type=Path, help="PNG output")
     options = parser.parse_args()
-    texts = [pair["en"] for pair in numbers_corpus()["test"]][:512]
+    texts = [pair["translation"]["en"] for pair in numbers_corpus()["test"]][:512]
     rates: dict[tuple[str, int], list[float]] = defaultdict(list)
     latencies: dict[tuple[str, int], list[float]] = defaultdict(list)
     services = {engine: start(options.model, engine) for engine in options.engines}
