@@ -3,8 +3,8 @@
     python benchmarks/serving.py runs/numbers --results benchmarks/results/serving.json --picture serving.png
 
 Each engine is served by a process of its own on loopback. A client sends one sentence of the corpus `numbers`, waits
-for its translation, and sends the next. The numbers of clients take turns in every round. Reported are the medians over
-rounds of the requests per second, and the 50th and 95th percentile of the latency over all requests.
+for its translation, and sends the next. The numbers of clients take turns in every round. Reported are the medians
+over rounds of the requests per second, and the 50th and 95th percentile of the latency over all requests.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="JSON output")
     parser.add_argument("--picture", type=Path, help="PNG output")
     options = parser.parse_args()
-    texts = [pair["en"] for pair in numbers_corpus()["test"]][:512]
+    texts = [pair["translation"]["en"] for pair in numbers_corpus()["test"]][:512]
     rates: dict[tuple[str, int], list[float]] = defaultdict(list)
     latencies: dict[tuple[str, int], list[float]] = defaultdict(list)
     services = {engine: start(options.model, engine) for engine in options.engines}

@@ -54,9 +54,7 @@ ATTACKS: list[Callable[[str, httpx.Client], httpx.Response | None]] = [
     lambda url, client: client.request("TRACE", f"{url}translate"),
     lambda url, client: send(url, "POST /translate HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n"),
     lambda url, client: send(url, "\r\n\r\n\0\0\0garbage\r\n\r\n"),
-    lambda url, client: send(
-        url, "POST /translate HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n", b"{", read=False
-    ),
+    lambda url, client: send(url, "POST /translate HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n", read=False),
 ]
 
 

@@ -7,9 +7,10 @@ import time
 import traceback
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .limits import error_response
+from .limits import Refusal, error_response
 from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -45,19 +46,31 @@ class Guard:
                 status = message["status"]
             await send(message)
 
+        # Starlette's own limit answers in plain text and raises through middleware.
+        received = 0
+        stated = Headers(scope=scope).get("content-length", "")
+
+        async def limited() -> Message:
+            nonlocal received
+            if stated.isdecimal() and len(stated) < 20 and int(stated) > self.max_body:
+                received = self.max_body + 1  # refused before it arrives
+            else:
+                message = await receive()
+                received += len(message.get("body", b""))
+            if received > self.max_body:
+                raise Refusal(413, f"The body is too large: it may have at most {self.max_body:,} bytes.")
+            return message
+
         start = time.perf_counter()
         try:
             async with asyncio.timeout(self.timeout):
-                if (size := _content_length(scope)) > self.max_body:
-                    # Answer before the body arrives; Starlette's limit stops bodies without a length.
-                    message = f"The body has {size:,} bytes, but may have at most {self.max_body:,}."
-                    await error_response(scope["path"], 413, message)(scope, receive, observe)
-                else:
-                    await self.app(scope, receive, observe)
+                await self.app(scope, limited, observe)
         except TimeoutError:
             if not status:
                 message = f"The request took longer than {self.timeout:g} seconds. Send shorter texts, or try later."
                 await error_response(scope["path"], 504, message)(scope, receive, observe)
+        except ClientDisconnect:
+            status = 499  # the status that nginx logs if the client has gone
         except Exception as error:
             # The message of the error may contain texts of the request.
             stack = "".join(traceback.format_tb(error.__traceback__))
@@ -81,8 +94,3 @@ class Guard:
 def _route(scope: Scope) -> str:
     """Return the path of the matched route; paths of clients are unlimited in number and may contain texts."""
     return getattr(scope.get("route"), "path", "other")
-
-
-def _content_length(scope: Scope) -> int:
-    value = Headers(scope=scope).get("content-length", "")
-    return int(value) if value.isdecimal() and len(value) < 20 else 0

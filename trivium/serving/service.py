@@ -66,7 +66,7 @@ def create_app(
         await batcher.stop()
 
     # The pages /docs and /redoc would load scripts from other servers.
-    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, max_body_size=limits.body_bytes)
+    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     if isinstance(engine, Writer):
         app.include_router(CompletionRoutes(engine, batcher, name, limits, keys).router)
     elif isinstance(engine, Embedder):
