@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trivium_cli.common import BatchSize, Model, TrustRemoteCode, load, report_errors
-from trivium_cli.texts import Input, Output, Texts, _as_row, _check_files, _process_all
+from trivium_cli.text_files import Input, Output, Texts, as_row, check_files, process_all
 
 commands = typer.Typer()
 
@@ -31,7 +31,7 @@ def answer(
     read in overlapping windows. Blank questions yield blank lines.
     """
     with report_errors():
-        _check_files(texts, input_file, output_file)
+        check_files(texts, input_file, output_file)
         loaded, tokenizer = load(model, "answer", trust_remote_code=trust_remote_code)
         from trivium.data import read_lines
         from trivium.modeling.pipeline_question_answering import QuestionAnsweringPipeline
@@ -43,6 +43,6 @@ def answer(
             for question in texts:
                 answers = pipe(question=question, context=document, top_k=top_k) if question.strip() else []
                 answers = [answers] if isinstance(answers, dict) else answers
-                yield _as_row((" ".join(answer["answer"].split()), answer["score"]) for answer in answers)
+                yield as_row((" ".join(answer["answer"].split()), answer["score"]) for answer in answers)
 
-        _process_all(process, texts, input_file, output_file)
+        process_all(process, texts, input_file, output_file)

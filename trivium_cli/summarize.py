@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from trivium_cli.common import Beams, LengthPenalty, Model, TrustRemoteCode, as_line, drop_none, load, report_errors
-from trivium_cli.texts import Input, Output, Texts, _check_files, _process_all
+from trivium_cli.text_files import Input, Output, Texts, check_files, process_all
 
 commands = typer.Typer()
 
@@ -33,7 +33,7 @@ def summarize(
     yield blank lines.
     """
     with report_errors():
-        _check_files(texts, input_file, output_file)
+        check_files(texts, input_file, output_file)
         loaded, tokenizer = load(model, "summarize", trust_remote_code=trust_remote_code)
         from trivium.translation import translate
 
@@ -45,4 +45,4 @@ def summarize(
             )
             return map(as_line, summaries)
 
-        _process_all(process, texts, input_file, output_file)
+        process_all(process, texts, input_file, output_file)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from trivium_cli.common import BatchSize, Model, TrustRemoteCode, load, report_errors
-from trivium_cli.texts import Input, Texts, _check_files, _process_all
+from trivium_cli.text_files import Input, Texts, check_files, process_all
 
 commands = typer.Typer()
 
@@ -31,7 +31,7 @@ def tag(
     beyond the maximum length of the model are tagged `O`, or `_` if the model has no such tag.
     """
     with report_errors():
-        _check_files(texts, input_file, output_file)
+        check_files(texts, input_file, output_file)
         loaded, tokenizer = load(model, "tag", trust_remote_code=trust_remote_code)
         from tqdm.auto import tqdm
 
@@ -48,4 +48,4 @@ def tag(
                         yield ""
                     progress.update(len(sentences))
 
-        _process_all(process, texts, input_file, output_file)
+        process_all(process, texts, input_file, output_file)

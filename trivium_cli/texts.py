@@ -1,12 +1,11 @@
 """Inference commands: `trivium translate`, `generate`, `classify`, `fill-mask`."""
 
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from itertools import chain, tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,26 +16,19 @@ from trivium_cli.common import (
     Model,
     TrustRemoteCode,
     as_line,
-    as_lines,
     check_saved_model,
     drop_none,
     finite,
     load,
     report_errors,
 )
+from trivium_cli.text_files import Input, Output, Texts, as_row, at_terminal, check_files, process_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 commands = typer.Typer()
 
-Texts = Annotated[
-    list[str] | None, typer.Argument(help="Texts; by default those of --input, or else of standard input.")
-]
-Input = Annotated[
-    Path | None, typer.Option("--input", "-i", help="Input file with one text per line.", exists=True, dir_okay=False)
-]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Output file, with one line per text.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Sample instead of searching for the most probable text.")]
 Temperature = Annotated[
     float | None,
@@ -126,7 +118,7 @@ def translate(
     if split_sentences and find_spec("sentencex") is None:
         raise typer.BadParameter("--split-sentences needs sentencex, which is not installed: `pip install sentencex`.")
     with report_errors():
-        _check_files(texts, input_file, output_file)
+        check_files(texts, input_file, output_file)
         if engine == "torch":
             loaded, tokenizer = load(model, "translate", trust_remote_code=trust_remote_code)
         else:
@@ -177,7 +169,7 @@ def translate(
                     row["scores"] = [hypothesis.score for hypothesis in hypotheses]
                 yield json.dumps(row, ensure_ascii=False)
 
-        _process_all(process, texts, input_file, output_file)
+        process_all(process, texts, input_file, output_file)
 
 
 @commands.command(epilog='Example: `trivium generate runs/stories "Once upon a time" --sample --top-p 0.9 --num 3`')
@@ -211,7 +203,7 @@ def generate(
     """
     _check_sampling(sample, temperature, top_k, top_p)
     with report_errors():
-        _check_files(texts, input_file, output_file)
+        check_files(texts, input_file, output_file)
         loaded, tokenizer = load(model, "generate", trust_remote_code=trust_remote_code)
         from transformers import set_seed
 
@@ -242,9 +234,9 @@ def generate(
                 else:
                     yield from (prompt + continuation for continuation in continuations)
 
-        if not texts and not input_file and _at_terminal():
+        if not texts and not input_file and at_terminal():
             texts = [""]
-        _process_all(process, texts, input_file, output_file)
+        process_all(process, texts, input_file, output_file)
 
 
 @commands.command(epilog='Example: `trivium classify runs/questions "How far is the moon?"`')
@@ -266,7 +258,7 @@ def classify(
     the predicted values of a regression. Blank texts yield blank lines.
     """
     with report_errors():
-        _check_files(texts, input_file, output_file)
+        check_files(texts, input_file, output_file)
         loaded, tokenizer = load(model, "classify", trust_remote_code=trust_remote_code)
         kind, labels = loaded.config.problem_type, loaded.config.num_labels
         is_regression = kind == "regression" or (kind is None and labels == 1)
@@ -282,9 +274,9 @@ def classify(
             for best in _run_pipeline(
                 "text-classification", loaded, tokenizer, texts, batch_size, show_progress, **options
             ):
-                yield _as_row((label["label"], label["score"]) for label in best)
+                yield as_row((label["label"], label["score"]) for label in best)
 
-        _process_all(process, texts, input_file, output_file)
+        process_all(process, texts, input_file, output_file)
 
 
 @commands.command("fill-mask", epilog='Example: `trivium fill-mask runs/words "Paris is the <mask> of France."`')
@@ -303,7 +295,7 @@ def fill_mask(
     mask after mask. Blank texts yield blank lines.
     """
     with report_errors():
-        _check_files(texts, input_file, output_file)
+        check_files(texts, input_file, output_file)
         loaded, tokenizer = load(model, "fill-mask", trust_remote_code=trust_remote_code)
 
         def check_masks(texts: Iterable[str]) -> Iterator[str]:
@@ -319,9 +311,9 @@ def fill_mask(
             ):
                 # For several masks, the pipeline returns a list per mask.
                 predictions = chain.from_iterable(found) if found and isinstance(found[0], list) else found
-                yield _as_row((token["token_str"], token["score"]) for token in predictions)
+                yield as_row((token["token_str"], token["score"]) for token in predictions)
 
-        _process_all(process, texts, input_file, output_file)
+        process_all(process, texts, input_file, output_file)
 
 
 def _language_of(folder: Path) -> str:
@@ -368,43 +360,6 @@ def _check_sampling(sample: bool, *options: float | None) -> None:
         raise typer.BadParameter("--temperature, --top-k and --top-p require --sample.")
 
 
-def _check_files(texts: list[str] | None, input_file: Path | None, output_file: Path | None) -> None:
-    if texts and input_file:
-        raise typer.BadParameter("Texts and --input are mutually exclusive.")
-    if output_file and not output_file.parent.is_dir():
-        raise FileNotFoundError(f"--output is {output_file}, but there is no folder {output_file.parent}.")
-
-
-class _TextProcessor(Protocol):
-    def __call__(self, texts: Iterable[str], show_progress: bool) -> Iterator[str]: ...
-
-
-def _process_all(
-    process: _TextProcessor, texts: list[str] | None, input_file: Path | None, output_file: Path | None
-) -> None:
-    """Read texts, process them, and write or print the outputs."""
-    from trivium.data import decode_lines, read_lines
-    from trivium.storage.atomic import write_whole
-
-    if not (texts or input_file) and sys.stdin is None:
-        raise ValueError("There is no input: standard input is closed. Pass texts, or a file with --input.")
-    # Read bytes: depending on the locale, Python's text mode accepts input that is not UTF-8.
-    lines = texts or (read_lines(input_file) if input_file else decode_lines(sys.stdin.buffer, "standard input"))
-    if texts or input_file or not _at_terminal():
-        outputs = process(lines, show_progress=not texts)
-    else:  # answer each line at once instead of filling a batch
-        outputs = (output for line in lines for output in process([line], show_progress=False))
-    if output_file:
-        write_whole(output_file, as_lines(outputs))
-    else:
-        for output in outputs:
-            print(output, flush=True)
-
-
-def _at_terminal() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
-
-
 def _run_pipeline(
     task: str,
     model: "PreTrainedModel",
@@ -423,9 +378,3 @@ def _run_pipeline(
     results = iter(pipe((text for text in texts if text.strip()), batch_size=batch_size, **options))
     for text in tqdm(inputs, desc=task, unit=" texts", disable=not show_progress):
         yield next(results) if text.strip() else []
-
-
-def _as_row(scores: Iterable[tuple[str, float]]) -> str:
-    """Format names and scores separated by tabs; tabs and line breaks in names are escaped as in Python."""
-    escapes = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
-    return "\t".join(f"{name.translate(escapes)}\t{score:.4f}" for name, score in scores)

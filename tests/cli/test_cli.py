@@ -1,4 +1,4 @@
-"""Commands that process texts: outputs, errors for unsuitable models, and `--help`."""
+"""Commands that process texts: outputs, and errors for unsuitable models."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from trivium import (
     TriviumTokenizer,
 )
 from trivium.tokenization import train_tokenizer
-from trivium_cli import app, texts
+from trivium_cli import app, text_files, texts
 
 CAT, DOGS, CLOUDS, BIRDS = TEXTS = [
     "the cat sat on the mat.",
@@ -240,7 +240,8 @@ def test_generate_reads_stdin(language_model: Path) -> None:
 
 
 def test_generate_without_prompt_at_a_terminal(language_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts, "_at_terminal", lambda: True)
+    for module in (texts, text_files):
+        monkeypatch.setattr(module, "at_terminal", lambda: True)
     output = printed("generate", language_model, "--sample", "--num", "8", "--temperature", "0.5")
     found = [text for text in TEXTS if text in output]
     assert len(found) > 1
@@ -371,9 +372,9 @@ def test_terminal_lines_are_answered_one_by_one(
             yield b"birds <mask> south\n"
 
     folder = request.getfixturevalue(model)
-    monkeypatch.setattr(texts, "_at_terminal", lambda: True)
-    monkeypatch.setattr(texts, "print", lambda line, flush: answered.append(line), raising=False)
-    monkeypatch.setattr(texts.sys, "stdin", SimpleNamespace(buffer=typed()))
+    monkeypatch.setattr(text_files, "at_terminal", lambda: True)
+    monkeypatch.setattr(text_files, "print", lambda line, flush: answered.append(line), raising=False)
+    monkeypatch.setattr(text_files.sys, "stdin", SimpleNamespace(buffer=typed()))
     texts_command = {"classify": texts.classify, "fill-mask": texts.fill_mask}[command]
     texts_command(folder, top_k=1)
     assert answers_so_far == [0, 1, 2]
@@ -450,55 +451,3 @@ def test_generate_refuses_impossible_requests(language_model: Path, tmp_path: Pa
     assert empty[0] == 1
     assert "empty" in empty[2]
     assert not (tmp_path / "out.txt").exists()
-
-
-# --- Help ------------------------------------------------------------------------------------------------------------
-
-TRUST = {"--trust-remote-code"}
-FILES = {"--input", "--output", "--batch-size"}
-SAMPLING = {"--sample", "--temperature", "--top-k", "--top-p", "--seed", "--beams"}
-OPTIONS = {
-    "train": {"--resume", "--overwrite"},
-    "recipes": set[str](),
-    "prepare": {"--processes", "--overwrite"},
-    "data": {"--output", "--max-rows"},
-    "average": {"--last"},
-    "evaluate": TRUST | {"--split", "--beams", "--batch-size"},
-    "translate": TRUST
-    | FILES
-    | SAMPLING
-    | {"--length-penalty", "--max-length", "--engine", "--n-best", "--scores", "--to"}
-    | {"--split-sentences", "--language"},
-    "summarize": TRUST | FILES | {"--beams", "--length-penalty", "--max-length"},
-    "generate": TRUST | FILES | SAMPLING | {"--num", "--max-new-tokens"},
-    "classify": TRUST | FILES | {"--top-k"},
-    "fill-mask": TRUST | FILES | {"--top-k"},
-    "tag": TRUST | FILES,
-    "answer": TRUST | FILES | {"--context", "--top-k"},
-    "split": set[str](),
-    "join": {"--cross-attention", "--seed"},
-    "convert": {"--to", "--max-shard-size", "--layout", "--quantization"},
-    "card": {"--repo-id", "--overwrite"},
-    "demo": {"--host", "--port", "--static", "--library", "--open"},
-    "serve": {"--pair", "--engine", "--beams", "--host", "--port"}
-    | {"--api-keys", "--cors-origin", "--timeout", "--queue"},
-    "launch-config": set[str](),
-    "plot": set[str](),
-    "push": TRUST | {"--private", "--revision", "--message", "--space", "--dry-run"},
-}
-
-
-def help_of(*command: str) -> str:
-    return re.sub(r"\x1b\[[\d;]*m", "", printed(*command, "--help"))
-
-
-def test_help_lists_commands() -> None:
-    listed = re.findall(r"^│ ([a-z][\w-]*) ", help_of(), flags=re.MULTILINE)
-    assert set(listed) == set(OPTIONS)
-
-
-@pytest.mark.parametrize("command", OPTIONS)
-def test_help_lists_options(command: str) -> None:
-    listed = set(re.findall(r"^│ +\*? *(--[\w-]+) ", help_of(command), flags=re.MULTILINE))
-    assert listed >= OPTIONS[command] | {"--help"}
-    assert "trivium " + command in " ".join(help_of(command).split()).partition("Example: ")[2]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Features, IterableDataset, List, Value
-from test_batching import losses_of, random_pairs, recipe_for, sampler
+from token_batching import losses_of, random_pairs, recipe_for, sampler
 
 from trivium.data.batch_stream import BatchStream
 from trivium.data.shares import EncodedStream

@@ -4,9 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,42 +14,17 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from token_batching import BY_TOKENS, losses_of, random_pairs, recipe_for, sampler
 from transformers import Seq2SeqTrainer
 
 from trivium.data.token_batches import TokenBatchSampler, lengths_of
 from trivium.hub.card import render_card
-from trivium.recipe import Recipe, load_recipe
+from trivium.recipe import load_recipe
 from trivium.training import train
 
 pytestmark = pytest.mark.trains
 
-BY_TOKENS = [
-    "training.per_device_train_batch_size=null",
-    "training.train_sampling_strategy=null",
-    "model.d_model=32",
-    "model.ffn_dim=64",
-    "data.max_train_samples=200",
-    "data.max_validation_samples=20",
-    "training.eval_strategy='no'",
-    "training.save_steps=3",
-    "training.max_steps=6",
-    "training.logging_steps=1",
-    "training.warmup_steps=1",
-    "training.disable_tqdm=true",
-]
-
 some_lengths = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=200)
-
-
-def sampler(pairs: Sequence[tuple[int, int]], max_tokens: int, **options: Any) -> TokenBatchSampler:
-    return TokenBatchSampler(list(np.array(pairs).T), max_tokens, **options)
-
-
-def random_pairs(count: int) -> list[tuple[int, int]]:
-    source = torch.randint(3, 30, (count,))
-    target = (source + torch.randint(-2, 6, (count,))).clamp(1, 30)
-    return list(zip(source.tolist(), target.tolist(), strict=True))
-
 
 # --- Contents of the batches -----------------------------------------------------------------------------------------
 
@@ -125,15 +98,6 @@ def test_lengths_are_those_of_selected_rows() -> None:
 
 
 # --- Training with them ----------------------------------------------------------------------------------------------
-
-
-def recipe_for(folder: Path, *overrides: str, max_tokens: int = 400) -> Recipe:
-    settings = [*BY_TOKENS, f"training.output_dir={folder}", f"inputs.max_tokens={max_tokens}", *overrides]
-    return load_recipe("numbers", settings)
-
-
-def losses_of(trainer: Seq2SeqTrainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def assert_same_weights(first: Seq2SeqTrainer, second: Seq2SeqTrainer, tolerance: float = 0) -> None:

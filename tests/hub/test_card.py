@@ -1,4 +1,4 @@
-"""The model card: all statements come from recorded facts, and its code examples run."""
+"""The model card: all statements come from recorded facts."""
 
 import ast
 import json
@@ -11,23 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from clean import run_without_trivium
+from cards import TEXTS, card_of, code_of, parsed, save_small
 from huggingface_hub import InferenceClient, ModelCard
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from model_classes import LAYERS as CLASSES
 from paths import ROOT
-from tiny import shake, tiny_config
 from transformers import PreTrainedModel, TrainerState
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from typer.testing import CliRunner
 
 from trivium import (
-    TriviumForCausalLM,
     TriviumForConditionalGeneration,
-    TriviumForMaskedLM,
     TriviumForSequenceClassification,
-    TriviumForTokenClassification,
     TriviumTokenizer,
 )
 from trivium.hub.card import MARK, has_own_card, render_card
@@ -36,7 +30,6 @@ from trivium.recipe import CardArguments, available_recipes, load_recipe
 from trivium.tokenization import train_tokenizer
 from trivium_cli import app
 
-TEXTS = ["two dogs ran across the road", "the cat sat on the mat", "birds fly south in winter"]
 RUN = {
     "seconds": 3725.4,
     "hardware": "AMD EPYC, 2 cores",
@@ -74,18 +67,10 @@ def tokenizer() -> TriviumTokenizer:
     return train_tokenizer(TEXTS * 2, vocab_size=330)
 
 
-def save(model_class: Any, tokenizer: TriviumTokenizer, folder: Path, **options: Any) -> PreTrainedModel:
-    config = tiny_config(vocab_size=len(tokenizer), **CLASSES[model_class], **options)
-    model = shake(model_class(config), std=0.5)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model
-
-
 @pytest.fixture
 def bare(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
     """Return a folder written by `save_pretrained`."""
-    save(TriviumForConditionalGeneration, tokenizer, tmp_path / "bare")
+    save_small(TriviumForConditionalGeneration, tokenizer, tmp_path / "bare")
     return tmp_path / "bare"
 
 
@@ -93,7 +78,7 @@ def bare(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
 def run(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
     """Return a folder written by training and evaluation."""
     folder = tmp_path / "run"
-    model = save(TriviumForConditionalGeneration, tokenizer, folder, dropout=0.3, label_smoothing=0.2)
+    model = save_small(TriviumForConditionalGeneration, tokenizer, folder, dropout=0.3, label_smoothing=0.2)
     model.generation_config.max_new_tokens = 4
     model.save_pretrained(folder)
     recipe = load_recipe("multi30k", [f"data.{part}=/home/me/secret/corpus/{part}" for part in ("train", "test")] + [
@@ -114,14 +99,6 @@ def run(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
     return folder
 
 
-def card_of(folder: Path, *overrides: str, repo_id: str | None = "someone/model") -> ModelCard:
-    return ModelCard(render_card(folder, repo_id, overrides)["README.md"].decode())
-
-
-def parsed(text: str) -> list[Token]:
-    return MarkdownIt("commonmark").enable("table").parse(text)
-
-
 def headings_of(text: str) -> list[str]:
     tokens = parsed(text)
     return [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
@@ -136,10 +113,6 @@ def table_of(text: str) -> dict[str, list[str]]:
         elif token.type == "inline" and rows and token.level >= 4:
             rows[-1].append(token.content)
     return {row[0]: row[1:] for row in rows if row}
-
-
-def code_of(text: str, language: str) -> list[str]:
-    return [token.content for token in parsed(text) if token.type == "fence" and token.info == language]
 
 
 # --- Facts -----------------------------------------------------------------------------------------------------------
@@ -245,7 +218,7 @@ def test_every_metric_has_a_hub_name() -> None:
 def test_parameter_count_matches_model(
     model_class: type[PreTrainedModel], tied: bool, tokenizer: TriviumTokenizer, tmp_path: Path
 ) -> None:
-    model = save(model_class, tokenizer, tmp_path, tie_word_embeddings=tied)
+    model = save_small(model_class, tokenizer, tmp_path, tie_word_embeddings=tied)
     assert table_of(card_of(tmp_path).text)["parameters"] == [f"{model.num_parameters():,}"]
     (tmp_path / "model.safetensors").unlink()
     model.save_pretrained(tmp_path, max_shard_size="40KB")
@@ -258,7 +231,7 @@ def test_model_shape_is_described(tokenizer: TriviumTokenizer, tmp_path: Path) -
         "num_key_value_heads": 2, "gated_ffn": True, "activation_function": "silu", "norm_type": "rmsnorm",
         "norm_position": "pre", "position_embedding_type": "learned", "decoder_vocab_size": 99, "sliding_window": 1024,
     }  # fmt: skip
-    save(TriviumForConditionalGeneration, tokenizer, tmp_path, **options)
+    save_small(TriviumForConditionalGeneration, tokenizer, tmp_path, **options)
     table = table_of(card_of(tmp_path).text)
     assert table["attention"] == ["4 heads, 2 key-value heads, sliding window of 1,024 tokens"]
     assert table["feed-forward network"] == ["gated, width 40, silu"]
@@ -268,7 +241,7 @@ def test_model_shape_is_described(tokenizer: TriviumTokenizer, tmp_path: Path) -
 
 
 def test_labels_are_listed(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
-    save(TriviumForSequenceClassification, tokenizer, tmp_path, id2label={0: "air", 1: "ground"})
+    save_small(TriviumForSequenceClassification, tokenizer, tmp_path, id2label={0: "air", 1: "ground"})
     assert "2 labels: `air`, `ground`." in card_of(tmp_path).text
 
 
@@ -305,7 +278,7 @@ def test_no_empty_sections(run: Path, missing: str) -> None:
 def test_folder_without_metadata_has_a_short_card(
     model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer, tmp_path: Path
 ) -> None:
-    save(model_class, tokenizer, tmp_path)
+    save_small(model_class, tokenizer, tmp_path)
     files = render_card(tmp_path, "someone/model")
     assert list(files) == ["README.md"]
     card = ModelCard(files["README.md"].decode())
@@ -428,95 +401,6 @@ def test_template_is_valid_markdown() -> None:
     names = set(re.findall(r"{{ (\w+) }}", text))
     assert all(re.fullmatch(r"[a-z_]{5,}", name) for name in names)
     assert len(parsed(text)) > 60, "tables and lists are what they are on the card"
-
-
-# --- Code on the card ------------------------------------------------------------------------------------------------
-
-RUN_CODE = """
-import io
-from contextlib import redirect_stdout
-printed = {}
-for name, blocks in arguments[0].items():
-    printed[name] = []
-    for block in blocks:
-        with redirect_stdout(io.StringIO()) as output:
-            exec(block, {})
-        printed[name].append(output.getvalue())
-Path("printed.json").write_text(json.dumps(printed))
-"""
-
-
-@pytest.mark.slow
-def test_code_on_card_runs_without_package(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
-    blocks = {}
-    for model_class in CLASSES:
-        options: dict[str, dict[str, Any]] = {"": {}}
-        if model_class is TriviumForSequenceClassification:
-            options["-several"] = {"problem_type": "multi_label_classification"}
-            options["-number"] = {"problem_type": "regression", "num_labels": 1}
-        for ending, extra in options.items():
-            name = model_class.__name__ + ending
-            open_ended = model_class is TriviumForCausalLM
-            save(model_class, tokenizer if not open_ended else without_end(tokenizer), tmp_path / name, **extra)
-            with chdir(tmp_path):
-                blocks[name] = code_of(card_of(Path(name), repo_id=f"{tmp_path}/{name}").text, "python")
-    run_without_trivium(RUN_CODE, blocks, folder=tmp_path)
-    printed = json.loads((tmp_path / "printed.json").read_text())
-    assert {name: len(blocks[name]) for name in blocks} == {
-        name: 1 if name == "TriviumModel" else 2 for name in blocks
-    }
-    assert all(output.strip() for outputs in printed.values() for output in outputs)
-    pipe, auto = (ast.literal_eval(output) for output in printed["TriviumForConditionalGeneration"])
-    assert [each["translation_text"] for each in pipe] == auto
-    pipe, auto = (ast.literal_eval(output) for output in printed["TriviumForMaskedLM"])
-    assert [each["token_str"] for each in pipe] == auto
-    label = ast.literal_eval(printed["TriviumForSequenceClassification"][0])[0]["label"]
-    assert printed["TriviumForSequenceClassification"][1].strip() == label
-    scores = ast.literal_eval(printed["TriviumForSequenceClassification-several"][0])
-    several = ast.literal_eval(printed["TriviumForSequenceClassification-several"][1])
-    assert {each["label"] for each in scores if each["score"] > 0.5} == set(several)
-    number = ast.literal_eval(printed["TriviumForSequenceClassification-number"][0])[0]["score"]
-    assert float(printed["TriviumForSequenceClassification-number"][1]) == pytest.approx(number, abs=1e-4)
-
-
-def without_end(tokenizer: TriviumTokenizer) -> TriviumTokenizer:
-    return train_tokenizer(TEXTS * 2, vocab_size=len(tokenizer), add_eos_token=False)
-
-
-@pytest.mark.parametrize(
-    "model_class",
-    [
-        TriviumForConditionalGeneration,
-        TriviumForCausalLM,
-        TriviumForMaskedLM,
-        TriviumForSequenceClassification,
-        TriviumForTokenClassification,
-    ],
-)
-def test_commands_on_card_run(model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
-    save(model_class, tokenizer, tmp_path / "model")
-    download, command = code_of(card_of(tmp_path / "model").text, "bash")[0].splitlines()
-    assert download == "hf download someone/model --local-dir model"
-    with chdir(tmp_path):
-        result = CliRunner().invoke(app, shlex.split(command)[1:])
-    assert result.exit_code == 0, result.output
-    assert result.stdout.strip()
-
-
-def test_completion_prompt_matches_training(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
-    save(TriviumForCausalLM, tokenizer, tmp_path)
-    recipe = load_recipe("numbers", ["task=completion", "inputs.prompt='{source} = '", "metrics=null",
-                                     "training.predict_with_generate=false", "card.examples=[two dogs]"])  # fmt: skip
-    recipe.save(tmp_path)
-    assert all('"two dogs = "' in code for code in code_of(card_of(tmp_path).text, "python"))
-
-
-def test_saved_max_length_is_kept(bare: Path) -> None:
-    assert all("max_new_tokens=100" in code for code in code_of(card_of(bare).text, "python"))
-    model = TriviumForConditionalGeneration.from_pretrained(bare)
-    model.generation_config.max_length = 64
-    model.save_pretrained(bare)
-    assert "max_new_tokens" not in card_of(bare).text
 
 
 # --- On the command line ---------------------------------------------------------------------------------------------

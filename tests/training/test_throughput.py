@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from stream_runs import trained_on
-from test_batching import recipe_for
 from tiny import BOS, EOS, PAD, random_ids, tiny_config
+from token_batching import recipe_for
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerControl, TrainerState
 
