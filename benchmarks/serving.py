@@ -30,6 +30,7 @@ from trivium.data.numbers import numbers_corpus
 from trivium.inspection.drawing import MARKERS, SERIES, save_figure
 
 START_SECONDS = 300
+LATENCY_TICKS = (20, 50, 100, 200, 500, 1000)  # ms
 
 
 def start(folder: Path, engine: str) -> tuple["subprocess.Popen[bytes]", str]:
@@ -86,6 +87,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
                 latency.plot(clients, values, style, color=color, marker=marker, label=f"{engine}, {name}")
         throughput.set(title="Requests per second", xlabel="clients", xscale="log", ylim=(0, None))
         latency.set(title="Latency in ms", xlabel="clients", xscale="log", yscale="log")
+        latency.set_yticks(LATENCY_TICKS, list(map(str, LATENCY_TICKS)))
         ticks = sorted({row["clients"] for row in rows})
         for axes in (throughput, latency):
             axes.set_xticks(ticks, list(map(str, ticks)))
@@ -106,7 +108,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="JSON output")
     parser.add_argument("--picture", type=Path, help="PNG output")
     options = parser.parse_args()
-    texts = [pair["translation"]["en"] for pair in numbers_corpus()["test"]][:512]
+    texts = numbers_corpus()["test"]["source"][:512]
     rates: dict[tuple[str, int], list[float]] = defaultdict(list)
     latencies: dict[tuple[str, int], list[float]] = defaultdict(list)
     services = {engine: start(options.model, engine) for engine in options.engines}

@@ -121,7 +121,9 @@ class Writer:
         if len(ids) > self.max_tokens - 1:  # at least one position is left to generate
             raise Refusal(400, f"The prompt has {len(ids):,} tokens, but may have at most {self.max_tokens - 1:,}.")
         most = cap_length(self.model.config, len(ids) + self.max_new_tokens) - len(ids)
-        settings = {"max_new_tokens": min(max_new_tokens or most, most), "num_beams": 1, **(options or {})}
+        # max_length is None because transformers warns if the saved one and max_new_tokens are both set.
+        length = {"max_new_tokens": min(max_new_tokens or most, most), "max_length": None}
+        settings = {**length, "num_beams": 1, **(options or {})}
         return Prompt(tuple(ids), tuple(sorted(settings.items())), **rest)
 
     @torch.inference_mode()
