@@ -9,22 +9,22 @@ from defusedxml.ElementTree import iterparse
 
 from trivium.data.compressed import open_binary
 
-LANGUAGE = ("{http://www.w3.org/XML/1998/namespace}lang", "lang")  # TMX 1.1 called the attribute `lang`.
-TEXT_ELEMENTS = ("seg", "hi")  # All other elements of a segment hold codes of the original document.
+LANGUAGE = ("{http://www.w3.org/XML/1998/namespace}lang", "lang")  # TMX 1.1 uses the attribute name `lang`.
+TEXT_ELEMENTS = ("seg", "hi")  # All other elements of a segment hold inline codes of the original document.
 
 
 def tmx_rows(file: str, languages: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the units of a translation memory as rows with one column per language, each with its place.
+    """Yield the units of a translation memory as rows with one column per language, each with its location.
 
-    A language matches the same code in any case, or else the first variant of it: `en` matches `en-GB`. The column of
-    a language that a unit lacks is None.
+    A language code matches regardless of case, or else matches its first regional variant: `en` matches `en-GB`. If a
+    unit lacks a language, that column is None.
 
     Args:
         file: The file, which may be compressed. It is read unit by unit.
         languages: Codes of the languages.
 
     Yields:
-        The place, for error messages, and the row.
+        The location, for error messages, and the row.
 
     Raises:
         ValueError: The file is not well-formed XML, declares entities, or has no unit in one of the languages.
@@ -46,7 +46,7 @@ def tmx_rows(file: str, languages: tuple[str, ...]) -> Iterator[tuple[str, dict[
                     missing -= {language for language, text in row.items() if text is not None}
                     yield f"{file}, translation unit {count}", row
                     if body is not None:
-                        body.clear()  # Free the unit, also as a child of the body.
+                        body.clear()  # Free the unit, including its reference in the body.
     except ParseError as error:
         raise ValueError(f"{file}: not a TMX file ({error}).") from error
     except DefusedXmlException as error:
