@@ -55,7 +55,7 @@ def open_binary(path: str | Path) -> Iterator[Any]:
         with OPENERS[suffix](path) as file:
             yield file
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None: # such as a missing file
+        if isinstance(error, OSError) and error.errno is not None:  # such as a missing file
             raise
         raise ValueError(
             f"{path}: not a complete {suffix} file ({error}). Download or compress it again; its suffix must be that "

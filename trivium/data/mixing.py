@@ -90,7 +90,7 @@ class MixArguments:
     @property
     def probabilities(self) -> list[float]:
         """Return the probability of each source."""
-        largest = max(source.weight for source in self.sources)  # Large weights must not overflow.
+        largest = max(source.weight for source in self.sources)  # keeps large weights from overflowing
         shares = [(source.weight / largest) ** (1 / self.temperature) for source in self.sources]
         return [share / sum(shares) for share in shares]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from itertools import chain
 
-# No space follows these.
+# Sentences that end with one of these are not followed by a space.
 CJK_STOPS = ("\N{IDEOGRAPHIC FULL STOP}", "\N{FULLWIDTH EXCLAMATION MARK}", "\N{FULLWIDTH QUESTION MARK}")
 
 

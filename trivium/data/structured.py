@@ -8,7 +8,7 @@ from datasets import List, Value
 TAGGED_WORDS = ("words", "tags")
 DOCUMENT = ("document", "references")
 QUESTION = ("question", "context", "answers")
-# Fields of the `data:` section that name the columns in the data; by default that of the same name, if there is one.
+# Maps columns of a task to the fields of the `data:` section that name them; by default the field has the same name.
 FIELDS = {"words": "text", "tags": "label", "document": "source", "references": "target"}
 LISTS_OF_TEXTS = ("words", "tags", "references")
 FEATURES: dict[str, Any] = dict.fromkeys(LISTS_OF_TEXTS, List(Value("string")))

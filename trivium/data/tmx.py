@@ -66,7 +66,7 @@ def _name(element: Element) -> str:
 
 
 def _texts(unit: Element) -> dict[str, str]:
-    """Return the text of each language of a translation unit, in the order of the file."""
+    """Return the text of a translation unit in each language, in file order."""
     texts: dict[str, str] = {}
     for variant in unit:
         segment = next((child for child in variant if _name(child) == "seg"), None)
@@ -84,8 +84,8 @@ def _text(element: Element) -> str:
 
 
 def _find(texts: dict[str, str], language: str) -> str | None:
-    """Return the text in a language, or else in the first of its regional variants, or None."""
-    codes = {code.lower().replace("_", "-"): code for code in reversed(texts)}  # The first of equal codes remains.
+    """Return the text in a language, or in its first regional variant, or None if there is neither."""
+    codes = {code.lower().replace("_", "-"): code for code in reversed(texts)}  # the first of equal codes wins
     wanted = language.lower().replace("_", "-")
     variants = [code for code in reversed(codes) if code.startswith(f"{wanted}-")]
     return next((texts[codes[code]] for code in (wanted, *variants) if code in codes), None)
