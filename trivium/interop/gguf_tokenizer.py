@@ -23,12 +23,12 @@ LLAMA3_PATTERN = (
     r"|\s+(?!\S)|\s+"
 )
 PRE_TOKENIZERS = {
-    WORDS: "gpt-2",  # not needed, because llama.cpp splits off <mask> first, as a special token
+    WORDS: "gpt-2",  # llama.cpp splits off <mask> beforehand, as a special token
     GPT2_PATTERN: "gpt-2",
     LLAMA3_PATTERN: "llama-bpe",
     LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2",
 }
-IGNORES_MERGES = ("llama-bpe",)  # look up whole words in the vocabulary first
+IGNORES_MERGES = ("llama-bpe",)  # these look up whole words in the vocabulary before merging
 MASK_TAKES_SPACE = {"type": "Replace", "pattern": {"Regex": " (?=<mask>)"}, "content": ""}
 ESCAPED_SPACE = "\u2581"  # "▁" in llama.cpp's Unigram vocabularies
 
