@@ -229,8 +229,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
 
 
 def prepare_folder(recipe: Recipe, start: Start) -> None:
-    """Delete the files of an earlier run before writing the recipe, which thus never describes another run's
-    weights."""
+    """Delete the files of an earlier run, then write the recipe, so that it never describes another run's weights."""
     folder = RunFolder(start.run)
     if folder.is_run:
         folder.adopt()  # The manifest comes first, so that the folder is recognized if the process is killed here.
@@ -316,7 +315,7 @@ def load_or_build(
         return model, tokenizer
     options = {**vars(recipe.tokenizer), **defaults, **overrides}
     sample = options.pop("sample")
-    if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # FSDP's sharded checkpoints lack it.
+    if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # missing in FSDP's sharded checkpoints
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     elif prepared is not None:
         tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer, trust_remote_code=False)

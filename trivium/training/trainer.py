@@ -240,7 +240,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         if self._steps is None or resume_from_checkpoint is None or self.args.ignore_data_skip:
             return epochs, batches
         if not self._steps.load(Path(resume_from_checkpoint)):
-            return epochs, batches  # An earlier version wrote the checkpoint: the batches are read again and skipped.
+            return epochs, batches  # written by an earlier version: the batches are read again and skipped
         if self._steps.is_epoch_done:
             return epochs + 1, 0
         # The Trainer must not skip batches, so it counts from the beginning of the epoch.
