@@ -34,7 +34,7 @@ ROPE_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "longrope": ({"short_factor", "long_factor", "original_max_position_embeddings"}, {"factor", "attention_factor"}),
     "llama3": ({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}, set()),
 }
-# Types that depend on the length the model was trained with.
+# Types that depend on the trained context length.
 NEEDS_TRAINED_LENGTH = [name for name, (keys, _) in ROPE_KEYS.items() if "original_max_position_embeddings" in keys]
 
 # Field names of other model families, and the Trivium fields to use instead. transformers stores unknown names as
@@ -55,7 +55,7 @@ UNSUPPORTED_ALIASES = {
 
 
 def _is_positive(value: Any) -> bool:
-    """Return True for a number above 0 that JSON can hold: neither infinity nor NaN."""
+    """Return True for a positive finite number; JSON can represent neither infinity nor NaN."""
     return isinstance(value, int | float) and 0 < value < math.inf
 
 
@@ -64,7 +64,7 @@ class TriviumConfig(PreTrainedConfig):
     """Configuration of a Trivium model. The defaults are the base model of *Attention Is All You Need* (Table 3).
 
     Args:
-        vocab_size: Vocabulary size; of the source vocabulary if there are two.
+        vocab_size: Vocabulary size; with two vocabularies, the size of the source vocabulary.
         decoder_vocab_size: Size of the target vocabulary. None if source and target share one vocabulary.
         d_model: Width of embeddings and hidden states.
         encoder_layers: Number of encoder layers, the paper's N. 0 makes the model decoder-only.
@@ -82,26 +82,26 @@ class TriviumConfig(PreTrainedConfig):
         max_position_embeddings: Maximum sequence length with learned positions. Sinusoidal and rotary positions have
             no limit; for them it is the length that the model is intended for.
         rope_parameters: Wavelengths of rotary positions, as in transformers: their base `rope_theta` (default 10000),
-            and with a `rope_type` other than "default" how a trained context is stretched: "linear", "dynamic",
+            and a `rope_type`. Types other than "default" extend the trained context length: "linear", "dynamic",
             "yarn", "longrope" or "llama3", each with its own keys (`factor`, ...). `rope_theta` may be passed alone.
-        sliding_window: Local self-attention: in the decoder a token attends to this many tokens, itself and those
-            before it, as in Mistral; in the encoder to this many on either side. None: to all. Cross-attention always
-            sees the whole source.
+        sliding_window: Window size of local self-attention. In the decoder, a token attends to this many tokens,
+            itself and preceding ones, as in Mistral; in the encoder, to this many tokens on either side. None for full
+            attention. Cross-attention always sees the whole source.
         norm_type: "layernorm" or "rmsnorm".
         norm_position: "post" as in the paper, LayerNorm(x + Sublayer(x)), or "pre", x + Sublayer(LayerNorm(x)).
         norm_eps: Epsilon added to the variance.
-        attention_bias: Whether the four attention projections have biases; the paper's have none.
+        attention_bias: Whether the four attention projections have biases; there are none in the paper.
         ffn_bias: Whether the projections of the feed-forward network have biases, as in equation 2.
         scale_embedding: Whether embeddings are multiplied by sqrt(d_model) (section 3.4).
         normalize_embedding: Whether the sum of all embeddings is normalized before the first layer, as in BERT.
         type_vocab_size: Number of token types that the encoder embeds (`token_type_ids`), as in BERT; 0 for none.
         tie_word_embeddings: Whether all embeddings of one vocabulary and the output projection share one matrix
             (section 3.4); otherwise each has its own.
-        lm_head_bias: Whether the output projection has a bias, as in Marian; the paper's has none.
+        lm_head_bias: Whether the output projection has a bias, as in Marian; there is none in the paper.
         label_smoothing: Epsilon of label smoothing, in training only (section 5.4).
         classifier_pooling: Pooling of the sequence classifier: the "mean" of the encoded tokens, or the first ("cls").
-        seq2seq_task: Task that an encoder-decoder was trained for, "translation" or "summarization": the pipeline that
-            is saved with it.
+        seq2seq_task: Task for which an encoder-decoder was trained, "translation" or "summarization"; selects the
+            pipeline that is saved with the model.
         is_encoder_decoder: Derived from the number of layers; an explicit value must agree with them.
 
     Raises:
@@ -169,7 +169,8 @@ class TriviumConfig(PreTrainedConfig):
         if self.is_encoder_decoder is None:
             self.is_encoder_decoder = self.encoder_layers > 0 and self.decoder_layers > 0
         if not type(self).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            # Only needed where Trivium is not installed; here transformers would require trust_remote_code for them.
+            # Only needed where Trivium is not installed. With these entries, transformers would require
+            # trust_remote_code here.
             kwargs.pop("custom_pipelines", None)
         for name in UNSUPPORTED_ALIASES.keys() & kwargs.keys() - type(self).__dataclass_fields__.keys():
             logger.warning_once(f"{name} has no effect on a Trivium model: set {UNSUPPORTED_ALIASES[name]}.")
@@ -189,8 +190,8 @@ class TriviumConfig(PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a field by its name or alias; `@strict` checks the type by the field's own name only.
 
-        New `rope_parameters` keep the `rope_theta` and the length that the model was trained with, unless they have
-        their own. The length is that of the former parameters, or else the current `max_position_embeddings`.
+        New `rope_parameters` inherit `rope_theta` and the trained context length unless they set these. The length is
+        taken from the previous parameters, or else from the current `max_position_embeddings`.
         """
         if name in self.attribute_map:
             setattr(self, self.attribute_map[name], value)
@@ -205,12 +206,12 @@ class TriviumConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Create from a dictionary as in transformers, with fields replaced by `kwargs`, which are checked, too.
+        """Create from a dictionary as in transformers; fields are overridden by `kwargs`, which are checked as well.
 
         Raises:
             ValueError: A value is out of range, or fields are inconsistent.
         """
-        if "rope_parameters" in kwargs:  # first, as long as `max_position_embeddings` is the length in training
+        if "rope_parameters" in kwargs:  # set first, while `max_position_embeddings` is still the trained length
             kwargs = {"rope_parameters": kwargs["rope_parameters"], **kwargs}
         loaded = super().from_dict(config_dict, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).validate_architecture()
@@ -279,7 +280,7 @@ class TriviumConfig(PreTrainedConfig):
         )
 
     def _extract(self, **overrides: Any) -> "TriviumConfig":
-        """Copy the configuration of an encoder-decoder as that of one of its stacks."""
+        """Copy the configuration of an encoder-decoder, reduced to one of its stacks."""
         config = copy.deepcopy(self)
         for name, value in overrides.items():
             setattr(config, name, value)
@@ -291,11 +292,12 @@ class TriviumConfig(PreTrainedConfig):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """Return the text configuration as in transformers, with the `vocab_size` of the requested stack.
 
-        If neither stack is requested and the vocabularies differ, it is the decoder's: generation calls this method
-        without arguments to look up the size of the output vocabulary.
+        If neither stack is requested and the vocabularies differ, `vocab_size` is the decoder's: generation calls this
+        method without arguments to look up the size of the output vocabulary.
 
-        transformers builds both caches of an encoder-decoder from the decoder's configuration, so that it has no
-        `sliding_window` if it is requested: cross-attention needs all keys and values. The mask still has the window.
+        transformers builds both caches of an encoder-decoder from the decoder's text configuration, in which
+        `sliding_window` is therefore None: cross-attention needs all keys and values. The mask still applies the
+        window.
         """
         builds_caches = decoder and not encoder
         if decoder is None and encoder is None and self.decoder_vocab_size is not None:

@@ -122,7 +122,7 @@ class MultiHeadAttention(nn.Module):
             memory: (B, S, d_model), the source of keys and values in cross-attention; (tokens, d_model) if its
                 context has `tokens`. None for self-attention.
             memory_context: Context of `memory`.
-            cache: Keys and values of earlier calls, to which those of this call are appended.
+            cache: Keys and values of earlier calls, to which the new keys and values are appended.
             **kwargs: Passed on to the attention function.
 
         Returns:

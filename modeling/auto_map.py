@@ -61,7 +61,7 @@ def auto_map(config: TriviumConfig) -> dict[str, str]:
 def custom_pipelines(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     """Return the custom pipeline of a model, if it has one, in the format of `config.json`."""
     auto_class = "AutoModelForSeq2SeqLM"
-    # With a single pipeline, `pipeline(model=folder)` finds the task by itself.
+    # If only one pipeline is registered, `pipeline(model=folder)` can infer the task.
     pipeline: Any = TranslationPipeline
     if isinstance(model, TriviumForQuestionAnswering):
         auto_class, pipeline = "AutoModelForQuestionAnswering", QuestionAnsweringPipeline

@@ -1,12 +1,12 @@
 """Greedy and beam search for `generate()`, on a batch from which finished sentences are removed.
 
 Both searches return what the loops of transformers return, token by token. Exact ties, which are common in half
-precision, may be broken differently: candidates are selected per beam before they are compared across beams. Options
-that these searches do not support are left to transformers: see `_can_search`, and `beam_search` for a search that
-runs out of allowed tokens.
+precision, may be broken differently: candidates are selected per beam before they are compared across beams.
+Unsupported options fall back to the loops of transformers (see `_can_search`), and so does a beam search that runs out
+of allowed tokens (see `beam_search`).
 
-They are faster because no computation is spent on finished sentences, the beams of a sentence share the keys and
-values of its source, and a step computes little besides the decoder's layers (`decoding_step`).
+The searches are faster because no computation is spent on finished sentences, the beams of a sentence share the keys
+and values of its source, and a step computes little besides the decoder's layers (`decoding_step`).
 """
 
 import copy
@@ -65,7 +65,7 @@ class TriviumGenerationMixin(GenerationMixin):
     """
 
     def generate(self, *args: Any, streamer: BaseStreamer | None = None, **kwargs: Any) -> Any:
-        """Generate as in transformers, but also accept a streamer in beam search.
+        """Generate as in transformers, but also accept a streamer with beam search.
 
         A beam search may replace any token until it ends, so the streamer receives the best sequences at the end.
         """
@@ -77,7 +77,7 @@ class TriviumGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig,
         generation_mode_kwargs: dict[str, Any],
     ) -> None:
-        """Validate as in transformers, but allow a streamer in beam search."""
+        """Validate as in transformers, but allow a streamer with beam search."""
         if generation_mode == GenerationMode.BEAM_SEARCH and "streamer" in generation_mode_kwargs:
             generation_mode_kwargs["streamer"].num_beams = generation_config.num_beams
             generation_mode_kwargs = {
@@ -94,8 +94,8 @@ class TriviumGenerationMixin(GenerationMixin):
     ) -> None:
         """Create no cache for the searches of this module, which create their own and drop rows from it.
 
-        transformers has no quantized cache for encoder-decoders. The one created here quantizes only the keys and
-        values of the target, since those of the source do not grow.
+        transformers has no quantized cache for encoder-decoders. The cache created here quantizes only the keys and
+        values of the target, since the source's do not grow.
         """
         if (
             self.config.is_encoder_decoder
@@ -190,7 +190,7 @@ class TriviumGenerationMixin(GenerationMixin):
         )
 
     def _returns_sequences_only(self, generation_config: GenerationConfig) -> bool:
-        """Return True if only sequences, or those of a beam search with scores, are requested from plain modules.
+        """Return True if only sequences (with scores, for beam search) are requested from plain modules.
 
         A module is plain if its `forward` is not customized.
         """
@@ -212,7 +212,7 @@ class TriviumGenerationMixin(GenerationMixin):
 
 
 def ends_in_real_tokens(mask: torch.Tensor, input_ids: torch.Tensor) -> bool:
-    """Return True if (rows, length) `mask` has the shape of the prompts and none of them ends in padding.
+    """Return True if (rows, length) `mask` has the shape of the prompts and no prompt ends in padding.
 
     After padding, transformers numbers positions differently from `token_positions`.
     """
@@ -278,9 +278,9 @@ def greedy_search(
 class Beams(NamedTuple):
     """Beams of each sentence: scores, token ids and lengths."""
 
-    scores: torch.Tensor  # (batch, k), summed log-probabilities; of finished beams after the length penalty
+    scores: torch.Tensor  # (batch, k), sums of log-probabilities; length-normalized for finished beams
     ids: torch.Tensor  # (batch, k, max_length)
-    lengths: torch.Tensor  # (batch, k), generated tokens of finished beams; 0 for all others
+    lengths: torch.Tensor  # (batch, k), number of generated tokens of finished beams; 0 for running beams
 
     def take(self, indices: torch.Tensor) -> "Beams":
         """Select beams by indices of shape (batch, k)."""
@@ -313,7 +313,7 @@ class BeamSearch:
         ids[..., : self.prompt_length] = prompts[:, None]
         none = Beams(torch.full(shape, NEG_INF, device=device), ids, torch.zeros_like(ids[..., 0]))
         self.running = none._replace(scores=none.scores.clone())
-        self.running.scores[:, 0] = 0.0  # all beams start alike: expand only one
+        self.running.scores[:, 0] = 0.0  # all beams start identical, so expand only one
         self.finished = none
         self.unfinished = torch.arange(len(prompts), device=device)
         self.hypotheses = Beams(*(tensor.clone() for tensor in none))
@@ -372,7 +372,7 @@ class BeamSearch:
         return indices
 
     def is_done(self, length: int) -> torch.Tensor:
-        """Return, (batch,), whether the finished beams of a sentence are final, by the rules of transformers.
+        """Return whether the finished beams of each sentence are final, (batch,), by the rules of transformers.
 
         They are final when the best running beam cannot become better than the worst finished one, according to an
         estimate that `config.early_stopping` selects, or as soon as there are `num_beams` of them
@@ -403,7 +403,7 @@ class BeamSearch:
 def beam_search(
     decoder: IncrementalDecoder, prompts: torch.Tensor, processors: LogitsProcessorList, config: GenerationConfig
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Keep the best `config.num_beams` running beams of each sentence, and as many finished ones.
+    """Beam search: keep the `config.num_beams` best running and finished beams of each sentence.
 
     Args:
         decoder: Decoder that has not read anything yet.

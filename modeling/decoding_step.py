@@ -1,8 +1,8 @@
-"""A step of the decoder: its layers for one token of every row without calls between modules, and the logits.
+"""Run one decoding step without nested module calls: the layers for one token of every row, and the logits.
 
-With few rows a step of `generate()` is a few hundred operations of some microseconds each, and calling the modules
-around them takes as long again. `PlainLayers` computes the same as `TriviumDecoder.run_layers`, with the same modules,
-but inlines the nested ones and calls only the `forward` of the innermost (projections, norms, positions, activation).
+With few rows, a step of `generate()` consists of a few hundred operations of some microseconds each, and calling the
+surrounding modules doubles its time. `PlainLayers` computes the same result as `TriviumDecoder.run_layers`, but
+inlines nested modules and calls only the `forward` of the innermost ones (projections, norms, positions, activation).
 It supports layers as defined in this package, in evaluation mode and without hooks; see `is_plain`.
 """
 
@@ -24,7 +24,7 @@ from .stacks import TriviumDecoder
 Function = Callable[[torch.Tensor], torch.Tensor]
 FEW_ROWS = 8  # `project_few_rows` is faster than `nn.Linear` for at most this many rows,
 MIN_WEIGHTS = 2**20  # and at least this many weights
-# Parts of a layer, which are inlined below.
+# modules of a layer that are inlined below
 PARTS: dict[str, type[nn.Module]] = {
     "self_attn": MultiHeadAttention,
     "self_attn_residual": Residual,
@@ -38,8 +38,8 @@ PARTS: dict[str, type[nn.Module]] = {
 def is_plain(decoder: TriviumDecoder) -> bool:
     """Return True if `PlainLayers` computes everything that calling the modules of the decoder would compute.
 
-    Projections may be of any type, such as quantized ones or those of an adapter. Everything around them must be of
-    this package, and no module may be in training mode, hooked, compiled, or have its `forward` replaced.
+    Projections may be of any type, for example quantized or wrapped by an adapter. All other modules must be of this
+    package, and no module may be in training mode, hooked, compiled, or have its `forward` replaced.
     """
     for layer in decoder.layers:
         if type(layer) is not DecoderLayer:
@@ -77,10 +77,10 @@ def plain_head(head: nn.Module) -> Function:
 def project_few_rows(
     hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Map (rows, d_model) to (rows, vocabulary), as two products of half the weight and the transposed rows.
+    """Map (rows, d_model) to (rows, vocabulary) by multiplying each half of the weight by the transposed rows.
 
     MKL uses only a third of the memory bandwidth when it multiplies a large matrix by one row. For two to eight rows,
-    it takes up to three times as long as with the order of the factors used here.
+    it takes up to three times as long as with the order of factors used here.
     """
     rows = hidden_states.T.expand(2, -1, -1)  # (2, d_model, rows)
     logits = torch.bmm(weight.unflatten(0, (2, -1)), rows)  # (2, vocabulary / 2, rows)
@@ -93,7 +93,7 @@ class PlainLayers:
 
     Args:
         decoder: A decoder for which `is_plain` returns True.
-        self_cache: Keys and values of the earlier tokens, to which those of the new token are appended.
+        self_cache: Keys and values of earlier tokens, to which the new token's are appended.
         cross_cache: Keys and values of the memory, if there is an encoder.
     """
 

@@ -13,7 +13,7 @@ from .positions import LearnedPositions, token_positions
 
 
 def _self_attention_cache(config: TriviumConfig) -> DynamicCache:
-    """Return a cache of the decoder's keys and values, of the tokens in the sliding window if there is one."""
+    """Return an empty cache for the decoder's keys and values, limited to the sliding window if there is one."""
     if config.sliding_window is None:
         return DynamicCache()  # a cache made from a configuration copies it, which takes milliseconds
     return DynamicCache(config=config.decoder_only())
@@ -24,11 +24,11 @@ class IncrementalDecoder:
 
     Args:
         model: A model with a decoder and a projection to the vocabulary.
-        input_ids: (rows, prompt_len), the beams of a sentence one after the other.
-        num_beams: Rows of each sentence.
+        input_ids: (rows, prompt_len), with the beams of a sentence in consecutive rows.
+        num_beams: Number of rows of each sentence.
         attention_mask: (rows, source_len) for an encoder-decoder, otherwise (rows, prompt_len).
         encoder_outputs: Output of the encoder.
-        **kwargs: Ignored: other model inputs of `generate()`, which are derived from these.
+        **kwargs: Ignored: further model inputs of `generate()`, which are derived from the arguments above.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class IncrementalDecoder:
         return logits.repeat_interleave(self.num_beams, dim=0)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Read (rows,) tokens and return the logits of the next ones, (rows, vocabulary)."""
+        """Read one token of every row, (rows,), and return the next-token logits, (rows, vocabulary)."""
         if self.mask is not None:
             self.mask = torch.cat((self.mask, self.mask.new_ones(len(tokens), 1)), dim=1)
         return self._read(tokens[:, None])
@@ -78,7 +78,7 @@ class IncrementalDecoder:
         if isinstance(embed_positions, LearnedPositions):
             embed_positions.check_length(past_length + ids.shape[1])
         states = self.decoder.embed_tokens(ids)  # (rows, tokens to read, d_model)
-        # One token sees all of the cache, which holds its window at most: no mask, which saves time.
+        # A single token attends to the whole cache, which never exceeds the window, so it needs no mask.
         if self.mask is None and ids.shape[1] == 1:
             position_ids, context = token_positions(None, 1, past_length, ids.device), NO_CONTEXT
         else:
@@ -97,7 +97,7 @@ class IncrementalDecoder:
         return PlainLayers(self.decoder, self.self_cache, self.cross_cache) if is_plain(self.decoder) else None
 
     def select(self, rows: torch.Tensor, sentences: torch.Tensor | None = None) -> None:
-        """Keep these rows, in this order; a row may be taken more than once.
+        """Select rows by index, in this order; a row may be selected more than once.
 
         Args:
             rows: (rows to keep,), indices of rows.

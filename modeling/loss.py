@@ -51,9 +51,9 @@ def projected_cross_entropy(
 ) -> torch.Tensor:
     """Compute `label_smoothed_cross_entropy` of `head(hidden_states)` without materializing all logits.
 
-    Only labeled tokens are projected, and their logits are overwritten by their gradient. More than `MAX_LOGITS` are
-    processed in chunks and recomputed in the backward pass. Under torch.compile the logits are computed as usual:
-    shapes must not depend on the labels there, and the compiler saves memory by fusing kernels.
+    Only labeled tokens are projected, and their logits are overwritten by their gradient. More than `MAX_LOGITS`
+    logits are processed in chunks and recomputed in the backward pass. Under torch.compile the logits are computed as
+    usual: shapes must not depend on the labels there, and the compiler saves memory by fusing kernels.
 
     Args:
         hidden_states: (..., d_model).

@@ -54,7 +54,7 @@ class TriviumDecoderPreTrainedModel(TriviumPreTrainedModel):
     def _has_tied_stacks(cls, folder: Any, config: Any = None, **kwargs: Any) -> bool:
         """Return True if encoder and decoder of a checkpoint share one embedding.
 
-        The configuration in `folder` takes precedence over `config`, which may be that of the decoder only.
+        The configuration in `folder` takes precedence over `config`, which may describe the decoder only.
         """
         source = config if folder is None else folder
         if source is not None and not isinstance(source, PreTrainedConfig):

@@ -1,4 +1,4 @@
-"""The "question-answering" pipeline, which transformers 5 has dropped, for any encoder with such a head.
+"""The "question-answering" pipeline, which transformers 5 has dropped, for any encoder with a question answering head.
 
 This file is saved to the Hub with every model for extractive question answering. It imports nothing from Trivium, so
 that `QuestionAnsweringPipeline.save_pretrained` can save it with models of other families as well.
@@ -11,9 +11,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pipelines.base import ChunkPipeline
 
-STRIDE = 64  # tokens of the context that consecutive windows share
+STRIDE = 64  # number of context tokens that consecutive windows share
 MAX_ANSWER_LENGTH = 30  # tokens
-NO_TOKEN = 0  # place of a token that is not one of the context
+NO_TOKEN = 0  # position of a token outside the context
 
 Window = dict[str, list[int]]
 
@@ -21,20 +21,19 @@ Window = dict[str, list[int]]
 def encode_windows(
     tokenizer: PreTrainedTokenizerBase, question: str, context: str, max_length: int, stride: int | None = None
 ) -> list[Window]:
-    """Encode a question with each of the overlapping windows of its context.
+    """Encode a question together with each overlapping window of its context.
 
     Args:
         tokenizer: A fast tokenizer.
         question: The question.
         context: The text.
         max_length: Maximum number of tokens of a window with its question.
-        stride: Number of tokens that consecutive windows share; None: 64, but at most half of the room that the
-            question leaves.
+        stride: Number of tokens that consecutive windows share; None selects 64, but at most half of the tokens that
+            the question leaves for the context.
 
     Returns:
-        For each window the inputs of the model, and for each token where it is in the context: `starts`, the position
-        of its first character counted from 1, and `ends`, that of its last; 0 for tokens of the question and special
-        tokens.
+        The model inputs of each window, and the position of each token in the context: `starts` and `ends`, its first
+        and last character, counted from 1; 0 for tokens of the question and special tokens.
 
     Raises:
         ValueError: The question leaves no room for more than `stride` tokens of the context.
@@ -83,7 +82,7 @@ def best_answers(
 
     Returns:
         For each answer `answer`, its text; `start` and `end`, its characters in the context; and `score`, the product
-        of the probabilities of its first and of its last token among all tokens of the context.
+        of its start and end probability, each normalized over all tokens of the context.
     """
     found: dict[tuple[int, int], float] = {}
     norm = torch.zeros(())
@@ -109,14 +108,14 @@ def best_answers(
 
 
 class QuestionAnsweringPipeline(ChunkPipeline):
-    """Find the answer to a question in a text; the interface is that of transformers 4.
+    """Find the answer to a question in a text, with the interface of transformers 4.
 
         pipe = pipeline("question-answering", model="runs/answers")
         pipe(question="Who wrote Hamlet?", context=text)  # {"score": 0.98, "start": 0, "end": 11, "answer": ...}
         pipe([{"question": ..., "context": ...}, ...], batch_size=8)  # a list of such results
 
-    Long contexts are read in overlapping windows, all of whose tokens compete. With `top_k` above 1, the result of a
-    question is a list, best first.
+    Long contexts are read in overlapping windows, and the best answer over all windows is selected. With `top_k` above
+    1, the result of a question is a list, best first.
 
     Besides `batch_size` and the arguments of every pipeline, the constructor and the call take:
         top_k: Maximum number of answers; 1 by default.

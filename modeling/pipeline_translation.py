@@ -23,7 +23,7 @@ def cap_length(config: PreTrainedConfig, length: int) -> int:
 
 
 def language_tag(language: str) -> str:
-    """Return the token that selects a target language when it is the first of the source, such as `<2de>`."""
+    """Return the tag that selects a target language at the start of the source, such as `<2de>`."""
     return f"<2{language}>"
 
 
@@ -37,7 +37,7 @@ def find_tag(tokenizer: PreTrainedTokenizerBase, language: str) -> str:
     """Return the tag of a target language.
 
     Raises:
-        ValueError: The tokenizer does not have it; the message lists the languages for which it has one.
+        ValueError: The tokenizer does not have this tag; the message lists the languages with a tag.
     """
     languages = target_languages(tokenizer)
     if language not in languages:
@@ -47,7 +47,7 @@ def find_tag(tokenizer: PreTrainedTokenizerBase, language: str) -> str:
 
 
 class TranslationPipeline(Pipeline):
-    """Translate texts with an encoder-decoder; the interface is that of transformers 4.
+    """Translate texts with an encoder-decoder, with the interface of transformers 4.
 
         pipe = pipeline("translation", model="runs/numbers", num_beams=4)
         pipe("twenty-one")  # [{"translation_text": "einundzwanzig"}]
@@ -63,7 +63,7 @@ class TranslationPipeline(Pipeline):
         tgt_lang: Target language of a multilingual model. Its tag (`<2de>`) becomes the first token of the source. A
             tokenizer with the attribute `src_lang`, such as NLLB's, has codes instead (`deu_Latn`); the code is then
             forced to be the first token of the translation.
-        src_lang: Source language, which only a tokenizer with the attribute `src_lang` needs.
+        src_lang: Source language; only needed by a tokenizer with the attribute `src_lang`.
         return_scores: Whether to add the `score` of each translation, the `sequences_scores` of beam search.
         generation_config: Replaces the generation configuration saved with the model.
         All other arguments are passed to `generate()`, such as `num_beams` or `max_new_tokens`, and override the
@@ -76,7 +76,7 @@ class TranslationPipeline(Pipeline):
     """
 
     task_name = "translation"
-    result_name = "translation"  # beginning of the keys of a result
+    result_name = "translation"  # prefix of the keys of a result
     _load_tokenizer = True
     _load_processor = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
@@ -109,7 +109,7 @@ class TranslationPipeline(Pipeline):
         **generation: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocessing: dict[str, Any] = {} if truncation is None else {"truncation": truncation}
-        if hasattr(self.tokenizer, "src_lang"):  # codes of languages, as for NLLB and mBART
+        if hasattr(self.tokenizer, "src_lang"):  # a tokenizer with language codes, such as NLLB's or mBART's
             if src_lang is not None:
                 preprocessing["src_lang"] = src_lang
             if tgt_lang is not None:
@@ -127,7 +127,7 @@ class TranslationPipeline(Pipeline):
     def preprocess(
         self, input_: str, truncation: bool = False, tag: str = "", src_lang: str | None = None
     ) -> dict[str, torch.Tensor]:
-        """Encode one text, after the tag of its target language, as ids of shape (1, length)."""
+        """Encode one text, preceded by the tag of its target language, as ids of shape (1, length)."""
         if not isinstance(input_, str):
             raise ValueError(
                 f"An input of the {self.task_name} pipeline is {input_!r}, but must be a text, or a list, generator "
@@ -145,7 +145,7 @@ class TranslationPipeline(Pipeline):
     def _forward(
         self, input_tensors: dict[str, torch.Tensor], return_scores: bool = False, **generation: Any
     ) -> dict[str, torch.Tensor]:
-        """Translate a batch; `output_ids` has the shape (batch, num_return_sequences, length), `scores` one less."""
+        """Return `output_ids`, (batch, num_return_sequences, length), and `scores`, (batch, num_return_sequences)."""
         input_ids, attention_mask = input_tensors["input_ids"], input_tensors["attention_mask"]
         config = copy.deepcopy(generation.pop("generation_config", None)) or GenerationConfig()
         model_kwargs = config.update(**generation)  # arguments that are not part of a configuration

@@ -159,7 +159,7 @@ class TriviumPreTrainedModel(PreTrainedModel):
 
     def _saved_modules(self) -> set[str]:
         """Return the names of the modules whose files transformers copies into the folder."""
-        if self.__module__ == "__main__":  # transformers saves no code of a script or notebook, and warns
+        if self.__module__ == "__main__":  # transformers does not save code defined in a script or notebook; it warns
             return set()
         module_file = sys.modules[self.__module__].__file__
         assert module_file is not None

@@ -289,7 +289,7 @@ class TriviumDecoder(TriviumStack):
             skip_padding: Whether to compute real tokens only.
 
         Returns:
-            The memory, unpadded to (tokens, d_model) if its context has `tokens`, and the context.
+            The memory and its context; the memory is unpadded to (tokens, d_model) if `context.tokens` is set.
         """
         mask = create_bidirectional_mask(
             config=self.config,

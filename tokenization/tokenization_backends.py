@@ -1,4 +1,4 @@
-"""Backends of the `tokenizers` library: training, and the treatment of special tokens and prefix spaces.
+"""Backends of the `tokenizers` library: training, special tokens and prefix spaces.
 
 This file is saved to the Hub with tokenizers that need it, so it imports nothing from the package.
 """

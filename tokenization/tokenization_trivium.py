@@ -245,7 +245,7 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
         return {*SPECIAL_TOKENS.values(), *(str(getattr(self, name)) for name in SPECIAL_TOKENS)}
 
     def _recognize_added_tokens(self) -> None:
-        """Collect added special tokens, and unmark them in the backends, which would split them like reserved ones."""
+        """Collect added special tokens, and unmark them in the backends, which would otherwise split them."""
         reserved = self._reserved_tokens()
         self._added_special_tokens |= {token for token in self.all_special_tokens if token not in reserved}
         for backend in self._backends():
@@ -308,15 +308,15 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
             raise
 
     def _convert_encoding(self, encoding: Encoding, **kwargs: Any) -> tuple[dict[str, Any], list[Encoding]]:
-        # `trim_offsets` in the backend is no alternative: spaces would then belong to no token, and the assistant mask
-        # of a chat template, which looks up the tokens of the first and last character, would be wrong around them.
+        # Do not use the backend's `trim_offsets` instead: `char_to_token` would then return None for spaces, and the
+        # assistant mask of a chat template, which looks up the tokens of the first and last character, would be wrong.
         converted, encodings = super()._convert_encoding(encoding, **kwargs)
         if "offset_mapping" in converted:
             converted["offset_mapping"] = [self._word_offsets(encoding) for encoding in encodings]
         return converted, encodings
 
     def _word_offsets(self, encoding: Encoding) -> list[tuple[int, int]]:
-        """Return offsets that exclude the space before every word, and do not overlap within a character."""
+        """Return offsets that exclude the space before each word and do not overlap within a character."""
         pieces = {token: self._tokenizer.decoder.decode([token]) for token in set(encoding.tokens)}
         spaces = {token: len(piece) - len(piece.lstrip()) for token, piece in pieces.items()}
         words = zip(encoding.sequence_ids, encoding.word_ids, strict=True)
@@ -336,9 +336,9 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
         """Render a conversation with the `chat_template`, and encode it without adding `<s>` and `</s>`.
 
-        Special tokens of the template are recognized, whatever the value of `split_special_tokens`. So are special
-        tokens that a user writes in a message, unless `sanitize_control_tokens=True` (newer releases of transformers)
-        turns them into plain text; it rejects messages with `<mask>`, which is always recognized.
+        Special tokens of the template are recognized, regardless of `split_special_tokens`. So are special tokens that
+        a user writes in a message, unless `sanitize_control_tokens=True` (newer releases of transformers) turns them
+        into plain text; it rejects messages with `<mask>`, which is always recognized.
 
         Args:
             args: Positional arguments as in transformers, the conversation first.
@@ -376,8 +376,8 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     def save_pretrained(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
         """Save the tokenizer as in transformers; the code of this class is saved only if loading needs it.
 
-        With two vocabularies or a chat template it is saved; every other folder loads without `trust_remote_code`.
-        With a chat template, `split_special_tokens` is saved as False.
+        The code is saved with two vocabularies or a chat template; all other tokenizers load without
+        `trust_remote_code`. With a chat template, `split_special_tokens` is saved as False.
 
         Args:
             args: Positional arguments as in transformers, the folder first.

@@ -39,7 +39,7 @@ def train_tokenizer(
     Training is deterministic: the same texts yield the same `tokenizer.json`, byte for byte.
 
     Args:
-        texts: Texts of the source language, or of both.
+        texts: Texts of the source language, or of both languages.
         target_texts: Texts of the target language.
         shared: Whether to train one vocabulary on all texts, or one on `texts` and another on `target_texts`.
         vocab_size: Size of each vocabulary, including special tokens and alphabet. With few texts it may be smaller.

@@ -75,7 +75,7 @@ def register() -> None:
     # The Trainer's label smoothing uses this mapping to decide whether the labels must be shifted.
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForCausalLM"
 
-    # transformers 5 has no such pipelines, and refuses the name of a removed task even if it is registered.
+    # transformers 5 has removed these pipelines, and rejects the name of a removed task even if it is registered.
     for pipeline, auto_class in (
         (TranslationPipeline, AutoModelForSeq2SeqLM),
         (SummarizationPipeline, AutoModelForSeq2SeqLM),

@@ -56,8 +56,8 @@ def evaluate(
         rows: Examples with the columns of the task: `source` and `target`, or `text`, or `text` and `label`, or
             `words` and `tags`, or `document` and `references`, or `question`, `context` and `answers`.
         metrics: Names accepted by `trivium.metrics.load_metric`; None: the default metrics of the task.
-        task: A key of `trivium.tasks.TASKS`. If the task has targets or references, the model generates texts,
-            which are compared with them.
+        task: A key of `trivium.tasks.TASKS`. If the task has targets or references, generated texts are compared with
+            them.
         inputs: The input arguments that the model was trained with.
         batch_size: Rows per batch; None selects 64 or, for generation, the default of `translate`.
         show_progress: Whether to show a progress bar.
@@ -75,7 +75,7 @@ def evaluate(
         raise ValueError(f"task is {task!r}, but must be one of {', '.join(TASKS)}.")
     kind = TASKS[task]
     metrics = list(kind.metrics_for(model.config)[:2]) if metrics is None else metrics
-    kind.check_metrics(metrics, model.config)  # fail before the long computation starts
+    kind.check_metrics(metrics, model.config)  # fail early, before the long computation starts
     run = _Evaluation(model.eval(), tokenizer, kind, inputs or InputArguments(), batch_size, show_progress)
     rows = list(rows)
     if not rows:
@@ -140,7 +140,7 @@ def predict_answers(
         batch_size: Windows per batch; None: 64.
 
     Returns:
-        For each question `answer`, `start`, `end` and `score`, as `QuestionAnsweringPipeline` does.
+        For each question `answer`, `start`, `end` and `score`, as in `QuestionAnsweringPipeline`.
     """
     kind = TASKS["question-answering"]
     return _Evaluation(model.eval(), tokenizer, kind, inputs or InputArguments(), batch_size, False).answers(rows)
@@ -185,7 +185,7 @@ class _Evaluation:
             for ids, alignment in zip(encoded["input_ids"], alignments, strict=True)
         ]
         for indices, batch in self._batches(examples):
-            aligned = batch.pop("labels")  # The collator pads the alignments, on the side of the tokenizer.
+            aligned = batch.pop("labels")  # The collator pads the alignments on the tokenizer's padding side.
             predicted = self.model(**batch).logits.argmax(dim=-1)
             for index, row, alignment in zip(indices, predicted, aligned, strict=True):
                 tags[index] = tags_of_words(row, alignment, len(sentences[index]), self.model.config)
@@ -232,7 +232,7 @@ class _Evaluation:
 
     def _batches(self, examples: list[dict[str, Any]]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         """Yield batches of similar length, longest first, with the indices of their examples."""
-        inputs = replace(self.inputs, packing=False)  # windows are full already, so they need no packing
+        inputs = replace(self.inputs, packing=False)  # windows are already full, so they need no packing
         collate = make_collator(self.task, self.tokenizer, self.model, inputs)
         order = sorted(range(len(examples)), key=lambda i: -len(examples[i]["input_ids"]))
         batch_size = EVAL_BATCH_SIZE if self.batch_size is None else self.batch_size

@@ -45,7 +45,7 @@ class TokenizerArguments:
     """Arguments of `train_tokenizer`: the `tokenizer:` section of a recipe.
 
     Attributes:
-        sample: Number of training rows to train the tokenizer on, from the first; None for all.
+        sample: Number of training rows to train the tokenizer on, taken from the start; None for all.
         vocab_size: Number of tokens in each vocabulary.
         shared: Share one vocabulary between both languages, instead of training one for each.
         algorithm: "bpe", "wordpiece", "unigram" or "char".
@@ -132,7 +132,7 @@ class Recipe:
             preset. A task uses only the layers of the preset that it needs: `masked-lm` only the encoder.
         training: Fields of `Seq2SeqTrainingArguments`; null selects the default.
         generation: Fields of `GenerationConfig`, which are saved with the model as its defaults.
-        metrics: Names of metrics, as `trivium.metrics.load_metric` takes them; None for the default of the task.
+        metrics: Names of metrics, as accepted by `trivium.metrics.load_metric`; None for the task's default.
         early_stopping_patience: Stop after this many evaluations without improvement; None to disable.
         ema_decay: Decay of an exponential moving average (EMA) of the weights, which becomes the trained model. It
             covers about the last 1 / (1 - ema_decay) steps; 0.999 is typical. None to disable.
@@ -499,7 +499,7 @@ def _choices(types: Sequence[Any]) -> list[str]:
 
 
 def _strategies() -> list[str]:
-    """Return the fields of the `training:` section for which "no" is one of the choices."""
+    """Return the fields of the `training:` section for which "no" is an allowed value."""
     hints = get_type_hints(Seq2SeqTrainingArguments)
     return [name for name, hint in hints.items() if "no" in _choices(get_args(hint))]
 

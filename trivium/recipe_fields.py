@@ -1,4 +1,4 @@
-"""Descriptions of all fields of a recipe: from the docstrings of its sections, and of common training arguments."""
+"""Describe all fields of a recipe, from the docstrings of its sections; also common training arguments."""
 
 import inspect
 import re
@@ -18,7 +18,7 @@ from trivium.recipe import GENERATION_TYPES, TYPE_NAMES, Recipe, recipe_path
 from trivium.tasks import TASKS
 
 COMMENT_WIDTH = 100
-# The training arguments that most runs need; `training:` takes all of `Seq2SeqTrainingArguments`.
+# Training arguments that most runs need; `training:` accepts all fields of `Seq2SeqTrainingArguments`.
 TRAINING = {
     "output_dir": "Folder of the run: model, tokenizer, checkpoints, logs and recipe. Required.",
     "max_steps": "Number of optimizer steps; -1 to train for `num_train_epochs` instead.",
@@ -88,7 +88,7 @@ MODEL = {
     "use_cache": "Whether `generate()` keeps keys and values of earlier tokens.",
     "problem_type": '"regression" to treat integer labels as numbers; null to derive the type from the labels.',
 }
-# Fields of the configuration that training sets from the tokenizer, the data and the number of layers.
+# Configuration fields that training derives from the tokenizer, the data and the number of layers.
 DERIVED = ("vocab_size", "decoder_vocab_size", "is_encoder_decoder")
 
 
@@ -110,12 +110,12 @@ class FieldDescription:
 
 
 def describe_fields() -> dict[str, FieldDescription]:
-    """Return all fields that a recipe may have, by dotted name; of training and generation the common ones."""
+    """Return the fields of a recipe by dotted name; for training and generation, only the common ones."""
     return {field.name: field for field in _describe_all()}
 
 
 def explain(source: str | Path) -> str:
-    """Return the YAML text of a recipe with a comment before each field; it is still a valid recipe.
+    """Return the YAML text of a recipe with a comment before each field. The result is a valid recipe.
 
     Args:
         source: As in `load_recipe`.
@@ -197,7 +197,7 @@ def _attributes(kind: type) -> dict[str, str]:
 
 
 def _kind_of(hint: Any) -> str:
-    """Return the type of a field as a reader of YAML knows it."""
+    """Return the type of a field in YAML terms."""
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     names = dict.fromkeys(_name_of(kind) for kind in kinds if kind is not NoneType)
     if "a number" in names:

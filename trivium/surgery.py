@@ -80,8 +80,8 @@ def split(model: TriviumForConditionalGeneration | TriviumModel) -> Parts:
 
     Returns:
         `encoder`: the encoder without a head. `decoder`: the decoder with its head, if the model has one, and with the
-        generation config. `cross_attention`: the decoder parameters that neither half contains, keyed by their names
-        in a `TriviumModel`. Both halves are in eval mode, with the dtype and device of the model.
+        generation config. `cross_attention`: the decoder parameters that neither part contains, keyed by their names
+        in a `TriviumModel`. Both parts are in eval mode, with the dtype and device of the model.
 
     Raises:
         ValueError: The model is not a Trivium encoder-decoder.

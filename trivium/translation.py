@@ -19,7 +19,7 @@ MAX_NEW_TOKENS = 256  # maximum tokens of a continuation, if neither the call no
 MAX_TOKENS = 1024  # maximum tokens of a source text, unless max_position_embeddings is larger
 LENGTHS = ("max_length", "max_new_tokens")  # arguments of `generate()`
 UNLIMITED = 2**31  # more tokens than any model has positions
-# A generous upper bound: characters beyond this many per token of the limit are dropped before tokenization.
+# A generous upper bound: texts with more characters per token of the limit are cut before tokenization.
 CHARACTERS_PER_TOKEN = 16
 
 logger = logging.getLogger(__name__)
@@ -88,10 +88,11 @@ def translate(
         tokenizer: Its tokenizer; for a decoder-only model one that does not append EOS (`add_eos_token=False`).
         texts: Source texts or prompts. For an encoder-decoder a text is truncated, with a warning, to the number of
             learned positions of the model, or to `max(1024, max_position_embeddings)` tokens.
-        to: Target language of a multilingual model, whose tag is put before each text; None for texts that have a tag
-            already, or for a model of one direction.
+        to: Target language of a multilingual model, whose tag is prepended to each text; None for texts that already
+            start with a tag, or for a model with a single direction.
         n_best: Yield a list of this many translations with their scores (`Hypothesis`) instead of one translation,
-            best first; a blank text yields an empty list. If `num_beams` is not passed, it is at least `n_best` and 2.
+            best first; a blank text yields an empty list. Unless `num_beams` is passed, at least `n_best` and at least
+            2 beams are used.
         split_language: ISO 639 code of the texts' language, to translate sentence by sentence; needs sentencex.
         batch_size: Texts per batch; None: as many as fit in 4,096 tokens, counting padding and multiplied by beams.
         show_progress: Whether to show a progress bar.
@@ -126,7 +127,7 @@ def translate(
 def _n_best_options(
     model: PreTrainedModel, n_best: int, split_language: str | None, generation: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return arguments of `generate()` for a beam search that returns scores."""
+    """Return the arguments of `generate()` for a beam search that returns scores."""
     saved = model.generation_config
     beams = generation.get("num_beams") or max(saved.num_beams or 1, n_best, 2)
     if n_best < 1:
@@ -153,10 +154,10 @@ def _translate_by_sentence(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], language: str, **options: Any
 ) -> Iterator[str]:
     """Yield the translation of each text, translated sentence by sentence."""
-    # Imported late, because the package imports datasets, which takes a second.
+    # Imported here, because the package imports datasets, which takes a second.
     from trivium.data.sentences import join_sentences, split_sentences
 
-    pending: deque[list[str]] = deque()  # Sentences of the texts that were read, but not yielded.
+    pending: deque[list[str]] = deque()  # Sentences of the texts that have been read, but not yielded yet.
 
     def sentences() -> Iterator[str]:
         for text in texts:
@@ -180,9 +181,9 @@ def _translations(
     place: str = "Text {0} (line {0} of a file)",
     **generation: Any,
 ) -> Iterator[tuple[list[str], list[float]]]:
-    """Yield the translations of each text and, if `generation` requests them, their scores; none of a blank text.
+    """Yield the translations of each text and, if `generation` requests them, their scores; none for blank texts.
 
-    `place` names a text by its number in warnings.
+    `place` formats the number of a text for warnings.
     """
     config = model.config
     limit = cap_length(config, max(MAX_TOKENS, getattr(config, "max_position_embeddings", 0)))
@@ -197,7 +198,7 @@ def _translations(
         return [ids if text.strip() else [] for text, ids in zip(texts, input_ids, strict=True)]
 
     def length_options(length: int) -> dict[str, int]:
-        # The output of a decoder-only model starts with its prompt, that of an encoder-decoder with a start token.
+        # A decoder-only model's output starts with the prompt, an encoder-decoder's output with the start token.
         prefix = 1 if config.is_encoder_decoder else length
         saved = model.generation_config.max_new_tokens
         total = prefix + saved if saved else (length if config.is_encoder_decoder else 2 * length) + EXTRA_LENGTH
@@ -261,11 +262,11 @@ def default_lengths(config: PreTrainedConfig, max_length: int) -> dict[str, int]
 
     Args:
         config: The configuration of the model.
-        max_length: Maximum tokens of a training text.
+        max_length: Maximum number of tokens in a training text.
 
     Returns:
         `max_length` for an encoder-decoder; `max_new_tokens`, at most 256, for a decoder-only model; or `max_length`
-        if its positions are limited, as prompt and continuation share them.
+        if the model's positions are limited, because prompt and continuation share them.
     """
     if config.is_encoder_decoder:
         return {"max_length": cap_length(config, max_length)}
@@ -291,10 +292,10 @@ def _generate(
         model: A model with `generate()`.
         tokenizer: Tokenizer that pads the batches.
         texts: Input texts, consumed lazily.
-        encode: Function that tokenizes a list of texts, given the number of the first text, counted from 1; a text
-            without tokens yields no output.
-        length_options: Function from the padded length of a batch to the length argument of `generate()`; one in
-            `generation` replaces it.
+        encode: Function that tokenizes a list of texts; its second argument is the number of the first text, counted
+            from 1. A text without tokens yields no output.
+        length_options: Function that returns the length argument of `generate()` for the padded length of a batch; a
+            length argument in `generation` takes precedence.
         batch_size: Texts per batch; None: as many as fit in `MAX_BATCH_TOKENS`.
         progress: Progress bar, updated with the number of texts.
         generation: Arguments of `generate()`; the scores are empty without `return_dict_in_generate`.
@@ -318,7 +319,7 @@ def _generate(
                 return_tensors="pt",
             )
             limits = {name: generation[name] for name in LENGTHS if generation.get(name) is not None}
-            # The other one is set to None: if both are set, transformers ignores `max_length` with a warning.
+            # Set the other length argument to None: if both are set, transformers ignores `max_length` with a warning.
             limits = {**dict.fromkeys(LENGTHS), **(limits or length_options(length))}
             output = model.generate(**inputs.to(model.device), **{**generation, **limits})
             new = getattr(output, "sequences", output)[:, length if is_decoder_only else 0 :]

@@ -51,8 +51,8 @@ def main(
     ] = False,
 ) -> None:
     """Train, evaluate, run, split, join, convert and publish Transformer models."""
-    # By default, waiting OpenMP threads spin, which slows training 8 to 40 times if another process is busy. Let them
-    # sleep instead, in GNU's library after a short spin: without it, small models train 1.5 times as long on an idle
-    # machine. The policy is read when torch is loaded, which no command has done yet.
+    # By default, waiting OpenMP threads spin, which makes training 8 to 40 times slower if another process is busy.
+    # Let them sleep instead; with GNU's library, after a short spin, without which small models train 1.5 times as
+    # long on an idle machine. torch reads the policy when it is loaded, which has not happened yet.
     if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
         os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "3000"}

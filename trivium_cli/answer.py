@@ -25,7 +25,7 @@ def answer(
     batch_size: BatchSize = 64,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Find the answers to questions, from arguments, a file or standard input, one per line, in a text.
+    """Find answers to questions in a text. Questions come from arguments, a file or standard input, one per line.
 
     Output is one line per question: answers and their probabilities, best first, separated by tabs. Long texts are
     read in overlapping windows. Blank questions yield blank lines.

@@ -48,7 +48,7 @@ KINDS = {
     "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "answer"),
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
 }
-# Commands for the same models as another command, which their task cannot be told from.
+# Commands for model classes that another command also accepts; the class alone does not determine the task.
 SAME = {"summarize": "translate"}
 
 
@@ -166,7 +166,7 @@ def report_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, StrictDataclassError) as error:  # OSError: missing file, full disk, ...
-        # A strict dataclass wraps the actual message in one about its validator.
+        # A strict dataclass wraps the actual message in a message about its validator.
         message = str(error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error)
         if "trust_remote_code=True" in message:  # transformers' advice is for Python, not for the command line
             first_sentence = message.partition(" You can inspect")[0]

@@ -41,11 +41,11 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Convert a model of transformers to Trivium, or a Trivium model to transformers or another engine.
+    """Convert a transformers model to Trivium, or a Trivium model to transformers or another inference engine.
 
     The families listed under `--to` are supported in both directions; a model converted to transformers loads without
     Trivium. Weights, configuration, generation settings and tokenizer are converted, and the new model computes the
-    same outputs. If the target cannot represent a feature, an error names it, and nothing is written.
+    same outputs. If the target does not support a feature of the model, the command reports it and writes nothing.
     """
     if layout is not None and (to != "onnx" or layout != TRANSFORMERS_JS):
         raise typer.BadParameter(f"--layout is {layout!r}, but must be {TRANSFORMERS_JS!r}, with --to onnx.")

@@ -15,7 +15,7 @@ from trivium_cli.common import report_errors
 if TYPE_CHECKING:
     from trivium.training import DataReport
 
-MAX_CHARACTERS = 12  # characters to list in a row of the table
+MAX_CHARACTERS = 12  # maximum number of characters to list in a table row
 
 commands = typer.Typer()
 
@@ -39,8 +39,8 @@ def data(
     """Show the data that a recipe would train on, without training a model.
 
     The table shows rows and dropped rows, numbers of tokens, truncated texts, characters that the tokenizer does not
-    know, control characters, and rows that are in two splits; then five training rows. The tokenizer is trained as for
-    a run, or loaded if the recipe starts from a model, and is not saved.
+    know, control characters, and rows that occur in two splits, followed by five training rows. The tokenizer is
+    trained as for a run, or loaded if the recipe starts from a model, and is not saved.
     """
     with report_errors():
         from trivium.inspection.drawing import check_picture, save_figure
@@ -107,7 +107,7 @@ def _quantiles(lengths: list[int]) -> str:
 
 
 def _characters(counts: Mapping[str, int]) -> Text:
-    """Format characters with their counts, the most frequent first; those that are not printable by code point."""
+    """Format characters with their counts, most frequent first; unprintable ones appear as code points."""
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     shown = [f"{c if c.isprintable() else f'U+{ord(c):04X}'} {n:,}" for c, n in ordered[:MAX_CHARACTERS]]
     more = [f"and {len(ordered) - MAX_CHARACTERS:,} others"] if len(ordered) > MAX_CHARACTERS else []

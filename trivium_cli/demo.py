@@ -42,7 +42,7 @@ def demo(
     elsewhere and stores no text. Press Ctrl-C to stop it.
 
     `trivium push --space` publishes the same page on the Hub. With --static, the model runs in the browser instead,
-    and the folder needs any web server or a static Space.
+    and any web server or a static Space can serve the folder.
     """
     with report_errors():
         if static is not None:

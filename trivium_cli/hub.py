@@ -33,8 +33,8 @@ def card(
 
     The fields are `title`, `summary`, `license`, `languages`, `datasets`, `examples`, `intended_use` and
     `limitations`, as in the `card:` section of a recipe. Without `examples`, short texts of the local
-    validation data are used. `attention.png` shows the attention for the first example, `curves.png` the losses and
-    metrics of the run.
+    validation data are used. `attention.png` shows the attention weights for the first example, and `curves.png` the
+    losses and metrics of the run.
 
     `trivium push` generates the same card. Use this command to preview it, or to edit it by hand.
     """

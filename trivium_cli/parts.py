@@ -18,8 +18,9 @@ Output = Annotated[Path, typer.Argument(help="A new or empty folder.", show_defa
 def split(model: Model, output: Output) -> None:
     """Split a translation model into an encoder-only and a decoder-only model.
 
-    The folder OUTPUT will contain the complete models `encoder` and `decoder`, and `cross_attention.safetensors`: the
-    cross-attention weights, which neither model has and with which `trivium join` restores the original model.
+    The folder OUTPUT will contain the complete models `encoder` and `decoder`, and `cross_attention.safetensors` with
+    the cross-attention weights. Neither model contains these weights; `trivium join` needs them to restore the
+    original model.
     """
     with report_errors():
         check_saved_model(model)

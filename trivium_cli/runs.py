@@ -145,8 +145,8 @@ def evaluate(
 
     Translations and summaries are scored against the references, labels and tags by classification metrics, answers
     as SQuAD does, language models by perplexity. To evaluate on other data, set `data.test=PREFIX`; to use other
-    metrics, set `metrics=[chrf,perplexity]`. Scores and a few examples are printed. All scores, with the settings they
-    were measured with, are written to `evaluation_SPLIT.json` in the model's folder, and all predictions to
+    metrics, set `metrics=[chrf,perplexity]`. Scores and a few examples are printed. All scores, with the settings used
+    for the evaluation, are written to `evaluation_SPLIT.json` in the model's folder, and all predictions to
     `predictions_SPLIT.txt`.
     """
     with report_errors():
@@ -210,7 +210,7 @@ def evaluate(
 
 
 def _cell(value: Any) -> str:
-    """Format a value of the data for the table of examples; lists of words or texts are joined."""
+    """Format a data value for the table of examples; lists of words or texts are joined."""
     if isinstance(value, dict):  # answers in the format of SQuAD
         value = value["text"]
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -226,5 +226,5 @@ def _decoding(saved: "GenerationConfig", chosen: Iterable[str], options: dict[st
     """
     values = {name: value for name in (*GREEDY, *chosen) if (value := getattr(saved, name, None)) is not None}
     values = {**GREEDY, **values, **options}
-    values.pop("max_length", None)  # an evaluation sets its own limit
+    values.pop("max_length", None)  # evaluation sets its own limit
     return {n: value for n, value in values.items() if n in ("do_sample", "num_beams") or value != GREEDY.get(n)}

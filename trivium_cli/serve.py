@@ -1,4 +1,4 @@
-"""The command `trivium serve`, which answers requests of LibreTranslate's and OpenAI's clients."""
+"""The command `trivium serve`, which serves clients of LibreTranslate's and OpenAI's APIs."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +18,7 @@ commands = typer.Typer()
 
 PACKAGES = ("babel", "bs4", "fastapi", "prometheus_client", "python_multipart", "uvicorn")
 
-MAX_CONNECTIONS = 1000  # further ones are answered with status 503
+MAX_CONNECTIONS = 1000  # further connections are answered with status 503
 
 
 @commands.command(epilog="Example: `trivium serve runs/numbers --pair en:de --engine ctranslate2`")
@@ -70,10 +70,11 @@ def serve(
 ) -> None:
     """Serve a model over HTTP.
 
-    A translation model has LibreTranslate's interface; a language model has OpenAI's completions and chat, and an
-    encoder OpenAI's embeddings.
+    A translation model is served through LibreTranslate's API; a language model through OpenAI's completions and chat
+    APIs; an encoder through OpenAI's embeddings API.
 
-    Texts of concurrent requests run in batches. SIGTERM and Ctrl-C finish all accepted requests.
+    Texts of concurrent requests are batched. On SIGTERM or Ctrl-C, the server finishes all accepted requests and
+    stops.
     """
     with report_errors():
         if missing := [name for name in PACKAGES if find_spec(name) is None]:
@@ -118,7 +119,7 @@ def serve(
             log_texts=log_texts,
         )
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-        # The access log of uvicorn has the query string, which may hold texts and keys.
+        # uvicorn's access log would contain the query string, which may include texts and keys.
         uvicorn.run(
             app,
             host=host,
@@ -131,7 +132,7 @@ def serve(
 
 
 def _pair_of_card(model: Path) -> "Pair":
-    """Return the language pair of the model card.
+    """Return the language pair stated in the model card.
 
     Raises:
         ValueError: The card does not have two languages.
@@ -141,7 +142,7 @@ def _pair_of_card(model: Path) -> "Pair":
 
     try:
         languages = introduce(model).languages
-    except (OSError, ValueError):  # a folder for another engine has no card
+    except (OSError, ValueError):  # folders for other engines have no model card
         languages = []
     if len(languages) != 2:
         raise ValueError(

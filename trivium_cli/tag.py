@@ -24,11 +24,11 @@ def tag(
     batch_size: BatchSize = 64,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Tag the words of texts from arguments, a file or standard input, one per line.
+    """Tag every word of a text. Texts come from arguments, a file or standard input, one per line.
 
-    Words are separated by spaces, as in the training data, where punctuation marks usually are words. Output is one
-    line per word, with its tag after a tab, and an empty line after each text. Blank texts yield only that line. Words
-    beyond the maximum length of the model are tagged `O`, or `_` if the model has no such tag.
+    Words are separated by spaces, as in the training data, where punctuation marks are usually separate words. Output
+    is one line per word, with its tag after a tab, and an empty line after each text. Blank texts yield only that
+    line. Words beyond the maximum length of the model are tagged `O`, or `_` if the model has no such tag.
     """
     with report_errors():
         check_files(texts, input_file, output_file)

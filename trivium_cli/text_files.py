@@ -1,4 +1,4 @@
-"""Texts from arguments, a file or standard input, and outputs to a file or to standard output."""
+"""Read texts from arguments, a file or standard input; write outputs to a file or to standard output."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Output file
 
 
 def check_files(texts: list[str] | None, input_file: Path | None, output_file: Path | None) -> None:
-    """Refuse texts beside --input, and an output file in a folder that does not exist."""
+    """Reject texts in combination with --input, and an output file in a folder that does not exist."""
     if texts and input_file:
         raise typer.BadParameter("Texts and --input are mutually exclusive.")
     if output_file and not output_file.parent.is_dir():
@@ -46,7 +46,7 @@ def process_all(
     lines = texts or (read_lines(input_file) if input_file else decode_lines(sys.stdin.buffer, "standard input"))
     if texts or input_file or not at_terminal():
         outputs = process(lines, show_progress=not texts)
-    else:  # answer each line at once instead of filling a batch
+    else:  # process each line immediately instead of waiting for a full batch
         outputs = (output for line in lines for output in process([line], show_progress=False))
     if output_file:
         write_whole(output_file, as_lines(outputs))

@@ -98,14 +98,14 @@ def translate(
 ) -> None:
     """Translate texts from arguments, a file or standard input, one per line.
 
-    Texts of more than 1,024 tokens are truncated with a warning, unless the model supports longer ones. Translations
-    of such texts are better with `--split-sentences`.
+    Texts of more than 1,024 tokens are truncated with a warning, unless the model supports longer ones.
+    `--split-sentences` gives better translations of such texts.
 
     With `--n-best` or `--scores`, each output line is a JSON object `{"source": ..., "translations": [...],
     "scores": [...]}`. A score is the log-probability of a translation divided by its number of tokens, to the power of
-    the length penalty; without `--beams`, the number of beams is at least that of the translations, and 2.
+    the length penalty; without `--beams`, the number of beams is at least the number of translations, and at least 2.
 
-    For an engine other than torch, the folder may be one that `trivium convert` wrote for this engine; any other saved
+    For an engine other than torch, the folder may be the output of `trivium convert` for this engine; any other saved
     model is first converted to a temporary folder.
     """
     _check_sampling(sample, temperature, top_k, top_p)
@@ -317,7 +317,7 @@ def fill_mask(
 
 
 def _language_of(folder: Path) -> str:
-    """Return the source language of the recipe in a model's folder, or else "en"."""
+    """Return the source language from the recipe in a model's folder, or "en" if there is none."""
     from trivium.recipe import load_recipe
     from trivium.storage.names import RECIPE_FILE
 
@@ -345,7 +345,7 @@ def load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokenize
 
 
 def _check_tags(texts: Iterable[str], languages: list[str]) -> Iterator[str]:
-    """Yield texts, and refuse one that does not say to which language a multilingual model is to translate it."""
+    """Yield texts; for a multilingual model, raise an error for a text without a target language tag."""
     from trivium.modeling.pipeline_translation import language_tag
 
     tags = tuple(map(language_tag, languages))

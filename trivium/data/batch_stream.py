@@ -1,4 +1,4 @@
-"""Batches of a stream: each process forms those of its own rows, and goes on where a checkpoint was written."""
+"""Batch a stream: each process batches its own rows, and can resume from a checkpoint."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,12 @@ from trivium.data.token_batches import token_batches
 
 
 class PlacedBatch(NamedTuple):
-    """A batch, and the place after it.
+    """A batch and the position after it.
 
     Attributes:
         rows: The rows of the batch.
-        place: Its `share` and `epoch`; the place of the `buffer` that it comes from; and the number of batches of this
-            buffer up to it.
+        place: Position after the batch: its `share` and `epoch`, the number and start of its `buffer`, and how many
+            batches of that buffer have been taken, including this one.
     """
 
     rows: list[Row]
@@ -26,22 +26,22 @@ class PlacedBatch(NamedTuple):
 
 
 class BatchStream(IterableDataset):
-    """Form batches of the shares of a stream that a process reads.
+    """Batch the shares of a stream that this process reads.
 
-    The stream is divided into shares once, when a run starts: one for each process, or for each of its workers. A
+    The stream is divided into shares once, when a run starts, with one share for each process or dataloader worker. A
     share is read in buffers. With `max_tokens`, the rows of a buffer are grouped by length as in `TokenBatchSampler`,
-    and its batches are shuffled; without, a buffer is one batch. Every row is in exactly one batch of an epoch.
+    and its batches are shuffled; without it, a buffer is one batch. Every row is in exactly one batch of an epoch.
 
-    A process takes one batch of each of its shares in turn, whatever the number of its workers. The order depends only
-    on stream, seed, epoch and shares.
+    A process takes one batch from each of its shares in turn, regardless of the number of workers. The order depends
+    only on the stream, the seed, the epoch and the shares.
 
     Attributes:
         rows: The stream.
         epoch: The epoch of the next iteration; by default, each iteration advances the epoch by one.
         num_shares: Number of shares of the stream, over all processes.
         shares: Indices of the shares that this process reads.
-        places: Place to start from for each share of which there is one, with its `turn`: the shares with the lowest
-            turns come first. Those of other epochs are ignored.
+        places: Positions to resume from, by share. Shares with the lowest `turn` are read first; positions of other
+            epochs are ignored.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class BatchStream(IterableDataset):
             rows: The stream.
             buffer_size: Number of rows to buffer.
             max_tokens: Maximum number of tokens per batch; None for batches of `buffer_size` rows.
-            columns: Columns whose lengths count for `max_tokens`.
-            seed: Seed of the order.
+            columns: Columns whose lengths count toward `max_tokens`.
+            seed: Seed of the order of batches.
         """
         self.rows, self._columns, self._seed = rows, columns, seed
         self._buffer_size, self._max_tokens = buffer_size, max_tokens
@@ -83,10 +83,10 @@ class BatchStream(IterableDataset):
             if batch is not None:
                 yield batch
                 turns.append(batches)
-        self.epoch += 1  # `set_epoch` does not reach the copy in a persistent worker.
+        self.epoch += 1  # needed because `set_epoch` does not reach the copy in a persistent worker
 
     def _batches(self, share: int, place: Place | None) -> Iterator[PlacedBatch]:
-        """Yield the batches of a share from a place."""
+        """Yield the batches of a share, starting at a position."""
         number, done = (0, 0) if place is None else (place["buffer"], place["batch"])
         start = (None, 0) if place is None else (place["rows"], place["number"])
         rows = self.rows.read_share(share, self.num_shares, *start)
@@ -100,10 +100,10 @@ class BatchStream(IterableDataset):
             number, done = number + 1, 0
 
     def _divide(self, rows: list[Row], number: int) -> list[Sequence[int]]:
-        """Divide the rows of the buffer with this number into batches, and return the indices of each."""
+        """Divide the rows of buffer `number` into batches, and return the row indices of each batch."""
         if self._max_tokens is None:
             return [range(len(rows))]
-        # The same order in all shares: their batches of a step then tend to have similar lengths.
+        # Use the same order in all shares, so that their batches of a step tend to have similar lengths.
         rng = np.random.default_rng((self._seed, self.epoch, number))
         lengths = [np.array([len(row[column]) for row in rows]) for column in self._columns]
         batches = token_batches(lengths, self._max_tokens, rng)

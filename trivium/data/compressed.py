@@ -1,4 +1,4 @@
-"""Open compressed files, and find the file of a name that is stored compressed."""
+"""Open compressed files, and find the compressed version of a file."""
 
 import bz2
 import gzip
@@ -27,20 +27,20 @@ OPENERS: dict[str, Callable[[str | Path], Any]] = {
 
 
 def find_file(path: str) -> str | None:
-    """Return `path`, or the file of that name with the suffix of a compression; None if there is neither."""
+    """Return `path`, or its compressed version if only that exists; None if neither exists."""
     candidates = (path, *(f"{path}{suffix}" for suffix in OPENERS))
     return next((candidate for candidate in candidates if Path(candidate).is_file()), None)
 
 
 def content_suffix(path: str | Path) -> str:
-    """Return the suffix of a file without that of its compression: `.csv` for `train.csv.gz`."""
+    """Return the suffix of a file, ignoring a compression suffix: `.csv` for `train.csv.gz`."""
     path = Path(path)
     return (path.with_suffix("") if path.suffix in OPENERS else path).suffix
 
 
 @contextmanager
 def open_binary(path: str | Path) -> Iterator[Any]:
-    """Open a file to read its bytes, decompressed if its suffix is that of a compression.
+    """Open a file in binary mode, and decompress it if it has a compression suffix.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -55,7 +55,7 @@ def open_binary(path: str | Path) -> Iterator[Any]:
         with OPENERS[suffix](path) as file:
             yield file
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # The system's own error, such as a missing file.
+        if isinstance(error, OSError) and error.errno is not None:  # such as a missing file
             raise
         raise ValueError(
             f"{path}: not a complete {suffix} file ({error}). Download or compress it again; its suffix must be that "

@@ -5,14 +5,14 @@ from itertools import groupby
 
 from trivium.data.readers import PlacedRow, read_lines
 
-DOCUMENT_START = "-DOCSTART-"  # CoNLL-2003 marks the start of a document by this word
+DOCUMENT_START = "-DOCSTART-"  # CoNLL-2003 marks the start of a document with this word
 
 
 def conll_rows(file: str, words: str, tags: str, encoding: str | None = None) -> Iterator[PlacedRow]:
     """Yield the sentences of a CoNLL file as rows with the columns `words` and `tags`.
 
-    Columns are separated by tabs, or by spaces if a line has no tab. The first is the word and the last is its tag, as
-    in the files of CoNLL-2003 and WNUT-17.
+    Columns are separated by tabs, or by spaces if a line has no tab. The first column is the word and the last one its
+    tag, as in CoNLL-2003 and WNUT-17.
 
     Raises:
         ValueError: A line has only one column, or an empty word or tag.

@@ -1,4 +1,4 @@
-"""Sentence pairs in several directions: one data set for each, tags of the target language, mixing by temperature."""
+"""Load sentence pairs for several translation directions, tag the target language, and mix by temperature."""
 
 import re
 from collections import Counter
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 DIRECTION = re.compile(r"([A-Za-z][A-Za-z0-9_]*)-([A-Za-z][A-Za-z0-9_]*)")
 PLACEHOLDER = "{direction}"
-PATHS = ("config_name", "train", "validation", "test")  # fields in which the placeholder is replaced
+PATHS = ("config_name", "train", "validation", "test")  # fields in which `{direction}` is replaced
 
 Loaded = tuple[Any, dict[str, Counter[str]]]
 
 
 def check_directions(args: "DataArguments", columns: Sequence[str]) -> None:
-    """Check the fields of several directions.
+    """Check the fields that configure several directions.
 
     Raises:
         ValueError: The message names the field, its value and what is allowed.
@@ -76,7 +76,7 @@ def tags_of(args: "DataArguments") -> list[str]:
 
 
 def untagged_texts(texts: Iterable[str], tags: Sequence[str]) -> Iterator[str]:
-    """Yield texts without their tags, whose letters a tokenizer should not be trained on."""
+    """Yield texts without their language tags, on whose letters a tokenizer should not be trained."""
     for text in texts:
         tag = next((tag for tag in tags if text.startswith(tag)), "")
         yield text.removeprefix(tag)
@@ -90,7 +90,7 @@ def load_directions(
     Limits such as `max_train_samples` hold for each direction.
 
     Returns:
-        The splits, and the numbers of dropped rows by reason, in all directions together.
+        The splits, and the number of dropped rows by reason, summed over all directions.
     """
     tagged: dict[str, list[Dataset]] = {}
     dropped: dict[str, Counter[str]] = {}
@@ -112,17 +112,17 @@ def _add_tag(row: Mapping[str, str], tag: str) -> dict[str, str]:
 
 
 def mix(parts: Sequence[Dataset], temperature: float, seed: int) -> Dataset:
-    """Mix data sets: repeat the rows of smaller ones, and shuffle.
+    """Mix datasets: repeat the rows of the smaller ones, and shuffle.
 
-    The largest one, of n rows, occurs once. One of m rows occurs as n^(1 - 1/T) m^(1/T) rows at the temperature T: as
-    it is for 1, and as often as the largest for infinity. It is repeated as a whole as often as possible; the rest is
-    drawn without replacement. (Sampling probabilities are then proportional to m^(1/T), as in Arivazhagan et al. 2019,
-    section 4.2, and no row is left out.)
+    The largest dataset, with n rows, is used once. At temperature T, a dataset with m rows contributes n^(1 - 1/T)
+    m^(1/T) rows: m rows for T = 1, approaching n rows as T grows. It is repeated as a whole as often as possible, and
+    the remaining rows are drawn without replacement. Sampling probabilities are thus proportional to m^(1/T), as in
+    Arivazhagan et al. 2019, section 4.2, and no row is left out.
 
     Args:
-        parts: The data sets, with the same columns.
+        parts: The datasets, which must have the same columns.
         temperature: The temperature, at least 1.
-        seed: Seed of the rows that are drawn, and of the order. The same seed gives the same rows in the same order.
+        seed: Seed for drawing the rows and shuffling them. The same seed yields the same rows in the same order.
     """
     largest = max(len(rows) for rows in parts)
     repeated = []

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def _lookup(cells: Mapping[str, Any], column: str) -> Any:
-    """Return the value of a column, which may be nested, such as `doc.text`; raise a KeyError if there is none."""
+    """Return the value of a column, which may be nested, such as `doc.text`; raise a KeyError if it is missing."""
     if column in cells:
         return cells[column]
     name, dot, rest = column.partition(".")
@@ -41,12 +41,12 @@ def _lookup(cells: Mapping[str, Any], column: str) -> Any:
 
 
 def example_of(row: Row, columns: Mapping[str, str], place: str, allow_blank: bool) -> dict[str, Any]:
-    """Return the columns of a task from a row.
+    """Convert a row to an example with the columns of a task.
 
     Args:
-        row: Cells by column; sentence pairs may be in an object `translation`.
-        columns: Column of the row for each column of the task.
-        place: Where the row is, for error messages.
+        row: Values by column; sentence pairs may be nested in an object `translation`.
+        columns: Maps each column of the task to a column of the row.
+        place: Location of the row, for error messages.
         allow_blank: Accept blank texts, which a filter drops later.
 
     Raises:
@@ -82,7 +82,7 @@ def example_of(row: Row, columns: Mapping[str, str], place: str, allow_blank: bo
 def numbered_example(
     row: Row, index: int, columns: Mapping[str, str], origin: str, label_names: list[str] | None, allow_blank: bool
 ) -> dict[str, Any]:
-    """Return the columns of a task from a row of a named dataset, with labels and tags by name."""
+    """Convert a row of a named dataset to an example, with labels and tags as names instead of indices."""
     example = example_of(row, columns, f"{origin}, row {index + 1}", allow_blank)
     if label_names and "tags" in example:
         example["tags"] = name_tags(example["tags"], label_names, f"{origin}, row {index + 1}")
@@ -101,7 +101,7 @@ def examples_of_files(
     allow_blank: bool,
     versions: tuple[tuple[int, int], ...] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Yield the examples of local files, and log where control characters are; `versions` is for the cache only."""
+    """Yield the examples of local files, and log the locations of control characters; `versions` is for caching."""
     place, first, count = None, "", 0
     for place, example in placed_examples(files, columns, whole, form, allow_blank):
         if found := find_control(example):
@@ -116,7 +116,7 @@ def examples_of_files(
 
 
 def find_control(example: Mapping[str, Any]) -> str | None:
-    """Return the first control character in the texts of a row as text, or None if there is none."""
+    """Describe the first control character in the texts of a row and its position; None if there is none."""
     for name, value in example.items():
         text = " ".join(value) if name in LISTS_OF_TEXTS else value
         if name not in ("label", "answers") and (match := CONTROL.search(text)):
@@ -127,7 +127,7 @@ def find_control(example: Mapping[str, Any]) -> str | None:
 def placed_examples(
     files: tuple[str, ...], columns: Mapping[str, str], whole: bool, form: FileFormat, allow_blank: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a local file, or of two files of parallel text, each with its place for messages."""
+    """Yield the rows of a local file, or of two files of parallel text, each with its location for messages."""
     for place, row in _rows(files, columns, whole, form):
         yield place, example_of(row, columns, place, allow_blank)
 

@@ -1,7 +1,7 @@
-"""Filters of training data: empty texts, unequal lengths, identical sides, other scripts and duplicates.
+"""Filter training data: empty texts, length ratios, identical sides, unexpected scripts and duplicates.
 
-Every filter drops whole rows, and the number of dropped rows is counted by reason. A row is counted once, for the
-first reason in the order of `REASONS`.
+Every filter drops whole rows, which are counted by reason. A row is counted once, under the first reason that applies
+in the order of `REASONS`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 PAIR = ("source", "target")
 REASONS = ("empty", "length ratio", "identical sides", "script", "duplicate")
 WORDS = re.compile(r"\w+|[^\w\s]")  # Each punctuation mark counts as a word.
-# Letters that several scripts share, such as the Japanese prolonged sound mark, belong to none.
+# Letters shared by several scripts, such as the Japanese prolonged sound mark, belong to no single script.
 LETTER = regex.compile(r"(?![\p{Script=Common}\p{Script=Inherited}])\p{L}")
 SCRIPT_NAME = re.compile(r"[A-Za-z][A-Za-z_]*")
 
@@ -27,15 +27,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Filters:
-    """The filters for the rows of a split.
+    """Filters that apply to the rows of a split.
 
     Attributes:
         columns: Columns of the rows.
         drop_empty: Drop rows with an empty text or side.
-        max_ratio: Maximum ratio of the numbers of words of the two sides; None for no limit.
+        max_ratio: Maximum ratio of the word counts of the two sides; None for no limit.
         drop_identical: Drop pairs whose sides are equal, apart from surrounding spaces.
-        scripts: Names of the Unicode scripts of a column. A row is dropped if less than half of the letters of the
-            column are in these scripts; a text without letters is kept.
+        scripts: Names of the expected Unicode scripts, by column. A row is dropped if less than half of the letters of
+            a column are in these scripts; a text without letters is kept.
         drop_duplicates: Drop all but the first of equal rows.
     """
 
@@ -53,7 +53,7 @@ class Filters:
         return bool(by_content or self.scripts or self.drop_duplicates)
 
     def reason(self, row: Mapping[str, Any]) -> str | None:
-        """Return why a row is dropped, or None to keep it; duplicates are not considered."""
+        """Return the reason to drop a row, or None to keep it; duplicates are not checked."""
         texts = {name: row[name] for name in self.columns if isinstance(row[name], str) and name != "label"}
         if (self.drop_empty or self.max_ratio is not None) and not all(text.strip() for text in texts.values()):
             return "empty"
@@ -69,7 +69,7 @@ class Filters:
 
 
 def is_in_scripts(text: str, scripts: Sequence[str]) -> bool:
-    """Return True if at least half of the letters of a text are in Unicode scripts, or if it has no letters."""
+    """Return True if a text has no letters, or at least half of them are in one of `scripts`."""
     letters = "".join(LETTER.findall(text))
     return 2 * len(_pattern(tuple(scripts)).findall(letters)) >= len(letters)
 
@@ -79,7 +79,7 @@ def _pattern(scripts: tuple[str, ...]) -> Any:
 
 
 def check_scripts(name: str, scripts: Sequence[str]) -> None:
-    """Refuse names that are not Unicode scripts.
+    """Raise an error for names that are not Unicode scripts.
 
     Raises:
         ValueError: The message names the field, `name`, and the script.
@@ -99,7 +99,7 @@ def check_scripts(name: str, scripts: Sequence[str]) -> None:
 
 
 class _Reasons:
-    """Batched function that finds why rows are dropped; it remembers the rows that it has seen."""
+    """Batched function that finds the reason to drop each row; it stores seen rows to detect duplicates."""
 
     def __init__(self, filters: Filters) -> None:
         self.filters = filters
@@ -122,7 +122,7 @@ class _Reasons:
 def filter_rows(
     rows: Dataset | IterableDataset, filters: Filters, name: str
 ) -> tuple[Dataset | IterableDataset, Counter[str]]:
-    """Drop rows, and count and log the dropped ones by reason.
+    """Drop the rows that match a filter, and count and log them by reason.
 
     Args:
         rows: The rows of a split.
@@ -130,7 +130,7 @@ def filter_rows(
         name: Name of the data in messages, such as `data.train`.
 
     Returns:
-        The remaining rows, and the number of dropped rows by reason, which is not known for a stream.
+        The remaining rows, and the number of dropped rows by reason, which is unknown for a stream.
 
     Raises:
         ValueError: No row remains.
@@ -161,5 +161,5 @@ def _is_kept(row: Mapping[str, Any], filters: Filters) -> bool:
 
 
 def describe(dropped: Mapping[str, int]) -> str:
-    """Return the counts of dropped rows as text, such as "2 empty, 1 duplicate"."""
+    """Format the counts of dropped rows, such as "2 empty, 1 duplicate"."""
     return ", ".join(f"{dropped[reason]:,} {reason}" for reason in REASONS if dropped.get(reason))

@@ -33,7 +33,7 @@ def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
 
     Without streaming, all `rows` are hashed. A stream is not read; instead, the hash covers the arguments that select
     its rows and the bytes of its files or, for files on the Hub, their URLs including the commit. The same data
-    therefore have different fingerprints with and without streaming, and a new commit changes the fingerprint even if
+    therefore has different fingerprints with and without streaming, and a new commit changes the fingerprint even if
     no row has changed.
 
     Args:
@@ -41,7 +41,7 @@ def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
         rows: The training split that `load_data` returns.
 
     Returns:
-        "rows:" or "files:", followed by a SHA-256 in hexadecimal.
+        "rows:" or "files:", followed by a SHA-256 digest in hexadecimal.
     """
     digest = hashlib.sha256()
     if isinstance(rows, Dataset) or args.name == "numbers":
@@ -56,7 +56,7 @@ def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
         return f"files:{digest.hexdigest()}"
     selection = (args.config_name, args.source, args.target, args.text, args.label, args.whole_files, args.max_ratio)
     limits = (args.max_train_samples, args.train if args.name else None)
-    # Fields that were added later count only if they are set, so that earlier fingerprints remain valid.
+    # Include newer fields only if they are set, so that earlier fingerprints remain valid.
     digest.update(json.dumps([*selection, *limits, *later_fields(args).items()]).encode())
     for file in _files(args, rows):
         digest.update((hash_file(file) if Path(file).is_file() else file).encode())
@@ -64,7 +64,7 @@ def fingerprint(args: DataArguments, rows: Dataset | IterableDataset) -> str:
 
 
 def later_fields(args: DataArguments) -> dict[str, Any]:
-    """Return the fields that were added after the first fingerprints, if they differ from their defaults."""
+    """Return the fields that earlier fingerprints lack, if they differ from their defaults."""
     values, defaults = asdict(args), asdict(DataArguments())
     return {name: values[name] for name in LATER_FIELDS if values[name] != defaults[name]}
 
@@ -81,7 +81,7 @@ def _files(args: DataArguments, rows: IterableDataset) -> list[str]:
 
 
 def hash_file(file: str) -> str:
-    """Return a hash of the bytes of a file, followed by its suffix if that selects a reader."""
+    """Return a hash of the bytes of a file, followed by the file's suffix if the suffix selects a reader."""
     suffix = content_suffix(file)
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest() + (suffix if suffix in READERS else "")

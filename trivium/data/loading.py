@@ -3,7 +3,7 @@
 The columns do not depend on the origin: `text` for a language model, `source` and `target` for a translator, `text`
 and `label` for a classifier, `words` and `tags` for a tagger, `document` and `references` for a summarizer,
 `question`, `context` and `answers` for question answering. Every row is validated: a missing, empty or undecodable
-text raises an error with its location, so that the model is not trained on corrupt data.
+text raises an error with its location, so that no model is trained on corrupt data.
 """
 
 import io
@@ -50,9 +50,9 @@ class DataArguments:
     one object per line), `.csv`, `.tsv` (without quoting), `.parquet` or `.tmx` (a translation memory). Any other file
     is plain text: for a language model, a file with one text per line; for sentence pairs, the common prefix of two
     files, so that `train="corpus/train"` reads aligned lines of `corpus/train.en` and `corpus/train.de`; for tagged
-    words, a CoNLL file, with a word and its tag per line and an empty line after each sentence (as is a `.tsv` file).
-    Each file may be compressed (`.gz`, `.xz`, `.bz2`, `.zst`), and is also found if its name is set without that
-    suffix.
+    words, a CoNLL file, with a word and its tag per line and an empty line after each sentence; for this task, `.tsv`
+    files have the same format. Files may be compressed (`.gz`, `.xz`, `.bz2`, `.zst`); the compression suffix may be
+    omitted here.
 
     To train on several sources, list them in `mix` instead of setting `train`.
 
@@ -60,42 +60,43 @@ class DataArguments:
         name: `numbers` for the bundled corpus, a dataset on the Hub, or a folder in the Hub's layout.
         config_name: Configuration of the Hub dataset, if it has several.
         train: Local file to train on; with `name`, the split to train on, such as `train[:90%]`. Slices of a stream
-            count rows, such as `train[1000:]`.
+            must be in rows, such as `train[1000:]`.
         validation: File or split for validation, in the same form.
         test: File or split for testing, in the same form.
         source: Source language: the column, the key in `translation`, the suffix of the file, or the language in a
-            translation memory. A column may be nested, such as `doc.src.text`. For summarization, the same for
+            translation memory. A column may be nested, such as `doc.src.text`. For summarization, the column of the
             documents, which may be lists of sentences.
-        target: Target language, in the same form; for summarization, the same for summaries, which may be lists of
-            accepted ones: the first is trained on, all are references.
+        target: Target language, in the same form. For summarization, the column of the summaries, which may be lists
+            of references; the model is trained on the first reference and evaluated on all of them.
         directions: Several directions for one model, such as `[en-de, en-fr]`, instead of `source` and `target`. The
             tag of the target language, such as `<2de>`, becomes the first token of each source. `{direction}` in
-            `train`, `validation`, `test` and `config_name` is replaced by the direction. Limits hold for each.
-        temperature: For `directions`: 1 to train on every pair once, more to repeat pairs of smaller directions, whose
-            share becomes proportional to their size to the power of 1/temperature.
-        mixing_seed: For `directions`: seed of the order of the training rows, and of the repeated ones.
-        text: Column of texts, for tasks without sentence pairs; of lists of words for token classification. It may be
-            nested.
-        label: Column of labels: strings or integers; lists of them for multi-label classification; floats for
-            regression; or, for token classification, lists with a tag for each word.
-        prepared: Folder of data that `trivium prepare` encoded, to train on them without encoding; None to encode them
-            before training.
+            `train`, `validation`, `test` and `config_name` is replaced by the direction. Limits apply to each
+            direction.
+        temperature: For `directions`: 1 trains on every pair once; higher values repeat pairs of smaller directions,
+            so that the share of a direction is proportional to its size to the power of 1/temperature.
+        mixing_seed: For `directions`: seed for shuffling the training rows and for drawing repeated rows.
+        text: Column of texts, for tasks without sentence pairs; for token classification, column of lists of words. It
+            may be nested.
+        label: Column of labels: strings or integers; for multi-label classification, lists of them; for regression,
+            floats; for token classification, lists with one tag per word.
+        prepared: Folder of data encoded by `trivium prepare`, which is loaded instead of encoding the data; None to
+            encode before training.
         whole_files: Treat a plain text file as one text instead of one text per line.
-        delimiter: Character between the cells of `.csv` and `.tsv` files; None for a comma and a tab.
-        encoding: Encoding of text files, as Python names it, such as `cp1252` or `utf-16`; None for UTF-8.
-        streaming: Read data lazily, if they do not fit on the disk or into memory.
-        drop_empty: Drop rows with an empty text or side, and log their number, instead of raising an error.
-        max_ratio: Drop training pairs in which one side has more than this many times the words of the other, or no
-            words; punctuation marks count as words. None keeps all pairs, and raises if a side is empty.
-        drop_identical: Drop training pairs whose sides are equal.
+        delimiter: Delimiter of `.csv` and `.tsv` files; None for a comma and a tab, respectively.
+        encoding: Encoding of text files, by its Python name, such as `cp1252` or `utf-16`; None for UTF-8.
+        streaming: Read the data lazily, for data that does not fit on disk or in memory.
+        drop_empty: Drop rows with an empty text or side and log how many, instead of raising an error.
+        max_ratio: Maximum length ratio: drop training pairs in which one side has more than this many times as many
+            words as the other, or no words; punctuation marks count as words. None keeps all pairs.
+        drop_identical: Drop training pairs whose two sides are identical.
         source_scripts: Drop training pairs if less than half of the letters of the source are in these Unicode
             scripts, such as `[Latin]` or `[Han, Hiragana, Katakana]`. None for no filter.
         target_scripts: Unicode scripts of the target, in the same form.
-        drop_duplicates: Drop all but the first of equal training rows. Not for `streaming`.
-        max_train_samples: Number of training rows to keep, from the first; None for all.
-        max_validation_samples: Number of validation rows to keep, from the first; None for all.
-        max_test_samples: Number of test rows to keep, from the first; None for all.
-        mix: Sources to train on together, with their weights; None for the single source `train`.
+        drop_duplicates: Drop duplicate training rows, keeping the first. Not available with `streaming`.
+        max_train_samples: Maximum number of training rows, taken from the start; None for all.
+        max_validation_samples: Maximum number of validation rows, taken from the start; None for all.
+        max_test_samples: Maximum number of test rows, taken from the start; None for all.
+        mix: Several training sources with their weights; None to train only on `train`.
     """
 
     name: str | None = None
@@ -149,9 +150,9 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
 def load_and_count(
     args: DataArguments, columns: Sequence[str] = PAIR
 ) -> tuple[DatasetDict | IterableDatasetDict, dict[str, Counter[str]]]:
-    """Load the splits of a dataset as `load_data` does, and the number of rows dropped in each, by reason.
+    """Load splits as `load_data` does; also return the number of rows dropped from each split, by reason.
 
-    The numbers are not known for streamed data.
+    The numbers are unknown for streamed data.
     """
     check_directions(args, columns)
     if args.directions is not None:
@@ -220,7 +221,7 @@ def _check_format(args: DataArguments, requested: Mapping[str, str]) -> None:
 
 
 def _check_filters(args: DataArguments, columns: tuple[str, ...]) -> None:
-    """Check the fields that filter rows, with the columns of the task."""
+    """Check the fields that filter rows against the columns of the task."""
     if args.max_ratio is not None and (args.max_ratio < 1 or columns != PAIR):
         raise ValueError(
             f"data.max_ratio is {args.max_ratio}, but must be null or at least 1, and is only for sentence pairs."
@@ -246,17 +247,17 @@ def _check_filters(args: DataArguments, columns: tuple[str, ...]) -> None:
 
 
 def _filters(args: DataArguments, split: str, columns: Sequence[str]) -> Filters:
-    """Return the filters for a split: all of them for training, and only that of empty rows for evaluation."""
+    """Return the filters for a split: all filters for training, but only `drop_empty` for evaluation."""
     if split != "train":
         return Filters(tuple(columns), drop_empty=args.drop_empty)
-    if args.mix is not None:  # the sources have been filtered
+    if args.mix is not None:  # the sources are already filtered
         return Filters(tuple(columns))
     scripts = {side: names for side in PAIR if (names := getattr(args, f"{side}_scripts")) is not None}
     return Filters(tuple(columns), args.drop_empty, args.max_ratio, args.drop_identical, scripts, args.drop_duplicates)
 
 
 def load_split(args: DataArguments, split: str, columns: Sequence[str] = PAIR) -> Dataset | IterableDataset:
-    """Load one split, as `load_data` does, without reading the others, whose files may be missing.
+    """Load a single split as `load_data` does; files of the remaining splits are not read and may be missing.
 
     Raises:
         FileNotFoundError: The file or dataset does not exist.
@@ -274,16 +275,16 @@ def load_split(args: DataArguments, split: str, columns: Sequence[str] = PAIR) -
 
 
 def has_shards(args: DataArguments) -> bool:
-    """Return True if the shards of the streamed training split can be read separately.
+    """Return True if the shards of the streamed training split can be read independently.
 
-    They cannot if rows are counted over all of them: to skip the first rows, or to stop after some.
+    They cannot if rows are counted across shards, in order to skip the first rows or to stop after a limit.
     """
     has_slices = any(source.name and SLICE.fullmatch(source.train or "") for source in sources_of(args))
     return args.max_train_samples is None and not has_slices
 
 
 def sources_of(args: DataArguments) -> list[DataArguments]:
-    """Return the arguments of each training source: of `data.mix`, or else of the only one."""
+    """Return the arguments of each training source: those of `data.mix`, or else the single source."""
     if args.mix is None:
         return [args]
     unset = dict.fromkeys(("name", "config_name", "train", "validation", "test", "max_train_samples", "mix"))
@@ -341,7 +342,7 @@ def _load_named(args: DataArguments, requested: dict[str, str], columns: dict[st
 
 
 def _load_dataset(args: DataArguments, **options: Any) -> Any:
-    """Load a named dataset; its reader takes `data.delimiter` and `data.encoding` if its format has them."""
+    """Load a named dataset; `data.delimiter` and `data.encoding` are passed to readers that support them."""
     reader_options = {"sep": args.delimiter, "encoding": args.encoding}
     options |= {name: value for name, value in reader_options.items() if value is not None}
     try:
@@ -393,9 +394,9 @@ def _as_examples(
 
 
 def files_of(path: str, args: DataArguments, columns: Iterable[str]) -> tuple[str, ...]:
-    """Return the file that `path` names, or the two files of parallel text that it is the prefix of.
+    """Return the file at `path`, or the two files of parallel text whose common prefix is `path`.
 
-    A file that exists only compressed is returned with the suffix of its compression.
+    If only a compressed version of a file exists, it is returned.
     """
     is_one_file = content_suffix(path) in READERS or not {"source", "document"} & set(columns)
     files = (path,) if is_one_file else (f"{path}.{args.source}", f"{path}.{args.target}")
@@ -403,14 +404,14 @@ def files_of(path: str, args: DataArguments, columns: Iterable[str]) -> tuple[st
 
 
 def file_arguments(path: str, args: DataArguments, columns: Iterable[str]) -> dict[str, Any]:
-    """Return the arguments of `placed_examples` for the file that `path` names."""
+    """Return the arguments of `placed_examples` for the file at `path`."""
     names = _columns_by_name(args, columns)
     form = FileFormat(tuple(names.values()), args.delimiter, args.encoding or "utf-8")
     return {"files": files_of(path, args, names), "columns": names, "whole": args.whole_files, "form": form}
 
 
 def _columns_by_name(args: DataArguments, columns: Iterable[str]) -> dict[str, str]:
-    """Return the column of the data for each column of a task."""
+    """Map each column of a task to a column of the data."""
     return {column: getattr(args, FIELDS.get(column, column), column) for column in columns}
 
 

@@ -12,17 +12,17 @@ STRATEGIES = ("all_exhausted", "first_exhausted", "all_exhausted_without_replace
 
 @dataclass
 class MixedSource:
-    """A source of a mixture: an entry of `data.mix.sources`.
+    """Source of a mixture: an entry of `data.mix.sources`.
 
     Attributes:
         name: As in `data`.
         config_name: As in `data`.
         train: As in `data`.
-        source: As in `data`; None for the same.
-        target: As in `data`; None for the same.
-        text: As in `data`; None for the same.
-        label: As in `data`; None for the same.
-        weight: Weight of the source, such as its number of rows.
+        source: As in `data`; None for `data.source`.
+        target: As in `data`; None for `data.target`.
+        text: As in `data`; None for `data.text`.
+        label: As in `data`; None for `data.label`.
+        weight: Weight of the source when sampling, for example its number of rows.
     """
 
     name: str | None = None
@@ -44,17 +44,18 @@ class MixedSource:
 class MixArguments:
     """Mixture of several sources: the `data.mix:` section of a recipe.
 
-    Each row comes from a source that is drawn with a probability proportional to `weight ** (1 / temperature)`. The
-    draws depend on `seed` only, and each source is read in its own order.
+    Each row is taken from a source sampled with probability proportional to `weight ** (1 / temperature)`. The samples
+    depend only on `seed`, and each source is read in order.
 
     Attributes:
         sources: Sources to train on together.
-        temperature: 1 for probabilities proportional to the weights; higher values make them more equal.
-        seed: Seed of the draws.
-        strategy: End of an epoch, in the terms of `datasets.interleave_datasets`. "all_exhausted": when each source
-            has been read to its end at least once; a source that ends earlier starts again. "first_exhausted": when
-            one source ends. "all_exhausted_without_replacement": when all sources have ended; every row occurs exactly
-            once, and the draws of a source that has ended are skipped.
+        temperature: 1 for probabilities proportional to the weights; higher values make the probabilities more
+            uniform.
+        seed: Seed for sampling the sources.
+        strategy: When an epoch ends, in the terms of `datasets.interleave_datasets`. "all_exhausted": once every
+            source has been read to its end at least once; a source that ends earlier is restarted. "first_exhausted":
+            once any source ends. "all_exhausted_without_replacement": once all sources have ended; every row occurs
+            exactly once, and sources that have ended are no longer sampled.
     """
 
     sources: list[MixedSource] = field(default_factory=list)
@@ -89,12 +90,12 @@ class MixArguments:
     @property
     def probabilities(self) -> list[float]:
         """Return the probability of each source."""
-        largest = max(source.weight for source in self.sources)  # Large weights must not overflow.
+        largest = max(source.weight for source in self.sources)  # keeps large weights from overflowing
         shares = [(source.weight / largest) ** (1 / self.temperature) for source in self.sources]
         return [share / sum(shares) for share in shares]
 
     def interleave(self, datasets: Sequence[Any]) -> Any:
-        """Interleave the datasets of the sources; all must be streams, or none."""
+        """Interleave the datasets of the sources; either all or none of them must be streams."""
         return interleave_datasets(
             list(datasets), self.probabilities, self.seed, stopping_strategy=cast(Any, self.strategy)
         )

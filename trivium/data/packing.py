@@ -87,7 +87,7 @@ def concatenate(documents: list[list[int]], length: int) -> Iterator[list[Segmen
 
 
 def best_fit(documents: list[list[int]], length: int) -> list[list[Segment]]:
-    """Pack whole documents into rows, and cut only those that are longer than a row.
+    """Pack whole documents into rows; cut only documents that are longer than a row.
 
     This is best-fit decreasing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"): segments are placed
     from longest to shortest, each in the fullest row that has enough space left. Documents longer than a row are first

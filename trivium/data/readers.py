@@ -18,17 +18,17 @@ from trivium.data.tmx import tmx_rows
 
 Row = Mapping[str, Any]
 PlacedRow = tuple[str, Row]
-SEPARATORS = (";", "\t", ",", "|")  # guessed in error messages
+SEPARATORS = (";", "\t", ",", "|")  # delimiters suggested in error messages
 
 
 @dataclass(frozen=True)
 class FileFormat:
-    """Properties of a file that its suffix does not tell.
+    """Format of a file, beyond what its suffix implies.
 
     Attributes:
         languages: Languages to read from a translation memory.
-        delimiter: Character between the cells of a CSV or TSV file; None for that of the suffix.
-        encoding: Encoding of a text file.
+        delimiter: Delimiter of a CSV or TSV file; None for the default of the suffix.
+        encoding: Encoding of a text file; None for UTF-8.
     """
 
     languages: tuple[str, ...] = ()
@@ -44,14 +44,14 @@ def read_lines(path: str | Path, encoding: str | None = None) -> Iterator[str]:
 
     Args:
         path: A text file, with or without a byte order mark; it may be compressed.
-        encoding: Its encoding, as Python names it; None for UTF-8.
+        encoding: Encoding by its Python name; None for UTF-8.
 
     Yields:
         Each line, including empty lines.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is empty, or a line is not in this encoding.
+        ValueError: The file is empty, or a line cannot be decoded.
     """
     for line in _whole_lines(path, encoding):
         yield line.removesuffix("\n").removesuffix("\r")
@@ -85,7 +85,7 @@ def _decode(lines: Iterable[bytes], name: str | Path, encoding: str | None = Non
 
 
 def _decode_wide(file: Any, name: str | Path, encoding: str) -> Iterator[str]:
-    """Decode the lines of a file in UTF-16 or UTF-32, in which a line does not end with the byte of a line feed."""
+    """Decode the lines of a UTF-16 or UTF-32 file, which cannot be split at line feed bytes."""
     number = 0
     try:
         for line in io.TextIOWrapper(file, encoding=encoding, newline="\n"):
@@ -172,7 +172,7 @@ def _csv_rows(file: str, form: FileFormat) -> Iterator[PlacedRow]:
 
 
 def separator_hint(header: Sequence[str]) -> str:
-    """Return a hint for an error if the only column of a table looks as if it were several, or an empty string."""
+    """Return a hint for an error message if the delimiter of a table looks wrong, or an empty string."""
     found = [separator for separator in SEPARATORS if len(header) == 1 and separator in header[0]]
     return f" Are the columns separated by {found[0]!r}? Then set data.delimiter={found[0]!r}." if found else ""
 
@@ -200,4 +200,4 @@ READERS: dict[str, Callable[[str, FileFormat], Iterator[PlacedRow]]] = {
     ".tmx": _tmx_rows,
 }
 TABLES = (".csv", ".tsv")  # formats with a delimiter
-BINARY = (".parquet", ".tmx")  # formats that state their own encoding
+BINARY = (".parquet", ".tmx")  # formats that declare their encoding

@@ -3,16 +3,17 @@
 from collections.abc import Iterable
 from itertools import chain
 
-# No space follows these.
+# Sentences that end with one of these are not followed by a space.
 CJK_STOPS = ("\N{IDEOGRAPHIC FULL STOP}", "\N{FULLWIDTH EXCLAMATION MARK}", "\N{FULLWIDTH QUESTION MARK}")
 
 
 def split_sentences(text: str, language: str) -> list[str]:
-    """Split a text into sentences, which include the whitespace after them: joined, they are the text.
+    """Split a text into sentences, each with its trailing whitespace, so that joining them restores the text.
 
     Args:
         text: The text; a blank text is returned as a single sentence.
-        language: ISO 639 code of its language, such as "en"; codes that sentencex does not know use its general rules.
+        language: ISO 639 code of the text's language, such as "en"; for unknown codes, sentencex falls back to its
+            general rules.
 
     Raises:
         ImportError: sentencex is not installed.
@@ -27,7 +28,7 @@ def split_sentences(text: str, language: str) -> list[str]:
 
 
 def join_sentences(translations: Iterable[str], sentences: Iterable[str]) -> str:
-    """Join the translations of sentences, separated by the whitespace of the sentences, or else by a space."""
+    """Join the translations of sentences with the whitespace between their sources, or else with a space."""
     parts = []
     for translation, sentence in zip(translations, sentences, strict=True):
         space = sentence[len(sentence.rstrip()) :] or " "

@@ -1,4 +1,4 @@
-"""Read a stream in shares, one for each process, from a place that a checkpoint stores."""
+"""Read a stream in shares, one per process, starting at a position that a checkpoint stores."""
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -8,19 +8,19 @@ import datasets
 from torch.utils.data import IterableDataset
 
 Row = dict[str, Any]
-Place = dict[str, Any]  # Only values that JSON keeps.
+Place = dict[str, Any]  # contains only values that survive a JSON round trip
 
-READ_ROWS = 1000  # number of rows to read at once; resuming reads fewer than that again
-ENCODED_ROWS = 1000  # number of rows to encode at once; the texts among them are packed together
+READ_ROWS = 1000  # number of rows to read at once; resuming reads at most this many rows a second time
+ENCODED_ROWS = 1000  # number of rows to encode at once; their texts are packed together
 
 
 class PlacedRow(NamedTuple):
-    """An encoded row, with its place.
+    """An encoded row and its position in the stream.
 
     Attributes:
         row: The columns of the row.
-        place: The place before the rows that were encoded together.
-        number: Index among the encoded rows of these.
+        place: Position before the block of rows that were encoded together.
+        number: Index of the row among the encoded rows of that block.
     """
 
     row: Row
@@ -34,31 +34,32 @@ class RowReader:
     With at least as many shards as shares, a share consists of every `num_shares`-th shard, and no other shard is
     read. With fewer shards, all rows are read, and a share consists of every `num_shares`-th row.
 
-    The place is the state of the dataset before the rows that were read at once, and the number of them that were
-    taken since. It is that of the dataset itself, without datasets' own shuffling, whose buffer its state leaves out.
+    A position consists of the state of the dataset before the current block of rows and the number of rows taken from
+    that block. It is only exact for a dataset that is not shuffled by `datasets`, whose state omits the shuffle
+    buffer.
     """
 
     def __init__(
         self, rows: datasets.IterableDataset, share: int, num_shares: int, has_shards: bool, place: Place | None = None
     ) -> None:
-        """Start at a place, without reading any row.
+        """Start at a position, without reading any row.
 
         Args:
             rows: The dataset.
             share: Index of the share.
             num_shares: Number of shares.
-            has_shards: False if `rows` must not be read by shards, because its rows are counted over all of them.
-            place: Place to start from, as `place` returned it; None for the first row.
+            has_shards: False if `rows` must not be read by shards, because rows are counted across all shards.
+            place: Position to start from, as returned by `place`; None for the first row.
         """
         by_shards = has_shards and rows.num_shards >= num_shares
-        # `shard` copies the dataset: its state is then that of this reader alone.
+        # `shard` copies the dataset, so that no other reader changes its state.
         self._rows = rows.shard(num_shares, share, contiguous=False) if by_shards else rows.shard(1, 0)
         self._step, self._offset = (1, 0) if by_shards else (num_shares, share)
         place = place or {"state": None, "rows": 0, "taken": 0}
         self._state, self._count = place["state"], place["rows"]
         if self._state is not None:
             self._rows.load_state_dict(self._state)
-        # Not `iter(self._rows)`: in a worker of a DataLoader, that leaves out the shards of other workers.
+        # Do not use `iter(self._rows)`: in a DataLoader worker, it skips the shards assigned to other workers.
         self._reads = self._rows.iter(READ_ROWS)
         self._read: list[Row] | None = None
         self._taken = 0
@@ -66,7 +67,7 @@ class RowReader:
 
     @property
     def place(self) -> Place:
-        """Return the place after the last row that was taken."""
+        """Return the position after the last row that was taken."""
         taken = self._start if self._read is None else self._taken
         return {"state": self._state, "rows": self._count, "taken": taken}
 
@@ -88,7 +89,7 @@ class RowReader:
 
 
 class EncodedStream(IterableDataset):
-    """A stream of rows that are encoded when they are read; each share of it can be read on its own.
+    """Stream of rows that are encoded lazily; each share can be read independently.
 
     Attributes:
         rows: The rows before encoding.
@@ -104,7 +105,7 @@ class EncodedStream(IterableDataset):
 
         Args:
             rows: The rows before encoding.
-            encode: Function from columns to encoded columns, whose number of rows may differ.
+            encode: Function that maps columns to encoded columns; the number of rows may change.
             has_shards: As in `RowReader`.
         """
         self.rows, self._encode, self._has_shards = rows, encode, has_shards
@@ -113,7 +114,7 @@ class EncodedStream(IterableDataset):
         return (placed.row for placed in self.read_share(0, 1))
 
     def first_row(self) -> Row:
-        """Return the first row, without encoding others."""
+        """Return the first row, without encoding any other row."""
         [row] = islice(RowReader(self.rows, 0, 1, self._has_shards), 1)
         columns = self._encode({name: [value] for name, value in row.items()})
         return {name: values[0] for name, values in columns.items()}
@@ -121,7 +122,7 @@ class EncodedStream(IterableDataset):
     def read_share(
         self, share: int, num_shares: int, place: Place | None = None, number: int = 0
     ) -> Iterator[PlacedRow]:
-        """Yield the encoded rows of a share from a place, and those before `number` among its first ones not."""
+        """Yield the encoded rows of a share from a position, skipping the first `number` of them."""
         reader = RowReader(self.rows, share, num_shares, self._has_shards, place)
         rows, place = iter(reader), reader.place
         while block := list(islice(rows, ENCODED_ROWS)):

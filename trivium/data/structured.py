@@ -1,4 +1,4 @@
-"""Validate columns that hold lists: words and tags, sentences of a document, references of its summary, answers."""
+"""Validate list columns: words and tags, document sentences, reference summaries, and answers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from datasets import List, Value
 TAGGED_WORDS = ("words", "tags")
 DOCUMENT = ("document", "references")
 QUESTION = ("question", "context", "answers")
-# Fields of the `data:` section that name the columns in the data; by default that of the same name, if there is one.
+# Maps columns of a task to the fields of the `data:` section that name them; by default the field has the same name.
 FIELDS = {"words": "text", "tags": "label", "document": "source", "references": "target"}
 LISTS_OF_TEXTS = ("words", "tags", "references")
 FEATURES: dict[str, Any] = dict.fromkeys(LISTS_OF_TEXTS, List(Value("string")))
@@ -40,7 +40,7 @@ def read_tags(value: Any, place: str) -> list[str]:
 
 
 def read_document(value: Any, place: str) -> str:
-    """Return a document as one text; sentences are joined by spaces.
+    """Return a document as one text; a list of sentences is joined by spaces.
 
     Raises:
         ValueError: The text is blank, or a sentence is not a string.
@@ -53,7 +53,7 @@ def read_document(value: Any, place: str) -> str:
 
 
 def read_references(value: Any, place: str) -> list[str]:
-    """Return the accepted summaries of a document as a list.
+    """Return the reference summaries of a document as a list.
 
     Raises:
         ValueError: There is none, or one is blank.
@@ -65,7 +65,7 @@ def read_references(value: Any, place: str) -> list[str]:
 
 
 def read_answers(value: Any, place: str) -> dict[str, list[Any]]:
-    """Return the accepted answers of a question in the format of SQuAD: their texts, and where they start.
+    """Return the accepted answers to a question in SQuAD's format: their texts and start positions.
 
     Raises:
         ValueError: There is no answer, or the columns are not those of SQuAD.
@@ -91,10 +91,10 @@ READ: dict[str, Callable[[Any, str], Any]] = {
 
 
 def check_example(example: Mapping[str, Any], place: str) -> None:
-    """Check the columns of an example against each other.
+    """Check that the columns of an example are consistent.
 
     Raises:
-        ValueError: The numbers of words and tags differ, or an answer is not where it should start.
+        ValueError: The numbers of words and tags differ, or an answer does not occur at its start position.
     """
     if "answers" in example:
         for text, start in zip(*example["answers"].values(), strict=True):
@@ -110,7 +110,7 @@ def check_example(example: Mapping[str, Any], place: str) -> None:
 
 
 def name_tags(tags: list[str], names: list[str], place: str) -> list[str]:
-    """Return the names of tags that a `ClassLabel` column stores as indices.
+    """Return the names of tags from their indices in a `ClassLabel` column.
 
     Raises:
         ValueError: A tag is missing (-1).

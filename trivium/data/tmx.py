@@ -9,22 +9,22 @@ from defusedxml.ElementTree import iterparse
 
 from trivium.data.compressed import open_binary
 
-LANGUAGE = ("{http://www.w3.org/XML/1998/namespace}lang", "lang")  # TMX 1.1 called the attribute `lang`.
-TEXT_ELEMENTS = ("seg", "hi")  # All other elements of a segment hold codes of the original document.
+LANGUAGE = ("{http://www.w3.org/XML/1998/namespace}lang", "lang")  # TMX 1.1 uses the attribute name `lang`.
+TEXT_ELEMENTS = ("seg", "hi")  # All other elements of a segment hold inline codes of the original document.
 
 
 def tmx_rows(file: str, languages: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the units of a translation memory as rows with one column per language, each with its place.
+    """Yield the units of a translation memory as rows with one column per language, each with its location.
 
-    A language matches the same code in any case, or else the first variant of it: `en` matches `en-GB`. The column of
-    a language that a unit lacks is None.
+    A language code matches regardless of case, or else matches its first regional variant: `en` matches `en-GB`. If a
+    unit lacks a language, that column is None.
 
     Args:
         file: The file, which may be compressed. It is read unit by unit.
         languages: Codes of the languages.
 
     Yields:
-        The place, for error messages, and the row.
+        The location, for error messages, and the row.
 
     Raises:
         ValueError: The file is not well-formed XML, declares entities, or has no unit in one of the languages.
@@ -46,7 +46,7 @@ def tmx_rows(file: str, languages: tuple[str, ...]) -> Iterator[tuple[str, dict[
                     missing -= {language for language, text in row.items() if text is not None}
                     yield f"{file}, translation unit {count}", row
                     if body is not None:
-                        body.clear()  # Free the unit, also as a child of the body.
+                        body.clear()  # Free the unit, including its reference in the body.
     except ParseError as error:
         raise ValueError(f"{file}: not a TMX file ({error}).") from error
     except DefusedXmlException as error:
@@ -66,7 +66,7 @@ def _name(element: Element) -> str:
 
 
 def _texts(unit: Element) -> dict[str, str]:
-    """Return the text of each language of a translation unit, in the order of the file."""
+    """Return the text of a translation unit in each language, in file order."""
     texts: dict[str, str] = {}
     for variant in unit:
         segment = next((child for child in variant if _name(child) == "seg"), None)
@@ -84,8 +84,8 @@ def _text(element: Element) -> str:
 
 
 def _find(texts: dict[str, str], language: str) -> str | None:
-    """Return the text in a language, or else in the first of its regional variants, or None."""
-    codes = {code.lower().replace("_", "-"): code for code in reversed(texts)}  # The first of equal codes remains.
+    """Return the text in a language, or in its first regional variant, or None if there is neither."""
+    codes = {code.lower().replace("_", "-"): code for code in reversed(texts)}  # the first of equal codes wins
     wanted = language.lower().replace("_", "-")
     variants = [code for code in reversed(codes) if code.startswith(f"{wanted}-")]
     return next((texts[codes[code]] for code in (wanted, *variants) if code in codes), None)

@@ -17,9 +17,9 @@ class TokenBatchSampler(Sampler[list[int]]):
     longer than `max_tokens` forms a batch of its own.
 
     Each epoch shuffles the batches, and swaps rows of identical lengths between them. All epochs therefore have the
-    same number of batches, of the same shapes, so that training that fits into memory in the first epoch fits in all.
-    The order depends only on seed and epoch: all processes sample the same batches, and a resumed run continues with
-    the batches of an uninterrupted one.
+    same number of batches with the same shapes, so training that fits into memory in the first epoch also fits in all
+    later epochs. The order depends only on seed and epoch: all processes sample the same batches, and a resumed run
+    continues with the batches of an uninterrupted one.
 
     Pass it to a `DataLoader` as `batch_sampler`. Accelerate distributes the batches over the processes; if their
     number is not divisible, the last step repeats the first batches of the epoch.

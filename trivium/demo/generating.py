@@ -14,7 +14,7 @@ from .introspect import Inputs, Piece
 ALTERNATIVES = 6  # number of alternatives per step
 EXTRA_LENGTH = 50  # maximum output length in the paper: input length + 50 (section 6.1)
 
-Named = tuple[str, float]  # a token, label or beam, and its probability or score
+Named = tuple[str, float]  # name of a token, label or beam, and its probability or score
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class Generation:
     """State of a generation.
 
     Attributes:
-        read: Pieces of the input text. steps: The generated tokens; with beam search, those of the best
-        beam.
+        read: Pieces of the input text. steps: The generated tokens; with beam search, the tokens of the best beam.
         beams: The finished beams and their scores, best first; with a length penalty of 1 a score is the mean of the
             tokens' log-probabilities.
         is_complete: Whether generation has finished.

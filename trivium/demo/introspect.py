@@ -47,7 +47,7 @@ class Inputs:
 
 
 def max_length(config: PreTrainedConfig) -> int:
-    """Return the maximum number of tokens of input or output; for a decoder-only model of both together."""
+    """Return the maximum number of tokens in the input or output; for a decoder-only model, in both together."""
     # Only learned positions are limited: sinusoidal and rotary ones extend to any length.
     has_table = getattr(config, "position_embedding_type", "learned") == "learned"
     return min(MAX_TOKENS, config.max_position_embeddings) if has_table else MAX_TOKENS

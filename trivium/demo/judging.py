@@ -49,7 +49,7 @@ def classify(model: PreTrainedModel, inputs: Inputs) -> list[Named]:
 
 @torch.inference_mode()
 def tag(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[str, str, float]]:
-    """Return the words of a text, which spaces separate, with their tags and the probabilities of the tags.
+    """Split a text at spaces, and return its words with their tags and the tags' probabilities.
 
     A word has the tag of its first token, as in training.
     """
@@ -69,7 +69,7 @@ def tag(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, context: str) -> list[Named]:
     """Return the most probable spans of a text as answers to a question, best first.
 
-    The probability of a span is the product of those of its first and of its last token.
+    The probability of a span is the product of the probabilities of its first and last token.
 
     Raises:
         UnfitText: The text is empty, or too long for the model together with the question.

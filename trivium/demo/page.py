@@ -90,7 +90,7 @@ def launch(
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,
-        max_file_size=0,  # the page has no uploads, but Gradio accepts files of any size by default
+        max_file_size=0,  # the page has no uploads, but by default Gradio accepts files of any size
         **options,
     )
     return page
@@ -217,12 +217,12 @@ def _settings(model: PreTrainedModel, labels: _Labels) -> list[gr.components.Com
 
 
 def _handler(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, labels: _Labels) -> Callable[..., Any]:
-    """Return the event handler: it yields all events so far, as JSON lines.
+    """Return the event handler, which yields all events so far as JSON lines.
 
     Gradio sends only the suffix of a growing string to the browser; a list of lists would be compared in full at every
     token.
     """
-    runs = itertools.count(1)  # makes the first line of each answer unique
+    runs = itertools.count(1)  # gives each answer a unique first line
 
     def handle(text: str, *settings: Any) -> Iterator[str]:
         lines = _line({"kind": "begin", "run": next(runs)})

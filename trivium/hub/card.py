@@ -44,7 +44,7 @@ CURVES_FILE = "curves.png"
 MARK = "<!-- Written by `trivium card`, which will replace it; to keep a text of your own, remove this line. -->"
 MAX_CURVE_ROWS = 10
 MAX_LISTED_LABELS = 30
-NEW_TOKENS = 100  # length in code examples, if the generation config has none
+NEW_TOKENS = 100  # maximum length in code examples, if the generation config sets none
 
 # Name on the Hub, display name and score format of each metric.
 METRICS = {
@@ -172,7 +172,7 @@ class _Facts:
 
     @property
     def own_examples(self) -> list[str]:
-        """Return the examples of the card, or else texts of the validation part."""
+        """Return the examples of the card, or else texts from the validation split."""
         return self.card.examples or self.validation_texts
 
     @property
@@ -199,7 +199,7 @@ class _Facts:
         return self.examples[0]
 
     def title(self, name: str) -> str:
-        """Return the title of a model named `name`, in one line, as plain text."""
+        """Return the title of a model named `name` as one line of plain text."""
         return " ".join((self.card.title or name.rsplit("/", 1)[-1]).split())
 
     @property
@@ -217,7 +217,7 @@ class _Facts:
 
     @property
     def work(self) -> dict[str, Any]:
-        """Return the amount of computation: `tokens`, `padded`, `flops`, `seconds`."""
+        """Return the amount of computation in training: `tokens`, `padded`, `flops`, `seconds`."""
         return self._state_of("Throughput").get("work", {})
 
     def _state_of(self, callback: str) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def _read_facts(folder: Path, overrides: Sequence[str]) -> _Facts:
         raise FileNotFoundError(f"{folder} is not a saved model: it has no config.json.")
     if invalid := [text for text in overrides if not re.match(r"card\.\w+=", text)]:
         raise ValueError(f"overrides has {invalid[0]!r}, but must have card.field=value, such as card.license=mit.")
-    weights_of(folder)  # raises a FileNotFoundError if there are none
+    weights_of(folder)  # raises a FileNotFoundError if there are no weights
     config = TriviumConfig.from_pretrained(folder)
     recipe = load_recipe(folder, overrides) if (folder / RECIPE_FILE).is_file() else None
     evaluations = {}
@@ -291,7 +291,7 @@ def _metadata(facts: _Facts, name: str) -> ModelCardData:
 
 
 def _hub_data_set(facts: _Facts, split: str) -> str | None:
-    """Return the Hub name of the evaluation data, if it is the data of the recipe and the card names it."""
+    """Return the Hub name of the evaluation data if it comes from the recipe and the card names it."""
     own = facts.recipe and facts.evaluations[split]["data"] == data_name(facts.recipe.data, split)
     return facts.card.datasets[0] if own and facts.card.datasets else None
 
@@ -403,7 +403,7 @@ def _evaluation_details(evaluations: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _directions(data: DataArguments) -> str:
-    """Describe the directions of sentence pairs; with several, how to select one."""
+    """Describe the translation directions and, if there are several, how to select one."""
     directions = ", ".join(f"from {_code(part.source)} to {_code(part.target)}" for part in split_directions(data))
     tags = ", ".join(map(_code, tags_of(data)))
     return f"{directions}, selected by {tags} at the start of a text" if tags else directions
@@ -462,7 +462,7 @@ def _training(facts: _Facts) -> list[tuple[str, str]]:
 def _learning_curve(state: TrainerState | None) -> str:
     """Return table rows of validation losses, subsampled, each with the last logged training loss.
 
-    A step that was evaluated again, as when a run is resumed or extended, has one row.
+    A step that was evaluated more than once, because the run was resumed or extended, has one row.
     """
     by_step, loss = {}, ""
     for entry in state.log_history if state else []:
@@ -510,7 +510,7 @@ def _count(number: int, name: str, plural: str | None = None) -> str:
 
 
 def _line(text: str) -> str:
-    """Return the text in one line, with HTML escaped."""
+    """Return the text on one line, with HTML escaped."""
     return html.escape(" ".join(text.split()), quote=False)
 
 

@@ -1,4 +1,4 @@
-"""Example texts for a model card, from the validation part of the run's data."""
+"""Example texts for a model card, from the validation split of the run's data."""
 
 from dataclasses import replace
 
@@ -12,10 +12,10 @@ MAX_PROMPT_WORDS = 5
 
 
 def validation_texts(recipe: Recipe) -> list[str]:
-    """Return a few short texts of the validation part, or none if it is not on this machine.
+    """Return a few short texts of the validation split, or none if the data is not on this machine.
 
-    Of a language model's texts, only the first words are returned, to be continued. A masked language model has no
-    such examples, because they need a mask.
+    For a language model, return only the first words of each text, which the model continues. A masked language model
+    has no such examples, because they would need a mask.
     """
     data, columns = recipe.data, recipe.kind.columns
     is_here = data.name == "numbers" or (data.name is None and data.validation is not None)
@@ -24,7 +24,7 @@ def validation_texts(recipe: Recipe) -> list[str]:
     first_rows = replace(data, streaming=True, max_validation_samples=MAX_READ_ROWS)
     try:
         texts = [" ".join(row[columns[0]].split()) for row in load_split(first_rows, "validation", columns)]
-    except (OSError, ValueError):  # The files were moved or changed after the training.
+    except (OSError, ValueError):  # The files were moved or changed after training.
         return []
     if recipe.task == "causal-lm":
         texts = [" ".join(text.split()[:MAX_PROMPT_WORDS]) for text in texts]

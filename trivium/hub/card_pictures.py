@@ -1,4 +1,4 @@
-"""Pictures of a model card: attention and learning curves."""
+"""Figures of a model card: attention and learning curves."""
 
 import io
 import warnings

@@ -25,7 +25,7 @@ def load_card_arguments(overrides: Sequence[str]) -> CardArguments:
 
 
 def data_name(data: DataArguments, split: str) -> str:
-    """Return the name of a data split, or those of a mixture: the data set or the file, without its local path."""
+    """Return the dataset or file names of a data split, without local paths; a mixture has several names."""
     if split == "train" and data.mix is not None:
         return ", ".join(data_name(source, split) for source in sources_of(data))
     expression = getattr(data, split)
@@ -54,7 +54,7 @@ def _difference(values: Mapping[Any, Any], default: Mapping[Any, Any]) -> dict[A
 
 
 def _without_homes(value: Any) -> Any:
-    """Apply `without_home` to a string, or to all strings in a list; leave out null fields of mappings in a list."""
+    """Apply `without_home` to a string or to the strings in a list; drop null fields of mappings in a list."""
     if isinstance(value, dict):
         return {name: _without_homes(entry) for name, entry in value.items() if entry is not None}
     if isinstance(value, list):

@@ -63,7 +63,7 @@ class Push:
         files: Files of the commit, keyed by their paths in the repository; unchanged files are not uploaded.
         deletions: Stale files of an earlier model to delete.
         head: The parent commit; None for a new repository.
-        creates: What must be created first: "repository", "branch" or None.
+        creates: Object to create first: "repository", "branch" or None.
         private: Whether a new repository is private; None for the default of the namespace.
         repo_type: "model" or "space".
         commit: The id of the created commit; `head` if there was nothing to change.
@@ -107,7 +107,7 @@ def plan(
 ) -> Push:
     """Compare a folder with the repository, and return what `push` would do, without writing anything.
 
-    With `offline`, do not contact the Hub: the plan is that for a new repository.
+    With `offline`, do not contact the Hub, and plan for a new repository.
 
     Raises:
         ValueError: `repo_id` is invalid, or the visibility of the repository differs from `private`.

@@ -172,7 +172,7 @@ def command_code(usage: Usage, name: str, text: str) -> str:
     folder = name.rsplit("/", 1)[-1]
     options = ["--context", "context.txt"] if usage.task == "question-answering" else []
     commands = [["trivium", usage.command, folder, *options, " ".join(text.split())]]
-    if "/" in name:  # without a namespace, it is a local folder
+    if "/" in name:  # a name without a namespace is a local folder
         commands.insert(0, ["hf", "download", name, "--local-dir", folder])
     return "\n".join(shlex.join(command) for command in commands)
 

@@ -36,8 +36,8 @@ def plot_alignment(
     """Draw the words of a text and of its translation, connected by lines weighted by cross-attention.
 
     Weights are averaged over the tokens of a target word and summed over the tokens of a source word, so that the
-    weights of a target word sum to 1. Weights below 0.1 have no line. Attention is only a weak indicator of alignment:
-    it often falls on the end of the sentence or on the previous word.
+    weights of a target word sum to 1. No line is drawn for weights below 0.1. Attention is only a weak indicator of
+    alignment: it often falls on the end of the sentence or on the previous word.
 
     Args:
         model: An encoder-decoder with its head; it is not modified.

@@ -25,7 +25,7 @@ def plot_attention(
     """Draw the attention weights of a layer, of one head or the mean of all, with queries as rows and keys as columns.
 
     Cross-attention has a row for each target token and a column for each source token. Self-attention has a row and a
-    column for each input token of the stack; those of the decoder are shifted right.
+    column for each input token of the stack; decoder inputs are shifted right.
 
     Args:
         model: An encoder-decoder, encoder-only or decoder-only Trivium model; it is not modified.
@@ -42,7 +42,7 @@ def plot_attention(
 
     Raises:
         ValueError: `source` has no tokens; `target` does not apply to the model or `kind`; `kind`, `layer` or `head`
-            does not exist in the model; or an encoder-decoder lacks its head, which `kind="encoder"` does not need.
+            does not exist in the model; or an encoder-decoder has no head (not required for `kind="encoder"`).
     """
     attention = compute_attention(model, tokenizer, source, target, kind)
     weights, title = select_weights(attention, layer, head)

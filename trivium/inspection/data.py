@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     from trivium.training import DataReport
 
 MAX_BINS = 40
-MAX_LABELS = 12  # labels with their own bar
+MAX_LABELS = 12  # maximum number of labels that get their own bar
 
 
 def plot_data(report: "DataReport") -> Figure:
-    """Draw the lengths of texts by split, the lengths of both sides of training pairs, labels and dropped rows.
+    """Plot text lengths by split, source against target lengths, label counts and dropped rows.
 
     Args:
         report: Report of `trivium.training.report_data`.
 
     Returns:
-        The figure, with one panel for each column of texts and one for each of the other quantities that there are.
+        The figure, with one panel for each text column, and one panel each for pair lengths, labels and dropped rows
+        if the report contains them.
     """
     train = report.splits["train"]
     panels: list[Callable[[Axes], None]] = [partial(_draw_lengths, report, name) for name in train.lengths]
@@ -51,7 +52,7 @@ def plot_data(report: "DataReport") -> Figure:
 
 
 def _draw_lengths(report: "DataReport", name: str, axes: Axes) -> None:
-    """Draw the share of texts of a column by number of tokens, with a line per split."""
+    """Plot a histogram of the number of tokens in the texts of a column, with one line per split."""
     longest = max(max(part.lengths.get(name) or [1]) for part in report.splits.values())
     bins = _bins(longest)
     for color, (split, part) in zip(SERIES, report.splits.items(), strict=False):
@@ -66,7 +67,7 @@ def _draw_lengths(report: "DataReport", name: str, axes: Axes) -> None:
 
 
 def _draw_pairs(report: "DataReport", axes: Axes) -> None:
-    """Draw a map of the lengths of the two sides of training pairs, with a line where they are equal."""
+    """Plot a 2D histogram of source and target lengths of training pairs, with a diagonal at equal lengths."""
     lengths = report.splits["train"].lengths
     longest = max(max(lengths["source"]), max(lengths["target"]))
     bins = _bins(longest)
@@ -77,7 +78,7 @@ def _draw_pairs(report: "DataReport", axes: Axes) -> None:
 
 
 def _draw_counts(title: str, counts: dict[str, int], axes: Axes) -> None:
-    """Draw a bar for each count, the first at the top."""
+    """Plot a horizontal bar for each count, with the first at the top."""
     names = list(counts)[::-1]
     bars = axes.barh(names, [counts[name] for name in names], color=SERIES[0])
     axes.bar_label(bars, [f"{counts[name]:,}" for name in names], padding=2, fontsize="small")
@@ -87,7 +88,7 @@ def _draw_counts(title: str, counts: dict[str, int], axes: Axes) -> None:
 
 
 def _bins(longest: int) -> list[float]:
-    """Return the edges of bins of equal, whole numbers of tokens, so that no bin has more lengths than another."""
+    """Return the edges of histogram bins that all span the same whole number of tokens."""
     width = math.ceil((longest + 1) / MAX_BINS)
     return [float(edge) for edge in range(0, longest + 1 + width, width)]
 

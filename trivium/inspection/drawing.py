@@ -44,7 +44,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     content = io.BytesIO()
     no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with rc_context({"svg.hashsalt": "trivium", "pdf.fonttype": 42}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # `legible` has already warned
+        warnings.filterwarnings("ignore", message="Glyph")  # `legible` has already issued a warning
         figure.savefig(
             content,
             format=kind,

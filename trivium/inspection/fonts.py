@@ -48,7 +48,7 @@ def legible(texts: Iterable[str]) -> Iterator[None]:
 
 
 def families_for(characters: Iterable[str]) -> tuple[list[str], set[str]]:
-    """Return installed font families that cover what the default font lacks, and characters that no font covers."""
+    """Return font families that cover the characters missing from the default font, and characters in no font."""
     missing = {character for character in characters if _is_drawn(character)}
     for family in rcParams["font.family"]:
         missing -= _covered_by(family, missing)

@@ -21,9 +21,9 @@ def plot_logit_lens(
 ) -> Figure:
     """Draw the most probable token of each layer at each position; darker is more probable.
 
-    The hidden states of each layer go through the final norm and the head, as if it were the last layer: the first
-    column shows the predictions from the embeddings alone, the last column those of the model. Rows are input tokens:
-    a decoder predicts the next token, an encoder the token itself. The right edge shows the target tokens.
+    The hidden states of each layer are passed to the final norm and the head, as if that layer were the last one. The
+    first column shows predictions from the embeddings alone, the last column those of the model. Rows are input
+    tokens: a decoder predicts the next token, an encoder the token itself. The right edge shows the target tokens.
 
     Args:
         model: A Trivium model with an LM or MLM head; it is not modified.

@@ -21,7 +21,7 @@ from .reading import REPLACEMENT, token_labels
 
 SIDES = ("source", "target")
 Point = tuple[float, float]
-# Candidate positions of a label: direction from its point and distance in points, the nearest first.
+# Candidate positions of a label: direction from its point and distance in points, nearest first.
 DIRECTIONS = [(math.cos(turn * math.pi / 8), math.sin(turn * math.pi / 8)) for turn in (0, 8, 4, 12, *range(16))]
 DISTANCES = (6, 14, 24, 36, 50, 66)
 

@@ -12,9 +12,9 @@ from .drawing import VALUES
 def plot_positions(model_or_config: PreTrainedModel | PreTrainedConfig, length: int = 128) -> Figure:
     """Draw the position encoding, with positions as rows and dimensions as columns.
 
-    Sinusoidal encodings (section 3.5) and learned embeddings are drawn as added to the token embeddings, learned ones
-    for each stack. Rotary positions are drawn as the cosine and sine of the rotation angle of each pair of dimensions
-    of a head.
+    Sinusoidal encodings (section 3.5) and learned embeddings are drawn as they are added to the token embeddings, with
+    one plot per stack for learned embeddings. Rotary positions are drawn as the cosine and sine of the rotation angle
+    of each pair of dimensions of a head.
 
     Args:
         model_or_config: A model, or its configuration unless its positions are learned.
@@ -40,8 +40,8 @@ def plot_positions(model_or_config: PreTrainedModel | PreTrainedConfig, length: 
 def plot_position_products(model_or_config: PreTrainedModel | PreTrainedConfig, length: int = 128) -> Figure:
     """Draw the dot products of all pairs of positions and, below, of the middle position with every other position.
 
-    For rotary positions it is the dot product of a unit vector with equal components, rotated to each of the two
-    positions; it depends only on their distance.
+    For rotary positions, a unit vector with equal components is rotated to both positions; the dot product of the two
+    results depends only on the distance.
 
     Args:
         model_or_config: As in `plot_positions`.

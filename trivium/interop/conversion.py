@@ -135,7 +135,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _prepare_to_trivium(
     folder: Path, config: dict[str, Any], weights: Checkpoint
 ) -> tuple[Family, PreTrainedModel, PreTrainedModel, list[str]]:
-    """Return the family, the empty native and Trivium models, and notes on dropped fields (none)."""
+    """Return the family, the empty native and Trivium models, and an empty list of notes."""
     family = FAMILIES.get(config.get("model_type", ""))
     if family is None:
         raise ValueError(
@@ -194,7 +194,7 @@ def _select_family(config: PreTrainedConfig, trivium_class: str, to: str | None)
             f"Several families can represent this {trivium_class}. Set `to` to one of {', '.join(compatible)}."
         )
     if not compatible:
-        # Prefer families that have an equivalent class at all.
+        # Prefer families that have an equivalent model class.
         closest = min(
             mismatches,
             key=lambda name: (trivium_class not in FAMILIES[name].classes.values(), len(mismatches[name])),
@@ -215,7 +215,7 @@ def _build_empty(model_class: type[PreTrainedModel], config: PreTrainedConfig) -
 
 
 def _copy_generation_config(model: PreTrainedModel, source: PreTrainedModel, folder: Path) -> None:
-    """Copy the generation settings saved in `folder` to `model`; if there are none, copy those of `source`."""
+    """Copy the generation settings saved in `folder` to `model`; if there are none, copy the settings of `source`."""
     if not model.can_generate():
         return
     saved = (folder / "generation_config.json").is_file()

@@ -1,4 +1,4 @@
-"""Export to CTranslate2, a fast inference engine for Transformers on CPU and GPU, and generation with it.
+"""Export to CTranslate2, a fast inference engine for Transformers on CPU and GPU, and generate with it.
 
     to_ctranslate2("runs/numbers", "numbers-int8", quantization="int8")
     model = CTranslate2Model("numbers-int8")
@@ -156,7 +156,7 @@ def _load(
 
 
 class _SpecBuilder:
-    """Builds the `ctranslate2.specs` specification of a model."""
+    """Builder of a model's `ctranslate2.specs` specification."""
 
     def __init__(self, ctranslate2: ModuleType, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.specs = ctranslate2.specs
@@ -255,7 +255,7 @@ class _SpecBuilder:
         return shape
 
     def _stack(self, spec: Any, embeddings: Any, stack: TriviumStack) -> None:
-        """Set the weights that exist in both the encoder and the decoder."""
+        """Set the weights that encoder and decoder have in common."""
         embeddings.weight = _floats(stack.embed_tokens.weight)
         spec.scale_embeddings = float(stack.embed_tokens.embed_scale)
         if self.config.position_embedding_type == "learned":

@@ -63,7 +63,7 @@ class Exchange:
     Args:
         family: Mapping of the native model's family.
         native: Native model, on any device, including meta: only names and shapes are read.
-        trivium: Trivium model, likewise.
+        trivium: Trivium model, on any device, including meta.
     """
 
     def __init__(self, family: Family, native: PreTrainedModel, trivium: PreTrainedModel) -> None:
@@ -97,7 +97,7 @@ class Exchange:
         """Return functions that compute the Trivium tensors from the native ones.
 
         Args:
-            tensors: Native tensors by state dict name; almost all are read lazily, when a function is called.
+            tensors: Native tensors by state dict name; nearly all tensors are read lazily, when a function is called.
             shapes: Shapes of the tensors, so that no tensor has to be read to determine its shape.
 
         Returns:

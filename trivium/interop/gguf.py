@@ -1,4 +1,4 @@
-"""Export of language models to GGUF, the file format of llama.cpp and of programs built on it.
+"""Export language models to GGUF, the file format of llama.cpp and of programs built on it.
 
     to_gguf("runs/shakespeare", "shakespeare.gguf", quantization="q8_0")
 
@@ -31,12 +31,12 @@ from trivium.modeling.positions import RotaryEmbedding
 from trivium.storage.atomic import whole_files
 
 QUANTIZATIONS = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}  # names in gguf.LlamaFileType
-ROPE_TYPES = ("default", "linear", "llama3")  # whose frequencies are constant, without scaling of the attention
+ROPE_TYPES = ("default", "linear", "llama3")  # only types with constant frequencies and unscaled attention
 TANH_GELU = ("gelu_new", "gelu_accurate", "gelu_fast", "gelu_python_tanh", "gelu_pytorch_tanh")
 
 
 def _one_of(name: str, allowed: tuple[str, ...]) -> Callable[[TriviumConfig], str]:
-    """Return a requirement that accepts several values of a field."""
+    """Return a requirement that accepts any of several values for a field."""
     return lambda config: value if (value := getattr(config, name)) in allowed else allowed[0]
 
 
@@ -58,13 +58,13 @@ def to_gguf(source: str | Path, output: str | Path, quantization: str | None = N
 
     Args:
         source: Folder of a saved `TriviumForCausalLM`, which is not modified.
-        output: A new file, whose name ends in ".gguf".
+        output: Path of a new file, which must end in ".gguf".
         quantization: Type of the matrices: "f32" (default), "f16", or "q8_0", which quantizes blocks of 32 weights to
             8 bits. Vectors and learned positions stay in float32, and matrices whose rows are not a multiple of 32 are
             stored as "f16" instead of "q8_0".
 
     Returns:
-        Notes on differences, one clause each.
+        Notes on differences from the original, one clause each.
 
     Raises:
         FileNotFoundError: The model or its tokenizer does not exist.
@@ -124,7 +124,7 @@ def _select_architecture(folder: Path, config: Any) -> Family:
     """Return the family that represents the model in llama.cpp.
 
     Raises:
-        ValueError: There is none; the message lists the fields in the way of the closest.
+        ValueError: No family fits; the message lists the fields that the closest family does not support.
     """
     name = (config.architectures or [""])[0]
     if config.model_type != "trivium" or name != "TriviumForCausalLM":
@@ -167,7 +167,7 @@ def _add_config(writer: Any, config: TriviumConfig) -> None:
 
 
 def _add_vocabulary(gguf: ModuleType, writer: Any, vocabulary: Vocabulary, end_ids: list[int]) -> list[str]:
-    """Add the tokenizer and the tokens that end a text; return notes on differences."""
+    """Write the tokenizer and its end-of-text tokens to the file; return notes on differences."""
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre_tokenizer)
     writer.add_token_list(vocabulary.tokens)
@@ -180,7 +180,7 @@ def _add_vocabulary(gguf: ModuleType, writer: Any, vocabulary: Vocabulary, end_i
     writer.add_add_space_prefix(False)
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_add_eos_token(vocabulary.add_eos)
-    # llama.cpp assumes ids of its own for BOS and EOS where a file has none.
+    # Without BOS and EOS ids in the file, llama.cpp would assume its own defaults.
     writer.add_bos_token_id(end_ids[0] if vocabulary.bos_id is None else vocabulary.bos_id)
     writer.add_eos_token_id(end_ids[0])
     if len(end_ids) > 1:
@@ -195,7 +195,7 @@ def _add_vocabulary(gguf: ModuleType, writer: Any, vocabulary: Vocabulary, end_i
 
 
 def _end_ids(folder: Path, config: TriviumConfig) -> list[int]:
-    """Return the ids of the tokens that end a text, at least one."""
+    """Return the ids of the end-of-text tokens, at least one."""
     saved = (folder / "generation_config.json").is_file()
     ids = GenerationConfig.from_pretrained(folder).eos_token_id if saved else config.eos_token_id
     ids = ids if isinstance(ids, list) else [ids]
@@ -213,7 +213,7 @@ Tensors = dict[str, tuple[Shape, Callable[[], torch.Tensor]]]
 def _name_tensors(
     gguf: ModuleType, model_type: str, config: TriviumConfig, steps: Steps, shapes: Mapping[str, Shape]
 ) -> Tensors:
-    """Return the shape of each tensor, by llama.cpp's name, and a function that computes it in llama.cpp's layout."""
+    """Map llama.cpp's tensor names to shapes and to functions that compute the tensors in llama.cpp's layout."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[model_type.upper()], config.decoder_layers)
     assert config.num_key_value_heads is not None
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
@@ -247,7 +247,7 @@ def _transpose(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _interleave(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Make the rotated dimensions i and i + d_k/2 of each head neighbors; shape (heads * d_k, ...)."""
+    """Reorder (heads * d_k, ...) weights so that the rotated pairs (i, i + d_k/2) of each head are adjacent."""
     return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 

@@ -1,7 +1,7 @@
-"""Tokenizers in GGUF files: vocabulary, merges and the pre-tokenizer, by llama.cpp's names.
+"""Convert tokenizers to GGUF: vocabulary, merges and pre-tokenizer, under llama.cpp's names.
 
-llama.cpp has a built-in pattern for each pre-tokenizer that it knows, and normalizes no text. Two kinds of tokenizers
-map to it:
+llama.cpp has a built-in pattern for each pre-tokenizer that it knows, and does not normalize text. It can represent
+two kinds of tokenizers:
 
     byte-level BPE      its "gpt2" model, with a known pre-tokenizer
     characters          its "t5" model, Unigram with equal scores: there is one segmentation into characters
@@ -23,32 +23,32 @@ LLAMA3_PATTERN = (
     r"|\s+(?!\S)|\s+"
 )
 PRE_TOKENIZERS = {
-    WORDS: "gpt-2",  # llama.cpp splits off <mask> before, as a token that it recognizes in texts
+    WORDS: "gpt-2",  # llama.cpp splits off <mask> beforehand, as a special token
     GPT2_PATTERN: "gpt-2",
     LLAMA3_PATTERN: "llama-bpe",
     LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2",
 }
-IGNORES_MERGES = ("llama-bpe",)  # look up whole words in the vocabulary first
+IGNORES_MERGES = ("llama-bpe",)  # these look up whole words in the vocabulary before merging
 MASK_TAKES_SPACE = {"type": "Replace", "pattern": {"Regex": " (?=<mask>)"}, "content": ""}
 ESCAPED_SPACE = "\u2581"  # "▁" in llama.cpp's Unigram vocabularies
 
 
 class Vocabulary(NamedTuple):
-    """A tokenizer in the terms of GGUF.
+    """A tokenizer as stored in a GGUF file.
 
     Attributes:
         model: llama.cpp's name of the algorithm.
         pre_tokenizer: llama.cpp's name of the pre-tokenizer.
-        tokens: Tokens by id, as many as the model has.
-        types: Names in `gguf.TokenType`, by id.
-        merges: Merges of BPE, from the most frequent.
-        add_bos: Whether a text begins with BOS.
-        add_eos: Whether a text ends with EOS.
+        tokens: Tokens by id; their number equals the model's vocabulary size.
+        types: Token types by id, as names in `gguf.TokenType`.
+        merges: BPE merges, most frequent first.
+        add_bos: Whether BOS is prepended to a text.
+        add_eos: Whether EOS is appended to a text.
         bos_id: Id of BOS.
         unk_id: Id of the unknown token.
         pad_id: Id of the padding token.
         chat_template: Chat template.
-        notes: Differences from the tokenizer, one clause each.
+        notes: Notes on differences from the original tokenizer, one clause each.
     """
 
     model: str
@@ -70,7 +70,7 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
 
     Args:
         folder: Folder of the model.
-        vocab_size: Number of tokens of the model, at least that of the tokenizer.
+        vocab_size: Vocabulary size of the model, at least that of the tokenizer.
 
     Raises:
         FileNotFoundError: The folder has no tokenizer.
@@ -110,7 +110,7 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
 
 
 def _check_normalizer(normalizer: dict[str, Any] | None) -> list[str]:
-    """Return a note if texts are normalized to NFC, which most already are; refuse other normalizers."""
+    """Return a note if the tokenizer normalizes to NFC, which llama.cpp does not; refuse all other normalizers."""
     steps = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
     notes = list[str]()
     for step in steps:
@@ -125,7 +125,7 @@ def _check_normalizer(normalizer: dict[str, Any] | None) -> list[str]:
 
 
 def _is_character(state: dict[str, Any]) -> bool:
-    """Return True for a vocabulary of characters, such as that of `algorithm="char"`."""
+    """Return True if the vocabulary consists of characters, as with `algorithm="char"`."""
     model, added = state["model"], {token["content"] for token in state["added_tokens"]}
     return (
         model["type"] == "BPE"
@@ -165,7 +165,7 @@ def _find_pre_tokenizer(state: dict[str, Any]) -> str:
 
 
 def _check_merges(model: dict[str, Any], added: set[str]) -> None:
-    """Check that merging yields every token, so that it makes no difference whether words are looked up first."""
+    """Check that merges can produce every token, so that looking up whole words first makes no difference."""
     bare = {"version": "1.0", "added_tokens": [], "model": {**model, "ignore_merges": False}}
     parts = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
     backend = Tokenizer.from_str(json.dumps({**bare, **parts}))
@@ -179,7 +179,7 @@ def _check_merges(model: dict[str, Any], added: set[str]) -> None:
 
 
 def _list_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[list[str], list[str]]:
-    """Return the tokens and their types, by id; ids that the tokenizer lacks are placeholders."""
+    """Return the tokens and their types, by id; ids unused by the tokenizer get placeholders."""
     tokens, types = [f"[PAD{id}]" for id in range(vocab_size)], ["CONTROL"] * vocab_size
     for token, id in tokenizer.get_vocab().items():
         tokens[id], types[id] = token, "NORMAL"

@@ -1,6 +1,6 @@
 """Declarative mapping between a transformers model family and Trivium: classes, configuration fields and tensors.
 
-Each mapping is stated once and read in both directions.
+Each mapping is defined once and used in both directions.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""ONNX export, and generation with the exported graphs in ONNX Runtime.
+"""Export to ONNX, and run the exported graphs with ONNX Runtime.
 
     to_onnx("runs/numbers", "numbers-onnx")
     model = OnnxModel.from_pretrained("numbers-onnx")
@@ -73,7 +73,7 @@ class OnnxModel(PreTrainedModel):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} is not a model exported to ONNX: it has no {name}.")
         config = TriviumConfig.from_json_file(folder / "config.json")
-        config.sliding_window = None  # the graphs have it in their masks, and take the cache as a whole
+        config.sliding_window = None  # the graphs apply the window in their masks and take the whole cache
         super().__init__(config)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config, trust_remote_code=False)
         if self.can_generate():
@@ -200,7 +200,7 @@ class OnnxForConditionalGeneration(OnnxModel, GenerationMixin):
     graphs = (ENCODER, DECODER)
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
-        """Return the encoder, which `generate()` calls only once per sequence."""
+        """Return the encoder, which `generate()` calls once per sequence."""
         return _EncoderSession(self)
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")

@@ -1,4 +1,4 @@
-"""Export of models to ONNX graphs, which `onnx` runs; see there for their inputs and outputs."""
+"""Export models to ONNX graphs; the module `onnx` documents their inputs and outputs, and runs them."""
 
 import logging
 import warnings
@@ -44,7 +44,7 @@ Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def require_onnx(name: str) -> ModuleType:
-    """Import a package that ONNX needs."""
+    """Import a package that the ONNX export needs."""
     try:
         return __import__(name)
     except ImportError as error:
@@ -83,7 +83,7 @@ def to_onnx(source: str | Path, output: str | Path) -> None:
 
 
 def load_for_export(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a saved model in float32, with its tokenizer, and refuse models that cannot be exported."""
+    """Load a saved model in float32, and its tokenizer; refuse models that cannot be exported."""
     for name, what in {"config.json": "saved model", "tokenizer_config.json": "model with its tokenizer"}.items():
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not a {what}: it has no {name}.")
@@ -155,7 +155,7 @@ class _Decoder(nn.Module):
         return self.head(states[:, logits_to_keep]), [(layer.keys, layer.values) for layer in cache.layers]
 
     def _cache(self, pairs: Pairs) -> DynamicCache:
-        cache = DynamicCache()  # the mask has the sliding window, if there is one
+        cache = DynamicCache()  # the mask applies the sliding window, if any
         for index, (key, value) in enumerate(pairs):
             cache.update(key, value, index)
         return cache
@@ -166,7 +166,7 @@ BATCH, SOURCE, PAST, LENGTH, KEPT = 2, 7, 5, 3, 2
 
 
 def export_model(model: PreTrainedModel, path: Path) -> None:
-    """Export a model that does not generate, with the names of its inputs and outputs."""
+    """Export a model without generation, under the usual names of its inputs and outputs."""
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if model.config.type_vocab_size else [])]
     example: dict[str, Any] = {name: torch.ones(BATCH, LENGTH, dtype=torch.long) for name in names}
     shapes: dict[str, Any] = {name: {0: "batch", 1: "length"} for name in names}
@@ -222,7 +222,7 @@ def export_graph(
         example: Keyword arguments of `forward`.
         inputs: Names of the tensors in `example`.
         outputs: Names of the tensors that `forward` returns.
-        shapes: Names of the dynamic dimensions, in the structure of `example`.
+        shapes: Names of the dynamic dimensions, nested like `example`.
     """
     program = torch.onnx.export(
         module,
@@ -238,7 +238,7 @@ def export_graph(
 
 
 def cache_names(prefix: str, config: TriviumConfig) -> list[str]:
-    """Return the names of the keys and values of each layer."""
+    """Return the names of the cached keys and values of each layer."""
     return [f"{prefix}.{layer}.{kind}" for layer in range(config.decoder_layers) for kind in ("key", "value")]
 
 

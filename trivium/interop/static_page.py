@@ -1,8 +1,8 @@
-"""Static page that translates in the browser, without a server that computes.
+"""Write a static page that translates in the browser, without a model server.
 
     write_static_page("runs/numbers", "page", "node_modules", title="Numbers", example="half past seven")
 
-The output folder holds everything: the page, the 8-bit model of `to_transformers_js`, and transformers.js with its
+The output folder is self-contained: the page, the 8-bit model of `to_transformers_js`, and transformers.js with its
 WebAssembly. Any web server can serve it (`python -m http.server --directory page`), and so can a static Space.
 """
 
@@ -20,7 +20,7 @@ from trivium.storage.atomic import check_free, whole_folder, write_whole
 HERE = Path(__file__).parent
 LIBRARY_FILES = (
     "@huggingface/transformers/dist/transformers.min.js",
-    # Browsers with WebGPU load the first pair, Safari the second.
+    # Browsers with WebGPU load the first pair of files, Safari loads the second.
     "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.mjs",
     "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.wasm",
     "onnxruntime-web/dist/ort-wasm-simd-threaded.mjs",
@@ -45,7 +45,7 @@ def write_static_page(
     summary: str = "",
     example: str = "",
 ) -> None:
-    """Write a folder with a page that translates in the browser.
+    """Write a folder with a web page that translates in the browser.
 
     Args:
         source: Folder of a saved `TriviumForConditionalGeneration` with one vocabulary.

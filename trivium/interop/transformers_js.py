@@ -11,8 +11,8 @@ to 8 bits (`_quantized`, its default in browsers):
     onnx/encoder_model.onnx           encoder-decoder: maps the source to hidden states
     onnx/decoder_model_merged.onnx    encoder-decoder: one decoding step, the first or a later one
 
-transformers.js does not know Trivium, but takes only the class of the model and the sizes of its cache from the
-configuration. So config.json is that of a class with the same inputs and outputs; see `STAND_INS`.
+transformers.js does not know Trivium, but reads only the model class and the cache sizes from the configuration. The
+exported config.json therefore names a class with the same inputs and outputs; see `STAND_INS`.
 """
 
 import json
@@ -43,7 +43,7 @@ from trivium.storage.atomic import check_free, whole_folder, write_whole
 from trivium.storage.json_object import read_json_object
 from trivium.tokenization import TriviumTokenizer
 
-# Classes that transformers.js knows, with the inputs and outputs of Trivium's.
+# Classes known to transformers.js that have the same inputs and outputs as Trivium's classes.
 STAND_INS = {
     "TriviumForConditionalGeneration": ("marian", "MarianMTModel"),
     "TriviumForCausalLM": ("llama", "LlamaForCausalLM"),
@@ -77,7 +77,7 @@ def to_transformers_js(source: str | Path, output: str | Path) -> list[str]:
         output: A new or empty folder.
 
     Returns:
-        Notes on differences, one clause each.
+        Notes on differences from the original, one clause each.
 
     Raises:
         FileNotFoundError: The model or its tokenizer does not exist.
@@ -139,19 +139,19 @@ def _stand_in_config(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save the tokenizer as a class without code of Trivium."""
+    """Save the tokenizer under a class that does not need Trivium's code."""
     if not isinstance(tokenizer, TriviumTokenizer):
         tokenizer.save_pretrained(folder)
         return
     to_fast_tokenizer(tokenizer).save_pretrained(folder)
-    # transformers.js generates without BOS unless the configuration of the tokenizer, too, says that it is added.
+    # transformers.js generates without BOS unless the tokenizer's configuration also says that BOS is added.
     path = folder / "tokenizer_config.json"
     added = {"add_bos_token": tokenizer.add_bos_token, "add_eos_token": tokenizer.add_eos_token}
     write_whole(path, json.dumps({**read_json_object(path), **added}, indent=2) + "\n")
 
 
 def _quantize(path: Path) -> None:
-    """Write a copy of a graph with 8-bit weights."""
+    """Write a copy of a graph whose weights are quantized to 8 bits."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(path, path.with_stem(path.stem + QUANTIZED), weight_type=QuantType.QInt8)
@@ -161,7 +161,7 @@ def _quantize(path: Path) -> None:
 
 
 class _Encoder(nn.Module):
-    """Map the source to hidden states, as a tuple, so that the output can be named."""
+    """Encode the source; return the hidden states in a tuple, because the exporter names the tuple's elements."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class _CrossDecoder(nn.Module):
         past: Pairs,
         memory: Pairs,
     ) -> tuple[torch.Tensor, Pairs, Pairs]:
-        # The cached length is 0 in the first step, and that of the source afterwards.
+        # The cached length is 0 in the first step, and the source length in later steps.
         positions = torch.arange(encoder_hidden_states.shape[1])
         new = encoder_hidden_states[:, positions >= memory[0][0].shape[2]]
         extended = [
@@ -216,13 +216,13 @@ class _CrossDecoder(nn.Module):
             input_ids=input_ids,
             cache=EncoderDecoderCache(cache, _cache(extended)),
             encoder_attention_mask=encoder_attention_mask,
-            encoder_hidden_states=encoder_hidden_states,  # only its length is used, as the memory is cached
+            encoder_hidden_states=encoder_hidden_states,  # only its length is used, because the memory is cached
         ).last_hidden_state
         return self.head(states), _tensors(cache), extended
 
     def _extend(self, cached: torch.Tensor, states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         split = states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, h_kv, new, d_k)
-        # Selecting all positions tells the exporter that the length is that of the source.
+        # Selecting all positions tells the exporter that the length equals the source length.
         return torch.cat((cached, split), dim=2).index_select(2, positions)
 
 
@@ -247,7 +247,8 @@ def _export_decoder(model: PreTrainedModel, path: Path) -> None:
     config: TriviumConfig = model.config
     layers = config.decoder_layers
     example: dict[str, Any] = {"input_ids": torch.ones(BATCH, LENGTH, dtype=torch.long)}
-    # transformers.js fills in the size of the dimension "batch_size" of an empty cache, and 0 for all others.
+    # When transformers.js creates an empty cache, it sets the dimension "batch_size" and sets all other dynamic
+    # dimensions to 0.
     shapes: dict[str, Any] = {"input_ids": {0: "batch_size", 1: "length"}}
     past = [({0: "batch_size", 2: "past_length"},) * 2] * layers
     if not config.is_encoder_decoder:

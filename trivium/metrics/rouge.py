@@ -1,4 +1,4 @@
-"""Metric for summaries: the scores of Google's rouge-score behind the `evaluate` interface."""
+"""ROUGE for summaries: Google's rouge-score behind the `evaluate` interface."""
 
 from importlib.metadata import version
 from typing import Any
@@ -9,9 +9,9 @@ from trivium.metrics.scores import TextScore
 
 
 class RougeScore(TextScore):
-    """Mean F1 of the n-grams or of the longest common subsequence; `config_name` is the name of the score.
+    """Mean F1 of the n-grams or of the longest common subsequence; `config_name` selects the score.
 
-    Words are stemmed, as in published figures. With several references, the best one of each text counts.
+    Words are stemmed, as in published figures. A text with several references gets its best score over them.
     """
 
     def _score(self, predictions: list[str], references: list[list[str]], **options: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(answer: str) -> list[str]:
-    """Return the words of an answer in lower case, without ASCII punctuation and English articles."""
+    """Return the lowercase words of an answer, without ASCII punctuation and English articles."""
     return ARTICLES.sub(" ", answer.lower().translate(WITHOUT_PUNCTUATION)).split()
 
 
@@ -23,19 +23,19 @@ def exact_match(prediction: str, reference: str) -> float:
 
 
 def f1(prediction: str, reference: str) -> float:
-    """Return the F1 score of the words that the normalized answers share; 1 if both have none."""
+    """Return the word-level F1 score of the normalized answers; 1 if neither has any words."""
     predicted, expected = normalize(prediction), normalize(reference)
     if not predicted and not expected:
         return 1.0
     shared = (Counter(predicted) & Counter(expected)).total()
-    return 2 * shared / (len(predicted) + len(expected))  # the harmonic mean of shared / predicted, shared / expected
+    return 2 * shared / (len(predicted) + len(expected))  # harmonic mean of precision and recall
 
 
 SCORES: dict[str, Callable[[str, str], float]] = {"squad_f1": f1, "squad_exact_match": exact_match}
 
 
 class AnswerScore(TextScore):
-    """Mean over questions, from 0 to 100, of the best score among the accepted answers; `config_name` is the score."""
+    """Mean score over questions, from 0 to 100, each against its best answer; `config_name` selects the score."""
 
     def _score(self, predictions: list[str], references: list[list[str]], **options: Any) -> dict[str, Any]:
         score = SCORES[self.config_name]

@@ -1,4 +1,4 @@
-"""Metric for the tags of words: seqeval's scores of entities behind the `evaluate` interface."""
+"""Entity-level metric for tagging: seqeval behind the `evaluate` interface."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from trivium.metrics.scores import OfflineMetric
 
 
 class EntityScore(OfflineMetric):
-    """F1 score of entities, in seqeval's default mode, which counts as the script `conlleval` of CoNLL-2003 does."""
+    """Entity-level F1 score in seqeval's default mode, which matches CoNLL-2003's script `conlleval`."""
 
     def _info(self) -> evaluate.MetricInfo:
         tags = List(Value("string"))

@@ -1,7 +1,7 @@
 """Batch jobs of concurrent requests, with a bounded queue.
 
 A batch starts as soon as the engine is free and takes the jobs that have arrived by then, so that a single client
-never waits for others and many clients fill large batches.
+never waits for other requests, while many clients fill large batches.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ from .limits import Refusal
 
 
 class Batchable(Protocol):
-    """A job; only jobs with the same key share a batch."""
+    """A unit of work, such as one text; only jobs with the same key share a batch."""
 
     @property
     def key(self) -> Hashable:
-        """Return the options that hold for a whole batch."""
+        """Return the options that all jobs of a batch must have in common."""
 
     @property
     def cost(self) -> int:
-        """Return the share of a batch's capacity; a job in a batch costs as much as the most expensive one."""
+        """Return the cost that counts toward `capacity`; each job of a batch costs as much as the largest."""
 
 
 Job = TypeVar("Job", bound=Batchable)
@@ -39,7 +39,7 @@ class Batcher(Generic[Job, Result]):
         batch_size: Maximum number of jobs per batch.
         capacity: Maximum cost per batch; a single job may cost more.
         queue_size: Maximum number of waiting jobs.
-        observe: Function called with the size and the seconds of each batch.
+        observe: Function called after each batch with its size and its duration in seconds.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Batcher(Generic[Job, Result]):
         return self._task is not None and not self._task.done()
 
     def start(self) -> None:
-        """Start to run batches, in the running event loop."""
+        """Start running batches in the current event loop."""
         self._task = asyncio.get_running_loop().create_task(self._run_batches())
 
     async def stop(self) -> None:
@@ -81,7 +81,7 @@ class Batcher(Generic[Job, Result]):
         self._thread.shutdown()
 
     async def submit(self, jobs: Sequence[Job]) -> list[Result]:
-        """Return the results of jobs, which may run in different batches; cancellation removes waiting jobs.
+        """Run jobs, possibly in different batches, and return their results; cancellation removes waiting jobs.
 
         Raises:
             Refusal: The queue is full (status 429).
@@ -101,7 +101,7 @@ class Batcher(Generic[Job, Result]):
             return list(await asyncio.gather(*(future for _, future in entries)))
         finally:
             for _, future in entries:
-                future.cancel()  # no effect on futures with a result
+                future.cancel()  # has no effect on futures that already have a result
             if any(future.cancelled() for _, future in entries):
                 self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
 
@@ -112,12 +112,12 @@ class Batcher(Generic[Job, Result]):
                 await self._arrived.wait()
             batch = self._take_batch()
             if not await self._run_batch(batch) and len(batch) > 1:
-                # One job may have failed the batch: run each alone, so that the others succeed.
+                # A single job may have made the batch fail: run each job alone, so that the remaining ones succeed.
                 for entry in batch:
                     await self._run_batch([entry])
 
     def _take_batch(self) -> list[tuple[Job, "asyncio.Future[Result]"]]:
-        """Remove the first job and those with its key from the queue, as many as fit in a batch."""
+        """Take the first job, and as many jobs with the same key as fit in its batch, from the queue."""
         key, cost = self._waiting[0][0].key, 0
         batch: list[tuple[Job, asyncio.Future[Result]]] = []
         for entry in self._waiting:
@@ -132,7 +132,7 @@ class Batcher(Generic[Job, Result]):
         return batch
 
     async def _run_batch(self, batch: list[tuple[Job, "asyncio.Future[Result]"]]) -> bool:
-        """Run a batch and set its results; return False if it fails and may be run job by job."""
+        """Run a batch and set its results; return False if it fails and its jobs should be retried one at a time."""
         batch = [entry for entry in batch if not entry[1].done()]
         if not batch:
             return True
@@ -149,6 +149,6 @@ class Batcher(Generic[Job, Result]):
         self._seconds += 0.2 * (seconds - self._seconds)
         self._observe(len(batch), seconds)
         for (_, future), result in zip(batch, results, strict=True):
-            if not future.done():  # the client may have gone
+            if not future.done():  # the client may have disconnected
                 future.set_result(result)
         return True

@@ -1,4 +1,4 @@
-"""Tokenize texts and generate for batches of them, with torch, CTranslate2 or ONNX Runtime."""
+"""Tokenize texts and run the model on batches of them, with torch, CTranslate2 or ONNX Runtime."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from trivium.modeling.pipeline_translation import EXTRA_LENGTH, cap_length
 
 from .limits import Refusal
 
-# Texts share a batch if their lengths fall in the same interval of so many tokens. The maximum length of a translation
-# then depends on its own text only, never on the other texts of the batch.
+# Texts share a batch if their lengths fall into the same interval of this many tokens. The maximum length of a
+# translation thus depends only on its own text, never on the other texts of the batch.
 LENGTH_STEP = 32
 
 
@@ -22,7 +22,7 @@ class Job:
 
     Attributes:
         input_ids: The token ids.
-        options: Arguments of `generate()`, as sorted pairs; only jobs with equal ones share a batch.
+        options: Arguments of `generate()`, as sorted pairs; only jobs with equal options share a batch.
     """
 
     input_ids: tuple[int, ...]
@@ -30,12 +30,12 @@ class Job:
 
     @property
     def key(self) -> tuple[tuple[str, Any], ...]:
-        """Return the settings that hold for a whole batch."""
+        """Return the settings that all jobs of a batch must have in common."""
         return self.options
 
     @property
     def cost(self) -> int:
-        """Return the number of tokens in the batch, one row for each beam."""
+        """Return the number of tokens that the text adds to a batch, which has one row per beam."""
         return len(self.input_ids) * int(dict(self.options).get("num_beams", 1))
 
 
@@ -46,10 +46,10 @@ class Translator:
         model: An encoder-decoder with `generate()`: a model, a `CTranslate2Model` or an `OnnxModel`.
         tokenizer: Its tokenizer.
         max_tokens: Maximum number of tokens of a text; a model may allow fewer.
-        beams: Number of beams; None: that of the saved generation settings.
+        beams: Number of beams; None for `num_beams` of the saved generation settings.
 
     Raises:
-        ValueError: The model is no encoder-decoder.
+        ValueError: The model is not an encoder-decoder.
     """
 
     def __init__(
@@ -70,7 +70,8 @@ class Translator:
 
         Args:
             texts: Source texts.
-            alternatives: Number of further translations; they need at least as many beams.
+            alternatives: Number of alternative translations besides the best one; beam search returns at most one per
+                beam.
 
         Raises:
             Refusal: A text has too many tokens (status 400).
@@ -88,7 +89,7 @@ class Translator:
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> list[list[str]]:
-        """Return the translations of each text, best first; all jobs have the same options."""
+        """Return the translations of each text, best first; all jobs must have the same options."""
         inputs = pad(self.tokenizer, jobs, "right")
         output = self.model.generate(**inputs.to(self.model.device), **dict(jobs[0].options))
         texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
@@ -97,7 +98,7 @@ class Translator:
 
 
 class Embedder:
-    """Compute text embeddings: the mean of the last hidden states over the tokens, with length 1.
+    """Compute text embeddings: the mean of the last hidden states over the tokens, normalized to length 1.
 
     Args:
         model: An encoder without a head.
@@ -136,7 +137,7 @@ class Embedder:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """Tokenize texts; one without tokens becomes EOS.
+    """Tokenize texts; a text without tokens becomes a single EOS token.
 
     Raises:
         Refusal: A text has too many tokens (status 400).

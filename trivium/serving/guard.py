@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 
 class Guard:
-    """Answer after a timeout or an unexpected error, without internals; count and log every request.
+    """Answer requests that time out or fail without exposing internals; count and log every request.
 
-    The log has no texts unless requested, and no query strings, which may hold texts and keys.
+    The log contains texts only if `log_texts` is set, and never query strings, which may contain texts and keys.
 
     Args:
-        app: The next application.
-        metrics: Counts the requests.
+        app: The wrapped ASGI application.
+        metrics: Metrics that count the requests.
         timeout: Seconds until a request is answered with status 504.
         max_body: Maximum size of a body in bytes; larger ones are answered with status 413.
         log_texts: Whether to log texts and translations.
@@ -34,7 +34,7 @@ class Guard:
         self.timeout, self.max_body = timeout, max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run a request; other events of ASGI pass through."""
+        """Handle an HTTP request; pass all other ASGI events through."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -53,7 +53,7 @@ class Guard:
         async def limited() -> Message:
             nonlocal received
             if stated.isdecimal() and len(stated) < 20 and int(stated) > self.max_body:
-                received = self.max_body + 1  # refused before it arrives
+                received = self.max_body + 1  # refuse the body before it is received
             else:
                 message = await receive()
                 received += len(message.get("body", b""))
@@ -70,9 +70,9 @@ class Guard:
                 message = f"The request took longer than {self.timeout:g} seconds. Send shorter texts, or try later."
                 await error_response(scope["path"], 504, message)(scope, receive, observe)
         except ClientDisconnect:
-            status = 499  # the status that nginx logs if the client has gone
+            status = 499  # the status that nginx logs when a client disconnects
         except Exception as error:
-            # The message of the error may contain texts of the request.
+            # The error message may contain texts of the request.
             stack = "".join(traceback.format_tb(error.__traceback__))
             logger.error("%s in %s\n%s", type(error).__name__, _route(scope), stack)
             if not status:
@@ -83,7 +83,7 @@ class Guard:
             logger.info("%s %s %d %.0f ms%s", scope["method"], route, status, seconds * 1000, self._texts(scope))
 
     def _texts(self, scope: Scope) -> str:
-        """Return the texts and translations that the route has recorded, if they are to be logged."""
+        """Return the texts and translations that the route recorded, or nothing unless `log_texts` is set."""
         state = scope.get("state", {})
         if not self.log_texts or "texts" not in state:
             return ""
@@ -92,5 +92,5 @@ class Guard:
 
 
 def _route(scope: Scope) -> str:
-    """Return the path of the matched route; paths of clients are unlimited in number and may contain texts."""
+    """Return the path of the matched route: paths sent by clients are unlimited in number and may contain texts."""
     return getattr(scope.get("route"), "path", "other")

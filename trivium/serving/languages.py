@@ -17,7 +17,7 @@ class Pair:
     Attributes:
         source: Code of the source language, such as "en".
         target: Code of the target language.
-        tag: Text put in front of every source text, for models that choose the target language by a tag.
+        tag: Prefix of every source text, for models that select the target language by a tag.
     """
 
     source: str
@@ -29,7 +29,7 @@ class Pair:
         """Parse "en:de", or "en:de=TAG".
 
         Raises:
-            ValueError: The text has another form.
+            ValueError: The text does not have this form.
         """
         codes, _, tag = text.partition("=")
         if not re.fullmatch(r"[A-Za-z]{2,3}(-\w{2,8})?:[A-Za-z]{2,3}(-\w{2,8})?", codes):
@@ -42,13 +42,13 @@ class Pair:
 
 
 class Languages:
-    """The language pairs of a service.
+    """Language pairs that a service offers.
 
     Args:
-        pairs: At least one pair, no two with the same languages.
+        pairs: At least one pair; pairs must be distinct.
 
     Raises:
-        ValueError: There is no pair, or one twice.
+        ValueError: There is no pair, or a pair occurs twice.
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
@@ -57,7 +57,7 @@ class Languages:
             raise ValueError(f"pairs is {list(pairs)}, but must have at least one pair, and none twice.")
 
     def find(self, source: str, target: str) -> Pair:
-        """Return the pair of a request; the source "auto" stands for the only source language.
+        """Return the requested pair; the source "auto" selects the only source language.
 
         Raises:
             Refusal: The pair is not served (status 400).
@@ -71,7 +71,7 @@ class Languages:
         return pair
 
     def listing(self) -> list[dict[str, Any]]:
-        """Return all languages with their target languages, in the form of LibreTranslate."""
+        """Return all languages with their target languages, in LibreTranslate's format."""
         codes = dict.fromkeys(code for pair in self._pairs for code in pair)
         return [
             {**named(code), "targets": [target for source, target in self._pairs if source == code]} for code in codes
@@ -79,12 +79,12 @@ class Languages:
 
     @property
     def default(self) -> Pair:
-        """Return the first pair."""
+        """Return the first pair, which is the default."""
         return next(iter(self._pairs.values()))
 
 
 def named(code: str) -> dict[str, str]:
-    """Return a language code with the English name of the language."""
+    """Return a dictionary of a language's code and English name."""
     try:
         name = Locale.parse(code, sep="-").get_display_name("en")
     except (UnknownLocaleError, ValueError):

@@ -16,7 +16,7 @@ from .parameters import bearer_token, clean, read_parameters
 
 @dataclass(frozen=True)
 class _Request:
-    """A checked request."""
+    """A validated translation request."""
 
     texts: list[str]
     is_list: bool
@@ -29,11 +29,11 @@ class _Request:
 def router(
     translator: Translator, batcher: Batcher[Job, list[str]], languages: Languages, limits: Limits, keys: Keys
 ) -> APIRouter:
-    """Return the routes.
+    """Return the routes of LibreTranslate's interface.
 
     Args:
-        translator: Tokenizes the texts.
-        batcher: Runs `translator` on the texts of all requests.
+        translator: Engine that tokenizes the texts.
+        batcher: Batcher that runs `translator` on the texts of all requests.
         languages: The language pairs.
         limits: Limits per request.
         keys: API keys.
@@ -50,7 +50,7 @@ def router(
         documents = [HtmlText(text).texts if checked.is_html else [text] for text in checked.texts]
         translated = await _translate_pieces(documents, checked, translator, batcher, limits)
         translations = [
-            # A document is parsed again for each version, since replacing its nodes changes it.
+            # Parse the document anew for each version, because replacing its text nodes modifies it.
             [HtmlText(text).replaced(version) if checked.is_html else version[0] for version in versions]
             for text, versions in zip(checked.texts, translated, strict=True)
         ]
@@ -59,7 +59,7 @@ def router(
         if checked.alternatives:
             answer["alternatives"] = [versions[1:] for versions in translations]
         if checked.is_auto:
-            # The only source language is not detected but known.
+            # There is only one source language, so it is known without detection.
             answer["detectedLanguage"] = [{"confidence": 100, "language": checked.pair.source}] * len(translations)
         if not checked.is_list:
             answer = {name: values[0] for name, values in answer.items()}
@@ -127,10 +127,10 @@ async def _translate_pieces(
     batcher: Batcher[Job, list[str]],
     limits: Limits,
 ) -> list[list[list[str]]]:
-    """Translate the pieces of each text line by line, with line ends and surrounding spaces kept.
+    """Translate the pieces of each text line by line, keeping line endings and surrounding spaces.
 
     Returns:
-        For each text, and each of the `alternatives + 1` versions, its translated pieces.
+        The translated pieces, for each text and each of its `alternatives + 1` versions.
     """
     lines = [[piece.splitlines(keepends=True) for piece in group] for group in pieces]
     flat = [line for group in lines for piece in group for line in piece if line.strip()]

@@ -12,11 +12,11 @@ MIN_KEY_LENGTH = 16  # shorter keys can be guessed
 
 
 class Refusal(Exception):
-    """A request that is not served; the message is for the client and contains no internals.
+    """Error that refuses a request; its message is sent to the client and contains no internals.
 
     Args:
         status: HTTP status code.
-        message: What is wrong, and what is allowed.
+        message: Description of the error and of the allowed values.
         retry_after: Seconds after which the client may try again.
     """
 
@@ -27,19 +27,19 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits per request and of the queue; larger requests are refused with status 400 or 413.
+    """Limits on requests and on the queue; larger requests are refused with status 400 or 413.
 
     Attributes:
-        body_bytes: Size of a request body.
-        characters: Characters of a request, all texts together.
-        texts: Texts of a request; every line and every text node of HTML counts.
-        tokens: Tokens of one text.
-        new_tokens: Generated tokens of a continuation.
-        alternatives: Further translations per text.
+        body_bytes: Maximum size of a request body in bytes.
+        characters: Maximum number of characters in all texts of a request.
+        texts: Maximum number of texts in a request; every line and every HTML text node counts as one.
+        tokens: Maximum number of tokens in a text.
+        new_tokens: Maximum number of generated tokens in a continuation.
+        alternatives: Maximum number of alternative translations per text.
         timeout: Seconds until a request is answered with status 504.
-        queue: Texts that wait; further requests are answered with status 429.
-        batch: Texts per batch.
-        batch_tokens: Tokens per batch, counting padding and multiplied by beams.
+        queue: Maximum number of waiting texts; further requests are answered with status 429.
+        batch: Maximum number of texts per batch.
+        batch_tokens: Maximum number of tokens per batch, including padding and multiplied by the number of beams.
     """
 
     body_bytes: int = 256 * 1024
@@ -66,10 +66,10 @@ class Limits:
 
 
 class Keys:
-    """API keys, of which only hashes are held in memory.
+    """API keys, stored only as hashes.
 
     Args:
-        keys: The accepted keys; none: every request is accepted.
+        keys: The accepted keys; without any, every request is accepted.
 
     Raises:
         ValueError: A key is shorter than `MIN_KEY_LENGTH` characters.
@@ -91,7 +91,7 @@ class Keys:
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: The file has no key, or one that is too short.
+            ValueError: The file has no key, or a key is too short.
         """
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         keys = [line for line in lines if line and not line.startswith("#")]
@@ -103,15 +103,15 @@ class Keys:
         return bool(self._digests)
 
     def check(self, key: str | None) -> None:
-        """Accept a request with one of the keys, in constant time.
+        """Check that a request has one of the keys, in constant time.
 
         Raises:
-            Refusal: Keys are required, and this is none of them.
+            Refusal: Keys are required, and the request has none of them.
         """
         if not self._digests:
             return
         digest = _digest(key or "")
-        # Compare with all keys: the time must not tell which one matches.
+        # Compare with all keys, so that the response time does not reveal which one matches.
         if not sum(hmac.compare_digest(digest, accepted) for accepted in self._digests):
             raise Refusal(403, "The API key is missing or invalid. Send it as api_key or as a bearer token.")
 
@@ -121,7 +121,7 @@ def _digest(key: str) -> bytes:
 
 
 def error_response(path: str, status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return an error in the form of the interface that the path belongs to."""
+    """Return an error response in the format of the interface to which the path belongs."""
     if path.startswith("/v1/"):
         kind = "invalid_request_error" if status < 500 else "server_error"
         error = {"message": message, "type": kind, "param": None, "code": None}

@@ -8,7 +8,7 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counts and durations, in a registry of their own; they contain no texts.
+    """Counters and histograms of a service, in a separate registry; labels contain no texts.
 
     Args:
         queue_length: Function that returns the number of waiting texts.
@@ -35,7 +35,7 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def count_batch(self, size: int, seconds: float) -> None:
-        """Count a batch of the engine."""
+        """Record the size and duration of a batch."""
         self._batches.observe(size)
         self._engine.inc(seconds)
 

@@ -23,7 +23,7 @@ from .writer import Continuation, Prompt, Stream, Writer
 
 MAX_SAMPLES = 8  # n
 MAX_STOPS = 4
-# Parameters that would change the answer and are not supported, unless they are null, 0, false or empty.
+# Unsupported parameters that would change the answer; only null, 0, false or empty values are accepted.
 UNSUPPORTED = (
     *("best_of", "echo", "frequency_penalty", "functions", "logit_bias", "logprobs", "presence_penalty"),
     *("response_format", "suffix", "tools", "top_logprobs"),
@@ -31,7 +31,7 @@ UNSUPPORTED = (
 
 
 class _Routes:
-    """What the routes of both kinds share."""
+    """Base of the interfaces: model list, request parsing and limits."""
 
     def __init__(self, name: str, limits: Limits, keys: Keys) -> None:
         self.name, self.limits, self.keys = name, limits, keys
@@ -40,13 +40,13 @@ class _Routes:
         self.router.add_api_route("/models", self.models, methods=["GET"])
 
     async def models(self, request: Request) -> JSONResponse:
-        """List the only model."""
+        """List the served model, the only one."""
         self.keys.check(bearer_token(request))
         model = {"id": self.name, "object": "model", "created": self.created, "owned_by": "trivium"}
         return JSONResponse({"object": "list", "data": [model]})
 
     async def read(self, request: Request) -> dict[str, Any]:
-        """Return the checked body of a request."""
+        """Return the validated body of a request."""
         self.keys.check(bearer_token(request))
         body = parse_object(await request.body())
         if body.get("model") != self.name:
@@ -54,7 +54,7 @@ class _Routes:
         return body
 
     def texts(self, value: Any, name: str) -> list[str]:
-        """Return one or several texts."""
+        """Return a parameter that may be one text or a list of texts as a list."""
         texts = value if isinstance(value, list) else [value]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise Refusal(400, f"{name} must be a text or a list of texts; token ids are not accepted.")
@@ -64,7 +64,7 @@ class _Routes:
         return [clean(text) for text in texts]
 
     def check_length(self, texts: Sequence[str]) -> None:
-        """Refuse texts of too many characters."""
+        """Refuse requests whose texts have too many characters."""
         if (characters := sum(map(len, texts))) > self.limits.characters:
             most = f"{self.limits.characters:,}"
             raise Refusal(400, f"The request has {characters:,} characters, but may have at most {most}. Split it.")
@@ -74,8 +74,8 @@ class EmbeddingRoutes(_Routes):
     """/v1/embeddings.
 
     Args:
-        embedder: Tokenizes the texts.
-        batcher: Runs `embedder`.
+        embedder: Engine that tokenizes the texts.
+        batcher: Batcher that runs `embedder`.
         name: Name of the model.
         limits: Limits per request.
         keys: API keys.
@@ -109,11 +109,11 @@ class EmbeddingRoutes(_Routes):
 class CompletionRoutes(_Routes):
     """/v1/completions and /v1/chat/completions.
 
-    Without a temperature, the saved generation settings hold; a temperature of 0 is greedy search.
+    Requests without a temperature use the saved generation settings; a temperature of 0 selects greedy search.
 
     Args:
-        writer: Tokenizes the prompts.
-        batcher: Runs `writer`.
+        writer: Engine that tokenizes the prompts.
+        batcher: Batcher that runs `writer`.
         name: Name of the model.
         limits: Limits per request.
         keys: API keys.
@@ -134,7 +134,7 @@ class CompletionRoutes(_Routes):
         return await self.answer(request, body, [self.writer.encode(text) for text in texts], is_chat=False)
 
     async def chat(self, request: Request) -> Response:
-        """Answer with the next message."""
+        """Answer with the assistant's next message."""
         body = await self.read(request)
         tokenizer, messages = self.writer.tokenizer, body.get("messages")
         if not tokenizer.chat_template:
@@ -146,14 +146,14 @@ class CompletionRoutes(_Routes):
         self.check_length([text for message in messages for text in message.values()])
         try:
             ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        except jinja2.TemplateError as error:  # such as roles that the template does not know
+        except jinja2.TemplateError as error:  # for example, the template does not support a role
             raise Refusal(400, "The chat template of the model does not accept these messages.") from error
         return await self.answer(request, body, [list(ids)], is_chat=True)
 
     async def answer(
         self, request: Request, body: dict[str, Any], encoded: list[list[int]], is_chat: bool
     ) -> Response:
-        """Generate, and return or stream the answer."""
+        """Generate continuations, and return them as a whole or as a stream."""
         settings = self.settings(body)
         count = _number(body, "n", 1, 1, MAX_SAMPLES, int)
         frame = {
@@ -164,7 +164,7 @@ class CompletionRoutes(_Routes):
         if body.get("stream"):
             if count * len(encoded) > 1:
                 raise Refusal(400, "stream allows only one prompt and n=1.")
-            # Wait for the first part, so that a refusal has its own status.
+            # Wait for the first chunk, so that a refusal can still set the status code.
             parts = self.stream(encoded[0], settings, frame, is_chat)
             first = await anext(parts)
             return StreamingResponse(_chain(first, parts), media_type="text/event-stream")
@@ -190,7 +190,7 @@ class CompletionRoutes(_Routes):
     async def stream(
         self, ids: list[int], settings: dict[str, Any], frame: dict[str, Any], is_chat: bool
     ) -> AsyncGenerator[str, None]:
-        """Yield server-sent events, one for each part of the text."""
+        """Yield server-sent events, one for each chunk of the text."""
         frame = {**frame, "object": "chat.completion.chunk" if is_chat else "text_completion"}
         loop, parts, gone = asyncio.get_running_loop(), asyncio.Queue[str | None](), threading.Event()
         stream = Stream(lambda part: loop.call_soon_threadsafe(parts.put_nowait, part), gone)
@@ -207,7 +207,7 @@ class CompletionRoutes(_Routes):
             work.cancel()
 
     def settings(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of `Writer.prompt`."""
+        """Convert the parameters of a request to arguments of `Writer.prompt`."""
         for name in UNSUPPORTED:
             if body.get(name):
                 raise Refusal(400, f"{name} is not supported.")
@@ -261,7 +261,7 @@ def _event(content: dict[str, Any]) -> str:
 
 
 async def _chain(first: str, parts: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-    """Yield the first part and the others; close the source when the client has gone."""
+    """Yield the first chunk and all chunks that follow; close the source when the client disconnects."""
     async with contextlib.aclosing(parts):
         yield first
         async for part in parts:

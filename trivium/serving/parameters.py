@@ -13,7 +13,7 @@ MAX_FIELDS = 1000
 
 
 async def read_parameters(request: Request) -> dict[str, Any]:
-    """Return the parameters of a request; those of the body override those of the query string.
+    """Return the parameters of a request; parameters in the body override the query string.
 
     Raises:
         Refusal: The body is neither a JSON object nor a form (status 400).
@@ -32,7 +32,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
-        Refusal: The body is not one (status 400).
+        Refusal: The body is not a JSON object (status 400).
     """
     try:
         content = json.loads(body)
@@ -55,7 +55,7 @@ def bearer_token(request: Request) -> str | None:
 
 
 def _collect(values: ImmutableMultiDict[str, Any]) -> dict[str, Any]:
-    """Return values by name, as a list where a name occurs several times."""
+    """Group values by name; a name that occurs several times has a list of values."""
     collected: dict[str, list[Any]] = {}
     for name, value in values.multi_items():
         collected.setdefault(name, []).append(value)

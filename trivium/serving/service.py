@@ -35,11 +35,11 @@ def create_app(
     """Return the ASGI application of a service: LibreTranslate's interface for a translator, else OpenAI's.
 
     Args:
-        engine: Translates, continues or embeds texts.
+        engine: `Translator`, `Writer` or `Embedder` that runs the model.
         languages: The language pairs of a translator.
         name: Name of the model in OpenAI's interface.
-        limits: Limits per request and of the queue.
-        keys: API keys; None: every request is accepted.
+        limits: Limits on requests and on the queue.
+        keys: API keys; None accepts every request.
         cors_origins: Origins whose pages may call the service from a browser.
         log_texts: Whether to log texts and results.
 
@@ -59,13 +59,13 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         batcher.start()
-        # Translate before the port opens: first calls allocate memory and compile.
+        # Warm up before the port opens: the first calls allocate memory and compile.
         for count in (1, limits.batch):
             await batcher.submit(engine.warm_up(min(count, limits.queue)))
         yield
         await batcher.stop()
 
-    # The pages /docs and /redoc would load scripts from other servers.
+    # Disabled because /docs and /redoc would load scripts from other servers.
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     if isinstance(engine, Writer):
         app.include_router(CompletionRoutes(engine, batcher, name, limits, keys).router)

@@ -23,7 +23,7 @@ class Prompt:
         options: Arguments of `generate()`, as sorted pairs.
         stop: Strings that end the continuation; they are not part of it.
         seed: Seed of sampling.
-        stream: Receives the text token by token; None: only the result is wanted.
+        stream: Stream that receives the text token by token; None to return only the result.
     """
 
     input_ids: tuple[int, ...]
@@ -34,13 +34,13 @@ class Prompt:
 
     @property
     def key(self) -> Hashable:
-        """Return the settings that hold for a whole batch; streamed and seeded prompts run alone."""
+        """Return the settings that all jobs of a batch must have in common; streamed and seeded prompts run alone."""
         alone = self.seed is not None or self.stream is not None
         return id(self) if alone else (self.options, len(self.input_ids) // LENGTH_STEP)
 
     @property
     def cost(self) -> int:
-        """Return the number of tokens, generated ones included."""
+        """Return the number of tokens, including the maximum number of generated ones."""
         return len(self.input_ids) + int(dict(self.options)["max_new_tokens"])
 
 
@@ -49,8 +49,8 @@ class Stream:
     """Receiver of a streamed text.
 
     Attributes:
-        emit: Function called with each new part of the text, on the thread of the engine.
-        gone: Set when the client has gone, which ends the generation.
+        emit: Function called with each new chunk of the text, on the engine's thread.
+        gone: Event that is set when the client disconnects, which ends generation.
     """
 
     emit: Callable[[str], object]
@@ -59,7 +59,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Continuation:
-    """A continuation.
+    """A generated continuation.
 
     Attributes:
         text: The generated text.
@@ -82,7 +82,7 @@ class Writer:
         max_new_tokens: Maximum number of generated tokens.
 
     Raises:
-        ValueError: The model does not continue texts.
+        ValueError: The model is not decoder-only.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Writer:
         return [self.prompt(self.encode("a"), max_new_tokens=2)] * count
 
     def encode(self, text: str) -> list[int]:
-        """Tokenize a prompt; an empty one becomes BOS."""
+        """Tokenize a prompt; an empty prompt becomes the BOS token."""
         return list(self.tokenizer(text)["input_ids"]) or [self.tokenizer.bos_token_id]
 
     def prompt(
@@ -111,14 +111,14 @@ class Writer:
 
         Args:
             ids: The tokens of the prompt.
-            max_new_tokens: Number of generated tokens; None: as many as allowed.
+            max_new_tokens: Maximum number of generated tokens; None for the maximum allowed.
             options: Further arguments of `generate()`.
-            **rest: Further fields of the job.
+            **rest: Remaining fields of the job.
 
         Raises:
             Refusal: The prompt has too many tokens (status 400).
         """
-        if len(ids) > self.max_tokens - 1:  # at least one position is left to generate
+        if len(ids) > self.max_tokens - 1:  # leave at least one position for a generated token
             raise Refusal(400, f"The prompt has {len(ids):,} tokens, but may have at most {self.max_tokens - 1:,}.")
         most = cap_length(self.model.config, len(ids) + self.max_new_tokens) - len(ids)
         # max_length is None because transformers warns if the saved one and max_new_tokens are both set.
@@ -128,7 +128,7 @@ class Writer:
 
     @torch.inference_mode()
     def run(self, prompts: Sequence[Prompt]) -> list[Continuation]:
-        """Continue prompts, which all have the same options."""
+        """Generate continuations of prompts; all jobs must have the same options."""
         if prompts[0].seed is not None:
             torch.manual_seed(prompts[0].seed)
         watcher = _Watcher(self, prompts[0])
@@ -144,7 +144,7 @@ class Writer:
         return results
 
     def _finish(self, prompt: Prompt, ids: list[int]) -> Continuation:
-        """Cut a continuation after EOS and before the first stop string."""
+        """Truncate a continuation after EOS and before the first stop string."""
         end = next((i + 1 for i, token_id in enumerate(ids) if token_id in self._eos), None)
         ids = ids[:end]
         text = self.decode(prompt, ids)
@@ -154,18 +154,18 @@ class Writer:
         return Continuation(text, len(ids), "stop" if end or starts else "length")
 
     def decode(self, prompt: Prompt, ids: list[int]) -> str:
-        """Return the text that tokens add to a prompt."""
+        """Return the text that the generated tokens append to the prompt."""
         # Some tokenizers drop a leading space: decode prompt and continuation together.
         before = self.tokenizer.decode(list(prompt.input_ids), skip_special_tokens=True)
         return str(self.tokenizer.decode([*prompt.input_ids, *ids], skip_special_tokens=True))[len(before) :]
 
 
 class _Watcher(StoppingCriteria):
-    """Stream the text of a prompt that runs alone; stop at a stop string, or when the client has gone."""
+    """Stream the continuation of a single prompt; stop at a stop string, or when the client disconnects."""
 
     def __init__(self, writer: Writer, prompt: Prompt) -> None:
         self.writer, self.prompt, self.sent = writer, prompt, 0
-        # The end of the text is held back as long as it may be the start of a stop string.
+        # Hold back the end of the text as long as it may be the start of a stop string.
         self.held = max((len(stop) - 1 for stop in prompt.stop), default=0)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
@@ -178,7 +178,7 @@ class _Watcher(StoppingCriteria):
         return torch.full((len(input_ids),), is_stopped or gone, device=input_ids.device)
 
     def send(self, text: str) -> None:
-        """Emit what the text adds to the emitted one."""
+        """Emit the part of the text that has not been emitted yet."""
         if self.prompt.stream is not None and len(text) > self.sent:
             self.prompt.stream.emit(text[self.sent :])
             self.sent = len(text)

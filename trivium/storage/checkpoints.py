@@ -19,7 +19,7 @@ from trivium.storage.pickles import PICKLE_SUFFIXES, SHARD_FOLDERS, check_pickle
 
 logger = logging.getLogger(__name__)
 
-# The parts of a checkpoint, and patterns of their files or folders without sharding, with FSDP and with DeepSpeed.
+# Parts of a checkpoint and glob patterns of their files: without sharding, with FSDP, and with DeepSpeed.
 PARTS = {
     "weights": ("model.safetensors", "*.index.json", "**/adapter_model.safetensors", "pytorch_model*", "global_step*"),
     "optimizer": ("optimizer*", "global_step*"),
@@ -134,7 +134,7 @@ def is_complete(path: Path) -> bool:
 
 
 def last_valid_checkpoint(run: Path, extra_files: Iterable[str] = ()) -> tuple[Path | None, dict[Path, str]]:
-    """Return the last checkpoint without defects, or None if there are no checkpoints, and the defects of later ones.
+    """Return the last valid checkpoint (None if there are no checkpoints), and the defects of later checkpoints.
 
     Args:
         run: The run folder.
@@ -162,7 +162,7 @@ def last_valid_checkpoint(run: Path, extra_files: Iterable[str] = ()) -> tuple[P
 
 
 def set_aside(checkpoints: Iterable[Path]) -> None:
-    """Move defective checkpoints to `_broken/`, numbering them if the name is already taken there."""
+    """Move defective checkpoints to `_broken/`, appending a number if the name is already taken."""
     for checkpoint in checkpoints:
         folder = checkpoint.parent / BROKEN
         folder.mkdir(exist_ok=True)
@@ -200,7 +200,7 @@ def commit_checkpoint(checkpoint: Path) -> None:
     partial.rename(checkpoint)
     sync(checkpoint.parent)
     shutil.rmtree(partial.parent)
-    with suppress(OSError):  # Remove the folder if it is empty, which is the case for a Trainer without a manifest.
+    with suppress(OSError):  # Remove the folder if it is empty, as it is for a Trainer without a manifest.
         partial.parent.parent.rmdir()
 
 

@@ -11,7 +11,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is not valid JSON, or holds something other than an object.
+        ValueError: The file is not valid JSON, or does not contain an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 ROOM = "_trivium"  # folder inside a run folder for Trivium's internal files
 MANIFEST, LOCK = Path(ROOM, "manifest.json"), Path(ROOM, "lock")
 BROKEN = "_broken"  # folder inside a run folder for defective checkpoints
-CARD = Path("README.md")  # A user may write a model card before training: it is pushed, and never overwritten.
+CARD = Path("README.md")  # A model card that a user wrote before training is pushed and never overwritten.
 REPORTS = ("evaluation_*.json", "predictions_*.txt")  # written by `trivium evaluate`
 LOGS = "events.out.tfevents.*"  # TensorBoard logs, which never block a run and are never deleted
 OLD_PARTIAL = "_partial"  # prefix of temporary folders in versions before manifests
@@ -69,13 +69,13 @@ def read_manifest(run: Path) -> set[str] | None:
 
 
 def start_manifest(run: Path, names: Iterable[str]) -> None:
-    """Write a new manifest of a run, with these relative paths."""
+    """Write a new manifest that lists these paths, relative to the run folder."""
     (run / MANIFEST).parent.mkdir(parents=True, exist_ok=True)
     write_whole(run / MANIFEST, json.dumps({"version": 1, "files": sorted(names)}, indent=1) + "\n")
 
 
 def record(run: Path, *names: str) -> None:
-    """Add files that are about to be written to the manifest, if the run has one."""
+    """Add the names of files to the manifest before the files are written; do nothing if the run has no manifest."""
     known = read_manifest(run)
     if known is not None and not known.issuperset(names):
         start_manifest(run, known.union(names))
@@ -90,7 +90,7 @@ def run_files(run: Path) -> Iterator[Path]:
         yield Path(temporary)
         record(run, *(path.as_posix() for path in walk(Path(temporary))))
         move_files(Path(temporary), run)
-    with suppress(OSError):  # Remove the folder if it is empty, which is the case for a Trainer without a manifest.
+    with suppress(OSError):  # Remove the folder if it is empty, as it is for a Trainer without a manifest.
         room.rmdir()
 
 

@@ -27,7 +27,7 @@ class UnsafePickleError(ValueError):
 
 
 def check_pickles(checkpoint: Path) -> None:
-    """Reject a checkpoint whose pickles contain anything but tensors and plain values, without executing them.
+    """Check, without executing them, that a checkpoint's pickles contain only tensors and plain values.
 
     Truncated files pass: `trivium.storage.checkpoints.find_defect` reports them.
 
@@ -52,7 +52,7 @@ def _check_torch_file(path: Path) -> None:
     try:
         with safe_globals():  # These globals belong to NumPy arrays, which RNG states contain.
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # The type varies: TorchScript, for example, raises a RuntimeError.
+    except Exception as error:  # The exception type varies: TorchScript files, for example, raise a RuntimeError.
         _refuse(path, _reason(path, error), error)
 
 
@@ -178,7 +178,7 @@ class _Placeholder(metaclass=_FrozenClass):
     """Placeholder that stores the attributes of a torch object, without its behavior."""
 
     def __setstate__(self, state: Any) -> None:
-        if type(self).__name__ == "TensorProperties":  # The state is a tuple, which is not needed here.
+        if type(self).__name__ == "TensorProperties":  # The state is a tuple here; its content is not needed.
             return
         if type(state) is not dict or any(type(name) is not str or name.startswith("__") for name in state):
             raise pickle.UnpicklingError(f"it has an unexpected state of {type(self).__name__}")

@@ -1,4 +1,4 @@
-"""Extractive question answering: encode questions with windows of their contexts, and find answers in them."""
+"""Extractive question answering: encode questions with windows of their contexts, and extract answers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,9 +13,9 @@ Row = Mapping[str, Any]
 def encode_answers(
     row: Row, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int | None
 ) -> list[dict[str, Any]]:
-    """Encode a question as windows with the positions of the first and the last token of its first answer.
+    """Encode a question as windows, each with the first and last token position of its first answer.
 
-    Windows that do not contain the whole answer have both positions at the first token.
+    In windows that do not contain the whole answer, both positions are 0, the first token.
     """
     start, text = row["answers"]["answer_start"][0], row["answers"]["text"][0]
     examples = []
@@ -28,7 +28,7 @@ def encode_answers(
 
 
 def _positions(window: Window, start: int, end: int) -> tuple[int, int]:
-    """Return the first and the last token of the characters from `start` to `end`; (0, 0) if some are not there."""
+    """Return the first and last token covering characters `start` to `end`; (0, 0) if any is outside the window."""
     tokens = [
         i
         for i, (first, last) in enumerate(zip(window["starts"], window["ends"], strict=True))

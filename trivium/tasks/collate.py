@@ -41,7 +41,7 @@ def make_collator(
     inputs: InputArguments,
     epoch: Callable[[], int] = lambda: 0,
 ) -> Collator:
-    """Return a collator that pads encoded rows to a batch.
+    """Return a collator that pads encoded rows into a batch.
 
     For `masked-lm` and `denoising`, it draws new masks in each `epoch`.
     """
@@ -100,7 +100,7 @@ def _make_denoiser(
     def denoise(rows: list[dict[str, Any]]) -> dict[str, Any]:
         corrupted = []
         for row in rows:
-            ids, end = row["labels"][:-1], row["labels"][-1:]  # a text ends in `</s>`, unless it was truncated
+            ids, end = row["labels"][:-1], row["labels"][-1:]  # a text ends with `</s>` unless it was truncated
             if end != [tokenizer.eos_token_id]:
                 ids, end = row["labels"], []
             generator = np.random.default_rng(zlib.crc32(repr((epoch(), ids)).encode()))

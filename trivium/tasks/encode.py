@@ -27,17 +27,17 @@ class InputArguments:
         max_length: Maximum number of tokens per text; longer texts are truncated. None for `max_position_embeddings`.
         max_tokens: Maximum number of tokens per batch, device and step, in batches of rows of similar length, which
             replace batches of `training.per_device_train_batch_size` rows (see `trivium.data.token_batches`). None for
-            batches of rows.
+            batches with that fixed number of rows.
         buffer_size: Number of rows to buffer for token batches of streamed data.
         packing: For `causal-lm`: pack texts into rows of `max_length` tokens instead of padding them. Texts in a row
             do not attend to each other; long texts continue in another row instead of being truncated.
         packing_strategy: "concatenate": join the texts of a batch of rows and cut the result, with hardly any padding;
-            "best-fit": keep every text whole that is not longer than a row (see `trivium.data.packing`).
+            "best-fit": split only texts that are longer than a row (see `trivium.data.packing`).
         prompt: For `completion`: template of the prompt that the target completes, in which "{source}" is replaced by
             the source.
         stride: For `question-answering`: number of tokens that consecutive windows of a long context share;
-            None: 64, but at most half of the room that the question leaves.
-        noise: For `denoising`: "infilling", the noise of BART, or "spans", that of T5 (see `trivium.tasks.noise`).
+            None selects 64, but at most half of the tokens that the question leaves for the context.
+        noise: For `denoising`: "infilling", as in BART, or "spans", as in T5 (see `trivium.tasks.noise`).
         noise_density: For `denoising`: fraction of tokens that are masked.
         mean_span: For `denoising`: mean number of tokens in a masked span.
         mlm_probability: For `masked-lm`: fraction of tokens that are selected for prediction.
@@ -196,7 +196,7 @@ def encode_labeled(
 def encode_tagged(
     batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
 ) -> Batch:
-    """Encode words and their tags; the first token of each word has its tag as the label."""
+    """Encode words and their tags; the label of a word's first token is the word's tag."""
     encoded, alignments = align_words(batch["words"], tokenizer, max_length_of(config, inputs))
     encoded["labels"] = [
         encode_tags(tags, alignment, config) for tags, alignment in zip(batch["tags"], alignments, strict=True)
@@ -208,7 +208,7 @@ def encode_tagged(
 def encode_questions(
     batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
 ) -> Batch:
-    """Encode questions with the windows of their contexts, each with the positions of the answer."""
+    """Encode questions with windows of their contexts; each window has the positions of the answer."""
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     max_length = max_length_of(config, inputs)
     examples = [example for row in rows for example in encode_answers(row, tokenizer, max_length, inputs.stride)]

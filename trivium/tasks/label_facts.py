@@ -48,7 +48,7 @@ def labels_of_row(label: Any, config: TriviumConfig) -> str | float | list[str]:
     """Convert a label of the data to the form that the model predicts: a name, a sorted list of names, or a number.
 
     Raises:
-        ValueError: The label is not in `label2id`, or is not a number although the model is a regression.
+        ValueError: The label is not in `label2id`, or is not a number although the model is a regression model.
     """
     if config.problem_type == "regression":
         try:

@@ -1,4 +1,4 @@
-"""Noise for denoising pre-training: spans of a text are masked, as in BART and T5."""
+"""Noise for denoising pre-training: mask spans of a text, as in BART and T5."""
 
 import numpy as np
 
@@ -8,24 +8,24 @@ NOISES = ("infilling", "spans")
 def corrupt(
     ids: list[int], mask: int, noise: str, density: float, mean_span: float, generator: np.random.Generator
 ) -> tuple[list[int], list[int]]:
-    """Replace random spans of a text by one mask token each, and return the source and the target.
+    """Replace each of several random spans of a text by one mask token; return the source and the target.
 
     "infilling" is BART's noise (Lewis et al. 2019, section 2.2): the lengths of spans have a Poisson distribution, so
-    that a mask may stand for no token, and the target is the whole text. "spans" is T5's (Raffel et al. 2020, section
-    3.1.4): the target is a mask token and the masked tokens for each span. One mask token stands for all of T5's
-    sentinels: the order of the spans tells them apart.
+    that a mask may replace an empty span, and the target is the whole text. "spans" is T5's (Raffel et al. 2020,
+    section 3.1.4): the target is a mask token and the masked tokens for each span. A single mask token replaces T5's
+    distinct sentinels; spans are identified by their order.
 
     Args:
         ids: The tokens of the text, without special tokens.
         mask: The mask token.
         noise: One of `NOISES`.
-        density: Fraction of the tokens that are masked; at least one is.
+        density: Fraction of tokens to mask; at least one token is masked.
         mean_span: Mean number of tokens in a span.
         generator: Source of randomness.
     """
     masked = min(max(round(density * len(ids)), 1), len(ids))
     lengths = _span_lengths(masked, mean_span, noise, generator)
-    # A uniformly random order of spans and of the other tokens gives the tokens before each span.
+    # Shuffle spans and unmasked tokens uniformly to sample the number of tokens before each span.
     kept = len(ids) - masked
     places = np.sort(generator.choice(kept + len(lengths), size=len(lengths), replace=False)) - np.arange(len(lengths))
     source: list[int] = []
@@ -41,7 +41,7 @@ def corrupt(
 
 
 def _span_lengths(masked: int, mean: float, noise: str, generator: np.random.Generator) -> list[int]:
-    """Draw the lengths of spans with `masked` tokens in all."""
+    """Sample span lengths that sum to `masked` tokens."""
     if noise == "infilling":
         lengths: list[int] = []
         while (left := masked - sum(lengths)) > 0:

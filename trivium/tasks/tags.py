@@ -1,4 +1,4 @@
-"""Tags of words: align them with tokens, encode them as targets, decode predictions and score them."""
+"""Word tags: align them with tokens, encode them as targets, decode and score predictions."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -13,14 +13,14 @@ from trivium.configuration import TriviumConfig
 from trivium.metrics import load_metric
 from trivium.modeling.loss import IGNORE_INDEX
 
-OUTSIDE = "O"  # tag of words outside of all entities
-NO_TAG = "_"  # tag of words that were truncated, if the tag set has no `O`; the empty value of CoNLL-U
+OUTSIDE = "O"  # tag of words outside any entity
+NO_TAG = "_"  # tag of truncated words if the tag set has no `O`; CoNLL-U's empty value
 
 Tags = Sequence[Sequence[str]]
 
 
 def tag_facts(rows: Iterable[Sequence[str]]) -> dict[str, Any]:
-    """Derive a tagger's configuration fields `label2id` and `id2label` from the tags of each training sentence."""
+    """Derive a tagger's configuration fields `label2id` and `id2label` from the tags of all training sentences."""
     names = sorted(set(chain.from_iterable(rows)))
     return {"label2id": {name: i for i, name in enumerate(names)}, "id2label": dict(enumerate(names))}
 
@@ -34,13 +34,13 @@ def marks_entities(names: Iterable[str]) -> bool:
 def align_words(
     sentences: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[BatchEncoding, list[list[int]]]:
-    """Tokenize sentences as texts whose words are joined by spaces, and find the first token of each word.
+    """Join the words of each sentence by spaces, tokenize the text, and find the first token of each word.
 
-    Texts that a tagger reads later have no list of words, so the tokens must be those of the text.
+    At inference a tagger reads texts instead of lists of words, so training must tokenize the joined text as well.
 
     Returns:
-        The encoded texts, truncated to `max_length` tokens; and, for each token, the index of the word that it is the
-        first token of, or -100.
+        The encoded texts, truncated to `max_length` tokens; and, for each token, the index of the word that it starts,
+        or -100 if it does not start a word.
     """
     encoded = tokenizer(
         [" ".join(words) for words in sentences], truncation=True, max_length=max_length, return_offsets_mapping=True
@@ -50,7 +50,7 @@ def align_words(
         ends = np.cumsum([len(word) + 1 for word in words]) - 1
         alignment, following = [IGNORE_INDEX] * len(offsets), 0  # `following`: the first word without a token
         for place, (start, end) in enumerate(offsets):
-            if end <= start:  # a special token, or a further byte of a character
+            if end <= start:  # a special token, or a continuation byte of a character
                 continue
             word = int(np.searchsorted(ends, end))  # the word that the last character of the token belongs to
             if word >= following:
@@ -60,7 +60,7 @@ def align_words(
 
 
 def encode_tags(tags: Sequence[str], alignment: Sequence[int], config: TriviumConfig) -> list[int]:
-    """Return the label of each token: the index of its word's tag for the first token of a word, else -100.
+    """Return the label of each token: the tag index for the first token of a word, -100 for all other tokens.
 
     Raises:
         ValueError: A tag is not in `label2id`.
@@ -87,7 +87,7 @@ def tags_of_words(
 
 
 def tags_of_targets(labels: np.ndarray, targets: np.ndarray, config: TriviumConfig) -> list[list[str]]:
-    """Return the tags of labels, (batch, length), at the tokens whose targets, (batch, length), are not -100."""
+    """Return the tags of (batch, length) labels at the tokens whose (batch, length) targets are not -100."""
     return [
         [config.id2label[label] for label in row[is_first].tolist()]
         for row, is_first in zip(labels, targets != IGNORE_INDEX, strict=True)
@@ -95,7 +95,7 @@ def tags_of_targets(labels: np.ndarray, targets: np.ndarray, config: TriviumConf
 
 
 def score_tags(name: str, predictions: Tags, references: Tags) -> dict[str, Any]:
-    """Compute a metric of the task: `seqeval`, of sentences, or `accuracy`, of words."""
+    """Compute a metric of the task: `seqeval` from sentences, or `accuracy` from all words."""
     if name != "seqeval":
         predictions, references = list(chain(*predictions)), list(chain(*references))
     scores: dict[str, Any] = load_metric(name).compute(predictions=predictions, references=references)

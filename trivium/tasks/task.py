@@ -1,4 +1,4 @@
-"""Training tasks: model class, data columns, encoding and metrics of each."""
+"""Training tasks: their model classes, data columns, encoding and metrics."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ class Task:
         add_bos_token: True if the tokenizer adds `<s>` to texts.
         add_eos_token: True if the tokenizer adds `</s>` to texts; False if the model completes prompts.
         encode: Function that maps a batch of rows to columns of model inputs.
-        metrics: Names of the metrics that fit the task; the first two are the default of a recipe.
+        metrics: Names of the metrics that apply to the task; the first two are a recipe's default.
         inputs: Fields of `InputArguments` that only this task uses.
         decoder_class: Class of a model without an encoder, if the task has one.
         config: Fields of the model's configuration that record the task.
@@ -81,11 +81,11 @@ class Task:
 
     @property
     def has_labels(self) -> bool:
-        """Return True if the configuration of the model lists the labels of the data."""
+        """Return True if the model's configuration contains the labels of the data."""
         return "label" in self.columns or "tags" in self.columns
 
     def label_facts(self, rows: Iterable[Mapping[str, Any]], problem_type: str | None = None) -> dict[str, Any]:
-        """Derive the label fields of a model's configuration from its training data; none for other tasks."""
+        """Derive the label fields of a configuration from training data; empty for tasks without labels."""
         if "tags" in self.columns:
             return tag_facts(row["tags"] for row in rows)
         return label_facts((row["label"] for row in rows), problem_type) if self.has_labels else {}
@@ -96,19 +96,19 @@ class Task:
         return next((name for name in ("target", "references") if name in self.columns), None)
 
     def targets_of(self, row: Mapping[str, Any]) -> list[str]:
-        """Return the texts of a row that the model learns to generate, or is compared with."""
+        """Return the target or reference texts of a row."""
         targets = row[self.target] if self.target else []
         return [targets] if isinstance(targets, str) else targets
 
     def text_of(self, row: Mapping[str, Any]) -> str:
-        """Return the text of a row that the model reads."""
+        """Return the input text of a row."""
         text = f"{row['question']} {row['context']}" if self.columns == QUESTION else row[self.columns[0]]
         return text if isinstance(text, str) else " ".join(text)
 
     def metrics_for(self, config: TriviumConfig) -> tuple[str, ...]:
-        """Return the names of the metrics that fit a model: a regression has others than a classification.
+        """Return the names of the metrics that apply to a model; regression and classification metrics differ.
 
-        Metrics of entities need tags that mark them, which parts of speech do not.
+        Entity metrics apply only to tags that mark entities, unlike part-of-speech tags.
         """
         if self.metrics == TAG_METRICS:
             return TAG_METRICS if marks_entities(config.label2id) else ("accuracy",)
@@ -117,7 +117,7 @@ class Task:
         return NUMBER_METRICS if config.problem_type == "regression" else NAME_METRICS
 
     def check_metrics(self, names: Iterable[str], config: TriviumConfig | None = None) -> None:
-        """Reject metrics that do not fit this task or, if its configuration is passed, the model.
+        """Reject metrics that do not apply to this task or, if `config` is passed, to the model.
 
         Raises:
             ValueError: The message names the metric and the allowed metrics.
@@ -152,7 +152,7 @@ def encode_stream(
     inputs: InputArguments,
     has_shards: bool,
 ) -> EncodedStream:
-    """Return a stream of training rows, as `encode_data` encodes them, which can be read in shares."""
+    """Return a stream of training rows, encoded as by `encode_data`, that can be read in shares."""
     return EncodedStream(rows, lambda batch: task.encode(batch, tokenizer, config, inputs), has_shards)
 
 

@@ -1,4 +1,4 @@
-"""Metrics that the Trainer computes at each evaluation, for the tasks whose outputs it gathers."""
+"""Metrics that the Trainer computes at each evaluation, for tasks whose outputs it gathers."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ def make_compute_metrics(
 def make_compute_label_metrics(
     config: TriviumConfig, names: list[str]
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return a `compute_metrics` that scores predicted labels; it returns one score per metric."""
+    """Return a `compute_metrics` function that scores predicted labels, with one score per metric."""
     metrics = {name: load_metric(name) for name in names}
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
@@ -44,7 +44,7 @@ def make_compute_label_metrics(
 
 
 def make_compute_tag_metrics(config: TriviumConfig, names: list[str]) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return a `compute_metrics` that scores the tags of words that were not truncated; one score per metric."""
+    """Return a `compute_metrics` function that scores the tags of untruncated words, with one score per metric."""
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         labels = prediction.predictions.argmax(axis=-1)
@@ -59,12 +59,12 @@ def make_compute_tag_metrics(config: TriviumConfig, names: list[str]) -> Callabl
 def make_compute_text_metrics(
     tokenizer: PreTrainedTokenizerBase, names: list[str]
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return a `compute_metrics` that scores generated texts; it returns one score per metric."""
+    """Return a `compute_metrics` function that scores generated texts, with one score per metric."""
     metrics = {name: load_metric(name) for name in names if name != "perplexity"}  # perplexity is exp(eval_loss)
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         predictions, references = (
-            # The Trainer pads with -100, which not every tokenizer can decode.
+            # The Trainer pads with -100, which some tokenizers cannot decode.
             tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
             for ids in (prediction.predictions, prediction.label_ids)
         )

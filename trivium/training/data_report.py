@@ -1,4 +1,4 @@
-"""Report on the data of a recipe as it would be trained on: rows, tokens, dropped rows, characters, overlap."""
+"""Report on a recipe's data as training would see it: rows, tokens, dropped rows, characters, overlap."""
 
 import hashlib
 from collections import Counter
@@ -18,7 +18,7 @@ from trivium.tasks.encode import max_length_of
 from trivium.tasks.task import ENCODED_ROWS
 from trivium.training.train import load_or_build
 
-MAX_ROWS = 100_000  # rows of each split that are examined by default
+MAX_ROWS = 100_000  # default number of rows to examine per split
 SAMPLES = 5
 
 Row = Mapping[str, Any]
@@ -26,18 +26,18 @@ Row = Mapping[str, Any]
 
 @dataclass
 class SplitReport:
-    """Counts of one split.
+    """Statistics of one split.
 
     Attributes:
-        rows: Number of rows, without the dropped ones; None for a stream.
-        examined: Number of rows that all other counts refer to.
+        rows: Number of rows after filtering; None for a stream.
+        examined: Number of rows that were examined to compute the statistics below.
         dropped: Number of rows that the filters dropped, by reason; empty for a stream.
         lengths: Number of tokens of each text, by column, before truncation.
         truncated: Number of texts that are longer than the limit, by column.
         unknown: Number of occurrences of each character that the tokenizer does not know.
-        unseen: The same of each character that does not occur in the examined training rows.
+        unseen: Number of occurrences of each character that does not occur in the examined training rows.
         control: Number of rows with control characters.
-        first_control: Place of the first of them, or None.
+        first_control: Location of the first control character, or None.
         labels: Number of rows by label, for tasks with labels.
     """
 
@@ -59,11 +59,12 @@ class DataReport:
 
     Attributes:
         splits: Report on each split.
-        overlap: For each two splits and each of "row" and the first column, such as "source": number of examined rows
-            of the second split that are equal to one of the first, in all columns or in that column.
-        samples: Five training rows, evenly spaced among the examined ones.
-        max_length: Number of tokens to which a text is truncated; None for packed texts, which are not truncated.
-        vocab_size: Number of tokens of the (source) vocabulary.
+        overlap: Overlap of each pair of splits: the number of examined rows of the second split that also occur in the
+            first, as whole rows ("row") and by the first column (such as "source").
+        samples: Five training rows, evenly spaced among the examined rows.
+        max_length: Maximum number of tokens of a text before truncation; None for packed texts, which are not
+            truncated.
+        vocab_size: Size of the (source) vocabulary.
     """
 
     splits: dict[str, SplitReport]
@@ -74,14 +75,14 @@ class DataReport:
 
 
 def report_data(recipe: Recipe, *, max_rows: int = MAX_ROWS) -> DataReport:
-    """Load the data of a recipe, train or load its tokenizer, and count. No model is trained, no file is written.
+    """Load a recipe's data, train or load its tokenizer, and compute the report, without writing any files.
 
     Args:
-        recipe: The recipe; `data.prepared` is ignored, because prepared data have no texts.
-        max_rows: Number of rows of each split to examine, from the first.
+        recipe: The recipe; `data.prepared` is ignored, because prepared data contains no texts.
+        max_rows: Maximum number of rows to examine in each split, taken from its start.
 
     Raises:
-        ValueError: The data do not fit the recipe, or there is no training split.
+        ValueError: The data does not match the recipe, or there is no training split.
     """
     columns = recipe.kind.columns
     data, dropped = load_and_count(recipe.data, columns)
@@ -137,7 +138,7 @@ def _count(
     config: TriviumConfig,
     recipe: Recipe,
 ) -> None:
-    """Add the counts of some rows to the report of their split."""
+    """Add the statistics of a batch of rows to the report of their split."""
     report.examined += len(rows)
     report.control += sum(find_control(row) is not None for row in rows)
     for name in texts:
@@ -156,12 +157,12 @@ def _count(
 
 
 def _text(value: Any) -> str:
-    """Return the cell of a row as one text: words and references are joined."""
+    """Return a column of a row as one text; lists of words or references are joined."""
     return value if isinstance(value, str) else " ".join(value)
 
 
 class _Hashes:
-    """Hashes of rows, and of their first column."""
+    """Hashes of whole rows and of their first column."""
 
     def __init__(self) -> None:
         self.by_kind: dict[str, list[bytes]] = {}
@@ -179,7 +180,7 @@ class _Hashes:
 
 
 def _unknown(characters: Counter[str], tokenizer: PreTrainedTokenizerBase) -> Counter[str]:
-    """Return the characters that neither vocabulary of the tokenizer knows, with their counts."""
+    """Return the counts of the characters that are in none of the tokenizer's vocabularies."""
     sides = {id(side): side for side in (getattr(tokenizer, name, tokenizer) for name in ("source", "target"))}
     unknown = Counter[str]()
     for character, count in characters.items():
@@ -190,7 +191,7 @@ def _unknown(characters: Counter[str], tokenizer: PreTrainedTokenizerBase) -> Co
 
 
 def _first_control(args: DataArguments, split: str, columns: Sequence[str]) -> str | None:
-    """Return where the first control character of a split is, if the split is a local file."""
+    """Return the location of a split's first control character, if the split is a local file."""
     for part in split_directions(args):
         path = getattr(part, split)
         if part.name is None and path is not None:

@@ -83,8 +83,8 @@ def tied_weights_together(model: PreTrainedModel) -> Iterator[None]:
     """Make `Accelerator.prepare` shard all modules that share a weight in one FSDP2 parameter group.
 
     Accelerate shards the input and output embeddings separately from the rest, in one group only if those two are tied
-    to each other. If another module shares the weight, as in an encoder-decoder, or if the decoder has a vocabulary of
-    its own, the tied weight ends up in two groups: torch 2.13 rejects that, and earlier versions silently untie it.
+    to each other. If another module shares the weight, as in an encoder-decoder, or if the decoder has its own
+    vocabulary, the tied weight ends up in two groups: torch 2.13 rejects that, and earlier versions silently untie it.
     Inside this context Accelerate does not see the embeddings of such a model, so they join the root group with all
     parameters outside the layers. The model is restored on exit.
 

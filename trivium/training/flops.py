@@ -100,8 +100,8 @@ def training_flops(counts: TokenCounts, model: PreTrainedModel) -> float:
     """Compute the model FLOPs of a training step: the forward pass, and twice as many for the backward pass.
 
     Only matrix multiplications count, at two operations per multiply-add, as in Chowdhery et al. 2022 ("PaLM",
-    appendix B). Masked pairs count in attention, also those outside a sliding window; padding and recomputed
-    activations do not.
+    appendix B). In attention, masked pairs count, even those outside a sliding window; padding and recomputed
+    activations do not count.
     """
     config = model.config
     assert config.num_key_value_heads is not None  # the configuration sets the default

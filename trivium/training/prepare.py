@@ -46,7 +46,7 @@ def prepare(recipe: Recipe, *, processes: int = 1, overwrite: bool = False) -> d
     Args:
         recipe: The recipe, with `data.prepared`.
         processes: Number of encoding processes.
-        overwrite: Delete data that were prepared in the folder earlier; other files are never deleted.
+        overwrite: Delete data prepared in the folder earlier; other files are never deleted.
 
     Returns:
         The manifest: fields of the recipe, fingerprints, and counts of each split.
@@ -175,12 +175,12 @@ def encode_group(
 
 
 def _compact(kind: Any) -> Any:
-    """Replace int64 with int32 in a list feature, which is enough for tokens, positions and labels."""
+    """Replace int64 by int32 in a list feature; int32 suffices for tokens, positions and labels."""
     return List(Value("int32")) if kind == List(Value("int64")) else kind
 
 
 def delete(folder: Path) -> None:
-    """Delete rows, then tokenizer, then manifest, so that an interrupted deletion looks like unfinished data."""
+    """Delete rows, tokenizer and manifest, in this order: an interrupted deletion then looks like unfinished data."""
     write_manifest(folder, {**read_json_object(folder / MANIFEST_FILE), "complete": False})
     for name in (*SPLITS, TOKENIZER, f"{TOKENIZER}.partial"):
         if (folder / name).exists():

@@ -1,4 +1,4 @@
-"""Manifest of data tokenized and packed by `trivium prepare`, and checks against a recipe and a model."""
+"""Manifest of data tokenized and packed by `trivium prepare`; check it against a recipe and a model."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ class Prepared:
 
     Attributes:
         folder: Folder that contains the data.
-        manifest: The content of its manifest.
+        manifest: The content of the folder's manifest.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ class Prepared:
         return DatasetDict(splits)
 
     def check_model(self, config: TriviumConfig, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
-        """Check that the data were encoded for a model and its tokenizer.
+        """Check that the data was encoded for a model and its tokenizer.
 
         Raises:
             ValueError: The maximum length, the labels or the tokenizer differ; the message names the field.
@@ -87,7 +87,7 @@ def load_prepared(folder: Path, recipe: Recipe) -> Prepared:
     """Open the prepared data in a folder.
 
     Raises:
-        ValueError: The data are missing or unfinished, or were prepared with different fields or from different files.
+        ValueError: The data is missing or unfinished, or was prepared with different fields or from different files.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file() or not (manifest := read_json_object(path)).get("complete"):
@@ -113,7 +113,7 @@ def read_unfinished(folder: Path, recipe: Recipe, rows_hash: str) -> Prepared | 
     """Open the unfinished prepared data in a folder; return None if no rows were encoded.
 
     Raises:
-        ValueError: The data are finished, or belong to another recipe or to other raw data.
+        ValueError: The data is finished, or belongs to a different recipe or different raw data.
     """
     if not (folder / MANIFEST_FILE).is_file():
         return None
@@ -140,7 +140,7 @@ def fields_of(recipe: Recipe) -> dict[str, Any]:
     """Return the fields of a recipe that determine the prepared rows, keyed by dotted name."""
     first_fields = {name: value for name, value in asdict(recipe.data).items() if name not in LATER_FIELDS}
     data = {name: value for name, value in first_fields.items() if name not in UNUSED_DATA}
-    data |= later_fields(recipe.data)  # only those that are set, so that earlier manifests remain valid
+    data |= later_fields(recipe.data)  # include only fields that are set, so that earlier manifests remain valid
     inputs = {name: value for name, value in vars(recipe.inputs).items() if name not in UNUSED_INPUTS}
     sections = {"data": data, "tokenizer": vars(recipe.tokenizer), "inputs": inputs}
     fields = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
@@ -148,7 +148,7 @@ def fields_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def model_facts(config: TriviumConfig, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> dict[str, Any]:
-    """Return the values that encoding reads from model and tokenizer, keyed by the recipe fields that set them."""
+    """Return the model and tokenizer values that affect encoding, keyed by the recipe fields that set them."""
     facts: dict[str, Any] = {"inputs.max_length (null: the model's)": max_length_of(config, recipe.inputs)}
     if recipe.kind.has_labels:
         facts["the labels"] = labels_of(config)
@@ -168,7 +168,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         tokenizer.save_pretrained(temporary)
         for path in sorted(Path(temporary).glob("*tokenizer.json")):
             content = read_json_object(path)
-            # Calls of the tokenizer overwrite these two fields.
+            # Calling the tokenizer overwrites these two fields.
             digest.update(json.dumps({**content, "padding": None, "truncation": None}, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -186,7 +186,7 @@ def raw_files(recipe: Recipe) -> Iterator[tuple[str, list[Any]]]:
 
 
 def _refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise a ValueError that names the first field that has changed since the data were prepared."""
+    """Raise a ValueError that names the first field that has changed since the data was prepared."""
     for change in describe_changes(before, now).values():
         raise ValueError(
             f"The data in {folder} were prepared with another recipe: {change}. Revert the change, or prepare the "

@@ -30,9 +30,9 @@ class ResumableTrainer(Seq2SeqTrainer):
     files of all processes and, with an `ExponentialAverage`, the trained weights. Only then is it pushed, and older
     checkpoints are deleted.
 
-    On resumption, the state that the Trainer does not restore is restored too: the position in a stream that has been
-    read more than once, and the patience counter of early stopping. The intervals of logging, evaluation and saving
-    come from the arguments, not from the checkpoint. Resuming from a checkpoint of the last step runs no further step.
+    On resumption, the state that the Trainer does not restore is restored too: the position in a stream that is past
+    its first epoch, and the patience counter of early stopping. The intervals of logging, evaluation and saving come
+    from the arguments, not from the checkpoint. Resuming from a checkpoint of the last step runs no further step.
 
     A checkpoint with non-finite weights is not written, and a run that does not recover is stopped (`NonFiniteGuard`).
     """
@@ -87,7 +87,7 @@ class ResumableTrainer(Seq2SeqTrainer):
                     for callback in self.callback_handler.callbacks:
                         if isinstance(callback, ExponentialAverage):
                             callback.keep_trained(partial, self.state)
-                    # Save the state again: it now names the best checkpoint by its final path.
+                    # Save the state again, because it now contains the final path of the best checkpoint.
                     self.state.save_to_json(str(partial / STATE_FILE))
                     commit_checkpoint(checkpoint)
             except BaseException:

@@ -32,7 +32,7 @@ CHANGEABLE_FIELDS = (
     "generation.",
     "metrics",
     "early_stopping_patience",
-    "data.prepared",  # Prepared rows are identical to those that training would encode.
+    "data.prepared",  # Prepared rows are identical to the rows that training would encode itself.
     "data.validation",
     "data.max_validation_samples",
     "data.test",
@@ -73,8 +73,8 @@ CHANGEABLE_FIELDS = (
     "training.ddp_",
     "training.local_rank",
 )
-# Prefixes of the fields that may change if a new run starts from the weights of another. `init_from` brings the
-# tokenizer and the shape of the model, and the task selects the head.
+# Prefixes of the fields that may change when a new run starts from the weights of an earlier one. `init_from`
+# determines the tokenizer and the shape of the model, and the task selects the head.
 CHANGEABLE_WITH_INIT_FROM = (
     *("training.", "data.", "inputs.", "generation.", "ema_decay"),
     *("model.dropout", "model.attention_dropout", "model.activation_dropout", "model.label_smoothing"),
@@ -96,7 +96,7 @@ def checkpoint_to_resume(recipe: Recipe, args: Seq2SeqTrainingArguments) -> tupl
     Raises:
         OSError: A file of a checkpoint cannot be read.
         ValueError: There is no valid checkpoint; a checkpoint has a pickle that could run code; the run was started
-            with a different recipe; or the run is finished.
+            with a different recipe; or the run is already finished.
     """
     run = Path(args.output_dir)
     extra_files = [] if recipe.ema_decay is None else [TRAINED_WEIGHTS_FILE]
@@ -173,10 +173,10 @@ def check_same_recipe(run: Path, old: Recipe, new: Recipe) -> None:
 
 
 def _how_to_start_from(run: Path, old: Recipe, new: Recipe, changed: Iterable[str]) -> str:
-    """Return the end of an error message: a command that starts a new run from the weights of this one.
+    """Return the last sentence of an error: a command that starts a new run from this run's weights.
 
-    There is none if the run has no weights, or if a change concerns the shape of the model or its tokenizer, which
-    `init_from` takes from the weights.
+    It is empty if the run has no weights, or if a change affects the tokenizer or the shape of the model, both of
+    which `init_from` inherits.
     """
     folders = [*reversed(checkpoints_of(run)), run]
     start = next((folder for folder in folders if _has_weights(folder)), None)
@@ -198,13 +198,13 @@ def _how_to_start_from(run: Path, old: Recipe, new: Recipe, changed: Iterable[st
 
 
 def _has_weights(folder: Path) -> bool:
-    """Return True if a folder holds a complete model and its tokenizer; sharded checkpoints of FSDP do not."""
+    """Return True if a folder holds a complete model and its tokenizer; sharded FSDP checkpoints do not."""
     weights = list(folder.glob("model*.safetensors"))
     return bool(weights) and all(map(is_complete, weights)) and (folder / "tokenizer_config.json").is_file()
 
 
 def _as_override(name: str, value: Any) -> str:
-    """Return `name=value` as `load_recipe` reads it."""
+    """Format a field as `name=value`, as `load_recipe` parses it."""
     # YAML reads some words as another type, such as `no`.
     is_plain = re.fullmatch(r"[\w./-]+", str(value)) and OmegaConf.from_dotlist([f"value={value}"])["value"] == value
     return f"{name}={value if is_plain else json.dumps(value, ensure_ascii=False)}"

@@ -16,15 +16,15 @@ from trivium.storage.names import STREAM_FILES
 
 Batch = dict[str, Any]
 
-PLACE = "place"  # key of a batch from the DataLoader: its place, as JSON
-FILLER = "is_filler"  # key of a batch of weight zero
+PLACE = "place"  # key in a DataLoader batch that holds its position, as JSON
+FILLER = "is_filler"  # key that marks a batch of weight zero
 
 
 class StreamSteps:
     """Take the batches of an optimizer step from the stream of this process, and keep the position in the stream.
 
-    All processes take equally many batches. Where a process has fewer than another, or than a step needs, it gets
-    fillers: batches of weight zero. An epoch ends when no process has a batch left.
+    All processes take the same number of batches. A process that has fewer batches than another process, or than the
+    step needs, gets fillers, which are batches of weight zero. An epoch ends when no process has a batch left.
 
     Attributes:
         stream: The stream of this process.
@@ -37,14 +37,14 @@ class StreamSteps:
         Args:
             stream: The stream of this process, whose shares are set.
             rank: Index of this process.
-            num_processes: Number of processes that get different data.
-            num_workers: Number of workers that each process reads with.
+            num_processes: Number of processes that read different data.
+            num_workers: Number of dataloader workers of each process.
         """
         self.stream, self.is_epoch_done = stream, False
         self._rank, self._num_processes = rank, num_processes
         self._epoch, self._turn = 0, 0
         self._places: dict[int, dict[str, Any]] = {}
-        # A group of CPUs: the exchange in each step then does not wait for the accelerator.
+        # Communicate over the CPU, so that the exchange in each step does not wait for the accelerator.
         self._group = distributed.new_group(backend="gloo") if distributed.is_initialized() else None
         self._divide(num_processes * max(1, num_workers))
 
@@ -53,7 +53,7 @@ class StreamSteps:
         self.stream.shares = list(range(self._rank, num_shares, self._num_processes))
 
     def begin_epoch(self, epoch: int) -> None:
-        """Forget the places of other epochs."""
+        """Discard the positions of other epochs."""
         if epoch != self._epoch:
             self._epoch, self._turn, self._places = epoch, 0, {}
         self.is_epoch_done = False
@@ -61,12 +61,12 @@ class StreamSteps:
     def take(
         self, batches: Iterator[Batch], count: int, is_exhausted: Callable[[], bool], make_filler: Callable[[], Batch]
     ) -> list[Batch]:
-        """Return the batches of a step: `count`, or none at the end of an epoch.
+        """Return the `count` batches of a step, or no batches at the end of an epoch.
 
         Args:
             batches: The batches of this process.
             count: Number of batches per step.
-            is_exhausted: Function that returns True if `batches` has no more.
+            is_exhausted: Function that returns True if `batches` has no batch left.
             make_filler: Function that returns a batch of weight zero.
         """
         if self.is_epoch_done:
@@ -87,7 +87,7 @@ class StreamSteps:
         return taken + [make_filler() for _ in range(count - len(taken))]
 
     def _maxima(self, num_taken: int, has_more: bool) -> tuple[int, bool]:
-        """Return the maxima over all processes."""
+        """Return the maximum of each value over all processes."""
         if self._group is None:
             return num_taken, has_more
         maxima = torch.tensor([num_taken, has_more])
@@ -106,17 +106,17 @@ class StreamSteps:
         write_whole(checkpoint / STREAM_FILES.replace("*", str(self._rank)), json.dumps(position))
 
     def load(self, checkpoint: Path) -> bool:
-        """Go on from the position in a checkpoint, also if another number of processes has written it.
+        """Resume from the position in a checkpoint, even if a different number of processes wrote it.
 
         Returns:
             False if the checkpoint has no position.
 
         Raises:
-            ValueError: The position is not of this number of processes or fewer shares.
+            ValueError: As in `load_positions`.
         """
         positions = load_positions(checkpoint, self._num_processes)
         if not positions:
-            self._divide(1)  # as earlier versions did
+            self._divide(1)  # as in earlier versions, which stored no position
             return False
         self._divide(positions[0]["num_shares"])
         self._epoch, self._turn = positions[0]["epoch"], positions[0]["turn"]
@@ -128,10 +128,10 @@ class StreamSteps:
 
 
 class EpochOffset(TrainerCallback):
-    """Correct the epoch of a run that is resumed within one, which the Trainer counts from its beginning.
+    """Correct the logged epoch of a run resumed in mid-epoch; the Trainer counts from the start of the epoch.
 
     Attributes:
-        offset: Fraction of the epoch before the checkpoint.
+        offset: Fraction of the epoch that was completed before the checkpoint.
     """
 
     def __init__(self) -> None:
@@ -147,19 +147,20 @@ class EpochOffset(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count the next epochs as the Trainer does."""
+        """Reset the offset: later epochs are counted correctly by the Trainer."""
         self.offset = 0.0
 
 
 def load_positions(checkpoint: Path, num_processes: int) -> list[dict[str, Any]]:
-    """Load the positions in a stream that the processes of a run wrote to a checkpoint.
+    """Load the stream positions that the processes of a run wrote to a checkpoint.
 
     Args:
         checkpoint: The checkpoint.
-        num_processes: Number of processes that go on from it.
+        num_processes: Number of processes that resume from the checkpoint.
 
     Raises:
-        ValueError: There are none, or fewer shares than processes.
+        ValueError: The checkpoint has fewer shares than there are processes, or no positions although there are
+            several processes.
     """
     positions = [read_json_object(path) for path in sorted(checkpoint.glob(STREAM_FILES))]
     if not positions and num_processes > 1:

@@ -64,7 +64,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
         ValueError: The output folder is not empty and neither `resume` nor `overwrite` is set; files that Trivium did
             not write are in the way; another training process uses the folder; there is no valid checkpoint to resume
             from, it was written with a different recipe, or it has a pickle that could run code; the recipe contains a
-            secret; or the data do not fit the recipe. The output folder is left unchanged in these cases.
+            secret; or the data does not match the recipe. The output folder is left unchanged in these cases.
     """
     args = check_arguments(recipe)
     with lock_run(Path(args.output_dir)):
@@ -80,12 +80,12 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
 
 @dataclass(frozen=True)
 class Start:
-    """The starting point of training.
+    """Starting point of training.
 
     Attributes:
         run: The run folder.
         checkpoint: The checkpoint to resume from; None starts a new run.
-        broken: Later checkpoints that are defective.
+        broken: Defective checkpoints after `checkpoint`.
     """
 
     run: Path
@@ -98,7 +98,7 @@ def check_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
 
     Raises:
         FileNotFoundError: `init_from` is neither a folder nor the name of a model on the Hub.
-        ValueError: The arguments cannot be used here.
+        ValueError: The arguments cannot be used on this machine.
     """
     args = recipe.training_arguments()
     check_hub_arguments(args)
@@ -109,7 +109,7 @@ def check_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     if args.ddp_find_unused_parameters is None:
         # There are no unused parameters, and searching for them slows down every step.
         args.ddp_find_unused_parameters = False
-    args.remove_unused_columns = False  # The collator removes the columns that the model does not take.
+    args.remove_unused_columns = False  # The collator removes columns that the model does not accept.
     return args
 
 
@@ -155,7 +155,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
     """Build the Trainer with data, tokenizer and model, without changing the run folder.
 
     Raises:
-        ValueError: The data do not fit the recipe, or differ from the data that the run was started with.
+        ValueError: The data does not match the recipe, or differs from the data with which the run was started.
     """
     task = recipe.kind
     prepared = None
@@ -229,7 +229,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
 
 
 def prepare_folder(recipe: Recipe, start: Start) -> None:
-    """Delete the files of an earlier run, then write the recipe, so that it never describes weights of another run."""
+    """Delete the files of an earlier run, then write the recipe, so that it never describes another run's weights."""
     folder = RunFolder(start.run)
     if folder.is_run:
         folder.adopt()  # The manifest comes first, so that the folder is recognized if the process is killed here.
@@ -315,7 +315,7 @@ def load_or_build(
         return model, tokenizer
     options = {**vars(recipe.tokenizer), **defaults, **overrides}
     sample = options.pop("sample")
-    if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # FSDP's sharded checkpoints lack it.
+    if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # missing in FSDP's sharded checkpoints
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     elif prepared is not None:
         tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer, trust_remote_code=False)
@@ -342,7 +342,7 @@ def load_or_build(
 
 
 def load_initial_model(recipe: Recipe, facts: dict[str, Any]) -> PreTrainedModel:
-    """Load the model that `init_from` names; a head that does not fit the task is initialized anew.
+    """Load the model from `init_from`; a head that does not fit the task is newly initialized.
 
     Raises:
         ValueError: Parameters outside the head are missing, unexpected or of another shape.

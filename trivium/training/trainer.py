@@ -57,7 +57,7 @@ class PublishingTrainer(Seq2SeqTrainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Save the model, and push the output folder in one commit as `trivium push` does.
+        """Save the model, and push the output folder in a single commit, as `trivium push` does.
 
         Returns:
             The `trivium.hub.Push`, or a Future of it unless `blocking`; None on processes other than the main one.
@@ -114,9 +114,9 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
     Args:
         max_tokens: Maximum number of tokens per batch and device, as counted by `TokenBatchSampler`; None for batches
             of `per_device_train_batch_size` rows.
-        buffer_size: Number of rows to buffer for token batches of a stream; required for these.
+        buffer_size: Number of rows to buffer for token batches of a stream; required in this case.
 
-    A stream (`EncodedStream` or `datasets.IterableDataset`) is read in shares by the processes, and resumed at its
+    A stream (`EncodedStream` or `datasets.IterableDataset`) is divided among the processes, and resumed at the saved
     position (`trivium.training.streaming`).
     """
 
@@ -135,14 +135,14 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         self.add_callback(Throughput())
         columns = token_columns(self.model.config)
         if max_tokens is not None:
-            max_tokens *= max(1, self.args.n_gpu)  # DataParallel splits a batch over the GPUs of this process.
+            max_tokens *= max(1, self.args.n_gpu)  # DataParallel splits each batch across the GPUs of this process.
         if isinstance(self.train_dataset, EncodedStream | IterableDataset):
             stream = self.train_dataset
             rows = stream if isinstance(stream, EncodedStream) else EncodedStream(stream)
             size = self._train_batch_size if max_tokens is None else buffer_size
             assert size is not None  # A recipe always sets it.
             self.batch_stream = BatchStream(rows, size, max_tokens, columns, self._data_seed)
-            # With tensor or context parallelism, several processes get the same data.
+            # With tensor or context parallelism, several processes read the same data.
             processes = super().get_total_train_batch_size(self.args) // self._train_batch_size
             processes //= self.args.gradient_accumulation_steps
             rank = self.args.process_index // (self.args.world_size // processes)
@@ -159,7 +159,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
 
     @property
     def current_epoch(self) -> int:
-        """Return the epoch of the batch that is being collated, or else of training."""
+        """Return the epoch of the batch being collated, or else the epoch of training."""
         return int(self.state.epoch or 0) if self._stream_epoch is None else self._stream_epoch
 
     def _current_epoch(self) -> int:
@@ -200,7 +200,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
             )
         if self.batch_stream is None:
             return super().get_train_dataloader()
-        # Accelerate sees each batch as one row. It must not distribute these: every process reads its own.
+        # Accelerate sees each batch as a single row, and must not distribute these rows: every process reads its own.
         return prepare_data_loader(
             DataLoader(self.batch_stream, batch_size=1, collate_fn=self._collate_placed, **options),
             self.accelerator.device,
@@ -211,7 +211,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         )
 
     def _collate_placed(self, batches: list[PlacedBatch]) -> dict[str, Any]:
-        """Collate the rows of the only batch, and add its place."""
+        """Collate the rows of the single batch, and add its position."""
         [batch] = batches
         self._stream_epoch = batch.place["epoch"]
         collated = dict(self.data_collator(batch.rows))
@@ -219,7 +219,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         return {**collated, PLACE: json.dumps(batch.place)}
 
     def _make_filler(self) -> dict[str, Any]:
-        """Return a batch of weight zero: the first row of the stream."""
+        """Return a batch of weight zero, made of the first row of the stream."""
         if self._filler is None:
             assert self.batch_stream is not None
             row = self.batch_stream.rows.first_row()
@@ -240,7 +240,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         if self._steps is None or resume_from_checkpoint is None or self.args.ignore_data_skip:
             return epochs, batches
         if not self._steps.load(Path(resume_from_checkpoint)):
-            return epochs, batches  # An earlier version wrote the checkpoint: the batches are read again and skipped.
+            return epochs, batches  # written by an earlier version: the batches are read again and skipped
         if self._steps.is_epoch_done:
             return epochs + 1, 0
         # The Trainer must not skip batches, so it counts from the beginning of the epoch.
@@ -323,7 +323,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         return super()._get_num_items_in_batch(weighed, device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with the throughput if there is a loss; for streams, drop samples per second (unknown batch sizes)."""
+        """Add the throughput to logs with a loss; for streams, drop samples per second (unknown batch sizes)."""
         if "loss" in logs:
             logs.update(self.throughput.since_last_log())
         if self.batch_stream is not None:
@@ -339,7 +339,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
 
     def _add_skip_logits(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Add `skip_logits=True` to the inputs of the model if its `forward` takes it."""
+        """Add `skip_logits=True` to the model's inputs if its `forward` accepts it."""
         can_skip = "skip_logits" in inspect.signature(self.model.forward).parameters
         return {**inputs, "skip_logits": True} if can_skip else inputs
 

@@ -42,7 +42,7 @@ class Reordered(Rule):
         return [native if dim is None else native.index_select(dim, alternating(native.shape[dim]))]
 
     def to_native(self, trivium: list[torch.Tensor], shape: Shape) -> torch.Tensor:
-        """Put the sines first."""
+        """Put the sines before the cosines."""
         dim = self._dim(trivium[0])
         return trivium[0] if dim is None else trivium[0].index_select(dim, alternating(shape[dim]).argsort())
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 from trivium.interop.families.llama import LLAMA
 from trivium.interop.mapping import Fields
 
-# LLaMA's requirements, except that there may be a window.
+# LLaMA's requirements, except that a sliding window is allowed.
 REQUIREMENTS = {name: value for name, value in LLAMA.requirements.items() if name != "sliding_window"}
 
 
@@ -17,7 +17,7 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
 
 
 def same_layer_types(config: PreTrainedConfig) -> list[str]:
-    """Return the attention types that Trivium can represent: those of the first layer in all layers."""
+    """Return attention types that Trivium can represent: every layer has the type of the first layer."""
     return layer_types(config)[:1] * len(layer_types(config))
 
 

@@ -16,8 +16,9 @@ QWEN2 = replace(
     MISTRAL,
     model_type="qwen2",
     classes={"Qwen2ForCausalLM": "TriviumForCausalLM", "Qwen2Model": "TriviumDecoderModel"},
-    # Trivium has biases on all four attention projections or on none. To Trivium, the output bias becomes zeros. To
-    # Qwen2, the output bias must be zero, and a model without attention biases gets zeros for the other three.
+    # Trivium has biases on all four attention projections or on none. Conversion to Trivium sets the output bias to
+    # zero. Conversion to Qwen2 requires a zero output bias, and fills the other three biases with zeros if the model
+    # has no attention biases.
     requirements={**REQUIREMENTS, "ffn_bias": False},
     import_defaults={"attention_bias": True},
     write=write,

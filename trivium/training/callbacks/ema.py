@@ -43,8 +43,7 @@ class ExponentialAverage(TrainerCallback):
             raise ValueError(f"decay is {decay}, but must be greater than 0 and less than 1.")
         self.decay = decay
         self._parameters: dict[str, nn.Parameter] = {}
-        # The weights that the model does not hold at the moment: the average during a step, otherwise the trained
-        # weights.
+        # The weights that are currently not in the model: the average during a step, otherwise the trained weights.
         self._swapped_out: dict[str, torch.Tensor] = {}
         self._in_step = False
         self._saved_step: int | None = None  # the step whose checkpoint contains the trained weights
@@ -94,7 +93,7 @@ class ExponentialAverage(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Swap the trained weights into the model."""
-        if not self._in_step:  # A step begins twice if the epoch ends before its last batch.
+        if not self._in_step:  # If an epoch ends before the last batch of a step, that step begins a second time.
             self._swap()
 
     def on_step_end(
@@ -109,7 +108,7 @@ class ExponentialAverage(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Swap the average into the model if the epoch ended within a step."""
+        """Swap the average into the model if the epoch ended after a step began but before it was completed."""
         if self._in_step:
             self._swap()
 

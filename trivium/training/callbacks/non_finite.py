@@ -23,9 +23,9 @@ class NonFiniteGuard(TrainerCallback):
     """Stop after `MAX_NON_FINITE_STEPS` optimizer steps in a row with a non-finite loss or gradient norm.
 
     Steps that a float16 loss scaler skips do not count. The Trainer passes every loss and gradient norm to `observe`.
-    The counter stays on their device. With a single CPU process, where reading it costs nothing, it is read after
-    every step. Otherwise it is read every `MAX_NON_FINITE_STEPS` steps, because reading it synchronizes the device and
-    all processes; training then stops up to nine steps later, on all processes at once.
+    The counter stays on the device of these values. With a single CPU process, where reading it is free, it is read
+    after every step. Otherwise it is read every `MAX_NON_FINITE_STEPS` steps, because reading it synchronizes the
+    device and all processes; training then stops up to nine steps later, on all processes at once.
 
     Args:
         was_skipped: Function that returns True if the last optimizer step was skipped.

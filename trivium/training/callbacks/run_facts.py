@@ -16,7 +16,7 @@ from transformers.trainer_utils import has_length
 from trivium.configuration import TriviumConfig
 from trivium.data.token_batches import tokens_of
 
-HARDWARE_SEPARATOR = ", then "  # separates the machines of a run that was resumed on other hardware
+HARDWARE_SEPARATOR = ", then "  # separator between machines if a run was resumed on different hardware
 
 
 class RunFacts(TrainerCallback, ExportableState):
@@ -24,8 +24,7 @@ class RunFacts(TrainerCallback, ExportableState):
 
     Attributes:
         seconds: Wall-clock time, including evaluation and saving; summed over the sessions of a resumed run.
-        hardware: Description of the GPUs, or of the CPU and its cores; for a resumed run, of all hardware that it ran
-            on.
+        hardware: Description of the GPUs, or of the CPU and its cores; for a resumed run, all hardware that was used.
         processes: Number of training processes.
         examples: Number of training rows, after packing; None for a stream, whose length is unknown.
         versions: Versions of trivium, torch, transformers and Python.
@@ -34,7 +33,7 @@ class RunFacts(TrainerCallback, ExportableState):
         packing: Rows, tokens, padding and cuts of packed training data (`packing_facts()`); None if they are streamed
             or not packed.
         encoding: Rows and tokens encoded per second before training; None for a stream, for data from the cache of
-            `datasets`, and for prepared data, whose manifest has them.
+            `datasets`, and for prepared data, whose manifest records them.
 
     Args:
         data: Fingerprint of the training data; None skips the check on resumption.

@@ -20,7 +20,7 @@ MAX_WAIT = 0.2  # fraction of the time spent waiting for batches above which a w
 
 @dataclass
 class Work:
-    """Tokens, FLOPs and time of a number of training steps.
+    """Tokens, FLOPs and time of a sequence of training steps.
 
     Attributes:
         tokens: Input and target tokens without padding.
@@ -89,14 +89,14 @@ class Throughput(TrainerCallback, ExportableState):
             batches: The batches of the step, one per gradient accumulation step.
             start: Value of `time.perf_counter()` before the batches were loaded.
         """
-        # Do not count the time before the first step, in which the workers start and a resumed run skips batches.
+        # Exclude the time before the first step, when workers start and a resumed run skips batches.
         loaded = time.perf_counter()
         self._step_start, self._is_first = (loaded if self._is_first else start), False
         self._waiting += loaded - self._step_start
         assert self._model is not None  # set by `on_train_begin`
         for batch in batches:
             if "input_ids" in batch and "labels" in batch:
-                # A filler counts as zero tokens: a process with fillers only still takes part in the all-reduce.
+                # Fillers count as zero tokens, so that a process with only fillers still takes part in the all-reduce.
                 counts = count_tokens(batch, self._model) * (FILLER not in batch)
                 self._counts = counts if self._counts is None else self._counts + counts
 
