@@ -2,12 +2,13 @@
 
     MALLOC_MMAP_THRESHOLD_=131072 OMP_NUM_THREADS=1 python benchmarks/long_texts.py --lengths 8192
 
-A cell is a forward pass (of the loss, without gradients) or a training step (forward and backward), with full
-attention or a sliding window, and in training with activation checkpointing of all layers, of every second one, or of
-none. Each runs in a process of its own, and cells take turns in every round. Reported are the median CPU seconds,
-which other processes affect less than elapsed ones, and the peak resident memory of the process, minus that before the
-model was built. The threshold makes glibc return the memory of a tensor when it is freed; otherwise the peak depends
-on where tensors happen to fit. Inputs are random, so no data is needed.
+A cell is a forward pass (the loss only, without gradients) or a training step (forward and backward), with full
+attention or a sliding window. Training steps are measured without activation checkpointing, with every second layer
+checkpointed, and with all layers checkpointed. Each cell runs in a separate process, and every round runs all cells in
+turn. The benchmark reports the median CPU time in seconds, which is less affected by other processes than wall-clock
+time, and the peak resident memory of the process minus its resident memory before the model was built.
+`MALLOC_MMAP_THRESHOLD_` makes glibc return the memory of a tensor to the system as soon as it is freed; otherwise
+fragmentation inflates the peak. Inputs are random, so no data is needed.
 """
 
 import argparse
@@ -30,11 +31,11 @@ SHAPE = {"d_model": 128, "num_attention_heads": 4, "ffn_dim": 512, "vocab_size":
 STYLE = {"position_embedding_type": "rotary", "norm_position": "pre", "label_smoothing": 0.0}
 CHECKPOINTED = {"training": 0, "training, all layers checkpointed": 1, "training, every second layer checkpointed": 2}
 STEPS = ["forward", *CHECKPOINTED]
-FLEX = "flex_attention"  # has no backward pass on a CPU
+FLEX = "flex_attention"  # flex attention has no backward pass on a CPU
 
 
 class Cell(NamedTuple):
-    """Model, input and step to measure."""
+    """One configuration to measure: model, input length and kind of step."""
 
     architecture: str
     length: int
@@ -61,7 +62,7 @@ def build(cell: Cell, layers: int) -> Any:
 
 
 def run_step(model: Any, ids: torch.Tensor, step: str) -> None:
-    """Compute the loss, and in training its gradients."""
+    """Compute the loss and, for training steps, its gradients."""
     with torch.set_grad_enabled(step != "forward"):
         loss = model(input_ids=ids, labels=ids, skip_logits=True).loss
         if step != "forward":
@@ -69,19 +70,20 @@ def run_step(model: Any, ids: torch.Tensor, step: str) -> None:
 
 
 def measure(cell: Cell, layers: int, report: "multiprocessing.SimpleQueue[tuple[float, int]]") -> None:
-    """Take a step, and report its CPU seconds and the peak memory of the process in bytes."""
+    """Run one step, and put its CPU seconds and the increase in peak memory in bytes into the queue."""
     torch.manual_seed(0)
     before = resident("VmRSS")
     model = build(cell, layers)
     ids = torch.randint(SHAPE["vocab_size"], (1, cell.length))
-    run_step(model, ids if cell.attention == FLEX else ids[:, :256], cell.step)  # warm up; flex attention compiles
+    # Warm up on a short input; flex attention needs the full length, for which it is compiled.
+    run_step(model, ids if cell.attention == FLEX else ids[:, :256], cell.step)
     start = time.process_time()
     run_step(model, ids, cell.step)
     report.put((time.process_time() - start, resident("VmHWM") - before))
 
 
 def main() -> None:
-    """Print a row for each cell."""
+    """Measure all cells, and print one table row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
     parser.add_argument("--lengths", nargs="+", type=int, default=[8192])

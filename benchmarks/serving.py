@@ -2,9 +2,9 @@
 
     python benchmarks/serving.py runs/numbers --results benchmarks/results/serving.json --picture serving.png
 
-Each engine is served by a process of its own on loopback. A client sends one sentence of the corpus `numbers`, waits
-for its translation, and sends the next. The numbers of clients take turns in every round. Reported are the medians
-over rounds of the requests per second, and the 50th and 95th percentile of the latency over all requests.
+Each engine is served by a separate process on loopback. Every client sends one sentence of the corpus `numbers`, waits
+for its translation, and sends the next one. Every round measures all numbers of clients in turn. The benchmark reports
+requests per second (the median over the rounds) and the 50th and 95th percentiles of the latency over all requests.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def start(folder: Path, engine: str) -> tuple["subprocess.Popen[bytes]", str]:
 
 
 async def load(url: str, texts: list[str], clients: int, seconds: float) -> list[float]:
-    """Send texts from concurrent clients for some seconds; return the latency of each request in seconds."""
+    """Send texts from concurrent clients for the given duration; return the latency of each request in seconds."""
     latencies: list[float] = []
     end = time.perf_counter() + seconds
 
@@ -98,7 +98,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    """Print a table; also write it as JSON and as a picture if requested."""
+    """Run the benchmark and print a table; optionally, also write the results as JSON and plot them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="folder of a saved translation model")
     parser.add_argument("--engines", nargs="+", default=["torch", "ctranslate2"])

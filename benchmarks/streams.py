@@ -1,8 +1,8 @@
-"""Measure streams: the time to resume at a row, and the encoding throughput of several processes.
+"""Measure how long a stream takes to resume at a row, and how fast several processes encode its rows.
 
-Sentence pairs of the bundled corpus are written to one JSONL file, which is one shard, and to a dataset of 100 shards.
-A stream is resumed from the position before a row, as a checkpoint stores it, until it returns that row. Several
-processes then encode their shares of the dataset at the same time:
+Sentence pairs of the bundled corpus are written twice: to a single JSONL file, which is one shard, and to a dataset of
+100 shards. The first benchmark resumes a stream from the position that a checkpoint would store, and measures the time
+until it yields the next row. The second runs several processes that encode their shares of the dataset in parallel:
 
     OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false python benchmarks/streams.py
 """
@@ -30,7 +30,7 @@ SHARDS = 100
 
 
 def write_data(folder: Path, rows: int) -> dict[str, DataArguments]:
-    """Write the rows as one file and as a dataset of many shards, and return the arguments to stream each."""
+    """Write the rows both to one file and to `SHARDS` shards; return the data arguments to stream either, by name."""
     (folder / "shards").mkdir()
     pairs = [{"en": row["source"], "de": row["target"]} for row in numbers_corpus()["train"]]
     lines = cycle([f"{json.dumps(pair)}\n" for pair in pairs])
@@ -46,12 +46,12 @@ def write_data(folder: Path, rows: int) -> dict[str, DataArguments]:
 
 
 def stream_of(args: DataArguments) -> EncodedStream:
-    """Return a stream of unencoded rows."""
+    """Return a stream over the training split that does not encode its rows."""
     return EncodedStream(load_data(args, PAIR)["train"], has_shards=has_shards(args))
 
 
 def positions_of(args: DataArguments, rows: list[int]) -> dict[int, Any]:
-    """Read a stream, and return the position before each of the rows."""
+    """Read a stream, and return the stream position from which to resume after each of the given row numbers."""
     reader = RowReader(load_data(args, PAIR)["train"], 0, 1, has_shards(args))
     positions = {}
     for number, _ in enumerate(reader, start=1):
@@ -63,14 +63,14 @@ def positions_of(args: DataArguments, rows: list[int]) -> dict[int, Any]:
 
 
 def seconds_to_resume(args: DataArguments, position: Any) -> tuple[float, float]:
-    """Return the time, and the CPU time, from opening a stream to its first row after a position."""
+    """Resume a stream at a position; return the elapsed and the CPU seconds until it yields its first row."""
     start, cpu = time.perf_counter(), time.process_time()
     next(stream_of(args).read_share(0, 1, position))
     return time.perf_counter() - start, time.process_time() - cpu
 
 
 def encode_share(queue: Any, barrier: Any, stream: EncodedStream, share: int, num_shares: int) -> None:
-    """Encode a share; send its numbers of pairs and tokens, the times of start and end, and the CPU time."""
+    """Encode one share; put its pair count, token count, start time, end time and CPU seconds into the queue."""
     barrier.wait()
     start, cpu, pairs, tokens = time.time(), time.process_time(), 0, 0
     for placed in stream.read_share(share, num_shares):
@@ -80,7 +80,7 @@ def encode_share(queue: Any, barrier: Any, stream: EncodedStream, share: int, nu
 
 
 def throughput(stream: EncodedStream, processes: int) -> tuple[float, float, float]:
-    """Return pairs and tokens per second of several processes together, and pairs per second of CPU time."""
+    """Return the combined pairs and tokens per second of all processes, and their pairs per CPU second."""
     context = get_context("fork")
     queue, barrier = context.Queue(), context.Barrier(processes)
     started = [
@@ -101,7 +101,7 @@ def main(
     encoded: Annotated[int, typer.Option(help="Rows that the processes encode.")] = 100_000,
     rounds: Annotated[int, typer.Option(help="Interleaved repetitions.")] = 3,
 ) -> None:
-    """Print the tables."""
+    """Run both benchmarks and print their tables."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         print(f"load {os.getloadavg()[0]:.1f}\n\n| stream | row | seconds to resume | of CPU time |")

@@ -50,7 +50,7 @@ PYTHON = """## In Python
 
 
 def page() -> str:
-    """Return the text of the page."""
+    """Return the page as Markdown."""
     described = describe_fields().values()
     parts = [INTRODUCTION]
     for section, text in SECTIONS.items():
@@ -61,7 +61,7 @@ def page() -> str:
 
 
 def table(rows: list[FieldDescription]) -> str:
-    """Return a Markdown table of fields."""
+    """Return a Markdown table of the fields of one section."""
     lines = ["| field | value | default | |", "| --- | --- | --- | --- |"]
     for row in rows:
         default = f"`{row.default}`" if row.default else ""

@@ -1,4 +1,4 @@
-"""Trivium's searches match transformers' loops token for token, and fall back to them where necessary."""
+"""Test Trivium's searches: they match transformers' loops token for token, and fall back to them where necessary."""
 
 import copy
 from functools import cache
@@ -34,7 +34,7 @@ SEARCHES = [
     {"num_beams": 4, "length_penalty": 0.0, "num_return_sequences": 2},
     {"num_beams": 2, "length_penalty": -1.0},
     {"num_beams": 3, "eos_token_id": [EOS, 5, 7]},
-    {"num_beams": 12},  # Select 24 candidates among 16 tokens.
+    {"num_beams": 12},  # selects 24 candidates from a vocabulary of 16 tokens
     {"num_beams": 3, "eos_token_id": None},
     {"eos_token_id": None},
     {"eos_token_id": [EOS, 5]},
@@ -49,7 +49,7 @@ every_search = pytest.mark.parametrize(
 
 @cache
 def half_trained(model_class: Any, shape: tuple[tuple[str, Any], ...]) -> Any:
-    """Return a partly trained model, which copies or counts up with frequent errors."""
+    """Return a partly trained model that copies its source, or continues counting, with frequent errors."""
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCABULARY, "d_model": 32, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 2}
     sizes |= {"label_smoothing": 0.0, "attn_implementation": "sdpa", **dict(shape)}
@@ -70,7 +70,7 @@ def half_trained(model_class: Any, shape: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def half_trained_copy(model_class: Any, **shape: Any) -> Any:
-    """Return a half-trained model that the test may modify."""
+    """Return a copy of a partly trained model, which the test may modify."""
     return copy.deepcopy(half_trained(model_class, tuple(shape.items())))
 
 
@@ -96,7 +96,7 @@ def test_translations_match_transformers(options: dict[str, Any], attention: str
     assert search_count == 1
     assert torch.equal(found, search_with_transformers(model, **inputs))
     if options == {}:
-        assert (found != PAD).sum(dim=1).unique().numel() > 2  # Sentences have left the batch one by one.
+        assert (found != PAD).sum(dim=1).unique().numel() > 2  # sentences finished at different steps
 
 
 @pytest.mark.parametrize("padded", [True, False])
@@ -133,7 +133,7 @@ def test_longer_decoder_prompts_match(num_beams: int) -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_custom_positions_fall_back(num_beams: int) -> None:
-    """Trivium's search requires positions that are derived from the mask, as in `generate`; others fall back."""
+    """The search falls back unless the position ids equal those that `generate()` derives from the mask."""
     model = half_trained_copy(TriviumForCausalLM, encoder_layers=0)
     inputs = {**prompts(), "num_beams": num_beams}
     positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
@@ -152,7 +152,7 @@ def test_encoder_outputs_may_be_a_tuple() -> None:
 
 
 class CustomProcessor(LogitsProcessor):
-    """A custom logits processor."""
+    """A custom logits processor, which favors token 6."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores[:, 6] += 3.0
@@ -183,7 +183,7 @@ def test_unsupported_options_fall_back(options: dict[str, Any], num_beams: int) 
     assert search_count == 0
     assert len(found[0] if "return_dict_in_generate" in options else found) == 7
     if "cache" in options:
-        assert options["cache"].get_seq_length() > 0  # A cache passed by the caller is filled.
+        assert options["cache"].get_seq_length() > 0  # the caller's cache is filled
 
 
 @pytest.mark.parametrize("model_class", [TriviumForConditionalGeneration, TriviumForCausalLM])
@@ -215,7 +215,7 @@ def test_fallback_returns_sequences_scores() -> None:
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("criterion", [MaxLengthCriteria(4), EosTokenCriteria(5)], ids=["length", "eos"])
 def test_custom_stopping_criteria_are_applied(criterion: Any, num_beams: int) -> None:
-    """Processors of the call replace those of the same type from the configuration."""
+    """Custom criteria, even of a type that the search knows, make it fall back to transformers' loop."""
     model = half_trained_copy(TriviumForConditionalGeneration)
     inputs = {**sources(), "num_beams": num_beams, "stopping_criteria": StoppingCriteriaList([criterion])}
     found, search_count = search(model, **inputs)
@@ -238,9 +238,9 @@ def test_prompts_that_end_in_padding_fall_back(padding: str, num_beams: int) -> 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        # There are more candidates than tokens in the vocabulary.
+        # More candidates are needed than there are tokens in the vocabulary.
         ({"no_repeat_ngram_size": 1, "max_length": 20, "eos_token_id": None}, 0),
-        ({"suppress_tokens": [PAD, BOS, EOS, *range(4, VOCABULARY)]}, 0),  # Only one token is allowed for four beams.
+        ({"suppress_tokens": [PAD, BOS, EOS, *range(4, VOCABULARY)]}, 0),  # four beams, but only one allowed token
         ({"suppress_tokens": [PAD, BOS, EOS, *range(7, VOCABULARY)]}, 1),
         ({"forced_bos_token_id": 5, "forced_eos_token_id": EOS}, 1),
     ],
@@ -267,7 +267,7 @@ def test_int32_prompts_return_int64_sequences(num_beams: int) -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_labels_do_not_change_the_search(num_beams: int) -> None:
-    """Seq2SeqTrainer passes the labels of an evaluation to `generate()`."""
+    """`generate()` must ignore labels, which Seq2SeqTrainer passes to it during evaluation."""
     model, inputs = half_trained_copy(TriviumForConditionalGeneration), {**sources(), "num_beams": num_beams}
     expected, _ = search(model, **inputs)
     found, search_count = search(model, **inputs, labels=random_ids(7, 4, vocab_size=VOCABULARY))
@@ -298,7 +298,7 @@ def test_compiled_model_is_called(num_beams: int) -> None:
 @pytest.mark.parametrize("num_beams", [1, 2])
 @pytest.mark.parametrize("change", ["subclass", "forward", "hook", "stack"])
 def test_custom_forward_is_called(change: str, num_beams: int) -> None:
-    """The searches respect overridden `forward` methods and hooks."""
+    """With an overridden `forward` or a hook, the search falls back, so that both are called."""
     model = half_trained_copy(OverriddenForward if change == "subclass" else TriviumForConditionalGeneration)
     calls = []
     if change == "forward":
@@ -327,7 +327,7 @@ def test_custom_layer_is_called() -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_finished_sentences_are_not_computed(num_beams: int) -> None:
-    """Each step computes only the beams of unfinished sentences, and keeps one encoder output per sentence."""
+    """Each step must compute the beams of unfinished sentences only, with one encoder output per sentence."""
     model = half_trained_copy(TriviumForConditionalGeneration)
     rows, memories = [], []
     model.model.decoder.layers[0].register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
@@ -357,7 +357,7 @@ def test_learned_positions_limit_the_length() -> None:
 
 
 def test_mixin_passes_for_that_of_transformers() -> None:
-    """transformers warns of classes that generate without inheriting from GenerationMixin."""
+    """transformers must not warn of a class that generates without inheriting from its GenerationMixin."""
     for model_class in (TriviumForConditionalGeneration, TriviumForCausalLM):
         assert issubclass(model_class, GenerationMixin)
         assert "GenerationMixin" in str(model_class.__bases__)
@@ -377,7 +377,7 @@ def test_mixin_passes_for_that_of_transformers() -> None:
     ],
 )
 def test_static_cache_compiles_to_one_graph(model_class: Any, position: str) -> None:
-    """Sources of another length add only one graph; there are no graph breaks, and the tokens are equal."""
+    """A new source length must add only one graph, without graph breaks, and the tokens must match eager mode."""
     translates = model_class is TriviumForConditionalGeneration
     shape = {} if translates else {"encoder_layers": 0}
     model = half_trained_copy(model_class, position_embedding_type=position, **shape)

@@ -1,6 +1,6 @@
-"""Check that private APIs of other libraries that Trivium overrides, calls or sets exist with known signatures.
+"""Check that the private library APIs that Trivium overrides, calls or sets still exist with the known signatures.
 
-They can change in any release. A failure names the API and what to review; every new use must be listed here first.
+They can change in any release. A failure names the API and the code to review. Every new use must be listed here.
 """
 
 import ast
@@ -27,7 +27,8 @@ import trivium
 FOLDERS = ("configuration", "modeling", "tokenization", "trivium", "trivium_cli")
 LIBRARIES = ("accelerate.", "datasets.", "evaluate.", "torch.", "transformers.")
 
-# Methods with their parameters, and attributes (None), which must occur in the source of the class or its bases.
+# Methods are mapped to their parameters, attributes to None. The names of attributes must occur in the source of the
+# class or of one of its bases.
 PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
     GenerationMixin: {
         "_eos_token_tensor": None,
@@ -128,7 +129,7 @@ PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
         "_info": "self",
     },
 }
-# Public by name, but undocumented: `trivium.auto` modifies these dictionaries.
+# These dictionaries, which `trivium.auto` modifies, are undocumented although their names look public.
 TABLES = {
     "transformers.pipelines": "REMOVED_TASKS",
     "transformers.models.auto.modeling_auto": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
@@ -136,14 +137,14 @@ TABLES = {
 
 
 def parameters(function: object) -> str:
-    """Return the names of a function's parameters, with their stars."""
+    """Return the parameter names of a function, including the stars of `*args` and `**kwargs`."""
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     found = inspect.signature(function).parameters.values()  # type: ignore[arg-type]
     return " ".join(stars.get(parameter.kind, "") + parameter.name for parameter in found)
 
 
 def find_change(owner: type | ModuleType, name: str, expected: str | None) -> str | None:
-    """Return how a private API changed and what to do, or None if it is as expected."""
+    """Return how a private API changed and what to do, or None if it is unchanged."""
     where = owner.__name__ if inspect.ismodule(owner) else owner.__module__
     library = where.partition(".")[0]
     what = f"{library} {version(library)}", f"{owner.__name__}.{name}"
@@ -191,7 +192,7 @@ def is_private(name: str) -> bool:
 
 
 def overridden() -> Iterator[tuple[str, str]]:
-    """Return the private names in our classes that also exist in a base class of a library, with their locations."""
+    """Return the private names that our classes override in base classes of libraries, with their locations."""
     for module in pkgutil.walk_packages(trivium.__path__, "trivium."):
         if not module.name.endswith(("__main__", ".cli")):
             importlib.import_module(module.name)

@@ -1,4 +1,4 @@
-"""N-best lists with scores, and translation sentence by sentence: function, pipeline and command."""
+"""Test n-best lists with scores, and sentence splitting, in `translate()`, the pipeline and the command."""
 
 import json
 import sys
@@ -45,7 +45,7 @@ def marian(tokenizer: TriviumTokenizer) -> MarianMTModel:
 
 @pytest.fixture
 def splitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace sentencex, an optional dependency, by a splitter at full stops."""
+    """Replace sentencex, an optional dependency, with a fake that splits at full stops."""
     module: Any = ModuleType("sentencex")
     module.segment = lambda language, text: [part for part in text.replace(". ", ". |").split("|") if part]
     monkeypatch.setitem(sys.modules, "sentencex", module)

@@ -1,4 +1,4 @@
-"""Fuzz checkpoints and run folders: damage is detected, no code runs, and files of other origin are kept."""
+"""Fuzz checkpoints and run folders: damage is detected, no code is executed, and foreign files are kept."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_any_damaged_byte_is_found(cases: int, rng: random.Random, run: Path) -> None:
-    """Flip a bit, truncate, append bytes, or swap two files of a checkpoint with checksums."""
+    """Flip a bit, truncate a file, append bytes, or swap two files; the checksums must reveal each of them."""
     checkpoint = run / "checkpoint-3"
     write_checksums(checkpoint)
     assert find_defect(checkpoint) is None
@@ -54,7 +54,7 @@ def test_any_damaged_byte_is_found(cases: int, rng: random.Random, run: Path) ->
 
 
 class Call:
-    """An object whose pickle calls a function when it is loaded."""
+    """An object that makes unpickling call a function."""
 
     def __init__(self, function: Any, arguments: tuple[Any, ...]) -> None:
         self.call = (function, arguments)
@@ -97,7 +97,7 @@ def test_no_hostile_pickle_is_executed(cases: int, rng: random.Random, run: Path
         else:
             path.write_bytes(pickle.dumps(hostile, protocol=rng.randint(0, 5)))
         try:
-            # a file that is not a torch archive is a defect, and is never unpickled
+            # A file that is not a torch archive is reported as a defect and never unpickled.
             if find_defect(checkpoint) is None:
                 check_pickles(checkpoint)
                 raise AssertionError(f"{path} is not refused")
@@ -109,7 +109,7 @@ def test_no_hostile_pickle_is_executed(cases: int, rng: random.Random, run: Path
 
 
 def test_mutated_metadata_is_refused_or_read(cases: int, rng: random.Random, run: Path) -> None:
-    """Random bytes in the pickle of a shard index raise UnsafePickleError or are reported as a defect."""
+    """A shard index with mutated bytes loads, raises UnsafePickleError, or is reported as a defect."""
     folder = run / "checkpoint-3" / "optimizer_0"
     folder.mkdir()
     original = pickle.dumps(torch.distributed.checkpoint.metadata.Metadata({}, storage_data={}))
@@ -174,7 +174,7 @@ def test_hostile_manifests_delete_nothing_outside(cases: int, rng: random.Random
 
 
 def test_foreign_files_survive_overwriting(cases: int, rng: random.Random, tmp_path: Path) -> None:
-    """Files that were not written by a run are kept, or the run is rejected and the folder is unchanged."""
+    """Either files that no run has written survive, or the run is rejected and the folder stays unchanged."""
     names = ["notes.txt", "data/train.en", "checkpoint-3/notes.txt", "evaluation_mine.json", "predictions_mine.txt"]
     names += ["_partial-mine/x", "checkpoint-mine/x", "checkpoint-99/x", ".hidden", "model.bin", "_trivium/mine"]
     for case in range(cases):

@@ -1,4 +1,4 @@
-"""Fuzz configurations: each is rejected by field name, or round-trips and gives a model with finite logits."""
+"""Fuzz configurations: each is rejected with the name of the field, or it round-trips and its logits are finite."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`--help` of all commands: every option is listed, and there is an example."""
+"""Test that `--help` of every command lists all options and shows an example."""
 
 import re
 

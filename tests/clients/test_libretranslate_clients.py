@@ -1,4 +1,4 @@
-"""Clients of LibreTranslate against the service on loopback."""
+"""Test third-party LibreTranslate clients against the service on loopback."""
 
 from collections.abc import Iterator
 from typing import Any

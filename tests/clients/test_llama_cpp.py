@@ -1,6 +1,7 @@
-"""llama.cpp, through llama-cpp-python, encodes texts and continues prompts as the exported model does.
+"""Test that llama.cpp (through llama-cpp-python) tokenizes texts and continues prompts like the exported model.
 
-The package is compiled on installation and not in `make install`: `make runtimes` tests it in a separate environment.
+llama-cpp-python is compiled when it is installed, so `make install` leaves it out; `make runtimes` runs these tests in
+a separate environment.
 """
 
 from itertools import islice, takewhile
@@ -41,14 +42,14 @@ def tokenizers() -> dict[str, TriviumTokenizer]:
 
 
 def load(path: Path) -> Any:
-    """Load a GGUF file with a cache in float32; llama.cpp's default is float16."""
+    """Load a GGUF file with a KV cache in float32 instead of llama.cpp's default, float16."""
     f32 = llama_cpp.GGML_TYPE_F32
     options = {"type_k": f32, "type_v": f32, "flash_attn": False, "logits_all": True}
     return llama_cpp.Llama(str(path), n_ctx=CONTEXT, n_threads=1, verbose=False, **options)
 
 
 def train(model: TriviumForCausalLM, tokenizer: TriviumTokenizer, steps: int = 150) -> TriviumForCausalLM:
-    """Train on the page, so that the likeliest tokens are clear."""
+    """Overfit the model to one page of text, so that greedy search never has to choose between near ties."""
     ids = torch.tensor(tokenizer(TEXT)["input_ids"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(steps):
@@ -113,16 +114,16 @@ def test_texts_have_the_same_ids(kind: str, tokenizers: dict[str, TriviumTokeniz
     is_character = kind == "characters"
     for text in LINES + [text for text in ODD_TEXTS if not is_character or text.isascii()]:
         assert llm.tokenize(text.encode(), special=False) == tokenizer(text)["input_ids"], text
-        if not is_character:  # without BOS, after which llama-cpp-python drops a space
+        if not is_character:  # omit BOS: llama-cpp-python drops the space that follows it
             assert llm.detokenize(llm.tokenize(text.encode(), add_bos=False, special=False)).decode() == text
-    # A user-defined token is recognized, and `</s>` is a token only on request.
+    # User-defined tokens are always recognized; the text `</s>` becomes the EOS token only with `special=True`.
     assert tokenizer.mask_token_id in llm.tokenize(b"a<mask>", special=False)
     assert llm.tokenize(b"</s>", add_bos=False, special=True) == [tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize("pattern", PRE_TOKENIZERS, ids=["trivium", *list(PRE_TOKENIZERS.values())[1:]])
 def test_pre_tokenizers_have_the_same_name(pattern: str, tmp_path: Path) -> None:
-    """Compare the ids of tokenizers that were not trained by Trivium, such as those of imported models."""
+    """Check each pre-tokenizer on a tokenizer that was not trained by Trivium, as imported models have."""
     backend = Tokenizer(models.BPE(ignore_merges=PRE_TOKENIZERS[pattern] == "llama-bpe"))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     split = pre_tokenizers.Split(Regex(pattern), "isolated")

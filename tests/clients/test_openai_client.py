@@ -1,4 +1,4 @@
-"""OpenAI's client against the service on loopback."""
+"""Test the official OpenAI client against the service on loopback."""
 
 import pytest
 
@@ -46,7 +46,7 @@ def test_embeddings() -> None:
     model = tiny_model(TriviumEncoderModel, decoder_layers=0, vocab_size=len(tokenizer)).float()
     app = create_app(Embedder(model, tokenizer, max_tokens=64), name="tiny")
     with served(app) as url, openai.OpenAI(base_url=f"{url}v1", api_key="none is needed") as client:
-        packed = client.embeddings.create(model="tiny", input=TEXTS)  # base64 by default
+        packed = client.embeddings.create(model="tiny", input=TEXTS)  # the client requests base64 by default
         plain = client.embeddings.create(model="tiny", input=TEXTS, encoding_format="float")
     for a, b in zip(packed.data, plain.data, strict=True):
         assert a.embedding == pytest.approx(b.embedding, abs=1e-6)

@@ -1,6 +1,6 @@
-"""OpenVINO runs the ONNX graphs of `to_onnx`, with the outputs of the exported model.
+"""Test that OpenVINO runs the ONNX graphs written by `to_onnx` and returns the same outputs as the exported model.
 
-It is not in `make install`: `make runtimes` tests it in a separate environment.
+OpenVINO is not part of `make install`; `make runtimes` runs these tests in a separate environment.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ CLOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4}
 
 
 class Session:
-    """A graph compiled by OpenVINO, with the interface of ONNX Runtime that `OnnxModel` uses."""
+    """A graph compiled by OpenVINO, with the part of ONNX Runtime's session interface that `OnnxModel` uses."""
 
     def __init__(self, path: Path) -> None:
         core = openvino.Core()
@@ -39,7 +39,7 @@ class Session:
 
 
 def in_openvino(model: PreTrainedModel, tokenizer: TriviumTokenizer, folder: Path) -> OnnxModel:
-    """Export a model, and run its graphs by OpenVINO instead of ONNX Runtime."""
+    """Export a model to ONNX, and load it with OpenVINO in place of ONNX Runtime."""
     model.save_pretrained(folder / "saved")
     tokenizer.save_pretrained(folder / "saved")
     to_onnx(folder / "saved", folder / "exported")

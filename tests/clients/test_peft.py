@@ -1,4 +1,4 @@
-"""PEFT adapters on every kind of Trivium model."""
+"""Test PEFT adapters on every kind of Trivium model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +75,7 @@ def answer(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def train(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = 8) -> None:
-    """Train all trainable parameters to lower the loss or, without a head, the magnitude of the output."""
+    """Train all trainable parameters to reduce the loss or, for a model without a head, the output's magnitude."""
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.03)
     losses = []
@@ -107,8 +107,8 @@ def add_adapter(task: str, folder: Path, config: PeftConfig, **options: Any) -> 
 @pytest.mark.parametrize("targets", ["some", "all"])
 @pytest.mark.parametrize("task", MODELS)
 def test_lora_trains_saves_loads_and_merges(tmp_path: Path, task: str, targets: str) -> None:
-    # As with BERT, PEFT would add an adapter to the head of these two models, although the head must be trained in
-    # full.
+    # For these two tasks, PEFT would add an adapter to the head, as it does with BERT, although the head is new and
+    # must be trained in full.
     head = {"TOKEN_CLS": ["classifier"], "QUESTION_ANS": ["qa_outputs"]}.get(task)
     every = {"target_modules": "all-linear", "exclude_modules": head}
     config = LoraConfig(
@@ -121,7 +121,7 @@ def test_lora_trains_saves_loads_and_merges(tmp_path: Path, task: str, targets: 
     assert names == (
         {"q_proj", "v_proj"} if targets == "some" else {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"}
     )
-    if task in (*LANGUAGE_MODELS, "FEATURE_EXTRACTION"):  # All other models have a head that is trained in full.
+    if task in (*LANGUAGE_MODELS, "FEATURE_EXTRACTION"):  # the other models have a head that is trained in full
         torch.testing.assert_close(answer(model, inputs), answer(untrained, inputs), **EXACT)
         assert all("lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
     train(model, inputs)
@@ -159,8 +159,8 @@ def other_config(method: str, task: str) -> PeftConfig:
         return IA3Config(task_type=task, **targets)
     if method == "prompt":
         return PromptTuningConfig(task_type=task, num_virtual_tokens=3)
-    # PEFT would use `num_hidden_layers`, which is the encoder's, but the prefix belongs to the decoder if there is
-    # one.
+    # The prefix belongs to the decoder if there is one, but PEFT's default, `num_hidden_layers`, counts encoder
+    # layers.
     layers = 3 if task in LANGUAGE_MODELS else 2
     return PrefixTuningConfig(task_type=task, num_virtual_tokens=3, num_layers=layers)
 
@@ -182,20 +182,20 @@ def test_other_adapters_train_save_and_load(tmp_path: Path, method: str, task: s
 
 
 def test_encoder_attends_to_prefix_not_padding(tmp_path: Path) -> None:
-    """An encoder has no cache, but its attention accepts one, so prefix tuning works."""
+    """Prefix tuning works on encoders, because their attention accepts a cache although they never create one."""
     inputs = inputs_for("FEATURE_EXTRACTION")
     model = add_adapter("FEATURE_EXTRACTION", tmp_path, other_config("prefix", "FEATURE_EXTRACTION"))
     nn.init.normal_(model.prompt_encoder["default"].embedding.weight)
     together = answer(model.eval(), inputs)
     for row, length in enumerate(inputs["attention_mask"].sum(dim=1).tolist()):
         alone = {name: value[row : row + 1, :length] for name, value in inputs.items()}
-        # PEFT keeps the prefix in float32.
+        # Compare with float32 tolerance, because PEFT keeps the prefix in float32.
         torch.testing.assert_close(answer(model, alone)[0], together[row, :length])
         assert (answer(load_base("FEATURE_EXTRACTION", tmp_path), alone)[0] - together[row, :length]).abs().max() > 0.1
 
 
 def test_prefix_is_refused_for_encoder_heads(tmp_path: Path) -> None:
-    """PEFT looks for `past_key_values` in the signature of `forward`, which encoders lack."""
+    """PEFT requires a parameter `past_key_values` of `forward`, which models with an encoder head do not have."""
     model = add_adapter("SEQ_CLS", tmp_path, other_config("prefix", "SEQ_CLS"))
     with pytest.raises(ValueError, match="does not support past key values"):
         model(**inputs_for("SEQ_CLS"))
@@ -308,4 +308,4 @@ def test_docs_page(tmp_path: Path, run_page: Callable[[str], dict[str, Any]]) ->
     run_page("PEFT")
     merged = TriviumForCausalLM.from_pretrained(tmp_path / "runs" / "merged")
     base = TriviumForCausalLM.from_pretrained(tmp_path / "runs" / "shakespeare")
-    torch.testing.assert_close(merged.state_dict(), base.state_dict())  # A new adapter has no effect on the outputs.
+    torch.testing.assert_close(merged.state_dict(), base.state_dict())  # untrained adapters do not change weights

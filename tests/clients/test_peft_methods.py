@@ -1,4 +1,4 @@
-"""PEFT: LN tuning, trainable tokens, and methods that merge on a classifier only with its layers named."""
+"""Test further PEFT methods: LN tuning, trainable tokens, and methods that need the classifier's layers by name."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from trivium import (
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),  # PEFT 0.21
-    pytest.mark.filterwarnings("ignore:Unsupported layer type"),  # our norm classes, which PEFT tunes nevertheless
+    pytest.mark.filterwarnings("ignore:Unsupported layer type"),  # PEFT warns of Trivium's norms, but tunes them
 ]
 EXACT = {"rtol": 0.0, "atol": 1e-9}
 SOME: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"]}
@@ -74,7 +74,7 @@ def logits_of(model: nn.Module, ids: torch.Tensor, labels: torch.Tensor) -> torc
 def test_norms_are_tuned_and_merged(
     model_class: type[PreTrainedModel], task: str, layers: dict[str, int], norm_position: str
 ) -> None:
-    """A stack without a final norm must not define a parameterless module under that name."""
+    """LN tuning would fail if a stack without a final norm had a parameterless module named `norm`."""
     model = tiny_model(model_class, norm_position=norm_position, **layers)
     norms = sum(type(module).__name__ == "LayerNorm" for module in model.modules())
     ids = random_ids(3, 5)
@@ -88,13 +88,13 @@ def test_norms_are_tuned_and_merged(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_merges_on_classifiers(tmp_path: Path, method: str) -> None:
-    """With a task type, PEFT expects the whole head to have a weight; merging works if its layers are named."""
+    """Given a task type, PEFT requires the head itself to have a weight; name the head's layers to merge."""
     config, options = METHODS[method]
     ids = random_ids(3, 5)
     saved = tiny_model(TriviumForSequenceClassification, decoder_layers=0)
     saved.save_pretrained(tmp_path / "base")
     refused = get_peft_model(saved, config(task_type="SEQ_CLS", **options))
-    with pytest.raises(AttributeError, match="has no attribute 'weight'"):  # peft 0.21; works with a linear head only
+    with pytest.raises(AttributeError, match="has no attribute 'weight'"):  # PEFT 0.21 merges linear heads only
         refused.merge_and_unload()
 
     base = TriviumForSequenceClassification.from_pretrained(tmp_path / "base", dtype=torch.float64)
@@ -109,7 +109,7 @@ def test_every_method_merges_on_classifiers(tmp_path: Path, method: str) -> None
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_merges_on_decoder_classifiers(method: str) -> None:
-    """The head is a single projection, so PEFT can train and merge it with only the task type."""
+    """The head is a single projection, so the task type is enough for PEFT to train and merge it."""
     config, options = METHODS[method]
     model = tiny_model(TriviumDecoderForSequenceClassification, encoder_layers=0)
     model = get_peft_model(model, config(task_type="SEQ_CLS", **options))
@@ -119,7 +119,7 @@ def test_every_method_merges_on_decoder_classifiers(method: str) -> None:
 
 
 def test_trainable_tokens_of_encoder_decoder_stay_tied() -> None:
-    """Use the default or the encoder's name: the plain name matches both embeddings, which PEFT cannot tie."""
+    """The default and the encoder's name work; `embed_tokens` matches both embeddings, which PEFT cannot tie."""
     ids = random_ids(3, 5)
     for targets in (None, ["encoder.embed_tokens"]):
         config = TrainableTokensConfig(task_type="SEQ_2_SEQ_LM", token_indices=[4, 5], target_modules=targets)
@@ -130,5 +130,5 @@ def test_trainable_tokens_of_encoder_decoder_stay_tied() -> None:
         assert merged.lm_head.weight is merged.model.encoder.embed_tokens.weight
         assert merged.model.decoder.embed_tokens.weight is merged.model.encoder.embed_tokens.weight
     config = TrainableTokensConfig(task_type="SEQ_2_SEQ_LM", token_indices=[4, 5], target_modules=["embed_tokens"])
-    with pytest.raises(ValueError, match="unknown layer type"):  # peft 0.21 wraps the wrapper of the tied embedding
+    with pytest.raises(ValueError, match="unknown layer type"):  # PEFT 0.21 wraps a tied embedding twice
         get_peft_model(tiny_model(), config)(input_ids=ids, labels=ids)

@@ -1,6 +1,6 @@
-"""bitsandbytes, quanto and torchao quantize all projections, and saving works where the package supports it.
+"""Test that bitsandbytes, quanto and torchao quantize all projections, and that models are saved if supported.
 
-The packages are not in `make install`: `make quantization` tests them in a separate environment.
+The packages are not part of `make install`; `make quantization` runs these tests in a separate environment.
 """
 
 from collections.abc import Callable
@@ -44,8 +44,8 @@ MODELS: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any], set[str]]] =
         set(),
     ),
 }
-# Package, the type of a quantized module or weight, bound of the relative error of the logits, and whether
-# the quantized model can be saved.
+# Each method: package, type of the quantized modules or weights, maximum relative error of the logits, and whether the
+# quantized model can be saved.
 METHODS: dict[str, tuple[str, str, float, bool]] = {
     "bitsandbytes-8": ("bitsandbytes", "Linear8bitLt", 0.1, True),
     "bitsandbytes-4": ("bitsandbytes", "Linear4bit", 0.5, True),
@@ -60,7 +60,7 @@ def quantization(method: str) -> Any:
     if method == "bitsandbytes-8":
         return BitsAndBytesConfig(load_in_8bit=True)
     if method == "bitsandbytes-4":
-        # The CPU kernel needs more outputs than most classifiers have.
+        # The CPU kernel does not support layers with as few outputs as most classifiers have.
         options = {"llm_int8_skip_modules": ["lm_head", "mlm_head.decoder", "out_proj"]}
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **options)
     if method.startswith("quanto"):
@@ -80,7 +80,7 @@ def quantized_modules(model: nn.Module, kind: str) -> set[str]:
     }
 
 
-# The packages themselves cause these warnings.
+# These warnings originate in the packages themselves.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", MODELS)
@@ -101,7 +101,7 @@ def test_every_projection_is_quantized(tmp_path: Path, way: str, method: str) ->
         kept = {"classifier.out_proj"}
     projections = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert quantized_modules(quantized, kind) == projections - kept
-    if can_be_saved:  # Save before the first call, after which bitsandbytes cannot restore 4-bit weights exactly.
+    if can_be_saved:  # after the first forward pass, bitsandbytes cannot restore 4-bit weights exactly
         quantized.save_pretrained(tmp_path / "quantized")
     logits = quantized(**inputs).logits.float()
     assert 0 < (logits - expected).norm() < tolerance * expected.norm()

@@ -1,6 +1,6 @@
-"""transformers.js, run by Node, computes what the exported models do.
+"""Test that transformers.js, run by Node, returns the same outputs as the exported models.
 
-It is not in `make install`: `make runtimes` installs it in `build/node`.
+transformers.js is not part of `make install`; `make runtimes` installs it in `build/node`.
 """
 
 import json
@@ -55,7 +55,10 @@ def tokenizer() -> TriviumTokenizer:
 
 
 def run(folder: Path, *calls: tuple[str, str, str, list[str], dict[str, Any]]) -> list[dict[str, Any]]:
-    """Run pipelines of transformers.js: task, folder, dtype, texts and options of each call."""
+    """Run transformers.js pipelines in one Node process, and return their outputs.
+
+    Each call is a tuple of task, model folder, dtype, input texts and pipeline options.
+    """
     library = (PACKAGE / "dist" / "transformers.node.mjs").as_uri()
     job = json.dumps({"library": library, "folder": f"{folder}/", "calls": calls})
     command = ["node", "--input-type=module", "--eval", PROGRAM]
@@ -74,7 +77,7 @@ def export(
     tokenizer.save_pretrained(folder / "saved")
     notes = to_transformers_js(folder / "saved", folder / "web")
     assert notes == ["num_beams=2 is dropped: transformers.js has no beam search"] * model.can_generate()
-    shutil.rmtree(folder / "saved")  # Only the exported folder is used.
+    shutil.rmtree(folder / "saved")  # The web folder must work without the folder that it was exported from.
     return model
 
 

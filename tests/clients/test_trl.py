@@ -1,4 +1,4 @@
-"""TRL: supervised fine-tuning on texts, prompts and conversations, and preference optimization."""
+"""Test TRL: supervised fine-tuning on texts, prompts and conversations, and preference optimization."""
 
 import shutil
 from collections.abc import Callable
@@ -97,7 +97,7 @@ def test_split_special_tokens_would_lose_eos(tmp_path: Path, decoder: Path, text
     """Show why `load_tokenizer` sets `split_special_tokens=False`."""
     arguments = SFTConfig(str(tmp_path), **OPTIONS)
     trainer = SFTTrainer(str(decoder), args=arguments, train_dataset=data_of("text", texts))
-    # The decoded texts are equal although the ids differ.
+    # Both ids decode to the same text.
     assert label_texts(trainer) == [f"<s>{text}</s>" for text in texts]
     assert all(trainer.processing_class.eos_token_id not in row for row in trainer.train_dataset["input_ids"])
 
@@ -125,7 +125,7 @@ def test_preference_optimization(tmp_path: Path, decoder: Path, texts: list[str]
     )
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    # The initial loss is ln 2, since policy and reference model are equal.
+    # The initial loss is ln 2, because the policy equals the reference model.
     assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
     assert log[-1]["loss"] < 0.5
     assert log[-1]["rewards/accuracies"] == 1

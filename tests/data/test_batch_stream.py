@@ -1,4 +1,4 @@
-"""Token-budget batches from a stream: their contents, their shares, and exact resumption."""
+"""Test token-budget batches from a stream: their contents, shares of processes, and exact resumption."""
 
 import json
 import shutil
@@ -19,14 +19,14 @@ from trivium.training import train
 
 pytestmark = pytest.mark.trains
 
-# For 200 rows, this makes two full buffers and a partial one.
+# With 200 rows, this gives two full buffers and a partial one.
 STREAMED = ["data.streaming=true", "inputs.buffer_size=70"]
 
 
 def stream_of(
     pairs: list[tuple[int, int]], max_tokens: int | None, buffer_size: int, shards: int = 1, seed: int = 0
 ) -> BatchStream:
-    """Return a stream of rows that hold their index, with the source and target lengths of `pairs`."""
+    """Return a stream of rows that contain their index, with source and target lengths from `pairs`."""
     rows = [{"place": i, "input_ids": [0] * pair[0], "labels": [0] * pair[1]} for i, pair in enumerate(pairs)]
     parts = [part.tolist() for part in np.array_split(np.arange(len(rows)), shards)]
     features = Features({"place": Value("int64"), "input_ids": List(Value("int64")), "labels": List(Value("int64"))})
@@ -35,7 +35,7 @@ def stream_of(
 
 
 def cases(parameters: Iterable[tuple[Any, ...]], quick: set[tuple[Any, ...]]) -> list[Any]:
-    """Return the parameters of a test, all of them marked as slow except for the `quick` ones."""
+    """Return the parameter sets of a test; mark those not in `quick` as slow."""
     slow = pytest.mark.slow(reason="all cases")
     return [pytest.param(*case, marks=[] if case in quick else slow) for case in parameters]
 
@@ -104,7 +104,7 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
             assert drawn[seed, epoch] == places(streams[1])
     assert len({json.dumps(batches) for batches in drawn.values()}) == 4
     stream = stream_of(pairs, 100, 60)
-    assert [places(stream), places(stream)] == [drawn[0, 0], drawn[0, 1]]  # Iterating again advances the epoch.
+    assert [places(stream), places(stream)] == [drawn[0, 0], drawn[0, 1]]  # A second iteration is the next epoch.
 
 
 # --- Shares and places -----------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
     cases(product((1, 2, 3, 4), (1, 2, 3, 4, 5, 9), (None, 60)), {(2, 1, 60), (3, 4, None)}),
 )
 def test_processes_read_every_row_once(processes: int, shards: int, max_tokens: int | None) -> None:
-    """Shards fewer than processes, more, and uneven; each process encodes only its own rows."""
+    """Every process encodes only its own rows, with fewer or more shards than processes, or shards of unequal size."""
     pairs = random_pairs(97)
     parts, encoded = [], []
     for rank in range(processes):
@@ -144,7 +144,7 @@ def test_processes_read_every_row_once(processes: int, shards: int, max_tokens: 
 def test_stream_goes_on_from_every_place(
     shards: int, shares: tuple[int, ...], max_tokens: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After every batch, through JSON, with reads and encoded blocks that end elsewhere than buffers."""
+    """Resume after each batch, from positions stored as JSON; read and encoded blocks do not align with buffers."""
     monkeypatch.setattr("trivium.data.shares.READ_ROWS", 11)
     monkeypatch.setattr("trivium.data.shares.ENCODED_ROWS", 13)
     pairs = random_pairs(97)
@@ -165,7 +165,7 @@ def test_stream_goes_on_from_every_place(
 
 
 def test_fewer_processes_take_over_the_shares_of_more() -> None:
-    """Four processes train for three steps of one batch each; two go on, with two batches in each step."""
+    """After three steps of four processes with one batch each, two processes resume with two batches per step."""
     pairs = random_pairs(200)
 
     def stream(shares: list[int]) -> BatchStream:
@@ -183,7 +183,7 @@ def test_fewer_processes_take_over_the_shares_of_more() -> None:
 
 
 def test_rows_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Late in a stream of 50 shards, a resumed run reads the shard of its position, and no earlier one."""
+    """A run that resumes late in a stream of 50 shards reads the shard of its position, but no earlier shard."""
     monkeypatch.setattr("trivium.data.shares.READ_ROWS", 5)
     monkeypatch.setattr("trivium.data.shares.ENCODED_ROWS", 5)
     pairs = random_pairs(500)
@@ -192,7 +192,7 @@ def test_rows_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     resumed.places = {0: {**batch.place, "turn": 0}}
     READ.clear()
     assert len(list(resumed)) == 4
-    assert min(READ) >= 460  # The first read continues at the end of the shard of row 460.
+    assert min(READ) >= 460  # the position is at the end of the shard that starts at row 460
 
 
 # --- Training with them ----------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_rows_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow(reason="starts workers"))])
 def test_resume_within_epoch_matches_unbroken_run(tmp_path: Path, workers: int) -> None:
-    """Resume with dropout after step 7, within the second epoch; two workers leave two partial buffers."""
+    """Resume with dropout after step 7, in the second epoch; with two workers, each of them has a partial buffer."""
     steps_per_epoch = 5 if workers else 4
     recipe = recipe_for(
         tmp_path,

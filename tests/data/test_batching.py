@@ -1,4 +1,4 @@
-"""Token-budget batches: composition, reproducible training, and independence from the split over processes."""
+"""Test token-budget batches: their composition, reproducible training, and independence of the number of processes."""
 
 import json
 import os
@@ -75,13 +75,13 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
             assert drawn[seed, epoch] == list(sampler(pairs, 100, seed=seed, epoch=lambda epoch=epoch: epoch))
     assert len({json.dumps(batches) for batches in drawn.values()}) == 4
     members = [{frozenset(batch) for batch in batches} for batches in drawn.values()]
-    # Epochs differ in the composition of the batches, not only in their order.
+    # The epochs compose their batches differently, and do not merely reorder them.
     assert len(members[0] & members[1]) < len(members[0]) / 2
 
 
 @pytest.mark.parametrize("processes", [2, 3, 8])
 def test_processes_get_equal_numbers_of_steps(processes: int) -> None:
-    """The last step repeats fewer batches than there are processes."""
+    """The last step is filled up with repeated batches, fewer than there are processes."""
     for rows in (1, 7, 100, 101):
         batches = sampler(random_pairs(rows), 60)
         shards = [list(BatchSamplerShard(batches, processes, rank)) for rank in range(processes)]
@@ -117,7 +117,7 @@ def remove(checkpoint: Path) -> None:
     ids=["no workers", "two workers"],
 )
 def test_resume_within_epoch_matches_unbroken_run(tmp_path: Path, options: list[str]) -> None:
-    """Resume with dropout, in the first epoch after two steps, and train into the second."""
+    """Resume with dropout in the middle of the first epoch, and train into the second epoch."""
     whole = train(recipe_for(tmp_path / "whole", max_tokens=600))
     assert 3 < len(whole.get_train_dataloader()) < 6
     broken = recipe_for(tmp_path / "broken", *options, max_tokens=600)
@@ -127,7 +127,7 @@ def test_resume_within_epoch_matches_unbroken_run(tmp_path: Path, options: list[
 
 
 def test_gradient_accumulation_matches_full_batch(tmp_path: Path) -> None:
-    """Compare one large batch with many accumulated batches: losses and weights are equal."""
+    """One large batch must give the same losses and weights as many accumulated small batches."""
     whole = train(recipe_for(tmp_path / "whole", "model.dropout=0", max_tokens=100_000))
     parts = train(
         recipe_for(tmp_path / "parts", "model.dropout=0", "training.gradient_accumulation_steps=100", max_tokens=300)
@@ -171,7 +171,7 @@ def test_card_describes_token_batches(tmp_path: Path) -> None:
     train(recipe)
     card = render_card(tmp_path / "run", "someone/numbers")["README.md"].decode()
     assert "| batch | rows of similar length, up to 1,000 tokens, per device, 1 process |" in card
-    assert "β₂ 0.999" in card  # null selects the Trainer's default
+    assert "β₂ 0.999" in card  # null selects the Trainer's default value
 
 
 @pytest.mark.parametrize("task", ["completion", "causal-lm", "masked-lm", "classification"])
@@ -239,7 +239,7 @@ def in_two_processes(folder: Path, *arguments: str) -> list[float]:
 
 @pytest.mark.slow(reason="two times two processes that import transformers")
 def test_two_processes_match_one_and_resume_within_epoch(tmp_path: Path) -> None:
-    """Two processes use two batches per step; the last step of an epoch is padded with its first batch."""
+    """Two processes use two batches per step; the last step of an epoch reuses the first batch of that epoch."""
     common = ["model.dropout=0", "training.max_steps=20", "inputs.max_tokens=120"]
     alone = train(recipe_for(tmp_path / "alone", *common, "training.gradient_accumulation_steps=2"))
     assert len(alone.batches) % 2 == 1, "choose another inputs.max_tokens"

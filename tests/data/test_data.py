@@ -1,4 +1,4 @@
-"""Loading pairs, texts and labels: all file formats, eager and streamed, and user errors."""
+"""Test loading pairs, texts and labels: all file formats, in memory and streamed, and the errors for invalid input."""
 
 import json
 
@@ -21,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def write_text(folder, english, german, name="train"):
-    """Write parallel text, passed as bytes, and return its prefix."""
+    """Write two files of parallel text, passed as bytes, and return their common path prefix."""
     (folder / f"{name}.en").write_bytes(english)
     (folder / f"{name}.de").write_bytes(german)
     return str(folder / name)
@@ -164,7 +164,7 @@ def test_pairs_beyond_max_ratio_are_dropped_in_training(tmp_path, origin, stream
         args = DataArguments(str(tmp_path / "corpus"), max_ratio=2, streaming=streaming)
     splits = load_data(args)
     assert [(row["source"], row["target"]) for row in splits["train"]] == [UNLIKE[i] for i in (0, 1, 6)]
-    assert list(splits["validation"]) == [{"source": "a", "target": "b c d"}]  # Evaluation splits are not filtered.
+    assert list(splits["validation"]) == [{"source": "a", "target": "b c d"}]  # filters apply to training only
 
 
 @pytest.mark.parametrize(("ratio", "columns"), [(0.9, ("source", "target")), (2, TEXT)])

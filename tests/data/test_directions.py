@@ -1,4 +1,4 @@
-"""Several directions: tags, files of each direction, mixing by temperature with a seed, and refusals."""
+"""Test data of several translation directions: language tags, files, temperature sampling, and errors."""
 
 from collections import Counter
 from pathlib import Path
@@ -40,7 +40,9 @@ def test_sources_have_the_tag_of_their_target(tmp_path: Path) -> None:
     ]
     assert sorted(pairs(splits["train"])) == sorted(expected)
     assert pairs(splits["train"]) != expected
-    assert pairs(splits["test"]) == [expected[i] for i in (0, 1, 3, 4, 6, 7)]  # in the order of the directions
+    assert pairs(splits["test"]) == [
+        expected[i] for i in (0, 1, 3, 4, 6, 7)
+    ]  # evaluation splits are concatenated in the order of the directions
     assert tags_of(args) == ["<2de>", "<2fr>", "<2en>"]
 
 
@@ -70,7 +72,7 @@ def test_temperature_repeats_smaller_directions(temperature: float, counts: tupl
     assert tuple(sum(n for row, n in by_row.items() if row[0] == name) for name in "ab") == counts
     assert {n for row, n in by_row.items() if row[0] == "a"} == {1}
     repeats = {n for row, n in by_row.items() if row[0] == "b"}
-    assert repeats <= {counts[1] // 9, -(-counts[1] // 9)}  # Rows are repeated equally often, or once more.
+    assert repeats <= {counts[1] // 9, -(-counts[1] // 9)}  # The repetitions of two rows differ by at most one.
     assert list(mix(parts, temperature, seed=3)["x"]) == list(mixed)
     assert list(mix(parts, temperature, seed=4)["x"]) != list(mixed)
 

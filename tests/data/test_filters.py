@@ -1,4 +1,4 @@
-"""Filters of training data, and the counts that they report."""
+"""Test the training-data filters and the counts of dropped rows that they report."""
 
 import json
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_duplicates_of_labeled_texts(tmp_path: Path) -> None:
         ("42 % …", ["Cyrillic"], True),
         ("東京タワーへ行く", ["Han", "Hiragana", "Katakana"], True),
         ("東京タワーへ行く", ["Latin"], False),
-        ("ーーーA", ["Latin"], True),  # The mark belongs to several scripts, so it does not count.
+        ("ーーーA", ["Latin"], True),  # The prolonged sound mark is shared by several scripts, so it is not counted.
     ],
 )
 def test_half_of_the_letters_must_be_in_the_scripts(text: str, scripts: list[str], expected: bool) -> None:

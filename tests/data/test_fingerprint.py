@@ -1,4 +1,4 @@
-"""Fingerprints depend on the content of data only, not on their location: files, Hub datasets, streams."""
+"""Test that fingerprints of files, Hub datasets and streams depend on the content only, not on the location."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ OTHERS = {
 
 
 def write_pairs(folder: Path, pairs: list[tuple[str, str]], kind: str) -> DataArguments:
-    """Write the pairs as parallel text, as JSON lines, or as a folder in the Hub's layout."""
+    """Write the pairs as parallel text, as JSON lines, or as a dataset folder in the Hub's layout."""
     folder.mkdir()
     if kind == "parallel text":
         for ending, lines in zip(("en", "de"), zip(*pairs, strict=True), strict=True):
@@ -53,7 +53,7 @@ def test_fingerprint_identifies_the_data(tmp_path: Path, kind: str, streaming: b
     found.add(fingerprint_of(write_pairs(tmp_path / "less", PAIRS, kind), max_train_samples=2, streaming=streaming))
     if kind == "Hub":
         found.add(fingerprint_of(write_pairs(tmp_path / "part", PAIRS, kind), train="train[1:]", streaming=streaming))
-    same = 0 if streaming else 1  # Without streaming, two of three rows hash like a file with only these two.
+    same = 0 if streaming else 1  # loaded data hashes two of three rows like a file of two
     assert len(found) == 1 + len(OTHERS) + 1 + (kind == "Hub") - same
 
 
@@ -99,7 +99,7 @@ def test_later_fields_count_only_if_they_are_set(tmp_path: Path) -> None:
     assert later_fields(DataArguments(**{**vars(args), "drop_empty": True})) == {"drop_empty": True}
     stream = fingerprint_of(args, streaming=True)
     assert fingerprint_of(args, streaming=True, drop_empty=True) != stream
-    # As before these fields were added.
+    # The fingerprint must be the same as in versions without these fields.
     first = json.dumps([None, "en", "de", "text", "label", False, None, None, None]).encode()
     files = [hashlib.sha256(Path(f"{args.train}.{side}").read_bytes()).hexdigest() for side in ("en", "de")]
     assert stream == "files:" + hashlib.sha256(first + "".join(files).encode()).hexdigest()

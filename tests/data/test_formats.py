@@ -1,4 +1,4 @@
-"""Data as it comes: delimiters, encodings, compression, nested columns, translation memories and empty sides."""
+"""Test loading real-world files: delimiters, encodings, compression, nested columns, TMX files, and empty sides."""
 
 import bz2
 import gc

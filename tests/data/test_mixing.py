@@ -1,4 +1,4 @@
-"""Mixtures of several sources: proportions, order, shares, exact resumption, and errors."""
+"""Test mixtures of several data sources: proportions, row order, shares of processes, exact resumption, and errors."""
 
 import json
 from collections import Counter
@@ -21,7 +21,7 @@ TEXT = ("text",)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Write two files, with another column name in the second, and a dataset of four files."""
+    """Write two files with different column names, and a dataset of four shards."""
     (tmp_path / "web").mkdir()
     for index in range(4):
         write(tmp_path / "web" / f"train-{index}.jsonl", "text", [f"web {25 * index + row}" for row in range(25)])
@@ -55,7 +55,7 @@ def test_probabilities_follow_weights_and_temperature() -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_strategies_end_the_epoch(streaming: bool, folder: Path) -> None:
-    """Sources are read in their own order, again from the start if they end before the epoch."""
+    """Each source keeps its row order, and restarts from its first row if it is exhausted before the epoch ends."""
     sources = MixedSource(train=f"{folder}/books.jsonl"), MixedSource(train=f"{folder}/code.jsonl", text="content")
     counts = {}
     for strategy in ("first_exhausted", "all_exhausted", "all_exhausted_without_replacement"):
@@ -108,7 +108,7 @@ def test_mixture_resumes_from_every_position(
 
 @pytest.mark.parametrize("num_shares", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shares_of_a_mixture_have_every_row_once(num_shares: int, folder: Path) -> None:
-    """Share by shards if each source has enough, and by rows otherwise."""
+    """Sources are split among processes by shard if each has enough shards, and by row otherwise."""
     for sources in (
         [MixedSource(name=f"{folder}/web"), MixedSource(name=f"{folder}/web", weight=2)],
         [MixedSource(name=f"{folder}/web"), MixedSource(train=f"{folder}/books.jsonl")],

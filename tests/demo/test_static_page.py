@@ -1,4 +1,4 @@
-"""The static page translates in Chromium, and requests nothing from elsewhere."""
+"""Test that the static page translates in Chromium without requests to any other server."""
 
 import shutil
 import threading

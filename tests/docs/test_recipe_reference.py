@@ -1,4 +1,4 @@
-"""The reference of recipe fields is up to date and complete, and explained recipes are recipes."""
+"""Test that the recipe reference is complete and up to date, and that the recipes explained in it load."""
 
 import importlib.util
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Models with a card, and the parts of a card."""
+"""Save small models, render their model cards, and parse the rendered cards."""
 
 from pathlib import Path
 from typing import Any

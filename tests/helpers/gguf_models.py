@@ -1,4 +1,4 @@
-"""Language models that llama.cpp can compute."""
+"""Tiny language models with architectures that llama.cpp supports."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,10 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def language_model(tokenizer: TriviumTokenizer, **options: Any) -> TriviumForCausalLM:
-    """Return a float32 model whose rows of 64 can be quantized, with three tokens more than the tokenizer."""
+    """Return a float32 model with a vocabulary three tokens larger than the tokenizer's.
+
+    Its matrices have rows of 64 weights, which GGUF can quantize.
+    """
     sizes = {"d_model": 64, "encoder_layers": 0, "vocab_size": len(tokenizer) + 3}
     return tiny_model(TriviumForCausalLM, **{**sizes, **options}).float()
 

@@ -1,4 +1,4 @@
-"""Folders of models that tests publish."""
+"""Model folders for tests that publish to the Hub."""
 
 from pathlib import Path
 

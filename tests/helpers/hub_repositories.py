@@ -1,4 +1,4 @@
-"""The repositories of the tests' Hub: files, commits and branches in memory."""
+"""In-memory repositories of the test Hub: files, commits and branches."""
 
 import fnmatch
 import hashlib
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 
 class Refusal(Exception):
-    """Raised to send an error response, with the headers from which the client builds its exceptions."""
+    """Raised to send an error response; the client chooses its exception class by the headers."""
 
     def __init__(self, status: int, message: str, code: str | None = None, commit: str = "", url: str = "") -> None:
         super().__init__(message)
@@ -31,13 +31,13 @@ class File:
 
     @property
     def oid(self) -> str:
-        """Return the hash by which the client detects a change: SHA-256 for LFS, else the git blob hash."""
+        """Return the hash by which the client detects changes: SHA-256 for LFS files, else the git blob hash."""
         if self.lfs:
             return hashlib.sha256(self.content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
 
     def tree_entry(self, path: str) -> Json:
-        """Return the entry of this file in a tree listing."""
+        """Return the JSON entry of the file in a tree listing."""
         lfs = {"lfs": {"oid": self.oid, "size": len(self.content), "pointerSize": 134}} if self.lfs else {}
         return {"type": "file", "path": path, "size": len(self.content), "oid": self.oid, **lfs}
 
@@ -58,7 +58,8 @@ class Repository:
     private: bool
     branches: dict[str, Commit] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)  # LFS files by SHA-256, whether committed yet or not.
+    # LFS files keyed by SHA-256. They are uploaded before the commit that refers to them.
+    objects: dict[str, bytes] = field(default_factory=dict)
 
     def at(self, revision: str) -> Commit:
         """Return the commit that a branch or a commit id refers to."""

@@ -40,7 +40,7 @@ GROUPED = {**NATIVE, "num_key_value_heads": 2}
 QWEN2_WINDOW = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}
 LABELS = {"id2label": {0: "no", 1: "so", 2: "yes"}, "label2id": {"no": 0, "so": 1, "yes": 2}}
 
-# Native models: class and configuration fields.
+# Native models by name: their class and configuration fields.
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", GROUPED),
     "llama-base": ("LlamaModel", GROUPED),
@@ -177,7 +177,7 @@ exact = pytest.mark.usefixtures("in_float64")
 
 
 class Pair(NamedTuple):
-    """A native model and a Trivium model, of which one was converted from the other, and their family."""
+    """A native model, the equivalent Trivium model, and their family; either was converted from the other."""
 
     native: PreTrainedModel
     ours: PreTrainedModel
@@ -185,7 +185,7 @@ class Pair(NamedTuple):
 
 
 def load_float64(folder: Path, attention: str = "eager") -> PreTrainedModel:
-    """Load the model of a folder with the class in its configuration, in float64."""
+    """Load a saved float64 model with the class that its configuration names."""
     name = AutoConfig.from_pretrained(folder).architectures[0]
     model_class = getattr(trivium, name, None) or getattr(transformers, name)
     model = model_class.from_pretrained(folder, attn_implementation=attention).eval()
@@ -194,7 +194,7 @@ def load_float64(folder: Path, attention: str = "eager") -> PreTrainedModel:
 
 
 def with_exact_sinusoids(model: PreTrainedModel) -> PreTrainedModel:
-    """Recompute Marian's table of sinusoids, which is rounded to float32, in float64."""
+    """Recompute Marian's sinusoidal position table in float64; transformers rounds it to float32."""
     if model.config.model_type == "marian":
         for stack in (model.base_model.encoder, model.base_model.decoder):
             expected = FAMILIES["marian"].computed["encoder.embed_positions.weight"](

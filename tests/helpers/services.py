@@ -1,4 +1,4 @@
-"""A tiny translation service: random weights, a trained tokenizer, and expected translations."""
+"""Run tiny models with random weights as a service on loopback, and compute the expected translations."""
 
 import contextlib
 import socket
@@ -19,7 +19,7 @@ TEXTS = ["the cat sat on the mat.", "two dogs ran across the road.", "birds sing
 
 
 def tiny_translator() -> tuple[TriviumForConditionalGeneration, TriviumTokenizer]:
-    """Return a model whose translations are arbitrary but differ between texts."""
+    """Return a translation model with random weights, whose outputs differ between texts, and its tokenizer."""
     tokenizer = train_tokenizer(TEXTS * 3, vocab_size=300)
     torch.manual_seed(1)
     model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=256, std=0.3, decoder_layers=1).float()
@@ -28,7 +28,7 @@ def tiny_translator() -> tuple[TriviumForConditionalGeneration, TriviumTokenizer
 
 
 def tiny_writer() -> tuple[TriviumForCausalLM, TriviumTokenizer]:
-    """Return a decoder-only model with a chat template, which generates to the maximum length."""
+    """Return a decoder-only model that generates to the maximum length, and a tokenizer with a chat template."""
     tokenizer = train_tokenizer(TEXTS * 3, vocab_size=300, add_bos_token=True, add_eos_token=False)
     tokenizer.chat_template = CHAT
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def tiny_writer() -> tuple[TriviumForCausalLM, TriviumTokenizer]:
 
 
 def expected(model: Any, tokenizer: Any, texts: list[str], **options: Any) -> list[str]:
-    """Translate each text alone, without the service, up to the service's maximum length."""
+    """Translate each text in a batch of one, without the service but with its maximum length."""
     limits = [-(-len(tokenizer(text)["input_ids"]) // 32) * 32 + 50 for text in texts]
     return [
         next(translate(model, tokenizer, [text], max_length=limit, **options))
@@ -47,7 +47,7 @@ def expected(model: Any, tokenizer: Any, texts: list[str], **options: Any) -> li
 
 
 def free_port() -> int:
-    """Return a port on loopback that is free now."""
+    """Return a currently unused loopback port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -55,7 +55,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def served(app: Any) -> Iterator[str]:
-    """Serve an application on loopback in a thread; yield its address."""
+    """Serve an application on loopback in a background thread, and yield its URL."""
     import uvicorn
 
     with socket.socket() as listener:

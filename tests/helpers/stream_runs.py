@@ -1,4 +1,4 @@
-"""Train on streams in one or several processes, and record which rows each of them encodes and trains on."""
+"""Train on streams in one or more processes, and record the rows that each process encodes and trains on."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from trivium.training import train
 from trivium.training.streaming import FILLER
 from trivium.training.trainer import RunTrainer
 
-# For 200 rows, this makes two full buffers and a partial one.
+# With 200 rows, this gives two full buffers and a partial one.
 STREAMED = [
     "data.streaming=true",
     "data.max_train_samples=200",
@@ -34,12 +34,12 @@ Row = list[int]  # the token ids of a source text
 
 
 class ProcessRecord(NamedTuple):
-    """The work of one process.
+    """Record of the rows and losses of one process.
 
     Attributes:
         rows: All rows of the training data.
         encoded: Rows that the process and its workers encoded for training.
-        batches: Rows of each batch; none if the batch is a filler.
+        batches: Rows of each batch; empty for a filler batch.
         losses: Contribution of each batch to the loss, summed over its tokens.
     """
 
@@ -50,7 +50,7 @@ class ProcessRecord(NamedTuple):
 
 
 def write_shards(folder: Path, sizes: tuple[int, ...]) -> list[str]:
-    """Write a dataset with shards of these sizes, and return the overrides of a recipe that streams it."""
+    """Write a dataset with shards of these sizes, and return the recipe overrides that stream it."""
     folder.mkdir()
     pairs = iter(numbers_corpus()["train"])
     for index, size in enumerate(sizes):
@@ -81,7 +81,7 @@ def trained_on(
 
 def _train(folder: Path, settings: list[str], resume: bool, one_epoch: bool) -> ProcessRecord:
     record = ProcessRecord([], [], [], [])
-    # Workers write to this file, too.
+    # The data-loading workers of the process append to this file, too.
     encodings = folder.with_name(f"{folder.name}-encoded-{os.environ.get('RANK', 0)}.jsonl")
     encodings.write_text("")
     step, run_epoch = RunTrainer.training_step, RunTrainer._run_epoch

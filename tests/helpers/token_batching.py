@@ -1,4 +1,4 @@
-"""Recipes and samplers with token batches."""
+"""Recipes, batch samplers and random lengths for tests of token-budget batches."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The weights of saved models."""
+"""Load and compare the weights of saved models."""
 
 from pathlib import Path
 

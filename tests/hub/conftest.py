@@ -1,4 +1,4 @@
-"""A small model to publish, and its tokenizer."""
+"""Fixtures for publishing: a small model, its tokenizer, and a run folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The code and commands on a model card run."""
+"""Run the code and the commands on model cards."""
 
 import ast
 import json

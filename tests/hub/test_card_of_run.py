@@ -1,4 +1,4 @@
-"""What a model card and a dry run take from the run: examples, learning curves, a list of files."""
+"""Test the parts of a model card that come from the run, and the file list of a dry run."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def tokenizer() -> TriviumTokenizer:
 
 @pytest.fixture
 def run(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
-    """Return the folder of a run whose recipe has no examples, and which was evaluated twice at step 4."""
+    """Return the folder of a run without example texts in its recipe, evaluated twice at step 4."""
     torch.manual_seed(0)
     config = tiny_config(vocab_size=len(tokenizer), encoder_layers=1, decoder_layers=1)
     model = shake(TriviumForConditionalGeneration(config), std=0.5)

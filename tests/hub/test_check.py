@@ -1,4 +1,4 @@
-"""Check a folder before it is published: broken, modified and incompatible ones are refused."""
+"""Test the check before publishing: it refuses folders that are broken, modified or incompatible."""
 
 import json
 from collections.abc import Callable
@@ -20,12 +20,12 @@ REPO = "someone/model"
 TEXTS = ["the cat sat on the mat.", "two dogs ran across the road.", "über den Wolken"] * 2
 
 
-@pytest.mark.slow  # `test_command_checks_previews_and_publishes` runs one check in the default suite.
+@pytest.mark.slow  # the default suite runs one check in `test_command_checks_previews_and_publishes`
 def test_saved_folder_passes_the_check(folder: Path) -> None:
     check_folder(folder)
 
 
-@pytest.mark.slow  # Slow: this starts 18 processes that import transformers.
+@pytest.mark.slow  # starts 18 processes that import transformers
 @pytest.mark.parametrize("shard_size", ["1GB", "30KB"])
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_every_saved_folder_passes_the_check(
@@ -37,7 +37,7 @@ def test_every_saved_folder_passes_the_check(
     check_folder(tmp_path)
 
 
-@pytest.mark.slow  # Slow: this starts processes that import transformers.
+@pytest.mark.slow  # starts processes that import transformers
 def test_two_vocabularies_pass_the_check(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(TEXTS, vocab_size=300, target_texts=[text[::-1] for text in TEXTS] * 2)
     sizes = {"vocab_size": len(tokenizer), "decoder_vocab_size": tokenizer.target_vocab_size}
@@ -127,7 +127,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-LONG = "code with a missing import"  # detected by loading in a subprocess, like code that computes different results
+LONG = "code with a missing import"  # only loading in a subprocess detects this, or code with other outputs
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == LONG else k for k in BROKEN])

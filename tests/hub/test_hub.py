@@ -1,4 +1,4 @@
-"""Publish with the real huggingface_hub client, to a local server that implements the Hub's API."""
+"""Test publishing with the real huggingface_hub client, to a local server that implements the Hub API."""
 
 import hashlib
 import re
@@ -26,8 +26,8 @@ TEXTS = ["the cat sat on the mat.", "two dogs ran across the road.", "über den 
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the portability check, which takes seconds, in tests of later steps."""
-    # The function and the command look it up in different modules.
+    """Skip the portability check, which takes seconds, in tests of the upload itself."""
+    # `push()` and the command look up `check_folder` in different modules.
     for module in ("trivium.hub.pushing", "trivium.hub"):
         monkeypatch.setattr(f"{module}.check_folder", lambda folder, trust_remote_code: None)
 
@@ -38,7 +38,7 @@ def uploads(hub: HubServer) -> list[str]:
 
 # --- Uploads ---------------------------------------------------------------------------------------------------------
 
-# This program runs without the package.
+# Runs in a process in which Trivium is not installed.
 LOAD = """
 repo, expected = arguments
 for revision, logits in expected:

@@ -1,4 +1,4 @@
-"""Fixtures of the conversion tests."""
+"""Fixtures for the conversion tests."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""CTranslate2 export: scores, logits and generated texts match those of the exported model."""
+"""Test CTranslate2 export: scores, logits and generated texts match those of the exported model."""
 
 import json
 import sys
@@ -30,9 +30,9 @@ ctranslate2 = pytest.importorskip("ctranslate2", reason="a test extra")
 
 LENGTHS = [7, 3, 5]
 ROTARY = {"position_embedding_type": "rotary"}
-CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}  # Tolerance: both compute in float32.
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}  # Both implementations compute in float32.
 
-# Cover options that VARIANTS do not.
+# Options that VARIANTS does not cover.
 OTHERS: list[dict[str, Any]] = [
     {"attention_bias": True, "num_key_value_heads": 2},
     {"attention_bias": True, "num_key_value_heads": 1, **ROTARY},
@@ -66,7 +66,7 @@ def two_tokenizers() -> TriviumTokenizer:
 
 @pytest.fixture(scope="module")
 def copier() -> TriviumForConditionalGeneration:
-    """Return a half-trained model that copies up to five letters, so that beams and lengths differ."""
+    """Return a model that was trained briefly to copy five letters, so that its beams and output lengths differ."""
     torch.manual_seed(0)
     shape = {"d_model": 32, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 1, "label_smoothing": 0.0}
     model = TriviumForConditionalGeneration(tiny_config(norm_position="pre", **ROTARY, **shape))
@@ -192,7 +192,7 @@ all_searches = pytest.mark.parametrize("search", SEARCHES, ids=str)
 def test_translations_of_trained_model_match(search, copier, tokenizer, tmp_path):
     engine = CTranslate2Model(converted(copier, tokenizer, tmp_path))
     ids, mask = random_ids(12, 6), mask_of([6, 2, 4, 6, 5, 1, 3, 5, 3, 2, 2, 4])
-    for longest in (4, 12):  # one limit before the first EOS, one beyond it
+    for longest in (4, 12):  # a limit that truncates texts before EOS, and one that does not
         expected = copier.generate(ids, attention_mask=mask, max_length=longest, **search)
         assert until_end(engine.generate(ids, mask, max_length=longest, **search)) == until_end(expected)
 
@@ -260,7 +260,7 @@ def test_n_best_scores_match(copier, tokenizer, tmp_path, length_penalty):
 def test_any_of_several_eos_tokens_ends_generation(copier, tokenizer, tmp_path):
     engine = CTranslate2Model(converted(copier, tokenizer, tmp_path))
     ids = random_ids(12, 5)
-    ends = [EOS, *ids[:4, 2].tolist()]  # Choose as EOS a token that occurs in the middle of some copies.
+    ends = [EOS, *ids[:4, 2].tolist()]  # Use a token that occurs in the middle of some outputs as EOS.
     expected = copier.generate(ids, max_length=12, eos_token_id=ends)
     assert expected.tolist() != copier.generate(ids, max_length=12).tolist()
     torch.testing.assert_close(engine.generate(ids, max_length=12, eos_token_id=ends), expected)
@@ -452,7 +452,7 @@ def test_missing_ctranslate2_error_says_what_to_install(copier, tokenizer, tmp_p
 
 
 def test_test_models_distinguish_gelu_approximations() -> None:
-    """The activations must give different results; otherwise comparing them would prove little."""
+    """Check that the test models tell the GELU variants apart; otherwise, equal outputs would prove nothing."""
     models = [
         shake(TriviumForCausalLM(tiny_config(encoder_layers=0, activation_function=name)).eval(), 0.3)
         for name in ("gelu", "gelu_new")

@@ -1,7 +1,7 @@
-"""Convert native transformers models to Trivium and back: outputs are equal in float64.
+"""Convert native transformers models to Trivium and back, and compare outputs in float64.
 
-Both models are loaded from folders that `convert` wrote; logits, hidden states, attentions, gradients and generated
-sequences are compared. The mappings have independent hand-written versions in test_families and test_parity.
+The tests load both models from the folders that `convert` wrote, and compare logits, hidden states, attentions,
+gradients and generated sequences. test_families and test_parity contain independent, hand-written weight mappings.
 """
 
 import json
@@ -61,7 +61,7 @@ def batch(pair: Pair, lengths: list[int], target_lengths: list[int]) -> Tensors:
 
 
 def outputs_of(pair: Pair, inputs: Tensors) -> tuple[Tensors, Tensors]:
-    """Return all output tensors of both models, with the dimensions in Trivium's order, for real tokens only."""
+    """Return all output tensors of both models at real tokens, with dimensions in Trivium's order."""
     found = []
     for model in pair[:2]:
         model.zero_grad()
@@ -87,9 +87,9 @@ def gradients_of(model: PreTrainedModel) -> Tensors:
 
 
 def assert_same(pair: Pair, inputs: Tensors) -> None:
-    """Compare all outputs, and all gradients of a random weighting of them."""
+    """Compare all outputs, and the gradients of a randomly weighted sum of them."""
     if hasattr(pair.native, "final_logits_bias"):
-        pair.native.final_logits_bias.requires_grad_().grad = None  # a buffer, whose gradient is compared as well
+        pair.native.final_logits_bias.requires_grad_().grad = None  # a buffer, whose gradient is compared too
     native, converted = outputs_of(pair, inputs)
     assert set(native) == set(converted)
     assert {key.split(".")[0] for key in converted} >= {
@@ -104,7 +104,7 @@ def assert_same(pair: Pair, inputs: Tensors) -> None:
 
 
 def assert_same_gradients(pair: Pair) -> None:
-    """Compare converted gradients of the native model; ignore tensors without a counterpart."""
+    """Compare the gradients with the converted gradients of the native model; skip tensors without a counterpart."""
     exchange = Exchange(FAMILIES[pair.family], pair.native, pair.ours)
     native, converted = gradients_of(pair.native), gradients_of(pair.ours)
     unused = {name for name in pair.native.state_dict() if name not in native}
@@ -158,7 +158,7 @@ GENERATING = ["llama", "mistral-window", "qwen2-tied-window", "gpt2", "marian", 
 @pytest.mark.parametrize("options", GENERATION.values(), ids=GENERATION)
 @pytest.mark.parametrize("name", GENERATING)
 def test_generation_matches_native(name: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """With random weights texts rarely end and often loop: use several EOS tokens and ban repetitions."""
+    """Use several EOS tokens and ban repetitions, because random models rarely end a text and often loop."""
     native = native_model(name)
     native.generation_config = GenerationConfig(
         **{**IDS, "eos_token_id": [EOS, 7], "decoder_start_token_id": BOS},
@@ -185,7 +185,7 @@ def test_generation_matches_native(name: str, options: dict[str, Any], tmp_path:
 
 @pytest.mark.parametrize("name", THEIRS)
 def test_conversion_round_trips(name: str, tmp_path: Path) -> None:
-    """Compare bitwise: the Trivium folder, and the weights and configuration of the native model."""
+    """Compare the Trivium folder, and the native model's weights and configuration, bit by bit."""
     native_model(name, dtype="float64").save_pretrained(tmp_path / "native")
     family = convert(tmp_path / "native", tmp_path / "ours").family
     convert(tmp_path / "ours", tmp_path / "back", family)
@@ -207,7 +207,7 @@ def test_conversion_round_trips(name: str, tmp_path: Path) -> None:
         "n_inner",
         "sliding_window",
         "forced_eos_token_id",
-    }  # Spelled differently.
+    }  # fields that are equivalent, but written differently
 
 
 def test_native_folder_needs_no_trivium_code(tmp_path: Path) -> None:
@@ -398,10 +398,10 @@ def test_generate_with_gpt2(gpt2_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
     output = native.generate(**tokenizer(TEXTS[:1], return_tensors="pt"), max_new_tokens=5)
     assert output_text == tokenizer.decode(output[0], skip_special_tokens=True) + "\n"
-    assert len(run("generate", gpt2_folder, *TEXTS[:3], "--max-new-tokens", "5").splitlines()) >= 3  # Padded.
+    assert len(run("generate", gpt2_folder, *TEXTS[:3], "--max-new-tokens", "5").splitlines()) >= 3  # a padded batch
 
 
-@pytest.mark.filterwarnings("ignore")  # Ignore the missing sacremoses, which normalizes punctuation and is not needed.
+@pytest.mark.filterwarnings("ignore")  # sacremoses, which normalizes punctuation, is not needed
 def test_translate_with_opus(marian_folder: Path) -> None:
     output_text = run("translate", marian_folder, *TEXTS[:3], "--beams", "2", "--max-length", "12")
     native = transformers.MarianMTModel.from_pretrained(marian_folder.parent / "native")
@@ -445,17 +445,17 @@ training:
 
 
 def test_trivium_tokenizer_converts_to_native(tmp_path: Path) -> None:
-    """The converted tokenizer recognizes special tokens in text: clients tokenize rendered prompts and chats."""
+    """The native tokenizer must recognize special tokens in texts, because clients tokenize rendered chats."""
     tokenizer = train_tokenizer(TEXTS, vocab_size=300, add_bos_token=True, add_eos_token=False)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|user|>"]})
     trivium_model("gpt2", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "ours")
     tokenizer.save_pretrained(tmp_path / "ours")
     assert convert(tmp_path / "ours", tmp_path / "native").notes == []
     model_config = json.loads((tmp_path / "native" / "config.json").read_text())
-    assert model_config["n_ctx"] == model_config["n_positions"]  # llama.cpp's converter reads the old name
+    assert model_config["n_ctx"] == model_config["n_positions"]  # llama.cpp's converter reads the old class name
     stock = AutoTokenizer.from_pretrained(tmp_path / "native")
     config = json.loads((tmp_path / "native" / "tokenizer_config.json").read_text())
-    # This is the newer name of the same class.
+    # transformers has renamed the class to this.
     assert config["tokenizer_class"] in ("PreTrainedTokenizerFast", "TokenizersBackend")
     assert "auto_map" not in config
     texts = [*TEXTS, "a <mask> 🙂<|user|>\n", "<mask>", " <mask>"]

@@ -1,4 +1,4 @@
-"""Real-world checkpoints of the Hub, and errors for models that cannot be converted."""
+"""Test converting checkpoints as published on the Hub, and the errors for models that cannot be converted."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def test_sharded_round_trip(tmp_path: Path) -> None:
 
 
 def test_memory_is_limited_to_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between writing two output files, only the tensors of the next one are read."""
+    """Only the tensors of the next output shard may be read before it is written."""
     from trivium.interop import checkpoint
 
     trivium_model("bert-masked-lm").save_pretrained(tmp_path / "ours")
@@ -69,7 +69,7 @@ def test_memory_is_limited_to_one_shard(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(checkpoint, "save_file", writing)
     convert(tmp_path / "ours", tmp_path / "native", "bert", max_shard_size=20_000)
     assert len(read_per_file) > 4
-    assert max(read_per_file) <= 40_000  # Includes a read that determines the dtype.
+    assert max(read_per_file) <= 40_000  # One of the reads determines the dtype.
 
 
 @pytest.mark.parametrize("name", ["marian", "roberta-masked-lm", "qwen2"])
@@ -84,10 +84,10 @@ def test_dtypes_are_kept(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 @exact
-# Published files declare the second class.
+# Published checkpoints name the second class.
 @pytest.mark.parametrize("architecture", ["BertForPreTraining", "BertForMaskedLM"])
 def test_bert_as_pretrained(architecture: str, tmp_path: Path) -> None:
-    """Like most BERT checkpoints, this one has a next-sentence head and the old names of LayerNorm parameters."""
+    """Like most BERT checkpoints, this one has a next-sentence head and the old LayerNorm parameter names."""
     native = native_model("bert-masked-lm")
     whole = transformers.BertForPreTraining(native.config).double().eval()
     whole.load_state_dict(native.state_dict(), strict=False)

@@ -1,4 +1,4 @@
-"""GGUF files, read by transformers' own reader and that of the gguf package, against the exported model."""
+"""Test GGUF export: read the files with transformers and the gguf package, and compare with the exported model."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ gguf = pytest.importorskip("gguf", reason="a test extra")
 
 TEXTS = ["a cat sat on the mat", "two dogs ran 12 miles"] * 3
 CONTROL, UNKNOWN, USER_DEFINED = 3, 2, 4
-# Maximum difference of the logits, which are up to 5, by type of the matrices.
+# Maximum absolute error of the logits, by quantization type. The logits themselves reach 5.
 TOLERANCES = {None: 2e-5, "f16": 0.02, "q8_0": 0.5}
 
 
@@ -44,7 +44,7 @@ def test_logits_match_in_transformers(
     torch.manual_seed(0)
     model = language_model(tokenizer, **MODELS[name])
     to_gguf(save(model, tokenizer, tmp_path / "model"), tmp_path / "model.gguf", quantization)
-    # Pass the configuration, since transformers does not read all fields of it from the file.
+    # Pass the configuration, because transformers does not read all of its fields from the GGUF file.
     config = FAMILIES[name.split("-")[0]].to_native(model.config)
     native = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", config=config)
     ids = random_ids(2, 9)
@@ -99,7 +99,8 @@ def test_metadata(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "cats.gguf").tensors}
     assert tensors["rope_freqs.weight"].data.tolist() == pytest.approx([2.0] * 8)
     assert tensors["blk.0.attn_q.weight"].tensor_type.name == "Q8_0"
-    assert tensors["blk.0.ffn_down.weight"].tensor_type.name == "F16"  # rows of 40
+    # Rows of 40 weights are not divisible by the Q8_0 block size of 32.
+    assert tensors["blk.0.ffn_down.weight"].tensor_type.name == "F16"
     assert tensors["blk.0.attn_norm.weight"].tensor_type.name == "F32"
 
 

@@ -1,4 +1,4 @@
-"""ONNX export, and generation with ONNX Runtime, against the exported model."""
+"""Test ONNX export: outputs and generation with ONNX Runtime match those of the exported model."""
 
 import sys
 from pathlib import Path
@@ -31,7 +31,7 @@ pytest.importorskip("onnxscript", reason="a test extra")
 pytest.importorskip("onnxruntime", reason="a test extra")
 
 LONG = "exporting a graph takes 3 to 10 seconds"
-CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}  # Tolerance: both compute in float32.
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}  # Both implementations compute in float32.
 ENCODER_ONLY, DECODER_ONLY = {"decoder_layers": 0}, {"encoder_layers": 0}
 SMALL = {"encoder_layers": 1, "decoder_layers": 1, "num_key_value_heads": 2}
 
@@ -48,7 +48,7 @@ HEADS = [
     TriviumForTokenClassification,
     TriviumForQuestionAnswering,
 ]
-# Batch sizes and lengths that differ from the example's, down to a single text and a single token.
+# Batch sizes and lengths that the export has not traced, including a single text and a single token.
 BATCHES = [[9, 4, 2, 5, 7], [6], [1], [1, 3]]
 SEARCHES: list[dict[str, Any]] = [
     {"num_beams": 1},
@@ -296,7 +296,7 @@ def test_failed_write_leaves_nothing_behind(
     tokenizer: TriviumTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full_disk(self: Any, folder: Path, **kwargs: Any) -> None:
-        assert any(folder.iterdir())  # The graph was written before the failure.
+        assert any(folder.iterdir())  # The failure occurred after the graph had been written.
         raise OSError("No space left on device")
 
     folder = saved(make_model(TriviumEncoderModel, **ENCODER_ONLY), tokenizer, tmp_path)

@@ -1,4 +1,4 @@
-"""RoPE scaling: logits match native LLaMA in both directions, beyond the trained context as well."""
+"""Test RoPE scaling: logits match native LLaMA in both directions of conversion, even beyond the trained context."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from trivium import TriviumConfig, TriviumForCausalLM
 from trivium.interop import convert
 
-assert THEIRS["llama"][1]["hidden_size"] // THEIRS["llama"][1]["num_attention_heads"] == 6  # LongRoPE needs 3 factors
+assert THEIRS["llama"][1]["hidden_size"] // THEIRS["llama"][1]["num_attention_heads"] == 6  # so LongRoPE has 3 factors
 ORIGINAL = {"factor": 4.0, "original_max_position_embeddings": 8}
 SCALED: dict[str, dict[str, Any]] = {
     "linear": {"factor": 2.0},
@@ -25,7 +25,7 @@ SCALED: dict[str, dict[str, Any]] = {
     "longrope": {**ORIGINAL, "short_factor": [1.0, 1.5, 2.0], "long_factor": [1.0, 3.0, 6.0]},
 }
 every_type = pytest.mark.parametrize("rope_type", SCALED)
-CLOSE = {"rtol": 0, "atol": 2e-5}  # transformers computes frequencies and native angles in float32
+CLOSE = {"rtol": 0, "atol": 2e-5}  # transformers computes frequencies and angles in float32
 
 
 def parameters(rope_type: str) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def test_logits_match_llama_both_ways(rope_type: str, tmp_path: Path) -> None:
     assert ours.config.rope_parameters == back.config.rope_parameters == native.config.rope_parameters
     unscaled = TriviumForCausalLM.from_pretrained(tmp_path / "ours", rope_parameters={"rope_type": "default"})
     assert unscaled.config.rope_theta == 500.0
-    # Exceed the trained context of 29 tokens; a short input afterwards must reset dynamic frequencies.
+    # 45 tokens exceed the trained context of 29; the short input after them must reset the dynamic frequencies.
     for length in (5, 45, 6):
         ids = random_ids(2, length)
         with torch.no_grad():
@@ -61,7 +61,7 @@ def test_logits_match_llama_both_ways(rope_type: str, tmp_path: Path) -> None:
 
 @every_type
 def test_generation_matches_llama(rope_type: str, tmp_path: Path) -> None:
-    """Compare searches that read one token at a time, with left padding and beyond the trained context."""
+    """Compare cached generation with left padding, beyond the trained context."""
     native = native_model("llama", rope_parameters=parameters(rope_type)).double().eval()
     native.save_pretrained(tmp_path / "native")
     convert(tmp_path / "native", tmp_path / "ours")
@@ -146,7 +146,7 @@ def test_invalid_fields_are_refused_on_loading(changes: dict[str, Any], expected
 
 @pytest.mark.parametrize("rope_type", ["yarn", "llama3", "longrope"])
 def test_stretched_checkpoint_keeps_its_trained_length(rope_type: str, tmp_path: Path) -> None:
-    """The trained length is that of the checkpoint, not the new maximum, in whichever order they are passed."""
+    """The trained length comes from the checkpoint, not from the new maximum, regardless of the order of arguments."""
     TriviumForCausalLM(causal(max_position_embeddings=8)).save_pretrained(tmp_path / "trained")
     new: dict[str, Any] = {"rope_parameters": parameters(rope_type), "max_position_embeddings": 32}
     expected = TriviumForCausalLM.from_pretrained(tmp_path / "trained", **new)

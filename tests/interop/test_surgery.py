@@ -1,4 +1,4 @@
-"""Splitting an encoder-decoder and joining it again: no missing or extra weights, bitwise equal results."""
+"""Test splitting and rejoining an encoder-decoder: no weights are lost or added, and outputs are bitwise equal."""
 
 import copy
 import re
@@ -45,7 +45,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 all_tyings = pytest.mark.parametrize("tying", TYING.values(), ids=TYING)
-# The default suite runs each kind with one tying, and each tying with one kind.
+# The default suite tests every kind with one way of tying, and every way of tying with one kind.
 all_combinations = pytest.mark.parametrize(
     ("kind", "tying"),
     [
@@ -81,7 +81,7 @@ def test_split_and_join_is_bit_identical(kind: dict[str, Any], tying: dict[str, 
     assert isinstance(joined, TriviumForConditionalGeneration)
     assert new_parameters == []
     assert_same_weights(joined.state_dict(), model.state_dict())
-    assert len(list(joined.parameters())) == len(list(model.parameters()))  # Tied as before.
+    assert len(list(joined.parameters())) == len(list(model.parameters()))  # the same weights are tied
     assert joined.config.to_dict() == {**model.config.to_dict(), "auto_map": {}}
     assert joined.config._attn_implementation == model.config._attn_implementation == "eager"
     for now, before in zip(translations(joined), translations(model), strict=True):
@@ -135,7 +135,7 @@ def test_split_encoder_matches_activations(kind: dict[str, Any]) -> None:
 
 @all_tyings
 def test_split_decoder_matches_zeroed_cross_attention(tying: dict[str, Any]) -> None:
-    """With pre-norm, a cross-attention that returns zeros leaves the hidden states unchanged."""
+    """With pre-norm, cross-attention that outputs zeros leaves the hidden states unchanged, as if it were absent."""
     model = tiny_model(norm_position="pre", **tying)
     with torch.no_grad():
         for layer in model.model.decoder.layers:
@@ -239,7 +239,7 @@ def test_warm_start_lists_exactly_the_new_weights(norm_type: str) -> None:
         if "norm" in name or "bias" in name:
             assert torch.equal(named[name], torch.full_like(named[name], float("norm.weight" in name)))
         else:
-            limit = (6 / sum(named[name].shape)) ** 0.5  # Glorot initialization.
+            limit = (6 / sum(named[name].shape)) ** 0.5  # Bounds of Glorot initialization.
             assert 0.9 * limit < named[name].abs().max() <= limit
     assert (model.config.encoder_layers, model.config.decoder_layers) == (1, 3)
     assert (model.config.vocab_size, model.config.decoder_vocab_size, model.config.type_vocab_size) == (31, 23, 3)

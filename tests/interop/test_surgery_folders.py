@@ -1,4 +1,4 @@
-"""Splitting and joining saved folders, in Python and on the command line."""
+"""Test splitting and joining saved folders, in Python and on the command line."""
 
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,7 @@ def test_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
     def full_disk(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("trivium.surgery.save_file", full_disk)  # Fail while the halves are written.
+    monkeypatch.setattr("trivium.surgery.save_file", full_disk)  # Simulate a failure while the halves are written.
     with pytest.raises(OSError, match="No space"):
         split_folder(whole, tmp_path / "output")
     assert sorted(tmp_path.rglob("*")) == before
@@ -199,7 +199,7 @@ def test_folders_of_other_models_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_tokenizers_that_differ_are_both_kept(tmp_path: Path) -> None:
-    """Join tokenizers with equal vocabularies, of which only one lowercases; the joined tokenizer adds only EOS."""
+    """Keep both tokenizers if only one of them lowercases, despite equal vocabularies; only EOS is added to texts."""
     split_folder(saved(tmp_path / "whole", shared=True, tie_word_embeddings=False), tmp_path / "parts")
     encoder, decoder = tmp_path / "parts" / "encoder", tmp_path / "parts" / "decoder"
     AutoTokenizer.from_pretrained(encoder, add_bos_token=True, add_eos_token=False).save_pretrained(encoder)

@@ -28,7 +28,7 @@ def test_scores_match_sacrebleu(name, direct):
     assert one["signature"] == str(direct.get_signature())
     assert one["signature"].startswith("nrefs:1|")
 
-    # The second sentence has one reference; all others have two.
+    # The second sentence has one reference; each of the other sentences has two.
     several = [[*texts[:1], *filter(None, texts[1:])] for texts in zip(REFERENCES, SECOND, strict=True)]
     two = load_metric(name).compute(predictions=PREDICTIONS, references=several)
     assert two["score"] == direct.corpus_score(PREDICTIONS, [REFERENCES, SECOND]).score != one["score"]
@@ -39,7 +39,7 @@ def test_cased_and_lowercased_bleu_differ_only_in_case():
     cased, lower = (load_metric(name) for name in ("sacrebleu", "bleu_lower"))
     shouted = [text.upper() for text in REFERENCES]
     assert cased.compute(predictions=shouted, references=REFERENCES)["score"] < 20
-    plain = ["Ein Hund rennt.", "Zwei Hunde schlafen."]  # The text has no ß, which lowercasing does not change.
+    plain = ["Ein Hund rennt.", "Zwei Hunde schlafen."]  # no ß, as uppercasing turns it into SS
     result = lower.compute(predictions=[text.upper() for text in plain], references=plain)
     assert result["score"] == pytest.approx(100)
     assert "|case:lc|" in result["signature"]
@@ -48,7 +48,7 @@ def test_cased_and_lowercased_bleu_differ_only_in_case():
 
 def test_bleu_by_hand():
     result = load_metric("sacrebleu").compute(predictions=["a b c d e"], references=["a b c d f g"])
-    # 4 of 5 unigrams match, 3 of 4 bigrams, 2 of 3 trigrams, 1 of 2 4-grams; 5 words against a reference of 6.
+    # 4 of 5 unigrams match, 3 of 4 bigrams, 2 of 3 trigrams and 1 of 2 4-grams. The reference is one word longer.
     assert result["precisions"] == pytest.approx([80, 75, 200 / 3, 50])
     assert result["bp"] == pytest.approx(math.exp(1 - 6 / 5))
     assert result["score"] == pytest.approx(100 * math.exp(1 - 6 / 5) * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
@@ -74,7 +74,7 @@ def test_exact_match():
 def test_single_label_scores_by_hand():
     predictions, references = ["a", "a", "b", "c"], ["a", "b", "b", "b"]
     assert load_metric("accuracy").compute(predictions=predictions, references=references) == {"score": 0.5}
-    # Precision and recall are 1/2 and 1 for a, 1 and 1/3 for b; c is never predicted correctly.
+    # Class a has precision 1/2 and recall 1, class b has precision 1 and recall 1/3, and class c has neither.
     f1 = (2 / 3 + 1 / 2 + 0) / 3
     assert load_metric("f1").compute(predictions=predictions, references=references)["score"] == pytest.approx(f1)
 
@@ -82,8 +82,8 @@ def test_single_label_scores_by_hand():
 def test_multi_label_scores_by_hand():
     predictions, references = [["a", "b"], [], ["c"]], [["b", "a"], ["a"], ["c", "b"]]
     score = load_metric("accuracy").compute(predictions=predictions, references=references)["score"]
-    assert score == pytest.approx(1 / 3)  # The whole set must match, in any order.
-    # Precision and recall are 1 and 1/2 for a, and for b; c is always correct.
+    assert score == pytest.approx(1 / 3)  # a prediction is correct if its set of labels matches exactly
+    # Classes a and b have precision 1 and recall 1/2 each, so F1 is 2/3; class c has an F1 of 1.
     score = load_metric("f1").compute(predictions=predictions, references=references)["score"]
     assert score == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert load_metric("f1").compute(predictions=[[], []], references=[["a"], ["b"]])["score"] == 0
@@ -98,7 +98,7 @@ def test_regression_scores_by_hand():
 
 
 def test_perplexity_weights_batches_by_tokens():
-    # One token has probability 1/2, three have 1/8: the mean is (ln 2 + 3 ln 8) / 4 = 2.5 ln 2.
+    # One token has probability 1/2 and three have 1/8, so the mean NLL is (ln 2 + 3 ln 8) / 4 = 2.5 ln 2.
     result = load_metric("perplexity").compute(nll=[math.log(2), 3 * math.log(8)], num_tokens=[1, 3])
     assert result["score"] == pytest.approx(2**2.5)
 
@@ -145,7 +145,7 @@ def test_invalid_inputs_are_refused(name, inputs, message):
 
 
 def test_metrics_work_offline_and_leave_no_files(tmp_path: Path):
-    """Run in a new process whose connections fail; importing the metrics must not import `evaluate`."""
+    """Run in a new process in which every connection fails, and check that `evaluate` is not imported."""
     script = """
 import sys, socket
 def refuse(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""The causal language model: masks, caches, packed rows, generation and loss."""
+"""Test the causal language model: masks, caches, packed rows, generation and loss."""
 
 from typing import Any
 
@@ -93,7 +93,7 @@ def new_cache(model: TriviumForCausalLM, kind: str) -> Cache:
 
 
 def feed(model: TriviumForCausalLM, inputs: Tensors, cache: Cache, start: int, end: int) -> torch.Tensor:
-    """Return the logits of the tokens from `start` to `end`; a cache holds the preceding tokens."""
+    """Return the logits of the tokens from `start` to `end`; the cache holds all preceding tokens."""
     return model(
         inputs["input_ids"][:, start:end], attention_mask=inputs["attention_mask"][:, :end], cache=cache
     ).logits
@@ -107,7 +107,7 @@ def feed(model: TriviumForCausalLM, inputs: Tensors, cache: Cache, start: int, e
 def test_cached_logits_match_uncached(
     variant: dict[str, Any], chunks: list[int], cache_kind: str, attention: str
 ) -> None:
-    """Decode one token and several tokens at a time, after left padding."""
+    """Decode left-padded rows with the cache, one token and several tokens at a time."""
     model = language_model(**variant, attn_implementation=attention)
     inputs, cache = texts([6, 4], "left"), new_cache(model, cache_kind)
     outputs = model(**inputs, use_cache=False)
@@ -122,7 +122,7 @@ def test_cached_logits_match_uncached(
 @all_variants
 @torch.no_grad()
 def test_decoding_continues_from_cropped_cache(variant: dict[str, Any]) -> None:
-    """Crop two tokens from the cache and continue with others, as in assisted decoding."""
+    """Remove the last two tokens from the cache and feed different ones, as assisted decoding does."""
     model, inputs = language_model(**variant), texts([6, 4], "left")
     cache = new_cache(model, "dynamic")
     feed(model, inputs, cache, 0, 5)
@@ -152,7 +152,7 @@ def test_logits_to_keep(kept: int | torch.Tensor) -> None:
 
 @torch.no_grad()
 def greedy_by_hand(model: TriviumForCausalLM, ids: torch.Tensor, steps: int) -> torch.Tensor:
-    """Decode one text greedily by recomputing from the start, without a cache or EOS."""
+    """Decode one text greedily with a full forward pass per token, without a cache, ignoring EOS."""
     for _ in range(steps):
         ids = torch.cat((ids, model(ids, use_cache=False).logits[:, -1:].argmax(dim=-1)), dim=1)
     return ids
@@ -173,7 +173,7 @@ def test_greedy_matches_manual_loop(position: str, norm_position: str, cache: st
 @pytest.mark.parametrize("num_beams", [1, 3])
 @each_position
 def test_batched_generation_matches_single(position: str, num_beams: int, cache: str) -> None:
-    """Continue left-padded prompts of different lengths; each continuation equals that of the prompt alone."""
+    """Left-padded prompts of different lengths must be continued like each prompt alone."""
     model = language_model(0.3, position_embedding_type=position, num_key_value_heads=1)
     cached = {"use_cache": False} if cache == "none" else {"cache_implementation": cache}
     inputs = texts([4, 2, 1], "left")
@@ -235,10 +235,10 @@ def test_sampling_follows_distribution() -> None:
     torch.testing.assert_close(frequencies.double(), expected, rtol=0, atol=0.03)
 
 
-# transformers passes both to the assistant.
+# transformers passes both arguments to the assistant model.
 @pytest.mark.filterwarnings("ignore:Passing `generation_config` together with generation-related arguments")
 def test_assisted_generation_matches_greedy() -> None:
-    """Verify candidates from an assistant of another shape, from the model itself, and from prompt lookup."""
+    """Draft with a differently shaped assistant, with the model itself, and with prompt lookup."""
     model, assistant = language_model(0.3), language_model(0.3, d_model=16, decoder_layers=1)
     options = {"max_new_tokens": 12, "eos_token_id": None}
     for _ in range(3):
@@ -305,7 +305,7 @@ LENGTHS = [5, 3, 6, 1, 4]
 
 
 def pack(rows: list[torch.Tensor]) -> Tensors:
-    """Return the output of transformers' packing collator: positions restart, and each text has one label less."""
+    """Pack texts with transformers' collator: positions restart at 0 in each text, whose first label is -100."""
     batch = DataCollatorWithFlattening()([{"input_ids": row.tolist()} for row in rows])
     return {name: batch[name] for name in ("input_ids", "position_ids", "labels")}
 
@@ -313,7 +313,7 @@ def pack(rows: list[torch.Tensor]) -> Tensors:
 @both_attentions
 @all_variants
 def test_packed_texts_do_not_attend_to_each_other(variant: dict[str, Any], attention: str) -> None:
-    """Test with a cache as well, because it is the default and must not hide that positions restart."""
+    """Test with a cache too: it is the default, and must not keep the model from detecting restarted positions."""
     model = language_model(**variant, attn_implementation=attention)
     rows = [random_ids(length) for length in LENGTHS]
     packed = pack(rows)
@@ -341,10 +341,10 @@ def test_packed_gradients_match_separate_texts() -> None:
 
 
 @pytest.mark.slow(reason="flex attention compiles a kernel for every mask: more than a minute on a CPU")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile calls deprecated functions of torch
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile calls deprecated torch functions
 @torch.no_grad()
 def test_packed_texts_with_flex_attention() -> None:
-    """Compare in float32: flex attention supports no float64 on CPU."""
+    """Compare in float32, because flex attention does not support float64 on a CPU."""
     model = language_model(num_key_value_heads=2).float()
     rows = [random_ids(length) for length in LENGTHS]
     expected = torch.cat([model(row[None]).logits for row in rows], dim=1)

@@ -1,4 +1,4 @@
-"""Inlined layers for single tokens give the same values as the modules, and are not used where the modules do more."""
+"""Test the inlined single-token layers: they match the modules, and are not used for modules with custom behavior."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +33,7 @@ def build(is_encoder_decoder: bool, **variant: Any) -> Any:
 
 
 def incremental_decoder(model: Any, num_beams: int) -> IncrementalDecoder:
-    """Return a decoder that has read prompts, some of them padded."""
+    """Return an incremental decoder after the prefill of several prompts, some of them padded."""
     torch.manual_seed(0)
     mask = mask_of([3, 5])
     rows = {"num_beams": num_beams}
@@ -120,7 +120,7 @@ def test_wrapped_layers_are_not_plain() -> None:
 
 
 class AddedRank(nn.Linear):
-    """A projection of another type, like those used by quantization and adapters."""
+    """A subclass of the projection layer, like those of quantization and adapters."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden_states) + hidden_states.mean(dim=-1, keepdim=True)

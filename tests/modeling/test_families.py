@@ -1,8 +1,8 @@
-"""BERT, GPT-2 and LLaMA: the presets, made tiny, against transformers' own classes, in float64.
+"""Compare tiny models with the presets for BERT, GPT-2 and LLaMA with transformers' own classes, in float64.
 
-With copied weights all outputs and gradients are equal. Each family has a function that converts its tensors. It is
-linear, so it applies to gradients as well. Only sizes are set in the native configurations: all other defaults must
-match the presets.
+With the same weights, all outputs and gradients must be equal. Each family has a linear function that converts native
+tensors, so it applies to gradients as well. The native configurations set sizes only, so all of their other defaults
+must match the presets.
 """
 
 from collections.abc import Callable
@@ -163,7 +163,7 @@ def gpt2(**options: Any) -> Pair:
 def llama(rope_theta: float | None = None, tie_word_embeddings: bool = True, **options: Any) -> Pair:
     options = {**options, "num_key_value_heads": 2, "tie_word_embeddings": tie_word_embeddings}
     config = preset_config("llama-135m", **OUR_SIZES, decoder_layers=3, **options)
-    native_config = LlamaConfig(**NATIVE_SIZES, intermediate_size=40, rms_norm_eps=1e-5, **options)  # SmolLM's
+    native_config = LlamaConfig(**NATIVE_SIZES, intermediate_size=40, rms_norm_eps=1e-5, **options)  # SmolLM's value
     if rope_theta is not None:
         config.rope_theta = native_config.rope_parameters["rope_theta"] = rope_theta
     return pair(
@@ -191,7 +191,7 @@ either_attention = pytest.mark.parametrize("attention", ["eager", "sdpa"])
 
 
 def batch(lengths: list[int], side: str = "right") -> Tensors:
-    """Return random tokens, at padding positions too, so that only the mask marks real tokens."""
+    """Return random tokens even at padding positions, so that only the mask distinguishes real tokens."""
     mask = mask_of(lengths, side)
     return {"input_ids": random_ids(*mask.shape), "attention_mask": mask}
 
@@ -201,13 +201,13 @@ def token_types(inputs: Tensors) -> Tensors:
 
 
 def counted_positions(inputs: Tensors) -> Tensors:
-    """Return positions that include padding, so that outputs at padding agree as well."""
+    """Return position ids that count padding as well, so that even outputs at padding positions match."""
     ids = inputs["input_ids"]
     return {"position_ids": torch.arange(ids.shape[1]).expand(ids.shape)}
 
 
 def tensors_of(outputs: Any, mask: torch.Tensor) -> Tensors:
-    """Return all output tensors, restricted to real tokens where a tensor has one vector per token."""
+    """Return all output tensors; those with one vector per token are restricted to real tokens."""
     tensors = {}
     for key, value in outputs.items():
         for i, tensor in enumerate(value if isinstance(value, tuple) else [value]):
@@ -217,10 +217,10 @@ def tensors_of(outputs: Any, mask: torch.Tensor) -> Tensors:
 
 
 def assert_same(pair: Pair, inputs: Tensors, seed: int = 0, **options: Any) -> Tensors:
-    """Compare all outputs, and all gradients of a random weighting of them; return the outputs."""
+    """Compare all outputs, and the gradients of a randomly weighted sum of them; return the outputs."""
     outputs = []
     for model in (pair.ours, pair.native):
-        torch.manual_seed(seed)  # Seeds dropout.
+        torch.manual_seed(seed)  # for dropout
         outputs.append(tensors_of(model(**inputs, **options), inputs["attention_mask"]))
         model.zero_grad()
     ours, native = outputs
@@ -249,7 +249,7 @@ def test_outputs_match_native(name: str, attention: str) -> None:
 @either_attention
 @pytest.mark.parametrize("name", ["llama", "llama-untied-theta"])
 def test_left_padding_matches_native(name: str, attention: str) -> None:
-    """The native model includes padding in positions and Trivium does not, but rotary positions are relative."""
+    """Rotary positions are relative, so it does not matter that only the native model counts padding in positions."""
     pair = PAIRS[name](attn_implementation=attention)
     for lengths in SHAPES:
         assert_same(pair, batch(lengths, "left"))
@@ -267,7 +267,7 @@ def test_hidden_states_and_attentions_match_native(name: str) -> None:
 
 @every_pair
 def test_dropout_matches_native(name: str) -> None:
-    """In training mode with equal seeds, dropout acts at the same places, in the same order, at the same rates."""
+    """With equal seeds, dropout must be applied in the same places and order, and at the same rates."""
     pair = PAIRS[name](attn_implementation="eager")
     inputs = batch([6, 3, 1])
     calm = pair.ours(**inputs)[0]
@@ -279,7 +279,7 @@ def test_dropout_matches_native(name: str) -> None:
 
 
 def token_labels(inputs: Tensors, labels: int) -> Tensors:
-    """Return labels for about half of the tokens, none for padding."""
+    """Return labels for about half of the real tokens; all others are -100."""
     shape = inputs["input_ids"].shape
     counts = (torch.rand(shape) < 0.5) & inputs["attention_mask"].bool()
     counts[0, :2] = True  # At least these.
@@ -330,7 +330,7 @@ def test_multi_output_regression_loss_matches_native() -> None:
 )
 def test_question_answering_loss_matches_native(start: list[int], end: list[int]) -> None:
     inputs = batch([6, 3, 1])
-    inputs |= counted_positions(inputs)  # The softmax includes padding positions.
+    inputs |= counted_positions(inputs)  # the softmax includes padding positions
     inputs |= {"start_positions": torch.tensor(start), "end_positions": torch.tensor(end)}
     assert_same(in_training(ANSWERS()), inputs)
 
@@ -375,7 +375,7 @@ def test_causal_lm_loss_matches_native(name: str, side: str) -> None:
 @either_attention
 @pytest.mark.parametrize("name", CAUSAL)
 def test_generation_matches_native(name: str, attention: str, options: dict[str, Any]) -> None:
-    """With random weights texts rarely end and often loop: use several EOS tokens and ban repetitions."""
+    """Use several EOS tokens and ban repetitions, because random models rarely end a text and often loop."""
     pair = PAIRS[name](attn_implementation=attention)
     inputs, ends = batch([6, 3, 1, 5, 4, 2], "left"), [EOS, 7, 11, 17]
     generation_config = GenerationConfig(

@@ -1,4 +1,4 @@
-"""Generation strategies of transformers on Trivium models."""
+"""Test the generation strategies of transformers on Trivium models."""
 
 import inspect
 import itertools
@@ -41,13 +41,13 @@ def copier(steps: int, learning_rate: float = 1e-2, **overrides: Any) -> Trivium
 
 @pytest.fixture(scope="module")
 def half_trained() -> TriviumForConditionalGeneration:
-    """Return a half-trained model: its errors make strategies differ, and sentences end at different lengths."""
+    """Return a partly trained model, whose errors make strategies differ and sentences end at different lengths."""
     return copier(steps=80, decoder_layers=2, num_key_value_heads=2)
 
 
 @pytest.fixture(scope="module")
 def assistant() -> TriviumForConditionalGeneration:
-    """Return a half-trained model of another shape."""
+    """Return a partly trained assistant model with other sizes."""
     return copier(steps=40, d_model=16)
 
 
@@ -62,7 +62,7 @@ def one_source() -> Tensors:
 
 @torch.no_grad()
 def greedy_by_hand(model: TriviumForConditionalGeneration, inputs: Tensors) -> torch.Tensor:
-    """Decode greedily by recomputing from the start, without a cache; pad after EOS."""
+    """Decode greedily with a full forward pass per token and no cache; pad after EOS."""
     target = torch.full((len(inputs["input_ids"]), 1), BOS)
     ended = torch.zeros(len(target)).bool()
     for _ in range(inputs["max_new_tokens"]):
@@ -83,14 +83,14 @@ def greedy_by_hand(model: TriviumForConditionalGeneration, inputs: Tensors) -> t
     "position", ["sinusoidal", *(pytest.param(position, marks=pytest.mark.slow) for position in ("learned", "rotary"))]
 )
 def test_trained_model_copies_unseen_sentences(position: str, norm_position: str) -> None:
-    """Unseen sentences are copied; chance accuracy is close to zero."""
+    """Copy unseen sentences; a model that guesses would get almost none right."""
     model = copier(steps=300, position_embedding_type=position, norm_position=norm_position)
     data = copying_batch(100, LONGEST, VOCABULARY)
     output = model.generate(data["input_ids"], attention_mask=data["attention_mask"], max_length=LONGEST + 2)
     expected = data["labels"].clamp(min=PAD)
     output = torch.nn.functional.pad(output[:, 1:], (0, LONGEST + 2 - output.shape[1]))
     right = (output == expected).all(dim=1).double().mean().item()
-    # The model has to infer absolute positions from relative ones, so training takes longer.
+    # Training takes longer, because the model must infer absolute positions from relative ones.
     assert right > (0.6 if position == "rotary" else 0.95)
 
 
@@ -125,7 +125,7 @@ def test_any_of_several_eos_tokens_ends_generation(half_trained: TriviumForCondi
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @torch.no_grad()
 def test_full_width_beam_search_is_exhaustive(length_penalty: float) -> None:
-    """Compare with exhaustive search, using as many beams as there are sentences of three tokens."""
+    """With as many beams as there are sentences of three tokens, beam search must equal exhaustive search."""
     vocab_size, length = 6, 3
     model = tiny_model(vocab_size=vocab_size, std=0.3)
     source = random_ids(1, 4, vocab_size=vocab_size)
@@ -158,7 +158,7 @@ def test_beam_search_finds_higher_scores_than_greedy(half_trained: TriviumForCon
     inputs = sources(32)
 
     def log_probability(target: torch.Tensor) -> torch.Tensor:
-        """Sum up to EOS: if the padding id is 0, beam search pads with EOS."""
+        """Sum the log-probabilities up to the first EOS; beam search pads with EOS if the padding id is 0."""
         with torch.no_grad():
             logits = half_trained(inputs["input_ids"], inputs["attention_mask"], target[:, :-1]).logits
         scores = logits.log_softmax(dim=-1).gather(2, target[:, 1:, None])[..., 0]
@@ -202,7 +202,7 @@ def test_prompt_lookup_matches_greedy(half_trained: TriviumForConditionalGenerat
         assert half_trained.generate(**inputs, prompt_lookup_num_tokens=3).equal(expected)
 
 
-# The candidate generator of transformers passes both.
+# transformers' candidate generator passes both arguments.
 @pytest.mark.filterwarnings("ignore:Passing `generation_config` together with generation-related arguments")
 def test_assisted_generation_matches_greedy(
     half_trained: TriviumForConditionalGeneration, assistant: TriviumForConditionalGeneration
@@ -297,7 +297,7 @@ def test_cached_generation_matches_uncached(variant: dict[str, Any], attention: 
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("position", POSITIONS)
 def test_left_padded_decoder_prompts(position: str, num_beams: int, cache: str) -> None:
-    """Continue left-padded prompts of different lengths; each continuation equals that of the prompt alone."""
+    """Left-padded prompts of different lengths must be continued like each prompt alone."""
     model = tiny_model(position_embedding_type=position, std=0.3)
     cached = {"use_cache": False} if cache == "none" else {"cache_implementation": cache}
     source, prompts, mask = random_ids(3, 6), random_ids(3, 4), mask_of([4, 2, 1], "left")
@@ -373,7 +373,7 @@ def test_compiled_generation_matches_eager(half_trained: TriviumForConditionalGe
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 @torch.no_grad()
 def test_cache_is_accepted_under_both_names(name: str) -> None:
-    """The deprecated name warns, as in transformers' own models."""
+    """The deprecated parameter name works with a warning, as in transformers' own models."""
     model, ids, target = tiny_model(), random_ids(2, 5), random_ids(2, 4)
     cache = model(ids, decoder_input_ids=target[:, :3]).cache
     with nullcontext() if name == "cache" else pytest.warns(FutureWarning, match="Use `cache` instead"):
@@ -389,7 +389,7 @@ def test_signature_names_cache_like_transformers() -> None:
 
 
 def test_generation_uses_no_deprecated_names() -> None:
-    """Generation uses no deprecated name of transformers, which a later version would remove."""
+    """Generation must not use deprecated names, which a later version of transformers would remove."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         tiny_model().generate(random_ids(2, 5), max_new_tokens=3)
@@ -399,7 +399,7 @@ def test_generation_uses_no_deprecated_names() -> None:
 @pytest.mark.filterwarnings("ignore:Passing `generation_config` together with generation-related arguments")
 @torch.no_grad()
 def test_assistant_early_exit_matches_greedy() -> None:
-    """Lower layers draft and the whole model verifies: outputs match, and the configuration is restored."""
+    """Draft with the lower layers; the output must match greedy search, and the configuration must be restored."""
     model, ids = tiny_model(TriviumForCausalLM, encoder_layers=0), random_ids(1, 5)
     calls: list[int] = []
     for index, layer in enumerate(model.model.decoder.layers):

@@ -1,4 +1,4 @@
-"""Features of transformers' `generate()`: continuous batching, early exit, quantized caches, beam streaming."""
+"""Test features of transformers' `generate()`: continuous batching, early exit, quantized caches, beam streaming."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def test_continuous_batching_matches_generate(positions: str, window: int | None
     prompts = [random_ids(length).tolist() for length in (3, 7, 5, 1)]
     expected = [model.generate(torch.tensor([ids]), config)[0, len(ids) :].tolist() for ids in prompts]
     model.set_attn_implementation(attention)
-    # A step takes fewer tokens than a prompt has, so requests wait and prompts are prefilled in chunks.
+    # A step has room for fewer tokens than the prompts have, so requests queue and prefill is chunked.
     engine = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=8)
     outputs = model.generate_batch(prompts, config, continuous_batching_config=engine)
     assert [list(output.generated_tokens) for output in outputs.values()] == expected
@@ -38,7 +38,7 @@ def test_continuous_batching_matches_generate(positions: str, window: int | None
 # --- Early exit ------------------------------------------------------------------------------------------------------
 
 
-# transformers passes both of these itself.
+# transformers itself passes both a config and arguments.
 @pytest.mark.filterwarnings("ignore:Passing `generation_config`:FutureWarning")
 def test_early_exit_drafts_with_first_layers() -> None:
     model = tiny_model(TriviumForCausalLM, encoder_layers=0)
@@ -64,9 +64,9 @@ def test_early_exit_drafts_with_first_layers() -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 2])
 def test_decoder_of_encoder_decoder_has_quantized_cache(num_beams: int) -> None:
-    """transformers supports no such cache for encoder-decoders.
+    """Trivium quantizes the self-attention cache of encoder-decoders, which transformers does not support.
 
-    The backend is "fp8", because it needs no additional package.
+    The test uses the backend "fp8", which needs no additional package.
     """
     model = tiny_model().float()
     ids, mask = random_ids(2, 6), mask_of([6, 4])
@@ -99,7 +99,7 @@ class Recorder(BaseStreamer):
         self.ended = True
 
 
-@pytest.mark.parametrize("in_dict", [False, True])  # with Trivium's search, with transformers' loop
+@pytest.mark.parametrize("in_dict", [False, True])  # False: Trivium's search; True: transformers' loop
 @pytest.mark.parametrize("options", [{"num_beams": 1}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
 def test_streamer_receives_best_sequences(options: dict[str, int], in_dict: bool) -> None:
     model = tiny_model()

@@ -1,6 +1,6 @@
-"""Golden files of all parameter names and shapes: a rename, which would break old checkpoints, shows in the diff.
+"""Compare all parameter names and shapes with golden files, so that renames that break old checkpoints are noticed.
 
-After an intended change: `python -m pytest tests/modeling/test_golden.py --regenerate`, and commit the files.
+After an intended change, run `python -m pytest tests/modeling/test_golden.py --regenerate` and commit the files.
 """
 
 import json
@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two-vocabularies": {"decoder_vocab_size": 23},
     "untied": {"tie_word_embeddings": False},
 }
-HEADS: dict[str, type[PreTrainedModel]] = {  # Heads other than that of the pre-training objective.
+HEADS: dict[str, type[PreTrainedModel]] = {  # Heads for fine-tuning, in addition to the head for pre-training.
     "sequence-classification": TriviumForSequenceClassification,
     "token-classification": TriviumForTokenClassification,
     "question-answering": TriviumForQuestionAnswering,

@@ -1,4 +1,4 @@
-"""Layers other than attention: norms, residuals, feed-forward, embeddings, initialization."""
+"""Test all layers except attention: norms, residuals, feed-forward, embeddings; and their initialization."""
 
 import math
 
@@ -20,7 +20,7 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
     ("norm_class", "reference_class"), [(LayerNorm, nn.LayerNorm), (RMSNorm, nn.RMSNorm)], ids=["layernorm", "rmsnorm"]
 )
 def test_norms_match_torch(norm_class: type[nn.Module], reference_class: type[nn.Module]) -> None:
-    config = tiny_config(norm_eps=0.25)  # large enough for a missing epsilon to be noticed
+    config = tiny_config(norm_eps=0.25)  # large enough that a missing epsilon would be noticed
     norm, reference = shake(norm_class(config).double()), reference_class(24, eps=0.25, dtype=torch.float64)
     reference.load_state_dict(norm.state_dict())
     states = torch.randn(2, 3, 24).double() * 2 + 1
@@ -42,7 +42,7 @@ def test_norms_match_formulas() -> None:
 
 @pytest.mark.parametrize("norm_type", NORMS)
 def test_residual_norm_position(norm_type: str) -> None:
-    """Post-norm: Norm(x + Sublayer(x)), section 3.1. Pre-norm: x + Sublayer(Norm(x))."""
+    """Compare with Norm(x + Sublayer(x)) for post-norm (section 3.1) and x + Sublayer(Norm(x)) for pre-norm."""
     states = torch.randn(2, 3, 24).double()
     sublayer = nn.Linear(24, 24).double()
     for position in NORM_POSITIONS:
@@ -54,7 +54,7 @@ def test_residual_norm_position(norm_type: str) -> None:
 
 @pytest.mark.parametrize("position", NORM_POSITIONS)
 def test_residual_dropout_applies_to_sublayer(position: str) -> None:
-    """Section 5.4: on the sublayer's output, before the residual is added."""
+    """Dropout applies to the sublayer's output, before the residual is added (section 5.4)."""
     residual = Residual(tiny_config(norm_position=position, dropout=0.5)).double()
     residual.norm = nn.Identity()
     states = torch.randn(2, 3, 24).double()
@@ -143,7 +143,7 @@ def test_projections_are_glorot_uniform(fresh: TriviumForConditionalGeneration) 
 
 def test_embedding_variance_is_1_over_d_model(fresh: TriviumForConditionalGeneration) -> None:
     embeddings = [(name, module) for name, module in fresh.named_modules() if isinstance(module, nn.Embedding)]
-    assert len(embeddings) == 4  # Return token and position embeddings of either stack.
+    assert len(embeddings) == 4  # The token and position embeddings of each stack.
     for name, embedding in embeddings:
         assert embedding.weight.std().item() == pytest.approx(128**-0.5, rel=0.05), name
 
@@ -170,7 +170,7 @@ def test_initialization_is_reproducible_with_seed() -> None:
 
 @all_variants
 def test_initial_loss_is_near_log_vocab_size(variant: dict[str, str]) -> None:
-    """The initial loss is close to log V, the loss of a uniform distribution, so no logit is large initially."""
+    """The initial loss must be close to log V, the loss of a uniform prediction, so initial logits are small."""
     model = TriviumForConditionalGeneration(
         tiny_config(**variant, d_model=64, vocab_size=1000, label_smoothing=0.0)
     ).eval()

@@ -1,6 +1,6 @@
-"""Section 5.4: label smoothing, over real tokens only, in training only, and independent of micro-batching.
+"""Test label smoothing (section 5.4): it ignores padding and micro-batching, and applies in training only.
 
-The other objectives are tested as well: next-token prediction, and the three problem types of a sequence classifier.
+Next-token prediction and the three problem types of sequence classification are tested as well.
 """
 
 import math
@@ -68,7 +68,7 @@ def test_loss_without_labels_is_zero() -> None:
 
 @pytest.mark.parametrize("as_tensor", [True, False])
 def test_micro_batch_losses_sum_to_batch_loss(as_tensor: bool) -> None:
-    """The rows have 3, 1 and 5 real tokens: a mean of means would be wrong."""
+    """The rows have 3, 1 and 5 real tokens, so averaging the mean losses of the rows would be wrong."""
     logits, labels = random_batch()
     count = (labels != -100).sum()
     whole = label_smoothed_cross_entropy(logits, labels, 0.1)
@@ -100,7 +100,7 @@ def test_model_smooths_labels_only_in_training() -> None:
 
 
 def test_micro_batch_gradients_sum_to_full_batch() -> None:
-    """Accumulate as the Trainer does, with `num_items_in_batch` of the full batch."""
+    """Accumulate gradients as the Trainer does, with the `num_items_in_batch` of the full batch."""
     model = tiny_model().train()
     batch = copying_batch(sentences=4)
     model(**batch).loss.backward()
@@ -115,7 +115,7 @@ def test_micro_batch_gradients_sum_to_full_batch() -> None:
 
 
 def test_shift_left() -> None:
-    """The target of a position is the next label, -100 stays -100, and the last position has no target."""
+    """Each position gets the next label as its target, -100 stays -100, and the last position gets -100."""
     labels = torch.tensor([[5, 6, 7], [-100, 8, -100]])
     assert shift_left(labels).tolist() == [[6, 7, -100], [8, -100, -100]]
     assert labels.tolist() == [[5, 6, 7], [-100, 8, -100]]
@@ -127,7 +127,7 @@ TEXTS, CLASSES = 6, 4
 
 
 class Problem(NamedTuple):
-    """Cases of a problem type: numbers of classes, random labels, and torch's loss function."""
+    """A problem type, its number of classes, a generator of random labels, and torch's loss function."""
 
     problem_type: str
     classes: int
@@ -153,7 +153,7 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem:
 
 @every_problem
 def test_classification_loss_matches_torch(problem: Problem) -> None:
-    """The problem type is configured, or inferred from the labels and the number of classes."""
+    """Test with the problem type configured, and inferred from the labels and the number of classes."""
     logits, labels = problem.logits(), problem.labels()
     expected = problem.objective(logits, labels)
     for problem_type in (problem.problem_type, None):
@@ -163,7 +163,7 @@ def test_classification_loss_matches_torch(problem: Problem) -> None:
 
 @pytest.mark.parametrize("labels", [torch.arange(TEXTS), torch.arange(TEXTS) / 2], ids=["whole", "fractions"])
 def test_single_class_is_regression(labels: torch.Tensor) -> None:
-    """Labels are floats or integers, one per text."""
+    """With a single class, one label per text, float or integer, selects regression."""
     logits = torch.randn(TEXTS, 1).double()
     loss = classification_loss(logits, labels)
     torch.testing.assert_close(loss, (logits[:, 0] - labels).square().mean(), rtol=1e-12, atol=0)
@@ -182,7 +182,7 @@ def test_configured_problem_type_wins_over_inferred() -> None:
 @pytest.mark.parametrize("as_tensor", [True, False])
 @every_problem
 def test_micro_batches_of_classifier_sum_to_batch(problem: Problem, as_tensor: bool) -> None:
-    """Split six texts into one and five: a mean of means would be wrong."""
+    """Split six texts into one and five, so that averaging the mean losses of the parts would be wrong."""
     logits, labels = problem.logits(), problem.labels()
     count = torch.tensor(labels.numel()) if as_tensor else labels.numel()
     whole = classification_loss(logits, labels)

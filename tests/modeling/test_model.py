@@ -1,4 +1,4 @@
-"""The encoder-decoder: invariance to padding, batching, caching and attention kernel; parameters; interface."""
+"""Test the encoder-decoder: invariance to padding, batching, caching and attention kernel; parameters; interface."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def batch(source_lengths: list[int], target_lengths: list[int], side: str = "rig
 
 
 def sentence(inputs: Tensors, row: int) -> Tensors:
-    """Return a row of a batch without its padding."""
+    """Return one row of a batch, without padding."""
     source, target = inputs["attention_mask"][row].bool(), inputs["decoder_attention_mask"][row].bool()
     return {
         "input_ids": inputs["input_ids"][row, source][None],
@@ -82,7 +82,7 @@ def test_encoder_attends_to_all_tokens(variant: dict[str, Any]) -> None:
 @all_variants
 @torch.no_grad()
 def test_batch_matches_single_sentences(variant: dict[str, Any], side: str, attention: str) -> None:
-    """Neither padding, in any stack and on any side, nor other sentences of the batch affect a result."""
+    """Outputs must not depend on padding, in either stack and on either side, or on other rows of the batch."""
     model = tiny_model(**variant, attn_implementation=attention)
     inputs = batch([6, 3, 1], [2, 5, 1], side)
     outputs = model(**inputs)
@@ -98,7 +98,7 @@ def test_batch_matches_single_sentences(variant: dict[str, Any], side: str, atte
 @pytest.mark.parametrize("side", ["right", "left"])
 @all_variants
 def test_eager_matches_sdpa(variant: dict[str, Any], side: str) -> None:
-    """Compare all outputs and gradients, including rows without a source and fully masked padding queries."""
+    """Compare all outputs and gradients, including rows with an empty source and fully masked padding queries."""
     inputs = batch([6, 3, 2], [2, 5, 1], side)
     inputs["attention_mask"][2] = 0
     model = tiny_model(**variant)
@@ -116,11 +116,11 @@ def test_eager_matches_sdpa(variant: dict[str, Any], side: str) -> None:
 
 
 @pytest.mark.slow(reason="flex attention compiles a kernel for every mask: more than a minute on a CPU")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile calls deprecated functions of torch
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile calls deprecated torch functions
 @pytest.mark.parametrize("side", ["right", "left"])
 @torch.no_grad()
 def test_flex_matches_eager(side: str) -> None:
-    """Compare in float32, forward only: on CPU, flex attention supports nothing else."""
+    """Compare the forward pass in float32: on a CPU, flex attention has neither a backward pass nor float64."""
     model = tiny_model(num_key_value_heads=2).float()
     inputs = batch([6, 3, 2], [2, 5, 1], side)
     inputs["attention_mask"][2] = 0
@@ -133,7 +133,7 @@ def test_flex_matches_eager(side: str) -> None:
 
 
 def new_cache(model: TriviumForConditionalGeneration, kind: str) -> EncoderDecoderCache:
-    """Return a static cache for 6 source and up to 9 target tokens."""
+    """Return a static cache with room for 6 source tokens and 9 target tokens."""
     if kind == "dynamic":
         return EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
     return EncoderDecoderCache(
@@ -144,7 +144,7 @@ def new_cache(model: TriviumForConditionalGeneration, kind: str) -> EncoderDecod
 def feed(
     model: TriviumForConditionalGeneration, inputs: Tensors, cache: EncoderDecoderCache, start: int, end: int
 ) -> torch.Tensor:
-    """Return the logits of the target tokens from `start` to `end`; a cache holds the preceding tokens."""
+    """Return the logits of the target tokens from `start` to `end`; the cache holds all preceding tokens."""
     return model(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
@@ -160,7 +160,7 @@ def feed(
 @all_variants
 @torch.no_grad()
 def test_cached_logits_match_uncached(variant: dict[str, Any], chunks: list[int], attention: str) -> None:
-    """Decode one token and several tokens at a time, after left padding."""
+    """Decode left-padded rows with the cache, one token and several tokens at a time."""
     model = tiny_model(**variant, attn_implementation=attention)
     inputs = batch([6, 3], [6, 4], "left")
     expected, cache = model(**inputs, use_cache=False).logits, new_cache(model, "dynamic")
@@ -192,7 +192,7 @@ def test_static_cache_matches_uncached(variant: dict[str, Any], attention: str) 
 @all_variants
 @torch.no_grad()
 def test_decoding_continues_from_cropped_cache(variant: dict[str, Any]) -> None:
-    """Crop two tokens from the cache and continue with others, as in assisted decoding."""
+    """Remove the last two tokens from the cache and feed different ones, as assisted decoding does."""
     model = tiny_model(**variant)
     inputs, cache = batch([6, 3], [6, 6]), new_cache(model, "dynamic")
     feed(model, inputs, cache, 0, 5)
@@ -203,7 +203,7 @@ def test_decoding_continues_from_cropped_cache(variant: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def test_rotary_positions_are_relative() -> None:
-    """Shifting all positions of a stack changes outputs with sinusoids only, not with rotary positions."""
+    """Shifting all positions of a stack must change the outputs with sinusoids, but not with rotary positions."""
     for position in ("rotary", "sinusoidal"):
         model = tiny_model(position_embedding_type=position)
         source, target = random_ids(2, 6), random_ids(2, 5)
@@ -245,7 +245,7 @@ def test_encoder_outputs_match_input_ids() -> None:
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("norm_position", ["post", "pre"])
 def test_gradient_checkpointing_matches_gradients(norm_position: str, reentrant: bool, skip_logits: bool) -> None:
-    """Enable dropout, which recomputation has to repeat."""
+    """Test with dropout, whose masks recomputation must repeat."""
     model = tiny_model(norm_position=norm_position, dropout=0.2, attention_dropout=0.2).train()
     data = copying_batch(sentences=4)
     gradients = []
@@ -261,7 +261,7 @@ def test_gradient_checkpointing_matches_gradients(norm_position: str, reentrant:
 
 
 def test_gradient_checkpointing_disables_cache() -> None:
-    """A cache would be updated in the forward pass, and a second time by recomputation in the backward pass."""
+    """With checkpointing, the cache must stay empty: recomputation would append keys and values a second time."""
     model = tiny_model().train()
     model.activation_checkpointing_enable()
     ids, cache = random_ids(2, 5), EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -272,7 +272,7 @@ def test_gradient_checkpointing_disables_cache() -> None:
 
 
 class CountingCache(DynamicCache):
-    """Cache without a length, like the paged cache of continuous batching; records the arguments of `update`."""
+    """A cache without a single length, like continuous batching's paged cache; it records `update` arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -281,7 +281,7 @@ class CountingCache(DynamicCache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         raise AssertionError("a paged cache has no one length")
 
-    def get_query_offset(self, layer_idx: int = 0) -> int:  # Return 0 for the mask: a paged cache builds its own.
+    def get_query_offset(self, layer_idx: int = 0) -> int:  # only for the mask, which paged caches build themselves
         return 0
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -303,7 +303,7 @@ def test_position_ids_make_cache_length_unnecessary() -> None:
 @tying_modes
 @all_variants
 def test_no_unused_parameters(variant: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """A training step changes every parameter: DDP does not accept unused ones."""
+    """A training step must change every parameter, because DDP does not accept unused ones."""
     model = tiny_model(**variant, **overrides, attention_bias=True, gated_ffn=True).train()
     model(**copying_batch(sentences=4, vocab_size=23)).loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -315,7 +315,7 @@ def test_no_unused_parameters(variant: dict[str, Any], overrides: dict[str, Any]
 
 @tying_modes
 def test_embeddings_are_tied(overrides: dict[str, Any]) -> None:
-    """Section 3.4: the embeddings of a shared vocabulary and the output projection are one matrix."""
+    """The embeddings of a shared vocabulary and the output projection must be one matrix (section 3.4)."""
     model = tiny_model(**overrides)
     source, target = model.model.encoder.embed_tokens.weight, model.model.decoder.embed_tokens.weight
     tied, shared = "tie_word_embeddings" not in overrides, "decoder_vocab_size" not in overrides
@@ -355,14 +355,14 @@ def test_dropout_only_in_training(variant: dict[str, Any]) -> None:
 
 
 def test_dropout_applies_everywhere() -> None:
-    """Section 5.4: dropout acts on the embedded input of both stacks and on every sublayer."""
+    """Dropout must apply to the embedded input of both stacks and to every sublayer (section 5.4)."""
     model = tiny_model(dropout=0.3)
     rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p]
     assert rates == [0.3] * (2 + 2 * 2 + 3 * 3)
 
 
 def test_dropout_on_embedded_input() -> None:
-    """Section 5.4: dropout acts on the sum of embeddings and positions (tested on stacks without layers)."""
+    """Dropout must apply to the sum of embeddings and positions (section 5.4); tested on stacks without layers."""
     encoder = tiny_model(TriviumEncoder, encoder_layers=0, dropout=0.5)
     ids = random_ids(2, 6)
     whole, dropped = (encoder.train(training)(ids).last_hidden_state for training in (False, True))

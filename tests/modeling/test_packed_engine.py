@@ -1,4 +1,4 @@
-"""Run models as vLLM's transformers backend does: packed sequences, position ids only, its own attention.
+"""Run models like vLLM's transformers backend: packed sequences without a mask, and the engine's own attention.
 
 The backend creates the model with `AutoModel`, registers its own attention function, and concatenates all requests
 into one row. There is no mask and no cache: its attention objects, passed as `attention_instances`, know the requests.
@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from trivium import TriviumDecoderModel, TriviumEncoderModel, TriviumForSequenceClassification
 
-LENGTHS = [11, 30, 1, 29]  # their total length exceeds `max_position_embeddings`
+LENGTHS = [11, 30, 1, 29]  # together longer than `max_position_embeddings`
 STACKS: dict[type[PreTrainedModel], dict[str, int]] = {
     TriviumDecoderModel: {"encoder_layers": 0},
     TriviumEncoderModel: {"decoder_layers": 0},
@@ -24,7 +24,7 @@ STACKS: dict[type[PreTrainedModel], dict[str, int]] = {
 
 
 class PackedAttention:
-    """Attention of one layer over the sequences of a packed row."""
+    """Attention of one layer, within each sequence of a packed row."""
 
     def __init__(self, lengths: list[int]) -> None:
         self.lengths = lengths
@@ -35,7 +35,7 @@ class PackedAttention:
             nn.functional.scaled_dot_product_attention(*sequence, is_causal=module.is_causal, enable_gqa=True)
             for sequence in sequences
         ]
-        return torch.cat(outputs, dim=2)[0].transpose(0, 1).flatten(1)  # (tokens, d_model), without the batch
+        return torch.cat(outputs, dim=2)[0].transpose(0, 1).flatten(1)  # (tokens, d_model), without a batch dimension
 
 
 def packed_attention_forward(
@@ -59,7 +59,7 @@ def engine() -> Iterator[None]:
 
 
 def serve(model: nn.Module, lengths: list[int], **inputs: torch.Tensor) -> torch.Tensor:
-    """Run a base model like the engine; `inputs` are `input_ids` or `inputs_embeds`, (tokens, ...)."""
+    """Run a base model as the engine does; pass `input_ids` or `inputs_embeds` of shape (tokens, ...)."""
     model.set_attn_implementation("engine")
     positions = torch.cat([torch.arange(length) for length in lengths])
     attention = {index: PackedAttention(lengths) for index in range(model.config.num_hidden_layers)}
@@ -90,7 +90,7 @@ def test_packed_requests_match_single_texts(
 @pytest.mark.parametrize("model_class", STACKS)
 @torch.no_grad()
 def test_pipeline_stages_match_whole_model(model_class: type[PreTrainedModel]) -> None:
-    """The engine replaces the modules of other pipeline stages with identities, in the order of the plan."""
+    """The engine replaces modules that belong to other pipeline stages with identities, as `_pp_plan` specifies."""
     model = tiny_model(
         model_class, **STACKS[model_class], position_embedding_type="rotary", norm_position="pre"
     ).float()
@@ -114,7 +114,7 @@ def test_pipeline_stages_match_whole_model(model_class: type[PreTrainedModel]) -
 
 
 class FirstArgument(nn.Module):
-    """Return the first argument."""
+    """Identity that ignores all arguments but the first."""
 
     def forward(self, states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return states
@@ -131,7 +131,7 @@ def test_no_plan_where_later_stages_would_embed_again(options: dict[str, Any]) -
 @pytest.mark.slow
 @torch.no_grad()
 def test_packed_requests_compile_as_one_graph() -> None:
-    """Learned positions check the length, which must not synchronize with the device."""
+    """The length check of learned positions must not break the graph by reading a value from the device."""
     model = tiny_model(TriviumDecoderModel, encoder_layers=0, position_embedding_type="learned").float()
     compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
     compiled.config, compiled.set_attn_implementation = model.config, model.set_attn_implementation
@@ -143,7 +143,7 @@ def test_packed_requests_compile_as_one_graph() -> None:
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @torch.no_grad()
 def test_classification_head_takes_pooled_states(pooling: str) -> None:
-    """The engine pools itself, and calls the head with (texts, 1, d_model) states and no mask."""
+    """The engine pools the states, and calls the head with shape (texts, 1, d_model) and without a mask."""
     model = tiny_model(TriviumForSequenceClassification, decoder_layers=0, num_labels=3, classifier_pooling=pooling)
     ids = random_ids(4, 6)
     states = model.model(ids).last_hidden_state

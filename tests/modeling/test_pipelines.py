@@ -1,7 +1,7 @@
-"""Transformers' pipelines with Trivium models, and the translation pipeline, which transformers has removed.
+"""Test transformers' pipelines with Trivium models, and the translation pipeline, which transformers has removed.
 
-With the package installed, pipelines are compared to the model. Without it, in another process, they are compared to
-the results with the package, text by text and in batches.
+With Trivium installed, pipelines are compared with direct calls of the model. Pipelines in a process without Trivium
+are compared with those in this process, for single texts and for batches.
 """
 
 import copy
@@ -49,7 +49,7 @@ GERMAN = ["Vögel fliegen", "die Katze saß auf der Matte", "zwei Hunde liefen �
 MASKED = ["birds <mask>", "the <mask> sat on the mat", "two dogs ran across the <mask> and came back"]
 CHATS = [[{"role": "user", "content": text}] for text in TEXTS]
 CHAT_TEMPLATE = "<s>{% for message in messages %}{{ message['content'] }}: {% endfor %}"
-DECIDED = {"max_new_tokens": 12, "num_beams": 3}  # Texts of a few words.
+DECIDED = {"max_new_tokens": 12, "num_beams": 3}  # Short texts.
 
 # Task, inputs and pipeline arguments for each folder.
 QUESTIONS: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
@@ -63,7 +63,7 @@ QUESTIONS: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "half": ("feature-extraction", TEXTS, {}),
 }
 
-# This program runs without the package, after the definition of `ask`.
+# This code is appended to the function `ask`, and runs without Trivium.
 CLEAN = """
 from transformers import AutoModelForTextEncoding, AutoTokenizer, pipeline
 place, questions = Path(arguments[0]), arguments[1]
@@ -86,7 +86,7 @@ answers["marian"] = ask(pipeline("translation", str(place / "marian"), **trust),
 
 
 def ask(pipe: Any, inputs: list[Any], options: dict[str, Any]) -> list[list[Any]]:
-    """Return a pipeline's outputs for single inputs and for a batch, with NumPy scalars converted."""
+    """Return the outputs of a pipeline for single inputs and for a batch, with NumPy scalars as Python numbers."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -142,7 +142,7 @@ def train_model(model: PreTrainedModel, tokenizer: TriviumTokenizer) -> PreTrain
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a model of every architecture; the translation model has two vocabularies, all other models one."""
+    """Save a model of every architecture; only the translation model has two vocabularies."""
     place = tmp_path_factory.mktemp("folders")
     one = train_tokenizer(TEXTS * 2, vocab_size=300, add_bos_token=True)
     two = train_tokenizer(TEXTS * 2, target_texts=GERMAN * 2, shared=False, vocab_size=310)
@@ -184,7 +184,7 @@ def translator(folders: Path) -> TranslationPipeline:
 
 @pytest.fixture(scope="module")
 def marian(folders: Path) -> TranslationPipeline:
-    """Save a transformers model with the Trivium translation pipeline."""
+    """Save a Marian model of transformers together with Trivium's translation pipeline."""
     tokenizer = train_tokenizer(TEXTS * 2, vocab_size=300)
     plain = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>", eos_token="</s>", model_max_length=40
@@ -207,13 +207,13 @@ def marian(folders: Path) -> TranslationPipeline:
 
 
 def translated(pipe: TranslationPipeline, text: str, **options: Any) -> list[str]:
-    """Translate one text with the model itself."""
+    """Translate one text by calling `generate()` directly."""
     inputs = pipe.tokenizer(text, return_tensors="pt")
     return pipe.tokenizer.batch_decode(pipe.model.generate(**inputs, **options), skip_special_tokens=True)
 
 
 def lengths(pipe: TranslationPipeline, texts: list[str], **options: Any) -> list[int]:
-    """Return the lengths of translations that never generate EOS."""
+    """Return the lengths of translations when EOS is suppressed."""
     results = pipe(texts, return_tensors=True, batch_size=len(texts), suppress_tokens=[0, 2], **options)
     return [len(result["translation_token_ids"]) for result in results]
 
@@ -454,7 +454,7 @@ def test_text_classification_matches_model(folders: Path) -> None:
 
 @torch.no_grad()
 def test_token_classification_finds_words(folders: Path) -> None:
-    """Group neighbors with the same label into one entity, with the text from its start to its end."""
+    """Neighboring words with the same label must form one entity, with its text and character offsets."""
     pipe = pipe_of(folders, "tagger")
     found_any = False
     for text, tokens, groups in zip(

@@ -1,4 +1,4 @@
-"""Fused projection and loss: loss and gradients match, and the full logits are never materialized."""
+"""Test the fused projection and loss: loss and gradients match, and the full logits are never materialized."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -27,7 +27,7 @@ every_model = pytest.mark.parametrize(("model_class", "shape"), MODELS, ids=["wh
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """Return a two-layer head, states that require gradients, and 20 labels, 9 of which are not ignored."""
+    """Return a two-layer head, hidden states that require gradients, and 20 labels, 11 of them -100."""
     head = nn.Sequential(nn.Linear(WIDTH, 8), nn.GELU(), nn.Linear(8, VOCABULARY)).to(dtype)
     states = torch.randn(4, 5, WIDTH, dtype=dtype, requires_grad=True)
     labels = torch.randint(VOCABULARY, (4, 5))
@@ -45,7 +45,7 @@ def differentiate(loss: torch.Tensor, head: nn.Module, states: torch.Tensor) -> 
 def test_matches_loss_of_all_logits(
     monkeypatch: pytest.MonkeyPatch, at_once: int, in_float32: int, smoothing: float, count: int | None
 ) -> None:
-    """Compare loss and gradients, with one chunk and several; the loss is scaled as by a GradScaler."""
+    """Compare loss and gradients for one chunk and for several, with the loss scaled as by a GradScaler."""
     monkeypatch.setattr(objectives, "MAX_LOGITS", at_once)
     monkeypatch.setattr(objectives, "MAX_FLOAT32_LOGITS", in_float32)
     head, states, labels = problem()
@@ -61,7 +61,7 @@ def test_matches_loss_of_all_logits(
 
 
 def test_loss_without_labels_is_zero_and_reaches_all() -> None:
-    """DistributedDataParallel waits for a gradient of every parameter."""
+    """Every parameter must get a gradient even without labels, because DistributedDataParallel waits for it."""
     head, states, labels = problem()
     loss = projected_cross_entropy(states, head, torch.full_like(labels, -100), VOCABULARY, 0.1)
     assert loss.item() == 0
@@ -86,7 +86,7 @@ def test_second_derivative_is_refused() -> None:
 
 
 class Sizes(TorchDispatchMode):
-    """Record the numbers of elements of all tensors created, except views and in-place results."""
+    """Record the number of elements of every created tensor, except for views and in-place results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,28 +104,28 @@ class Sizes(TorchDispatchMode):
 
 
 def test_logits_of_real_tokens_exist_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit covers forward and backward; float32 is used for chunks of two rows."""
+    """Check the tensor sizes in the forward and the backward pass; chunks of two rows are computed in float32."""
     monkeypatch.setattr(objectives, "MAX_FLOAT32_LOGITS", 2 * VOCABULARY)
     head, states, labels = problem()
     with Sizes() as sizes:
         projected_cross_entropy(states, head, labels, VOCABULARY, 0.1).backward()
     assert (labels != -100).sum() == 9
     assert sizes.made.count(9 * VOCABULARY) == 1
-    # The weight and its gradient have 8 * VOCABULARY elements.
+    # The only other large tensors are the weight and its gradient, with 8 * VOCABULARY elements.
     assert set(sizes.made) & {rows * VOCABULARY for rows in range(3, 21)} <= {8 * VOCABULARY, 9 * VOCABULARY}
     with Sizes() as sizes:
         label_smoothed_cross_entropy(head(states), labels, 0.1).backward()
-    # The plain loss allocates several tensors of this size, which the chunked loss saves.
+    # The plain loss allocates several tensors of this size; the chunked loss allocates none.
     assert sizes.made.count(20 * VOCABULARY) > 2
 
 
 @pytest.mark.parametrize("train", [True, False])
 @every_model
 def test_model_skips_logits_if_asked_to(model_class: Any, shape: dict[str, Any], train: bool) -> None:
-    """The option works in training and evaluation; without labels, it still returns logits."""
+    """`skip_logits` must work in training and evaluation mode, and have no effect without labels."""
     model = tiny_model(model_class, label_smoothing=0.2, **shape).train(train)
     batch = copying_batch(sentences=4)
-    # The labels belong to the input text, and cover a part of it.
+    # The labels refer to positions of the input text, some of which have none.
     if model_class is not TriviumForConditionalGeneration:
         batch["input_ids"], batch["attention_mask"] = random_ids(4, 9), torch.ones(4, 9, dtype=torch.long)
     gradients = []
@@ -152,7 +152,7 @@ def test_model_skips_logits_if_asked_to(model_class: Any, shape: dict[str, Any],
     ids=["whole", "encoder", "decoder"],
 )
 def test_compiled_graph_does_not_depend_on_labels(model_class: Any, shape: dict[str, Any]) -> None:
-    """The number of labeled tokens causes no recompilation."""
+    """Varying the number of labeled tokens must not cause recompilation."""
     model = tiny_model(model_class, **shape).train()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     for ignored in (1, 3):
@@ -166,10 +166,10 @@ def test_compiled_graph_does_not_depend_on_labels(model_class: Any, shape: dict[
 def test_run_trainer_computes_no_unused_logits(
     model_class: Any, shape: dict[str, Any], own_smoothing: float, tmp_path: Path
 ) -> None:
-    """The Trainer skips logits unless it smooths labels itself; losses equal those of a plain Trainer."""
+    """`RunTrainer` must skip logits unless it smooths labels itself; losses must equal those of a plain Trainer."""
     names = ["input_ids", "labels"]
     if model_class is TriviumForConditionalGeneration:
-        # The collator adds them if the Trainer smooths labels, and so removes these from the inputs.
+        # With smoothing, the Trainer removes the labels from the inputs, so the collator adds the decoder's input.
         names.append("decoder_input_ids")
     texts = [{name: random_ids(1, 7)[0] for name in names} for _ in range(8)]
     losses, untrained = {}, tiny_model(model_class, **shape).float()

@@ -1,4 +1,4 @@
-"""Dynamic quantization replaces every projection, so each must be exactly of type `nn.Linear`."""
+"""Test that dynamic quantization replaces every projection, which requires the exact type `nn.Linear`."""
 
 import pytest
 import torch

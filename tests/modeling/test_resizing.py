@@ -1,4 +1,4 @@
-"""Resizing the vocabulary resizes every matrix, tied or not, and is rejected for two vocabularies."""
+"""Test resizing the vocabulary: all matrices are resized, tied or not; a model with two vocabularies is rejected."""
 
 import pytest
 import torch

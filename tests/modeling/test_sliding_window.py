@@ -1,4 +1,4 @@
-"""Sliding-window attention: masks, caches, generation and packed texts, against attention with an explicit mask."""
+"""Compare sliding-window attention with full attention under an explicit mask: caches, generation and packed texts."""
 
 from typing import Any
 
@@ -19,13 +19,17 @@ sides = pytest.mark.parametrize("side", [None, "left", "right"])
 
 
 def local_mask(length: int, causal: bool, window: int = WINDOW) -> torch.Tensor:
-    """Return the visible keys of each query, (length, length): `window` of them, or `window` on either side."""
+    """Return the boolean mask (queries, keys) of a sliding window.
+
+    A causal query sees the last `window` tokens, itself included; a bidirectional query sees itself and `window`
+    tokens on either side.
+    """
     distance = torch.arange(length)[:, None] - torch.arange(length)
     return (distance >= 0) & (distance < window) if causal else distance.abs() <= window
 
 
 def explicit(padding: torch.Tensor, causal: bool) -> dict[str, torch.Tensor]:
-    """Return the arguments by which a model with full attention has a window: its mask, and the default positions."""
+    """Return the inputs that emulate a window in a model with full attention: a 4D mask, and the default positions."""
     visible = local_mask(padding.shape[1], causal) & padding[:, None, None].bool()  # (batch, 1, length, length)
     mask = torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, torch.finfo(torch.float64).min)
     return {"attention_mask": mask, "position_ids": token_positions(padding, padding.shape[1], 0, padding.device)}
@@ -41,7 +45,7 @@ def with_and_without_window(model_class: Any, **overrides: Any) -> tuple[Any, An
 @functions
 @sides
 def test_stacks_match_explicit_masks(attention: str, side: str | None) -> None:
-    """Compare the encoder, and the decoder with cross-attention to a source that is longer than the window."""
+    """Compare both stacks; the source is longer than the window, which must not limit cross-attention."""
     model, full = with_and_without_window(TriviumModel, attn_implementation=attention)
     padding = mask_of([LENGTH, 7], side) if side else torch.ones(2, LENGTH, dtype=torch.long)
     ids = random_ids(2, LENGTH)
@@ -56,10 +60,10 @@ def test_stacks_match_explicit_masks(attention: str, side: str | None) -> None:
 
 
 @pytest.mark.slow(reason="flex attention compiles a kernel for every mask: more than a minute on a CPU")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile calls deprecated functions of torch
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile calls deprecated torch functions
 @torch.no_grad()
 def test_flex_matches_eager() -> None:
-    """Compare in float32, forward only: on a CPU, flex attention supports nothing else."""
+    """Compare the forward pass in float32: on a CPU, flex attention has neither a backward pass nor float64."""
     model = tiny_model(TriviumModel, sliding_window=WINDOW).float()
     padding = mask_of([LENGTH, 7], "left")
     inputs = {"input_ids": random_ids(2, LENGTH), "decoder_input_ids": random_ids(2, 9), "attention_mask": padding}
@@ -71,7 +75,7 @@ def test_flex_matches_eager() -> None:
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [2, 5, LENGTH + 1])
 def test_weights_are_renormalized_within_the_window(causal: bool, window: int) -> None:
-    """Compare the first layer's weights with those of full attention, set to zero outside the window."""
+    """Compare the first layer's attention weights with those of full attention, masked and renormalized."""
     model_class, shape = (TriviumForCausalLM, DECODER_ONLY) if causal else (TriviumEncoderModel, {"decoder_layers": 0})
     model = tiny_model(model_class, 0.3, sliding_window=window, **shape)
     full = tiny_model(model_class, **shape)
@@ -83,7 +87,7 @@ def test_weights_are_renormalized_within_the_window(causal: bool, window: int) -
 
 
 def test_attention_functions_receive_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take the number of visible tokens on one side, the token itself included, as flash attention does."""
+    """`sliding_window` counts the visible tokens on one side, including the token itself, as in flash attention."""
     received = set[tuple[bool, int | None]]()
 
     def record(module: Any, *args: Any, sliding_window: int | None, **kwargs: Any) -> Any:
@@ -99,7 +103,7 @@ def test_attention_functions_receive_the_window(monkeypatch: pytest.MonkeyPatch)
 
 
 def caches(config: Any, length: int, source_length: int | None) -> dict[str, Cache | None]:
-    """Return every kind of cache that a user can pass; `source_length` is that of an encoder-decoder."""
+    """Return caches of every kind that a user can pass, by name; set `source_length` for an encoder-decoder."""
     made = {"sliding": DynamicCache(config=config), "full": DynamicCache(), "static": StaticCache(config, length)}
     if source_length is None:
         return {"default": None, **made}
@@ -127,11 +131,11 @@ def test_cached_chunks_match_one_pass(attention: str, side: str | None) -> None:
             message = f"{name} cache, chunks of {sizes}"
             torch.testing.assert_close(actual[padding == 1], expected[padding == 1], **EXACT, msg=message)
             if name in ("default", "sliding"):
-                assert cache.layers[0].keys.shape[2] == WINDOW - 1  # the next token is the last in the window
+                assert cache.layers[0].keys.shape[2] == WINDOW - 1  # the next token completes the window
 
 
 def test_cached_encoder_decoder_matches_one_pass() -> None:
-    """Cross-attention must see the whole source, also if its cache was made from the configuration."""
+    """Cross-attention must see the whole source, even if its cache was created from a configuration with a window."""
     model = tiny_model(std=0.3, sliding_window=WINDOW)
     source, target = {"input_ids": random_ids(2, 9), "attention_mask": mask_of([9, 6])}, random_ids(2, LENGTH)
     expected = model(**source, decoder_input_ids=target).logits
@@ -154,7 +158,7 @@ def test_packed_texts_match_separate_ones() -> None:
 
 @functions
 def test_loss_without_padding_matches(attention: str) -> None:
-    """Unpadded states are padded again within attention, where the window needs their places."""
+    """The loss skips padding tokens, but attention pads the states again: the window depends on positions."""
     model = tiny_model(std=0.3, sliding_window=2, attn_implementation=attention)
     data = copying_batch(sentences=5)
     torch.testing.assert_close(model(**data, skip_logits=True).loss, model(**data).loss, **EXACT)
@@ -188,7 +192,7 @@ def test_incremental_encoder_decoder_matches_one_pass() -> None:
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("way", ["decoder-only", "encoder-decoder"])
 def test_generation_matches_transformers(way: str, num_beams: int) -> None:
-    """Compare our searches with the loops of transformers, with and without a cache, far beyond the window."""
+    """Compare Trivium's searches with transformers' loops, with and without a cache, far beyond the window."""
     vocabulary = {"decoder_vocab_size": 37} if way == "encoder-decoder" else DECODER_ONLY
     model_class = TriviumForConditionalGeneration if way == "encoder-decoder" else TriviumForCausalLM
     model: Any = tiny_model(model_class, 0.3, sliding_window=WINDOW, attn_implementation="sdpa", **vocabulary)

@@ -1,4 +1,4 @@
-"""Hundreds of concurrent requests of which 5 % are hostile: no wrong answer, and no error of the server."""
+"""Send hundreds of concurrent requests, 5% of them hostile: all answers are right, without server errors."""
 
 import random
 import socket
@@ -23,7 +23,7 @@ FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
 def send(url: str, head: str, read: bool = True) -> None:
-    """Send bytes that no HTTP client would send; close without reading the answer if `read` is False."""
+    """Send raw bytes that no HTTP client would send; close the connection before the response unless `read` is set."""
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
         connection.sendall(head.encode())
@@ -32,7 +32,7 @@ def send(url: str, head: str, read: bool = True) -> None:
             assert b" 5" not in answer[8:10], answer
 
 
-# Each returns a response, which must have a status below 500, or None.
+# Each attack returns a response, whose status must be below 500, or None.
 ATTACKS: list[Callable[[str, httpx.Client], httpx.Response | None]] = [
     lambda url, client: client.post(f"{url}translate", content=b"[" * 200_000, headers=JSON),
     lambda url, client: client.post(f"{url}translate", content=b"x" * 1_000_000, headers=JSON),

@@ -1,4 +1,4 @@
-"""LibreTranslate's interface: all forms of requests, HTML, alternatives, languages, health and metrics."""
+"""Test the LibreTranslate API: all request formats, HTML, alternatives, languages, health and metrics."""
 
 import logging
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Limits: bounded queue, timeouts, API keys, CORS, errors without internals, and a shutdown that loses nothing."""
+"""Test the service's limits: queue size, timeouts, API keys, CORS, generic error messages, and a graceful shutdown."""
 
 import asyncio
 import threading
@@ -26,7 +26,7 @@ SECRET = "/root/secret.txt: a path"
 
 @dataclass(frozen=True)
 class Word:
-    """A job of the reverser; words of different lengths never share a batch."""
+    """A job for `Reverser`; words of different lengths never share a batch."""
 
     text: str
     cost: int = 1
@@ -37,7 +37,7 @@ class Word:
 
 
 class Reverser:
-    """Translator that writes words backwards, blocks on request, and fails on the word "bomb"."""
+    """A fake translator: reverse each word, block while `free` is unset, and raise an error for the word "bomb"."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -106,7 +106,7 @@ def test_full_queue_refuses_and_cancelled_jobs_leave_it() -> None:
         others = asyncio.create_task(queue.submit([Word(word) for word in ("mn", "op", "qr", "st")]))
         await asyncio.sleep(0)
         translator.free.set()
-        await queue.stop()  # finishes what was accepted
+        await queue.stop()  # finish all accepted jobs
         assert await running == [["ba"]]
         assert await others == [["nm"], ["po"], ["rq"], ["ts"]]
 
@@ -157,7 +157,7 @@ def test_timeout_and_full_queue_are_answered() -> None:
         for thread in threads:
             thread.join()
         translator.free.set()
-        # One runs, one waits, three are refused at once.
+        # One request is running and one is queued; the other three are refused immediately.
         assert [status for status, _ in statuses].count(504) == 2
         assert all(int(after) >= 1 for status, after in statuses if status == 429)
         assert client.post("/translate", json={"q": "ab", **PAIR}).json() == {"translatedText": "ba"}

@@ -1,4 +1,4 @@
-"""OpenAI's interface: completions, chat, streaming, embeddings, and refusals by name."""
+"""Test the OpenAI API: completions, chat, streaming, embeddings, and errors that name the unsupported field."""
 
 import json
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def complete(client: TestClient, **parameters: Any) -> Any:
 
 
 def streamed(client: TestClient, path: str, **parameters: Any) -> list[Any]:
-    """Return the choices of all events of a stream."""
+    """Return the choices of all server-sent events of a streamed response."""
     response = client.post(path, json={"model": "tiny", "stream": True, **parameters})
     events = [event.removeprefix("data: ") for event in response.text.strip().split("\n\n")]
     assert events[-1] == "[DONE]"

@@ -1,4 +1,4 @@
-"""`trivium serve` as a process: it answers, and SIGTERM loses no accepted request."""
+"""Run `trivium serve` as a process: it answers requests, and finishes all accepted ones after SIGTERM."""
 
 import re
 import signal
@@ -44,7 +44,7 @@ def test_sigterm_loses_no_accepted_request(tmp_path: Path) -> None:
 
         with ThreadPoolExecutor(REQUESTS) as threads:
             answers = [threads.submit(request, text) for text in texts]
-            # Wait until every request has arrived and most are still waiting.
+            # Wait until the server has received the requests and most of them are still queued.
             while not re.search(r"trivium_queue_texts (2\d|3\d)", httpx.get(f"{url}/metrics").text):
                 assert not all(answer.done() for answer in answers)
             time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Checkpoints of several processes: complete or absent, whichever process is killed, and always loadable."""
+"""Test checkpoints of several processes: whichever process is killed, a checkpoint is either complete or absent."""
 
 import shutil
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_killed_rank_resumes_from_previous_checkpoint(config: str, tmp_path: Pat
 @pytest.mark.slow(reason="four processes on two cores")
 @pytest.mark.parametrize("config", ["cpu", "fsdp2"])
 def test_resume_with_more_processes(config: str, tmp_path: Path) -> None:
-    """Train with two processes of four rows, then four of two: steps are equal up to rounding, without dropout."""
+    """Two processes with 4 rows each resume as four processes with 2 rows each; without dropout, losses match."""
     run, together = tmp_path / "run", {"folder": tmp_path, "config": CONFIGS[config]}
     (losses, _) = run_distributed(train_here, [*settings_of(run), "model.dropout=0"], **together)
     shutil.copytree(run, tmp_path / "whole")

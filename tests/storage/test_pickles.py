@@ -1,4 +1,4 @@
-"""Crafted checkpoints: callables in their pickles are never called, and the error names the file."""
+"""Test crafted checkpoints: callables in their pickles are never called, and the error names the file."""
 
 import json
 import os
@@ -24,7 +24,7 @@ OLD_RUN = TESTS / "fixtures" / "run-0.1.0"
 
 
 class CallOnUnpickling:
-    """An object whose unpickling calls a function."""
+    """An object that makes unpickling call a function."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self.call = (function, args)
@@ -38,7 +38,7 @@ def listing(storage_data: Any, kinds: Any = None) -> Metadata:
 
 
 SHARD = _StorageInfo("__0_0.distcp", 0, 1)
-# `getattr` can reach dangerous callables from harmless ones; state in slots modifies the class itself.
+# A pickle whose slot state modifies the class itself. `getattr`, below, reaches dangerous callables via harmless ones.
 CHANGES_A_CLASS = (
     b"\x80\x04\x8c\x27torch.distributed.checkpoint.filesystem\x8c\x0c_StorageInfo\x93N}\x8c\x06lengthK\x01s\x86b."
 )
@@ -124,11 +124,11 @@ def test_shard_metadata_of_torch_is_read(tmp_path: Path) -> None:
 
 
 def test_crafted_object_in_shards_is_refused(tmp_path: Path, canary: Path) -> None:
-    """torch.distributed.checkpoint unpickles non-tensor objects without any restriction."""
+    """The shards must be checked, because torch.distributed.checkpoint unpickles non-tensor objects unrestricted."""
     folder = sharded(tmp_path / "optimizer_0", crafted=CallOnUnpickling(os.system, f"touch {canary}"))
     with pytest.raises(UnsafePickleError, match=r"__0_0\.distcp is not safe to unpickle .*posix\.system"):
         check_pickles(tmp_path)
-    # If the metadata declare the object to be a tensor, torch reads it with weights_only.
+    # The metadata must not declare a tensor, which torch would load safely, with `weights_only`.
     assert isinstance(
         dcp.FileSystemReader(folder).read_metadata().state_dict_metadata["crafted"], BytesStorageMetadata
     )
@@ -136,7 +136,7 @@ def test_crafted_object_in_shards_is_refused(tmp_path: Path, canary: Path) -> No
 
 
 def test_crafted_metadata_of_one_rank_is_refused(tmp_path: Path, canary: Path) -> None:
-    """Torch reads this file if it cannot read the common metadata."""
+    """torch falls back to the metadata of a single rank if it cannot read `.metadata`."""
     folder = sharded(tmp_path / "optimizer_0")
     (folder / "__0.metadata").write_bytes(CRAFTED["os.system"](canary))
     with pytest.raises(UnsafePickleError, match=r"__0\.metadata is not safe"):
@@ -150,7 +150,7 @@ def test_crafted_torch_file_is_named(run: Path, canary: Path, file: str) -> None
 
 
 def test_crafted_best_checkpoint_is_refused(run: Path, canary: Path) -> None:
-    """The best checkpoint is loaded at the end, even if training resumes from another one."""
+    """The best checkpoint must be checked too: it is loaded at the end, even if training resumes from another one."""
     shutil.copytree(run / "checkpoint-3", run / "checkpoint-2")
     (run / "checkpoint-2" / "optimizer_0").mkdir()
     (run / "checkpoint-2" / "optimizer_0" / ".metadata").write_bytes(CRAFTED["os.system"](canary))

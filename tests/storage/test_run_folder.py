@@ -1,4 +1,4 @@
-"""The run folder: which files a training run may delete, and which process may train in it."""
+"""Test the run folder: which files a training run may delete, and that only one process trains in it."""
 
 import json
 import multiprocessing
@@ -37,7 +37,7 @@ REPORT = {"scores": {}, "data": "numbers", "rows": 3, "generation": {}, "date": 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Return a finished run from before manifests were written."""
+    """Return a finished run without a manifest, as old versions wrote it."""
     return Path(shutil.copytree(OLD_RUN, tmp_path / "run"))
 
 
@@ -130,7 +130,7 @@ def add_foreign_files(run: Path) -> None:
 
 
 def test_overwrite_deletes_only_files_of_runs(run: Path) -> None:
-    """Test a run without a manifest first, then one with a manifest."""
+    """Overwrite a run without a manifest, then a run with one: all foreign files are kept."""
     add_foreign_files(run)
     (run / "evaluation_test.json").write_text(json.dumps(REPORT))
     (run / "predictions_test.txt").write_text("x\n")
@@ -158,7 +158,7 @@ def test_resume_deletes_no_foreign_files(run: Path) -> None:
     before = names_in(run) - {"evaluation_test.json"}
     start_run(run, resume=True)
     assert names_in(run) == before | {MANIFEST.as_posix()}
-    assert "model.safetensors" in (read_manifest(run) or ())  # From here on, the run has a manifest.
+    assert "model.safetensors" in (read_manifest(run) or ())  # resuming has written a manifest
     start_run(run, overwrite=True)
     assert names_in(run) == {*FOREIGN, RECIPE_FILE, MANIFEST.as_posix()}
 
@@ -172,7 +172,7 @@ def test_new_recipe_is_not_written_beside_old_weights(run: Path, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         start_run(run, overwrite=True)
     monkeypatch.undo()
-    start_run(run, overwrite=True)  # The folder is still recognized as a run.
+    start_run(run, overwrite=True)  # the folder is still recognized as a run
 
 
 def test_run_killed_during_deletion_is_still_recognized(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

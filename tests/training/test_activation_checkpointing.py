@@ -1,4 +1,4 @@
-"""Activation checkpointing of every n-th layer, as transformers offers it."""
+"""Test activation checkpointing of every n-th layer, with the options of transformers."""
 
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ def layers_of(model: Any) -> list[Any]:
 
 @pytest.mark.parametrize(("every_n_layers", "recomputed"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3])])
 def test_every_nth_layer_is_recomputed(every_n_layers: int, recomputed: list[int]) -> None:
-    """Encoder layers come before decoder layers; with dropout, which recomputation has to repeat."""
+    """Layers are counted through the encoder, then the decoder; recomputation must repeat the dropout masks."""
     model = tiny_model(dropout=0.2, attention_dropout=0.2).train()
     calls, gradients = Counter[int](), []
     for number, layer in enumerate(layers_of(model)):

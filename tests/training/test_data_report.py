@@ -1,4 +1,4 @@
-"""`trivium data`: counts of the report, the table, the picture, and no file but that one."""
+"""Test `trivium data`: the counts and the printed table; the picture is the only file that it writes."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_report_counts_rows_tokens_characters_and_overlap(overrides: list[str], 
     train, test = report.splits["train"], report.splits["test"]
     assert (train.rows, train.examined, train.dropped) == (4, 4, {"empty": 1, "identical sides": 1})
     assert (test.rows, test.examined, test.dropped) == (3, 3, {})
-    # Characters and `</s>`.
+    # Each length is the number of characters plus one for `</s>`.
     assert train.lengths == {"source": [8, 9, 9, 4], "target": [9, 11, 11, 2]}
     assert train.truncated == {"source": 0, "target": 2}
     assert (train.unknown, test.unknown) == ({}, {"ï": 1, "v": 1, "2": 1})

@@ -1,4 +1,4 @@
-"""Denoising: the noise of BART and T5, reproducible batches, and training."""
+"""Test denoising: BART's and T5's noise, reproducible batches, and training."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ TEXTS = ["one", "two dogs ran across the road and never came back to the house",
 
 
 def restore(source: list[int], target: list[int]) -> list[int]:
-    """Insert the spans of a target of T5 at the masks of its source."""
+    """Restore the original text: replace each mask in a T5 source with the corresponding span of the target."""
     spans: list[list[int]] = []
     for token in target:
         if token == MASK:

@@ -1,4 +1,4 @@
-"""Exponential moving averages of the weights during training, against float64."""
+"""Compare the exponential moving average of the weights during training with a reference in float64."""
 
 import shutil
 from pathlib import Path
@@ -69,7 +69,7 @@ def make_trainer(
 @pytest.mark.parametrize("decay", [0.9, 0.3])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_ema_matches_float64(tmp_path: Path, tied: bool, decay: float) -> None:
-    """There is one update per step of two batches; the decay of 0.3 is reached, that of 0.9 is still warming up."""
+    """Each step of two batches updates the EMA once; within 7 steps, warmup reaches a decay of 0.3, but not 0.9."""
     recorder = Recorder()
     trainer = make_trainer(
         tmp_path, recorder, ExponentialAverage(decay), tied=tied, gradient_accumulation_steps=2, max_steps=7
@@ -113,7 +113,7 @@ def test_ema_is_evaluated_and_saved_then_swapped_out(tmp_path: Path) -> None:
 
 
 def test_best_ema_is_loaded_at_end(tmp_path: Path) -> None:
-    """With greater_is_better, the first average is the best."""
+    """With `greater_is_better`, the averaged weights of the first checkpoint are the best."""
     options: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 4, "greater_is_better": True}
     trainer = make_trainer(tmp_path, ExponentialAverage(0.9), load_best_model_at_end=True, **options)
     trainer.train()
@@ -147,7 +147,7 @@ def test_only_trainable_parameters_are_averaged(tmp_path: Path) -> None:
 
 
 def test_ema_is_updated_when_epoch_ends_within_a_step() -> None:
-    """If a stream has too few batches, the next epoch restarts the step."""
+    """If a stream runs out of batches in the middle of a step, the next epoch starts that step again."""
     model = torch.nn.Linear(1, 1, bias=False).double()
     args, state, control = TrainingArguments("x", use_cpu=True), TrainerState(), TrainerControl()
     callback = ExponentialAverage(0.9)
@@ -163,7 +163,7 @@ def test_ema_is_updated_when_epoch_ends_within_a_step() -> None:
         assert model.weight.item() == start + 11
     state.global_step = 1
     callback.on_step_end(args, state, control)
-    # The average has 2 / 11 of the initial and 9 / 11 of the later weights.
+    # The average is 2/11 of the initial weights plus 9/11 of the updated weights.
     assert model.weight.item() == pytest.approx(start + 9)
 
 
@@ -172,7 +172,7 @@ def test_only_rank_0_writes_ema_and_before_the_push(tmp_path: Path, monkeypatch:
     args = TrainingArguments(str(tmp_path), use_cpu=True)
     callback = ExponentialAverage(0.9)
     callback.on_train_begin(args, state, control, model=model)
-    callback.on_push_begin(args, state, control)  # The checkpoint has not been written yet.
+    callback.on_push_begin(args, state, control)  # The checkpoint folder does not exist yet.
     (tmp_path / "checkpoint-0").mkdir()
     with monkeypatch.context() as another_process:
         another_process.setattr(TrainingArguments, "should_save", False)

@@ -1,4 +1,4 @@
-"""One model for several directions: from the recipe to `trivium translate --to` and `tgt_lang` in the pipeline."""
+"""Test one model for several directions, from its recipe to `trivium translate --to` and the pipeline's `tgt_lang`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_unknown_or_missing_target_language_is_refused(run: Path) -> None:
 
 
 def test_codes_of_other_tokenizers_are_forced_as_first_token(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for NLLB and mBART, whose tokenizers have the attribute `src_lang` and language codes as tokens."""
+    """Tokenizers like NLLB's and mBART's have an attribute `src_lang`, and language codes as tokens."""
     model, tokenizer = TriviumForConditionalGeneration.from_pretrained(run), TriviumTokenizer.from_pretrained(run)
     monkeypatch.setattr(tokenizer, "src_lang", None, raising=False)
     pipe = pipeline("translation", model=model, tokenizer=tokenizer, max_length=8)

@@ -1,4 +1,4 @@
-"""Extractive question answering: windows, positions, metrics, learning, and the pipeline."""
+"""Test extractive question answering: windows, answer positions, metrics, learning, and the pipeline."""
 
 import json
 import random
@@ -31,7 +31,7 @@ FILLERS = ["red", "über", "ran", "the", "one", "two", "🙂", "old"]
 
 
 def generated(count: int, length: int = 12, seed: int = 0) -> list[dict[str, Any]]:
-    """Return questions whose answer is the only animal in a text of random words."""
+    """Return questions about texts of random words; the answer is the only animal in the text."""
     generator, rows = random.Random(seed), []
     for _ in range(count):
         words = generator.choices(FILLERS, k=length)
@@ -134,7 +134,7 @@ def test_questions_without_room_are_refused(tokenizer: TriviumTokenizer) -> None
 
 
 def test_best_span_over_windows_matches_loop() -> None:
-    """Compare with all spans of two windows; a span of both counts once, with its better score."""
+    """Compare with a loop over all spans of two windows; a span in both counts once, with its higher score."""
     torch.manual_seed(0)
     starts = [torch.tensor([0, 1, 3, 5, 0]), torch.tensor([0, 3, 5, 7, 0])]
     windows = [
@@ -191,7 +191,7 @@ def test_model_learns_to_find_an_answer(tmp_path: Path) -> None:
         AutoTokenizer.from_pretrained(folder),
     )
 
-    rows = generated(20, length=60, seed=1)  # contexts of several windows, which the model has not seen
+    rows = generated(20, length=60, seed=1)  # unseen contexts that span several windows
     scores, predictions = evaluate(model, tokenizer, rows, task="question-answering", inputs=recipe.inputs)
     assert [*scores] == ["squad_f1", "squad_exact_match"]
     assert scores["squad_exact_match"]["score"] >= 80

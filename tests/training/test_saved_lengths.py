@@ -1,4 +1,4 @@
-"""Length limits that are saved with a trained model, and how commands and pipelines treat them."""
+"""Test the length limits saved with a trained model, and how commands and pipelines apply them."""
 
 import logging
 from typing import Any
@@ -21,7 +21,7 @@ def tokenizer() -> TriviumTokenizer:
 
 
 def endless(model_class: Any, tokenizer: TriviumTokenizer, **options: Any) -> Any:
-    """Return a model that hardly ever ends a text."""
+    """Return a model that suppresses EOS, so that only length limits end a text."""
     torch.manual_seed(0)
     sizes = {"vocab_size": len(tokenizer), "encoder_layers": 1, "decoder_layers": 1, **options}
     model = shake(model_class(tiny_config(**sizes))).eval()
@@ -72,7 +72,8 @@ def test_no_warning_about_two_lengths(
         record(model)
     list(translate(translator, tokenizer, TEXTS[:1], **asked))
     list(continue_texts(writer, tokenizer, TEXTS[:1], **asked))
-    if not (saved.get("max_new_tokens") and asked.get("max_length")):  # transformers prefers the saved number then.
+    # Skip the combination in which transformers prefers the saved `max_new_tokens` to the `max_length` of the call.
+    if not (saved.get("max_new_tokens") and asked.get("max_length")):
         pipeline("translation", model=translator, tokenizer=tokenizer)(TEXTS[0], **asked)
     assert "max_new_tokens" not in caplog.text
     prompt = len(tokenizer(TEXTS[0])["input_ids"])

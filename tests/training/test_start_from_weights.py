@@ -1,4 +1,4 @@
-"""A second thought during a run: start a new run from its weights, by the command that `--resume` advises."""
+"""Test the command that `--resume` suggests after a changed recipe: it starts a new run from the run's weights."""
 
 import json
 import shlex
@@ -28,7 +28,7 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train for two steps in a folder whose name needs quotes in a shell."""
+    """Train for two steps in a folder whose name must be quoted in a shell."""
     folder = tmp_path_factory.mktemp("second thoughts")
     for split, pairs in numbers_corpus(40, 4, 4).items():
         for ending, column in (("en", "source"), ("de", "target")):

@@ -1,4 +1,4 @@
-"""Training on streams in several processes: every row is used exactly once, and runs resume at their position."""
+"""Test training on streams in several processes: each row is used exactly once, and resumed runs continue in place."""
 
 import shutil
 from collections import Counter
@@ -23,7 +23,7 @@ def train_one_epoch(folder: Path, processes: int, *overrides: str) -> tuple[list
     """Train for an epoch with two batches per process and step, and check that each row is used exactly once.
 
     Returns:
-        The number of fillers of each process, and the sum of the loss.
+        The number of filler batches of each process, and the sum of the loss over all batches and processes.
     """
     settings = ("training.gradient_accumulation_steps=2", "training.learning_rate=0", "model.dropout=0")
     limits = ("training.save_strategy='no'", "training.max_steps=90")
@@ -32,7 +32,7 @@ def train_one_epoch(folder: Path, processes: int, *overrides: str) -> tuple[list
     trained = [row for record in records for batch in record.batches for row in batch]
     assert counts_of(trained) == counts_of(rows)
     fillers = [sum(not batch for batch in record.batches) for record in records]
-    # A process encodes the first row once more for its fillers.
+    # Every process with filler batches encodes the first row once more to build them.
     encoded = [row for record in records for row in record.encoded]
     assert counts_of(encoded) == counts_of([*rows, *[rows[0]] * sum(map(bool, fillers))])
     for record in records:
@@ -42,7 +42,7 @@ def train_one_epoch(folder: Path, processes: int, *overrides: str) -> tuple[list
 
 
 def with_workers(workers: int) -> list[str]:
-    """Return the overrides for a number of workers, which are forked although the processes are not."""
+    """Return the overrides for this number of data-loading workers, which are always started by fork."""
     settings = [f"training.dataloader_num_workers={workers}"]
     return [*settings, "training.dataloader_multiprocessing_context=fork"] if workers else settings
 
@@ -63,13 +63,13 @@ def many(*arguments: Any) -> Any:
     ],
 )
 def test_processes_use_every_row_once(processes: int, sizes: tuple[int, ...], workers: int, tmp_path: Path) -> None:
-    """Encode each row once and train on it once, with the sum of the loss of one process, for any number of shards."""
+    """Each row is encoded and trained on once, and the summed loss equals that of a single process."""
     data = write_shards(tmp_path / "data", sizes)
     _, expected = train_one_epoch(tmp_path / "alone", 1, *data)
     fillers, total = train_one_epoch(tmp_path / "together", processes, *data, *with_workers(workers))
     assert total == pytest.approx(expected, rel=1e-5)
     if processes > 1 and sizes not in (ONE, EVEN):
-        assert any(fillers)  # The ends are uneven.
+        assert any(fillers)  # The shares of the processes have different numbers of batches.
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_processes_use_every_row_once(processes: int, sizes: tuple[int, ...], wo
     [(2, (150, 7, 40), 0), *(many(*case) for case in ((1, UNEVEN, 2), (2, ONE, 2), (2, UNEVEN, 2), (4, UNEVEN, 0)))],
 )
 def test_processes_resume_bit_identical(processes: int, sizes: tuple[int, ...], workers: int, tmp_path: Path) -> None:
-    """Resume with dropout, within the first epoch."""
+    """Resume a run with dropout in the middle of its first epoch."""
     steps = ("training.max_steps=5", "training.save_steps=3", *with_workers(workers))
     settings = (*write_shards(tmp_path / "data", sizes), *steps)
     whole = trained_on(tmp_path / "run", processes, *settings)
@@ -114,7 +114,7 @@ def test_mixture_resumes_bit_identical(tmp_path: Path) -> None:
 def test_other_number_of_processes_resumes_with_the_rows_left(
     before: int, after: int, sizes: tuple[int, ...], workers: int, tmp_path: Path
 ) -> None:
-    """Shares stay as they were at the start: process `i` of `n` reads every `n`-th of them, from the `i`-th."""
+    """The shares of the first run are kept: process `i` of `n` reads every `n`-th of them, starting with share `i`."""
     data = write_shards(tmp_path / "data", sizes)
     batch = 4 // before, 4 // after  # batches per process and step
     common = (*data, "training.max_steps=40", "training.save_steps=1", "training.save_total_limit=99")

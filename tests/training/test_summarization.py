@@ -1,4 +1,4 @@
-"""Summarization: documents with several references, ROUGE, the card and the command."""
+"""Test summarization: documents with several references, ROUGE, the model card, and the command."""
 
 import json
 from pathlib import Path
@@ -67,9 +67,9 @@ def test_malformed_documents_are_refused(tmp_path: Path, row: dict[str, Any], me
 
 
 def test_rouge_takes_the_best_reference() -> None:
-    """Computed by hand: of "the cat ran", the second reference shares "the cat" in this order."""
+    """Compare with values computed by hand: the second reference shares "the cat" with "the cat ran"."""
     predictions, references = ["The cat ran", "none"], [["cats", "the small cat sat"], ["of it"]]
-    expected = {"rouge1": 2 / 7 * 2, "rouge2": 0.0, "rougeL": 2 / 7 * 2}  # 2 P R / (P + R) of 2/3 and 2/4
+    expected = {"rouge1": 2 / 7 * 2, "rouge2": 0.0, "rougeL": 2 / 7 * 2}  # F1 with precision 2/3 and recall 2/4
     for name in ROUGE_METRICS:
         score = load_metric(name).compute(predictions=predictions, references=references)
         assert score["score"] == pytest.approx(100 * expected[name] / 2)

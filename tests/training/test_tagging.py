@@ -1,4 +1,4 @@
-"""Token classification: CoNLL files, alignment of words and tokens, metrics and learning."""
+"""Test token classification: CoNLL files, word-token alignment, metrics and learning."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def tagged(tmp_path: Path, content: str, name: str = "train.conll", **options: A
 @pytest.mark.parametrize("name", ["train.conll", "train.tsv", "train"])
 @pytest.mark.parametrize("separator", ["\t", " ", "\tNN\t"])
 def test_conll_sentences_are_read(tmp_path: Path, name: str, separator: str) -> None:
-    """Files of CoNLL-2003 have further columns, marks of documents, and several empty lines in a row."""
+    """CoNLL-2003 files have additional columns, document markers, and runs of empty lines."""
     lines = [f"-DOCSTART-{separator}O", "", f"the{separator}O", f"cat{separator}B-animal", " ", "", f"#{separator}O"]
     rows = tagged(tmp_path, "\r\n".join(lines), name)
     assert rows == [{"words": ["the", "cat"], "tags": ["O", "B-animal"]}, {"words": ["#"], "tags": ["O"]}]
@@ -94,7 +94,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["bpe", "unigram", "char", "lowercase", "without the class", "bert"])
 def test_first_token_of_each_word_is_labeled(tokenizers: dict[str, Any], name: str) -> None:
-    """Compare the tokens between two labeled ones with those of the words alone."""
+    """Decode the tokens from one labeled token up to the next, and compare them with the word."""
     tokenizer = tokenizers[name]
     encoded, alignments = align_words(WORDS, tokenizer, max_length=1000)
     for words, ids, alignment in zip(WORDS, encoded["input_ids"], alignments, strict=True):
@@ -126,7 +126,7 @@ def test_truncated_words_are_outside(tokenizers: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_batches_match_single_sentences(tokenizers: dict[str, Any], side: str) -> None:
-    """Padding on either side changes neither the loss nor the tags."""
+    """Padding, on the left or on the right, changes neither the loss nor the tags."""
     tokenizer: TriviumTokenizer = tokenizers["bpe"]
     tokenizer.padding_side = side
     config = tiny_config(vocab_size=len(tokenizer), decoder_layers=0, **tag_facts(TAGS))
@@ -182,7 +182,7 @@ def test_entities_count_if_type_and_all_words_match() -> None:
     references = [["B-per", "I-per", "O", "B-loc"], ["O", "B-per"]]
     predictions = [["B-per", "I-per", "O", "B-per"], ["B-per", "B-per"]]
     score = load_metric("seqeval").compute(predictions=predictions, references=references)
-    precision, recall = 2 / 4, 2 / 3  # of four predicted entities, two are among the three
+    precision, recall = 2 / 4, 2 / 3  # two of the four predictions match, out of three references
     assert (score["precision"], score["recall"]) == (pytest.approx(precision), pytest.approx(recall))
     assert score["score"] == pytest.approx(2 * precision * recall / (precision + recall))
     assert score["types"]["loc"]["f1-score"] == 0
@@ -205,7 +205,7 @@ def test_metrics_follow_from_tags() -> None:
 
 @pytest.mark.trains
 def test_tagger_learns_words_and_scores_match(tmp_path: Path) -> None:
-    """A word in upper case is an entity; the Trainer's scores are those of the evaluator."""
+    """Learn to tag uppercase words as entities; the Trainer's scores must equal the evaluator's."""
     words = ["red", "BIG", "cold", "DOGS", "run", "Sing"]
     rows = [[words[i * k % 6] for k in range(1, 3 + i % 4)] for i in range(1, 61)]
     lines = ("\n".join(f"{word}\t{'B-loud' if word.isupper() else 'O'}" for word in row) for row in rows)

@@ -1,4 +1,4 @@
-"""Short training runs from recipe to model, for every task."""
+"""Test short training runs, from recipe to model."""
 
 import json
 import platform
@@ -109,7 +109,7 @@ def test_run_metadata_is_recorded(run: Path) -> None:
 
 @pytest.mark.parametrize("restore", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_run_metadata_is_summed_over_sessions(run: Path, tmp_path: Path, restore: str) -> None:
-    """This works whether or not the Trainer restores other callbacks; a checkpoint without metadata is accepted."""
+    """The time is summed whether or not the Trainer restores callbacks; checkpoints without metadata are accepted."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     (folder / "evaluation_test.json").write_text("{}")
@@ -117,7 +117,7 @@ def test_run_metadata_is_summed_over_sessions(run: Path, tmp_path: Path, restore
 
     def change(checkpoint: str, **facts: Any) -> None:
         path = folder / checkpoint / "trainer_state.json"
-        (folder / checkpoint / "manifest.json").unlink()  # The checksums.
+        (folder / checkpoint / "manifest.json").unlink()  # it contains checksums, which the edit would break
         state = json.loads(path.read_text())
         state["stateful_callbacks"]["RunFacts"]["attributes"].update(facts)
         if not facts:
@@ -134,7 +134,7 @@ def test_run_metadata_is_summed_over_sessions(run: Path, tmp_path: Path, restore
     change("checkpoint-6", seconds=1000.0, hardware="8 x A")
     assert 1000 < resume_until(7)["seconds"] < 1600
     assert facts_of(folder)["hardware"] == f"8 x A, then {here}"
-    assert not (folder / "evaluation_test.json").exists()  # The report of the initial weights has been deleted.
+    assert not (folder / "evaluation_test.json").exists()  # the report was about the weights before resuming
     assert resume_until(8)["hardware"] == f"8 x A, then {here}"
     change("checkpoint-8")
     assert resume_until(9)["seconds"] < 600
@@ -170,7 +170,7 @@ def test_two_vocabularies_and_streaming(tmp_path: Path) -> None:
 
 
 def test_gradient_accumulation_matches_full_batch(tmp_path: Path) -> None:
-    """Compare 1 x 16 sentences with 4 x 4: losses and weights are equal, despite unequal numbers of target tokens."""
+    """One batch of 16 sentences gives the same losses and weights as four accumulated batches with unequal tokens."""
     common = ["model.dropout=0", "training.train_sampling_strategy=random", "training.eval_strategy='no'"]
     parts = ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=4"]
     whole = train(load_recipe("numbers", small_recipe(tmp_path / "whole", *common)))
@@ -182,7 +182,7 @@ def test_gradient_accumulation_matches_full_batch(tmp_path: Path) -> None:
 
 
 def test_trainer_label_smoothing_gives_same_loss(tmp_path: Path) -> None:
-    """The Trainer then removes the labels and smooths them itself, but the decoder must still get its inputs."""
+    """With its own label smoothing, the Trainer removes the labels, from which the decoder inputs are derived."""
     common = ["model.dropout=0", "training.train_sampling_strategy=random", "training.eval_strategy='no'"]
     trainers = ["model.label_smoothing=0", "training.label_smoothing_factor=0.1"]
     model_smoothing = train(load_recipe("numbers", small_recipe(tmp_path / "model", *common)))
@@ -199,8 +199,8 @@ def test_early_stopping_and_curves(tmp_path: Path) -> None:
     overrides = ["training.learning_rate=0", "training.max_steps=30", "early_stopping_patience=2"]
     overrides += ["training.load_best_model_at_end=true", "training.metric_for_best_model=sacrebleu"]
     trainer = train(load_recipe("numbers", small_recipe(folder, *overrides)))
-    assert trainer.state.global_step == 9  # The evaluations at steps 3, 6 and 9 do not improve after the first.
-    assert list(folder.rglob("events.out.tfevents.*"))  # For TensorBoard.
+    assert trainer.state.global_step == 9  # evaluated at steps 3, 6 and 9, without improvement after step 3
+    assert list(folder.rglob("events.out.tfevents.*"))  # TensorBoard logs
 
 
 def test_recipe_must_fit_the_data(tmp_path: Path) -> None:
@@ -239,10 +239,10 @@ def test_default_batch_size_is_a_token_budget(run: Path, beams: int, monkeypatch
     together = list(translate(model, tokenizer, texts, **options))
     assert sum(rows for rows, _ in shapes) == len(texts)
     assert all(rows == 1 or rows * length * beams <= most for rows, length in shapes)
-    # The model has no position for one more token.
+    # Every batch but the last is as large as the token budget allows.
     assert all((rows + 1) * length * beams > most for rows, length in shapes[:-1])
-    assert shapes[0][0] == 1  # The long one.
-    assert max(shapes)[0] > 3  # The short ones.
+    assert shapes[0][0] == 1  # the long text is alone in its batch
+    assert max(shapes)[0] > 3  # short texts share a batch
     monkeypatch.undo()
     assert together == list(translate(model, tokenizer, texts, batch_size=1, **options))
 
