@@ -86,8 +86,9 @@ class DataArguments:
         encoding: Encoding of text files, by its Python name, such as `cp1252` or `utf-16`; None for UTF-8.
         streaming: Read the data lazily, for data that does not fit on disk or in memory.
         drop_empty: Drop rows with an empty text or side and log how many, instead of raising an error.
-        max_ratio: Maximum length ratio: drop training pairs in which one side has more than this many times as many
-            words as the other, or no words; punctuation marks count as words. None keeps all pairs.
+        max_ratio: Maximum length ratio: drop training pairs whose longer side has more than this many times the words
+            of the shorter side, or whose shorter side has no words; punctuation marks count as words. None keeps all
+            pairs, and raises an error if a side is empty.
         drop_identical: Drop training pairs whose two sides are identical.
         source_scripts: Drop training pairs if less than half of the letters of the source are in these Unicode
             scripts, such as `[Latin]` or `[Han, Hiragana, Katakana]`. None for no filter.

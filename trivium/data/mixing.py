@@ -55,7 +55,7 @@ class MixArguments:
         strategy: When an epoch ends, in the terms of `datasets.interleave_datasets`. "all_exhausted": once every
             source has been read to its end at least once; a source that ends earlier is restarted. "first_exhausted":
             once any source ends. "all_exhausted_without_replacement": once all sources have ended; every row occurs
-            exactly once, and sources that have ended are no longer sampled.
+            exactly once, and draws from sources that have already ended are skipped.
     """
 
     sources: list[MixedSource] = field(default_factory=list)

@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 Row = dict[str, Any]
 Place = dict[str, Any]  # contains only values that survive a JSON round trip
 
-READ_ROWS = 1000  # number of rows to read at once; resuming reads at most this many rows a second time
+READ_ROWS = 1000  # number of rows to read at once; resuming rereads fewer rows than this
 ENCODED_ROWS = 1000  # number of rows to encode at once; their texts are packed together
 
 

@@ -62,7 +62,7 @@ class DataReport:
         overlap: Overlap of each pair of splits: the number of examined rows of the second split that also occur in the
             first, as whole rows ("row") and by the first column (such as "source").
         samples: Five training rows, evenly spaced among the examined rows.
-        max_length: Maximum number of tokens of a text before truncation; None for packed texts, which are not
+        max_length: Maximum number of tokens per text; longer texts are truncated. None for packed texts, which are not
             truncated.
         vocab_size: Size of the (source) vocabulary.
     """
