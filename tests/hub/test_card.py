@@ -1,4 +1,4 @@
-"""The model card: all statements come from recorded facts."""
+"""Test the model card: all of its statements come from recorded facts."""
 
 import ast
 import json
@@ -76,7 +76,7 @@ def bare(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
-    """Return a folder written by training and evaluation."""
+    """Return the folder of a run that was trained and evaluated."""
     folder = tmp_path / "run"
     model = save_small(TriviumForConditionalGeneration, tokenizer, folder, dropout=0.3, label_smoothing=0.2)
     model.generation_config.max_new_tokens = 4

@@ -1,4 +1,4 @@
-"""Saved folders are complete and load without Trivium."""
+"""Test that saved folders are complete and load without Trivium."""
 
 import functools
 import importlib
@@ -70,7 +70,7 @@ torch.save(results, "results.pt")
 
 
 def load(loader: Any, folder: str, **kwargs: Any) -> PreTrainedModel:
-    torch.manual_seed(0)  # These arguments are for heads that the folder does not contain.
+    torch.manual_seed(0)  # seeds the heads that are missing in the folder
     return loader.from_pretrained(folder, dtype=torch.float64, **kwargs)
 
 
@@ -81,23 +81,23 @@ def compute(model: PreTrainedModel) -> torch.Tensor:
 
 
 def matching_classes(config: TriviumConfig) -> dict[str, type[PreTrainedModel]]:
-    """Return the classes that the Auto classes select for a configuration if the package is installed."""
+    """Return the class that each Auto class selects for a configuration when Trivium is installed."""
     return classes_with_layers(config.encoder_layers, config.decoder_layers)
 
 
 @functools.cache
 def classes_with_layers(encoder_layers: int, decoder_layers: int) -> dict[str, type[PreTrainedModel]]:
-    """Return the classes of an architecture; cached, because querying all Auto classes takes a third of a second."""
+    """Return the class of an architecture for each Auto class; cached, because this takes a third of a second."""
     config, fitting = tiny_config(encoder_layers=encoder_layers, decoder_layers=decoder_layers), {}
     for name in dir(transformers):
         if name.startswith("AutoModel"):
-            with suppress(ValueError):  # The Auto class has no Trivium model, or no model of this architecture.
+            with suppress(ValueError):  # no Trivium model, or none with this architecture
                 fitting[name] = type(getattr(transformers, name).from_config(config))
     return fitting
 
 
 def assert_is_complete(folder: Path, config: TriviumConfig) -> None:
-    """Assert that the configuration lists every matching class, and that their code is there and self-contained."""
+    """Assert that `auto_map` lists every matching class, and that the folder contains their self-contained code."""
     expected = {"AutoConfig": "configuration_trivium.TriviumConfig"}
     for name, model_class in matching_classes(config).items():
         expected[name] = f"{model_class.__module__.removeprefix('trivium.modeling.')}.{model_class.__name__}"
@@ -108,7 +108,7 @@ def assert_is_complete(folder: Path, config: TriviumConfig) -> None:
 
 
 def test_model_code_imports_only_its_own_folder() -> None:
-    """transformers collects `from .name import x` with a regular expression and copies the files into one folder."""
+    """transformers finds the files to copy by matching `from .name import x` with a regular expression."""
     files = [
         file
         for entry in PORTABLE
@@ -124,7 +124,7 @@ def test_model_code_imports_only_its_own_folder() -> None:
                 allowed = re.fullmatch(r"\.\w+", module) or module.split(".")[0] in {
                     *sys.stdlib_module_names, "huggingface_hub", "tokenizers", "torch", "transformers",
                 }  # fmt: skip
-                # A line of a docstring may begin with "from", but must not look like a relative import.
+                # A docstring line may start with "from", but must not look like an import.
                 assert allowed or " import " not in f" {line} ", f"{file.name}: {line}"
 
 
@@ -149,7 +149,7 @@ def test_folder_of_a_half_is_complete(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", [pytest.param("folder", marks=pytest.mark.slow), "hub"])
 def test_saved_models_load_without_package(tmp_path: Path, place: str) -> None:
-    """Load each model with its own Auto class, and both halves of the encoder-decoder."""
+    """Load each model with its Auto class; from the encoder-decoder, also load the encoder and the decoder alone."""
     jobs, models = [], {}
     for model_class, layers in CLASSES.items():
         name = model_class.__name__
@@ -206,7 +206,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_models_load_from_any_location(tmp_path: Path) -> None:
-    """Load by relative path, from odd folder names, read-only, sharded, and pinned to a Hub revision."""
+    """Load from a relative path, odd folder names, a read-only folder, shards, and a pinned Hub revision."""
     first, second = (tiny_model() for _ in range(2))
     wanted: dict[str, PreTrainedModel] = {}
     jobs: dict[str, tuple[str, str, str, dict[str, Any]]] = {}
@@ -217,7 +217,7 @@ def test_models_load_from_any_location(tmp_path: Path) -> None:
 
     names = ["plain", "deep/er/plain", "my model-v1.0 (last)", "1.5-beta", "Übersetzer №1", "class", "a.b/c.d"]
     for name in names:
-        # transformers names the module after the last path component only.
+        # transformers names the module of the code after the last path component.
         model = second if name == "deep/er/plain" else first
         model.save_pretrained(tmp_path / name)
         job(f"relative {name}", model, name)
@@ -268,7 +268,7 @@ Path("results.json").write_text(json.dumps(pipe(arguments[0], batch_size=2, top_
 
 
 def test_classifier_on_decoder_runs_in_pipeline(tmp_path: Path) -> None:
-    """Run the pipeline for texts of different lengths, in padded batches, without the package."""
+    """Run the pipeline without Trivium on texts of different lengths, in padded batches."""
     texts = ["a cat", "two dogs ran across the road", "birds"]
     tokenizer = train_tokenizer(texts, vocab_size=300, add_bos_token=True)
     sizes = {"encoder_layers": 0, "num_labels": 3, "vocab_size": len(tokenizer)}
@@ -317,7 +317,7 @@ def written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Itera
 
 @pytest.mark.slow
 def test_trainer_output_loads_without_package(tmp_path: Path) -> None:
-    """Load checkpoints and the final model, with tokenizer and generation defaults."""
+    """Load checkpoints and the final model without Trivium, with their tokenizer and generation defaults."""
     tokenizer = train_tokenizer(TEXTS, vocab_size=300)
     jobs = []
     for auto_class, model_class in TRAINED.items():
@@ -368,7 +368,7 @@ def test_trainer_output_loads_without_package(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trust", [None, True, False])
 def test_installed_classes_take_precedence(tmp_path: Path, trust: bool | None) -> None:
-    """This holds for any value of trust_remote_code, since the folder's code may differ from the package's."""
+    """The installed classes are used for any value of trust_remote_code: the folder's code may differ."""
     options = {} if trust is None else {"trust_remote_code": trust}
     for model_class in (TriviumForConditionalGeneration, TriviumForTokenClassification, TriviumForCausalLM):
         model = tiny_model(model_class, **CLASSES[model_class])
@@ -383,7 +383,7 @@ def test_installed_classes_take_precedence(tmp_path: Path, trust: bool | None) -
         tokenizer = train_tokenizer(TEXTS, target_texts=TEXTS, vocab_size=300, shared=shared)
         tokenizer.save_pretrained(folder)
         loaded = AutoTokenizer.from_pretrained(folder, **options)
-        # For tokenizers, unlike models, transformers prefers trusted code in the folder to a registered class.
+        # Unlike for models, transformers prefers trusted tokenizer code in the folder to the registered class.
         assert (type(loaded) is TriviumTokenizer) == (shared or not trust)
         assert loaded(TEXTS, text_target=TEXTS) == tokenizer(TEXTS, text_target=TEXTS)
 
@@ -414,7 +414,7 @@ def test_subclass_saves_only_auto_map_entries_with_files(tmp_path: Path, monkeyp
 
 
 def test_subclass_of_script_saves_no_model_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class defined in `__main__` has no file to save."""
+    """A class defined in `__main__` gets no `auto_map` entry, because its code cannot be saved."""
     tagger = type("Tagger", (TriviumForConditionalGeneration,), {"__module__": "__main__"})
     with pytest.warns(UserWarning, match=r"AutoModelForSeq2SeqLM, .*defined.*'__main__'"):
         tiny_model(tagger).save_pretrained(tmp_path)

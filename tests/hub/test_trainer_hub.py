@@ -1,4 +1,4 @@
-"""Hub pushes of the Trainer: every commit contains a complete model."""
+"""Test Hub pushes during training: every commit contains a complete model."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def generate_outputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 @pytest.fixture(autouse=True)
 def pushes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Push synchronously, because whether a Trainer skips a push depends on timing."""
+    """Make pushes synchronous: otherwise timing decides whether the Trainer skips a push."""
 
     def run_at_once(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
         done = Future[Any]()
@@ -90,7 +90,7 @@ def download(files: dict[str, bytes], folder: Path) -> Path:
     return folder
 
 
-PUSHED = {  # Commit titles.
+PUSHED = {  # commit titles by `hub_strategy`
     "end": ["Model save"],
     "every_save": ["Training in progress, step 1", "Training in progress, step 2", "Model save"],
 }
@@ -98,12 +98,12 @@ PUSHED = {  # Commit titles.
 
 @pytest.mark.slow
 def test_every_commit_is_a_complete_model(hub: HubServer, tmp_path: Path) -> None:
-    """Push with both strategies; the last commit contains the card and the run metadata."""
+    """Push with both strategies and load every commit; the last one contains the card and the run metadata."""
     folders = []
     for strategy, titles in PUSHED.items():
         repository, output = f"someone/{strategy}", tmp_path / "runs" / strategy
         train(pushing_recipe(output, f"training.hub_model_id={repository}", f"training.hub_strategy={strategy}"))
-        commits = hub.commits(repository)[-2::-1]  # Commits from oldest to newest, without the initial one.
+        commits = hub.commits(repository)[-2::-1]  # oldest first, without the initial commit
         assert [commit.title for commit in commits] == titles
         for index, commit in enumerate(commits):
             folders.append(download(hub.files(repository, commit.id), tmp_path / "commits" / f"{strategy}-{index}"))
@@ -119,13 +119,13 @@ def test_every_commit_is_a_complete_model(hub: HubServer, tmp_path: Path) -> Non
         model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         for actual, expected in zip(generate_outputs(model, tokenizer), result, strict=True):
             torch.testing.assert_close(actual, expected)
-    # The commits of steps 1 and 2 contain the weights of these steps.
+    # The commits of steps 1 and 2 contain the weights at these steps, which differ.
     first, second = (results[str(tmp_path / "commits" / f"every_save-{index}")][1] for index in (0, 1))
     assert not torch.equal(first, second)
 
 
 def test_trainer_pushes_the_same_files_as_the_command(hub: HubServer, tmp_path: Path) -> None:
-    """No commit contains a pickle, a TensorBoard file or a local path."""
+    """The commits must not contain pickles, TensorBoard files or local paths."""
     run = tmp_path / "run"
     options = ["training.report_to=tensorboard", "training.hub_strategy=every_save", "training.save_total_limit=1"]
     best = ["training.eval_strategy=steps", "training.eval_steps=1", "training.metric_for_best_model=loss"]
@@ -147,7 +147,7 @@ def test_trainer_pushes_the_same_files_as_the_command(hub: HubServer, tmp_path: 
     by_command = hub.files("someone/again")
     assert by_command.keys() == files.keys()
     differing = {name for name in files if by_command[name] != files[name]}
-    assert differing <= {"README.md"}  # The card mentions the repository.
+    assert differing <= {"README.md"}  # The card names the repository.
     assert json.loads(files["trainer_state.json"])["best_model_checkpoint"] in ("checkpoint-1", "checkpoint-2")
     assert pushed.changed
 
@@ -161,7 +161,7 @@ def test_strategies_that_push_pickles_are_refused(strategy: str, tmp_path: Path)
 
 
 def test_push_outlives_its_checkpoint(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Older checkpoints are deleted while a push is running."""
+    """A push must not depend on its checkpoint, which may be deleted while the push is waiting."""
     waiting: list[Callable[[], None]] = []
     monkeypatch.setattr("trivium.hub.pushing.run_as_future", lambda job: waiting.append(job) or Future())
     HfApi().create_repo("someone/late")
@@ -207,7 +207,7 @@ def test_token_is_not_saved_in_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("complete", [True, False])
 def test_callback_completes_pushes_of_plain_trainer(hub: HubServer, tmp_path: Path, complete: bool) -> None:
-    """Without the callback, only the last commit loads. If this fails, the callback has become obsolete."""
+    """Without the callback, commits lack the model code. If they no longer do, the callback is obsolete."""
     ids = random_ids(4, 5)
     arguments: dict[str, Any] = {"max_steps": 1, "save_steps": 1, "report_to": "tensorboard", "use_cpu": True}
     callbacks: list[TrainerCallback] = [CompletePush()] if complete else []

@@ -1,4 +1,4 @@
-"""Code in a model's folder never runs without the user's consent, even if standard input answers prompts."""
+"""Test that code in a model folder never runs without the user's consent, even if standard input answers prompts."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from trivium import TriviumForCausalLM, TriviumForConditionalGeneration
 from trivium.tokenization import train_tokenizer
 from trivium_cli import app
 
-ANSWERS = "y\n" * 20  # Input that answers any prompt of transformers.
+ANSWERS = "y\n" * 20  # Standard input that would accept every prompt of transformers.
 HEADS = {
     "translate": ("AutoModelForSeq2SeqLM", "ForConditionalGeneration"),
     "generate": ("AutoModelForCausalLM", "ForCausalLM"),
@@ -53,7 +53,7 @@ def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def foreign(translator: Path, marker: Path, tmp_path: Path) -> Path:
-    """Return a folder with an unknown model_type and code for it."""
+    """Return a model folder with an unknown `model_type` and its own code."""
     folder = shutil.copytree(translator, tmp_path / "foreign")
     for path in folder.glob("*.py"):
         path.unlink()
@@ -119,7 +119,7 @@ def test_no_command_prompts_for_trust(arguments: str, foreign: Path, marker: Pat
     "arguments", ["translate FOLDER one", "plot attention FOLDER one -o OUT.png", "split FOLDER OUT"]
 )
 def test_trivium_model_uses_installed_code(arguments: str, translator: Path, marker: Path, tmp_path: Path) -> None:
-    """The folder's code and `auto_map` are only for machines without the package, so they are not read here."""
+    """With Trivium installed, the code and `auto_map` of the folder must not be read."""
     folder = shutil.copytree(translator, tmp_path / "model")
     files = [*folder.glob("*.py"), folder / "custom_generate" / "generate.py"]
     files[-1].parent.mkdir()
@@ -141,7 +141,7 @@ def test_trust_remote_code_is_for_pytorch_only(translator: Path) -> None:
 
 
 def test_transformers_model_needs_no_trust(translator: Path, tmp_path: Path, marker: Path) -> None:
-    """For a known model_type, the native class is used despite an `auto_map`."""
+    """For a `model_type` that transformers knows, its own class is used despite an `auto_map`."""
     folder = shutil.copytree(translator, tmp_path / "gpt2")
     config = tiny_config(vocab_size=300, encoder_layers=0)
     TriviumForCausalLM(config).save_pretrained(folder)

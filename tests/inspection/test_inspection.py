@@ -1,4 +1,4 @@
-"""Plots of a model's internals show the values that the model computes."""
+"""Test that plots of a model's internals show the values that the model computes."""
 
 import io
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ def heatmap_data(figure: Figure) -> torch.Tensor:
 
 
 def labels_of(figure: Figure) -> tuple[list[str], list[str]]:
-    """Return the labels of the rows and of the columns."""
+    """Return the row labels and the column labels of a plot."""
     axes = figure.axes[0]
     return [each.get_text() for each in axes.get_yticklabels()], [each.get_text() for each in axes.get_xticklabels()]
 
@@ -76,7 +76,7 @@ def test_heatmap_shows_attention_of_model(model_class: type[PreTrainedModel], to
     if model.config.is_encoder_decoder:
         target_ids = tokenizer(GERMAN[0])["input_ids"]
         written = [tokenizer.decode([token]).strip() or "␣" for token in target_ids]
-        # The decoder attends to the preceding tokens when it predicts the next.
+        # The decoder predicts each target token from the tokens before it.
         inputs["decoder_input_ids"] = torch.tensor([[model.config.decoder_start_token_id, *target_ids[:-1]]])
     with torch.no_grad():
         output = model(**inputs, output_attentions=True)
@@ -171,7 +171,7 @@ def test_every_kind_layer_and_head_matches_equation(kind: str, tokenizer: Triviu
         [reference_attention(each, *seen[i], is_causal=kind == "decoder") for i, each in enumerate(attentions)]
     )
     rows, columns = expected.shape[2:]
-    # The last map is also followed by a gap.
+    # There is a gap after the last map, too.
     maps = torch.nn.functional.pad(heatmap_data(grid), (0, 1, 0, 1), value=torch.nan)
     maps = maps.view(3, rows + 1, 4, columns + 1).transpose(1, 2).float()  # Layer 1 is in the top row.
     torch.testing.assert_close(maps[:, :, :rows, :columns], expected)
@@ -213,7 +213,7 @@ def test_illegible_grid_labels_become_counts(tokenizer: TriviumTokenizer) -> Non
 
 
 def test_word_alignment_averages_token_attention() -> None:
-    """The tokenizer has a token per letter, and words start with a space, so the test merges tokens by hand."""
+    """Compare with weights merged by hand: the tokenizer makes each letter a token, and words start with a space."""
     letters = train_tokenizer(ENGLISH + GERMAN, vocab_size=100, algorithm="char")
     model = model_of(TriviumForConditionalGeneration, letters)
     source, target = "two dogs", "zwei Hunde"
@@ -243,7 +243,7 @@ def test_word_alignment_averages_token_attention() -> None:
 def test_weak_attention_draws_no_lines(tokenizer: TriviumTokenizer) -> None:
     model = model_of(TriviumForConditionalGeneration, tokenizer, num_attention_heads=2)
     for layer in model.model.decoder.layers:
-        torch.nn.init.zeros_(layer.cross_attn.q_proj.weight)  # The attention is uniform.
+        torch.nn.init.zeros_(layer.cross_attn.q_proj.weight)  # makes attention uniform
     figure = plot_alignment(model, tokenizer, "cat " * 30, "Hund")
     assert len(figure.axes[0].collections[0].get_segments()) == 0
     figure.savefig(io.BytesIO(), format="png", dpi=30)
@@ -265,7 +265,7 @@ def test_words_without_spaces_are_tokens_and_bytes_merge() -> None:
 def test_logit_lens_applies_head_to_each_layer(
     model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer
 ) -> None:
-    """Hooks capture the states after each layer; the last column is the model's prediction."""
+    """Apply the head to hidden states captured by hooks; the last column must equal the model's prediction."""
     model = model_of(model_class, tokenizer, norm_position="pre")
     is_decoder = model_class is not TriviumForMaskedLM
     stack = model.model.decoder if is_decoder else model.model.encoder

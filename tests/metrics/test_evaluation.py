@@ -1,4 +1,4 @@
-"""The evaluator, for all tasks, against naive loops over single tokens or texts."""
+"""Compare the evaluator with naive loops over single tokens or texts, for all tasks."""
 
 import math
 from collections.abc import Iterator
@@ -131,7 +131,7 @@ PROMPT = InputArguments(prompt="of {source}:")
 
 @pytest.fixture(scope="module", params=["sinusoidal", "learned"])
 def completer(request: pytest.FixtureRequest, tokenizer: TriviumTokenizer) -> PreTrainedModel:
-    """Return a model that memorized four answers; its positions leave no room for 50 more tokens."""
+    """Return a model that memorized four answers, and has too few positions to generate 50 more tokens."""
     config = tiny_config(
         vocab_size=len(tokenizer),
         encoder_layers=0,

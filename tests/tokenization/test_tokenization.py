@@ -65,7 +65,7 @@ def test_mask_token_includes_preceding_space(tokenizer: TriviumTokenizer) -> Non
 
 @pytest.mark.parametrize("special", ["extra", "named", "add_tokens"])
 def test_added_special_tokens_are_recognized_in_texts(special: str, tmp_path: Path) -> None:
-    """Only reserved tokens are split: in this process, after loading, and without the package."""
+    """Added special tokens are recognized here, after loading, and without Trivium; only reserved tokens are split."""
     tokenizer = train_tokenizer(SOURCE, vocab_size=400)
     if special == "extra":
         tokenizer.add_special_tokens({"extra_special_tokens": ["<ent>"]})
@@ -78,7 +78,7 @@ def test_added_special_tokens_are_recognized_in_texts(special: str, tmp_path: Pa
     new = len(tokenizer) - 1
     tokenizers = [tokenizer, loaded, stock, copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))]
     if special == "named":
-        tokenizers.remove(stock)  # This tokenizer splits special tokens.
+        tokenizers.remove(stock)  # This tokenizer splits reserved tokens in texts.
     for any_tokenizer in tokenizers:
         ids = any_tokenizer.encode("a <ent> fox</s>", add_special_tokens=False)
         assert new in ids
@@ -107,7 +107,7 @@ def test_special_tokens_added_to_target(two: TriviumTokenizer, tmp_path: Path) -
 
 
 def test_old_tokenizers_recognize_added_special_tokens(tmp_path: Path) -> None:
-    """Version 0.1.0 saved these tokens such that they are split."""
+    """Load a tokenizer of version 0.1.0, which saved added special tokens as tokens to split."""
     tokenizer = train_tokenizer(SOURCE, vocab_size=400)
     tokenizer._tokenizer.add_special_tokens(["<ent>"])
     tokenizer.save_pretrained(tmp_path)
@@ -124,7 +124,7 @@ def test_old_tokenizers_recognize_added_special_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tokenizer", TRAINED, ids=map(str, KINDS))
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Z", "Cc"]), min_size=1), min_size=1))
 def test_split_words_match_tokens_of_text(tokenizer: TriviumTokenizer, words: list[str]) -> None:
-    """A model trained on word labels reads texts in a pipeline."""
+    """Words must be encoded as in the text: taggers are trained on words, but read texts in a pipeline."""
     words = [word for word in words if word.split() == [word]]
     assume(words)
     split = tokenizer([words, words], is_split_into_words=True, return_offsets_mapping=True)
@@ -227,7 +227,7 @@ def test_bos_and_eos_can_be_overridden_separately(shared: TriviumTokenizer, tmp_
 
 
 def test_backend_keeps_its_post_processor_by_default(shared: TriviumTokenizer) -> None:
-    """Simulate an old folder, in which only `tokenizer.json` defines BOS and EOS."""
+    """Simulate an old folder, where only the post-processor in `tokenizer.json` adds BOS and EOS."""
     backend = shared.backend_tokenizer
     backend.post_processor = TemplateProcessing(single="$A </s> </s>", special_tokens=[("</s>", 2)])
     kept = TriviumTokenizer(tokenizer_object=backend)
@@ -256,7 +256,7 @@ def test_offsets_exclude_space_before_word(tokenizer: TriviumTokenizer) -> None:
     spans = encoding["offset_mapping"]
     assert "".join(text[start:end] for start, end in spans) == "thequickfox<mask>,the<mask>"
     assert all(start <= end <= following for (start, end), (following, _) in itertools.pairwise(spans[:-1]))
-    # Each character belongs to a token, except for spaces that a mask token absorbs.
+    # Every character belongs to a token, except for spaces next to a mask token, which absorbs them.
     for index in range(len(text)):
         token = encoding.char_to_token(index)
         assert token is not None or text[index:].startswith(" <mask>")
@@ -297,7 +297,7 @@ def test_whole_word_masking(tokenizer: TriviumTokenizer) -> None:
         assert not masked[torch.tensor(batch["special_tokens_mask"]).bool()].any()
     assert {(word, True) for word in " ".join(texts).split()} <= {(word, masked) for word, masked, _ in seen}
     assert {(word, False) for word in " ".join(texts).split()} <= {(word, masked) for word, masked, _ in seen}
-    # Words must consist of several tokens, or the test proves nothing.
+    # The test is meaningful only if words consist of several tokens.
     assert sum(several for _, masked, several in seen if masked) > 5
 
 
@@ -324,7 +324,7 @@ def test_chat_template_emits_special_tokens(chat: TriviumTokenizer, saved: bool,
     assert text == "<s><|user|>the fox<|assistant|> a dog </s>" == chat.decode(expected)
     # Special tokens in plain text are split until the tokenizer is saved.
     assert (chat.encode("</s>", add_special_tokens=False) == [2]) == saved
-    if saved:  # Tokenize the rendered text, as some clients do.
+    if saved:  # Some clients tokenize the rendered text themselves.
         assert chat.encode(text, add_special_tokens=False) == expected
         stock = PreTrainedTokenizerFast.from_pretrained(tmp_path)
         assert stock.encode(text, add_special_tokens=False) == expected
@@ -347,7 +347,7 @@ def test_batch_of_chats_is_padded(chat: TriviumTokenizer) -> None:
 
 
 def test_assistant_tokens_mask(chat: TriviumTokenizer) -> None:
-    """The message may start and end with a space."""
+    """Test messages with and without a space at either end."""
     found = chat.apply_chat_template([USER, ASSISTANT, USER, ASSISTANT], return_assistant_tokens_mask=True)
     assistant_ids = [i for i, mask in zip(found["input_ids"], found["assistant_masks"], strict=True) if mask]
     assert assistant_ids == chat_ids(chat, " a dog ", 2) * 2

@@ -1,4 +1,4 @@
-"""Tokenizers: lossless decoding, labels, two vocabularies, saved folders, retraining."""
+"""Test tokenizers: lossless decoding, labels, two vocabularies, saved folders, and retraining."""
 
 import copy
 import json
@@ -44,7 +44,7 @@ def test_decoding_is_lossless_for_edge_cases(kind: dict) -> None:
         "👩‍👩‍👧‍👦 🇩🇪 日本語 한국어 שלום مرحبا",
         "e\u0301 = é, \u2581 and \x00\x01\x7f\ufeff\u200b",
         "##a #### <0x41> <0x0A> Ġ Ċ ▁the </s><pad>",
-        "n't . , ' s 've do n't",  # Texts that clean_up_tokenization_spaces would change.
+        "n't . , ' s 've do n't",  # clean_up_tokenization_spaces would change these texts.
         "x" * 500 + "語" * 500,
     ]
     for text in texts:
@@ -182,7 +182,7 @@ def test_saving_over_another_tokenizer(shared: TriviumTokenizer, two: TriviumTok
     left_over = (tmp_path / "target_tokenizer.json").read_bytes()
     shared.save_pretrained(tmp_path)
     assert not (tmp_path / "target_tokenizer.json").exists()
-    # Keep old files, as on the Hub, where a push deletes nothing.
+    # Keep the old files in the folder, as in a Hub repository, where a push deletes nothing.
     (tmp_path / "target_tokenizer.json").write_bytes(left_over)
     assert_same(shared, TriviumTokenizer.from_pretrained(tmp_path))
 
@@ -219,7 +219,7 @@ def test_stock_class_loads_and_matches(tokenizer: TriviumTokenizer, tmp_path: Pa
 
 
 def common_behavior(tokenizer: Any) -> Any:
-    """Return, as JSON, all behavior that transformers' class must share with Trivium's."""
+    """Return as JSON all behavior in which transformers' tokenizer class must match Trivium's."""
     texts = ["the Quick  fox </s> ##a", "日本 <0x41> é", "the <mask> fox, <mask>", "", " <s> <pad><unk>"]
     options: list[dict[str, Any]] = [
         {"padding": True},
@@ -245,7 +245,7 @@ def common_behavior(tokenizer: Any) -> Any:
     return behavior
 
 
-# After `common_behavior`.
+# This code is appended to the function `common_behavior`.
 LOAD = """
 said = {}
 for name, ours in arguments[0].items():
@@ -273,7 +273,7 @@ json.dump(said, open("said.json", "w"))
 def test_loads_without_package_from_folder_and_hub(
     two: TriviumTokenizer, chat: TriviumTokenizer, tmp_path: Path
 ) -> None:
-    """Load the tokenizer as transformers' class if possible, and reload the folder that it saves with Trivium."""
+    """Load without Trivium, as transformers' own class if possible; then load what that class saves with Trivium."""
     char = train_tokenizer(SOURCE, algorithm="char", vocab_size=100)
     tokenizers = dict(zip("abcdef", TRAINED, strict=True)) | {"char": char, "two": two, "chat": chat}
     trusted: dict[str, bool | None] = {}
@@ -284,7 +284,7 @@ def test_loads_without_package_from_folder_and_hub(
         trust = True if key in ("two", "chat") else None
         assert ("auto_map" in json.loads((folder / "tokenizer_config.json").read_text())) == bool(trust)
         assert (folder / "tokenization_trivium.py").exists() == bool(trust)
-        # The folder also has a model configuration, whose code must not run without consent.
+        # The folder also contains a model, whose code must not run without consent.
         config = {"model_type": "trivium", "auto_map": {"AutoConfig": "configuration_trivium.TriviumConfig"}}
         (folder / "config.json").write_text(json.dumps({"model_type": "trivium"} if trust else config))
         put_into_cache(tmp_path / "home", f"org/{key}", {"a" * 40: folder}, main="a" * 40)
@@ -306,7 +306,7 @@ def test_loads_without_package_from_folder_and_hub(
 
 
 def test_code_is_saved_only_while_needed(two: TriviumTokenizer, tmp_path: Path) -> None:
-    """This also applies to a tokenizer that was loaded with its own code."""
+    """Code is saved for two vocabularies only, even if the tokenizer was loaded with the code of its folder."""
     two.save_pretrained(tmp_path / "two")
     loaded = AutoTokenizer.from_pretrained(tmp_path / "two")
     for name, tokenizer, needed in (("two", loaded, True), ("source", loaded.source, False)):

@@ -1,4 +1,4 @@
-"""Averages of saved models, against float64."""
+"""Compare averages of saved models with a reference computed in float64."""
 
 import json
 from collections.abc import Callable

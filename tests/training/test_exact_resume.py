@@ -1,4 +1,4 @@
-"""A resumed run is bitwise identical to an uninterrupted one, wherever in an epoch it is resumed."""
+"""Test that a resumed run is bitwise identical to an uninterrupted one, wherever in an epoch it resumes."""
 
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ from trivium.training.trainer import RunTrainer
 
 pytestmark = pytest.mark.trains
 
-ROWS, BATCH = 20, 4  # An epoch has 5 batches: with two per step, the third step has only one.
+ROWS, BATCH = 20, 4  # 5 batches per epoch; with two per step, the third step has one
 STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance", "max_tokens")
 QUICK = [("group_by_length", 1), ("group_by_length", 2), ("random", 2), ("sequential", 2), ("max_tokens", 2)]
 Weights = dict[str, torch.Tensor]
@@ -31,7 +31,7 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def make_trainer(strategy: str, accumulation: int, folder: Path, **options: Any) -> RunTrainer:
-    """Return a Trainer of a tiny language model with dropout, so that the random states matter, too."""
+    """Return a Trainer for a tiny language model with dropout, so that resuming must restore RNG states as well."""
     set_seed(0)
     model = tiny_model(TriviumForCausalLM, encoder_layers=0, decoder_layers=1, dropout=0.1)
     rows = [random_ids(length).tolist() for length in torch.randint(2, 12, (ROWS,)).tolist()]
@@ -63,10 +63,10 @@ def weights_of(trainer: RunTrainer) -> Weights:
 
 
 def resume_everywhere(strategy: str, accumulation: int, folder: Path) -> tuple[Weights, dict[str, Weights]]:
-    """Train for two epochs, then again from a checkpoint in the first, at its end, and in the second.
+    """Train for two epochs; then resume within the first epoch, at its end, and within the second epoch.
 
     Returns:
-        The final weights of the uninterrupted run, and those of the resumed runs keyed by checkpoint.
+        The final weights of the uninterrupted run, and the final weights of each resumed run by resume point.
     """
     unbroken = make_trainer(strategy, accumulation, folder, save_strategy="steps", save_steps=1)
     unbroken.train()
@@ -117,7 +117,7 @@ def test_length_groups_depend_on_seed_and_epoch_only() -> None:
         assert list(sampler) == orders[-1] not in orders[:-1]
         assert sorted(orders[-1]) == list(range(200))
         batches = [[lengths[i] for i in orders[-1][start : start + 8]] for start in range(0, 200, 8)]
-        # Batches of random rows have a mean difference of 40.
+        # In batches of random rows, the lengths would span 40 on average.
         assert sum(max(batch) - min(batch) for batch in batches[1:]) / 24 < 15
 
 

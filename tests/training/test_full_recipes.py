@@ -1,4 +1,4 @@
-"""Recipes that reproduce papers, run end to end with tiny models and little data."""
+"""Run the recipes that reproduce papers end to end, with tiny models and little data."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the sentences both as a WMT dataset in the Hub's layout and as parallel text."""
+    """Write sentence pairs both as a WMT dataset in the Hub's layout and as parallel text files."""
     folder = tmp_path_factory.mktemp("corpus")
     for split, count in (("train", 60), ("validation", 8), ("test", 8)):
         pairs = [(row["source"], row["target"]) for row in numbers_corpus()[split].take(count)]
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_runs(name: str, folder: Path, tmp_path: Path) -> None:
-    """Train for two steps with an evaluation, and score the averaged checkpoints with a signature."""
+    """Train for two steps with an evaluation; average the checkpoints, and check the signature of their score."""
     overrides = [each.replace("FOLDER", str(folder)) for each in RECIPES[name]]
     trainer = train(load_recipe(name, [*overrides, f"training.output_dir={tmp_path}/run"]))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -69,7 +69,7 @@ def test_recipe_runs(name: str, folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["wmt14-base", "wmt14-big"])
 def test_learning_rate_matches_the_paper(name: str) -> None:
-    """Compute equation 3, counting steps as the schedule does: the first step has a rate of 0."""
+    """Compare the schedule with equation 3; the schedule counts from step 0, which has a rate of 0."""
     recipe = load_recipe(name, ["training.bf16=false"])
     args, width = recipe.training_arguments(), recipe.model_config().d_model
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
@@ -88,7 +88,7 @@ def test_learning_rate_matches_the_paper(name: str) -> None:
 
 
 def test_settings_match_the_paper() -> None:
-    """Section 5 and Table 3."""
+    """Compare the WMT14 recipes with section 5 and Table 3 of the paper."""
     base, big = (load_recipe(name, ["training.bf16=false"]) for name in ("wmt14-base", "wmt14-big"))
     for recipe, steps, kept, dropout in ((base, 100_000, 5, 0.1), (big, 300_000, 20, 0.3)):
         args, config = recipe.training_arguments(), recipe.model_config()
@@ -101,7 +101,7 @@ def test_settings_match_the_paper() -> None:
 
 @pytest.mark.parametrize(("length", "exponent"), [(10, 0.4), (25, 0.5), (55, 0.55)])
 def test_length_penalty_of_the_paper_in_generate(length: int, exponent: float) -> None:
-    """((5 + n) / 6) ** 0.6 favors longer translations like n ** exponent, at one length only."""
+    """At one length, n ** exponent favors longer translations exactly as the paper's ((5 + n) / 6) ** 0.6 does."""
     longer, shorter = length * 1.001, length / 1.001
     paper = ((5 + longer) / (5 + shorter)) ** 0.6
     assert (longer / shorter) ** exponent == pytest.approx(paper, rel=1e-6)

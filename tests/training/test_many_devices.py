@@ -1,4 +1,4 @@
-"""Several processes, with DDP and FSDP2 (gloo on CPU), train like one process."""
+"""Test that several processes, with DDP and FSDP2 (gloo on CPU), train exactly like one process."""
 
 import json
 import os
@@ -35,7 +35,7 @@ WAYS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "encoder-only": (TriviumForMaskedLM, {"decoder_layers": 0}),
     "decoder-only": (TriviumForCausalLM, {"encoder_layers": 0, "position_embedding_type": "rotary"}),
 }
-ROWS = 8  # Rows per step, for any number of processes.
+ROWS = 8  # rows per step in total, over all processes
 # Each case: architecture, label smoothing, gradient accumulation, gradient checkpointing.
 Case = tuple[str, float, int, bool]
 
@@ -44,7 +44,7 @@ Case = tuple[str, float, int, bool]
 
 
 def rows_of(model: nn.Module) -> list[dict[str, torch.Tensor]]:
-    """Return rows of very unequal lengths, with ignored labels among them."""
+    """Return rows of very unequal lengths, some of whose labels are ignored."""
     torch.manual_seed(1)
     rows = []
     for length in torch.randint(2, 12, (3 * ROWS,)).tolist():
@@ -64,7 +64,7 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def names_of_each_weight(model: nn.Module) -> list[list[str]]:
-    """Return the names of each tied weight."""
+    """Return the groups of parameter names that share one weight."""
     names: dict[int, list[str]] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(weight), []).append(name)
@@ -119,13 +119,13 @@ def train_cases(cases: list[Case], folder: str, processes: int, **options: Any) 
 
 @cache
 def train_alone(way: str, smoothing: float) -> dict[str, Any]:
-    """Train in one process, with all rows of a step in one batch."""
+    """Train in one process, with all rows of a step in a single batch."""
     with TemporaryDirectory() as folder:
         return train_steps((way, smoothing, 1, False), folder)
 
 
 def assert_same_training(found: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-9) -> None:
-    for what in ("losses", "norms"):  # The Trainer keeps this norm in float32.
+    for what in ("losses", "norms"):  # float32, as the Trainer stores norms
         assert found[what] == pytest.approx(expected[what], rel=1e-6), what
     assert found["weights"].keys() == expected["weights"].keys()
     for name, weight in found["weights"].items():
@@ -135,8 +135,8 @@ def assert_same_training(found: dict[str, Any], expected: dict[str, Any], tolera
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("smoothing", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_micro_batches_match_full_batch_in_one_process(way: str, smoothing: float, tmp_path: Path) -> None:
-    """Split 8 rows as 8 x 1 and 2 x 4 in float64, with unequal token counts and gradient checkpointing."""
-    # Training must change the loss.
+    """Compare one batch of 8 rows with 8 x 1 rows, and with 2 x 4 rows and gradient checkpointing, in float64."""
+    # Make sure that training changes the loss.
     assert len({round(loss, 3) for loss in train_alone(way, smoothing)["losses"]}) == 3
     for accumulated, checkpointing in ((8, False), (2, True)):
         assert_same_training(
@@ -170,7 +170,7 @@ WRAPPED = {"cpu": "DistributedDataParallel", "fsdp2": "FSDP"}
 def test_distributed_training_matches_one_process(
     config: str, processes: int, cases: list[Case], tmp_path: Path
 ) -> None:
-    """All architectures in float64: losses, gradient norms and weights match; tied weights stay tied."""
+    """Losses, gradient norms and weights must match in float64 for all architectures; tied weights stay tied."""
     results = run_distributed(
         train_cases, cases, str(tmp_path), processes, folder=tmp_path, processes=processes, config=CONFIGS[config]
     )
@@ -184,7 +184,7 @@ def test_distributed_training_matches_one_process(
 @pytest.mark.slow(reason="bfloat16 on a CPU")
 @pytest.mark.parametrize("config", WRAPPED)
 def test_distributed_training_in_bfloat16(config: str, tmp_path: Path) -> None:
-    """Compare with float64 up to a tolerance; the weights stay in float32."""
+    """Compare with training in float64, with a tolerance; the master weights must stay in float32."""
     results = run_distributed(
         partial(train_cases, bf16=True), MORE, str(tmp_path), 2, folder=tmp_path, config=CONFIGS[config]
     )
@@ -204,7 +204,7 @@ NUMBERS = [
 
 
 def test_accelerate_reads_the_launch_configs() -> None:
-    """Check the environment variables of the processes."""
+    """Check the environment variables that `accelerate launch` derives from each config."""
     assert set(CONFIGS) == {"cpu", "ddp", "deepspeed", "fsdp2", "machines"}
     environments = {name: environment_of(path, 2) for name, path in CONFIGS.items() if name != "deepspeed"}
     assert [
@@ -226,14 +226,14 @@ def test_command_prints_path_of_launch_config() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "use_cpu", "message"),
     [
-        ("ACCELERATE_USE_FSDP", "true", "true", "FSDP is requested, but"),  # Training would update the full weights.
-        ("WORLD_SIZE", "2", "false", r"no GPU.*training\.use_cpu=true"),  # Each process would train on its own.
+        ("ACCELERATE_USE_FSDP", "true", "true", "FSDP is requested, but"),  # would train without sharding
+        ("WORLD_SIZE", "2", "false", r"no GPU.*training\.use_cpu=true"),  # each process would train alone
     ],
 )
 def test_gpu_options_are_refused_without_gpus(
     variable: str, value: str, use_cpu: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Accelerate would silently do something else."""
+    """Trivium must refuse options that Accelerate silently ignores on machines without a GPU."""
     if torch.accelerator.is_available():
         pytest.skip("a GPU is available")
     monkeypatch.setenv(variable, value)
@@ -253,7 +253,7 @@ def launch(*options: str, recipe: list[str]) -> subprocess.Popen[str]:
 
 @pytest.mark.slow(reason="starts processes that import transformers")
 def test_accelerate_launch(tmp_path: Path) -> None:
-    """One machine with two processes, and two machines with one each, match one process."""
+    """Two processes on one machine, and one process on each of two machines, must match a single process."""
     alone = train(load_recipe("numbers", [*NUMBERS, f"training.output_dir={tmp_path / 'alone'}", *rows(8)]))
     losses = [entry["loss"] for entry in alone.state.log_history if "loss" in entry]
     together = [*NUMBERS, f"training.output_dir={tmp_path / 'one'}", *rows(4)]

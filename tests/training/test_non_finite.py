@@ -1,4 +1,4 @@
-"""A run with NaN stops with an explanation, and keeps its last finite checkpoint."""
+"""Test that a run whose loss becomes NaN stops with an explanation and keeps its last finite checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def settings_of(folder: Path, *more: str) -> list[str]:
 
 
 def inject_nan(monkeypatch: pytest.MonkeyPatch, first: int, last: int = 10**9, weights: bool = True) -> None:
-    """Make the loss and the gradients NaN in these steps, as after a division by zero; or make only the loss NaN."""
+    """Make the loss NaN from step `first` to `last`, and the gradients as well if `weights` is True."""
     step = Trainer.training_step
 
     def step_with_nan(self: Trainer, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -61,7 +61,7 @@ def test_guard_counts_consecutive_steps(tmp_path: Path) -> None:
     steps(9, 1.0, NAN)
     steps(1, 1.0, 2.0)
     steps(9, float("inf"), 1.0)
-    skipped = True  # A float16 loss scaler skips these steps.
+    skipped = True  # as if a float16 loss scaler skipped these steps
     steps(20, float("inf"))
     skipped = False
     with pytest.raises(NonFiniteError, match=r"at step 40: .* not finite for 10 optimizer steps in a row"):

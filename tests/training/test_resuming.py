@@ -1,4 +1,4 @@
-"""A run that was killed at any time resumes to the weights of an uninterrupted run."""
+"""Test that a run killed at any moment resumes, and ends with the weights of an uninterrupted run."""
 
 import json
 import random
@@ -61,7 +61,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(unbroken: Path, tmp_path: Path) -> Path:
-    """Return a copy of the uninterrupted run that a test may damage."""
+    """Return a copy of the uninterrupted run, which a test may damage."""
     return Path(shutil.copytree(unbroken, tmp_path / "run"))
 
 
@@ -122,8 +122,8 @@ def assert_same(one: Any, other: Any, place: str) -> None:
         assert bool((one == other) if not hasattr(one, "all") else (one == other).all()), place
 
 
-# Moments at which to kill: half of a file is written, a folder is about to be moved or deleted, the final model is
-# saved.
+# Moments at which to kill the run: when half of a file has been written, before a folder is moved or deleted, and
+# while the final model is saved.
 MOMENTS: dict[str, KillMoment] = {
     **{
         f"half of {name}": ("half", f"checkpoint-6/{name}")
@@ -152,7 +152,7 @@ def test_killed_run_ends_like_unbroken_run(moment: str, unbroken: Path, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_repeatedly_killed_run_ends_like_unbroken_run(seed: int, unbroken: Path, tmp_path: Path) -> None:
-    """Kill at random times."""
+    """Kill the run at random times until it has been killed five times or finishes."""
     settings, chance, kills = settings_of(tmp_path / "run"), random.Random(seed), 0
     while kills < 5 and run_training(
         settings, resume=bool(checkpoints_of(tmp_path / "run")), kill_at=chance.uniform(0.2, 4.0)
@@ -249,10 +249,10 @@ def test_run_without_complete_checkpoint_is_not_restarted(run: Path) -> None:
 
 
 def test_unreadable_checkpoint_is_not_a_defect(run: Path) -> None:
-    """The checkpoint may become readable again; resuming from an older one would discard steps."""
+    """An I/O error must not make the run resume from an older checkpoint: this one may become readable again."""
     weights = run / f"checkpoint-{STEPS}" / "model.safetensors"
     weights.unlink()
-    weights.mkdir()  # Root can read files without permission.
+    weights.mkdir()  # a folder, because root can read files without permission
     assert_refused(run, "model.safetensors", kind=OSError)
 
 
@@ -302,7 +302,7 @@ def steps_of(folder: Path, *more: str, resume: bool = False) -> dict[str, torch.
 
 @pytest.mark.parametrize("steps", [6, 7, 8])
 def test_repeated_stream_resumes_at_its_position(tmp_path: Path, steps: int) -> None:
-    """Resume at the end of an epoch and inside one; an epoch has 7 steps."""
+    """Resume before, at, and after the end of the first epoch, which has 7 steps."""
     stream = ("data.streaming=true", "training.train_sampling_strategy=null", f"training.save_steps={steps}")
     whole = steps_of(tmp_path / "run", *stream)
     shutil.rmtree(tmp_path / "run" / f"checkpoint-{STEPS}")
@@ -311,7 +311,7 @@ def test_repeated_stream_resumes_at_its_position(tmp_path: Path, steps: int) -> 
 
 
 def test_early_stopping_keeps_its_patience_counter(tmp_path: Path) -> None:
-    """With a learning rate of 0, nothing improves, so training stops two evaluations after the first."""
+    """With a learning rate of 0, training must stop two evaluations after the first, even if resumed in between."""
     patience = (
         *("early_stopping_patience=2", "training.learning_rate=0", "training.load_best_model_at_end=true"),
         *("training.save_steps=1", "training.eval_steps=1", "training.save_total_limit=9"),

@@ -1,4 +1,4 @@
-"""Logged throughput: against hand counts and PyTorch's FLOP counter, over several processes, and after resuming."""
+"""Compare logged throughput with hand counts and PyTorch's FLOP counter, in several processes and resumed runs too."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def counts_of(batch: dict[str, torch.Tensor], model: Any) -> TokenCounts:
 
 
 def full_batch(model: Any, rows: int = 3, source: int = 7, target: int = 5) -> dict[str, torch.Tensor]:
-    """Return a batch without padding or ignored labels, so that the model computes nothing else."""
+    """Return a batch without padding or ignored labels, so that every computed token counts."""
     batch = {"input_ids": random_ids(rows, source), "attention_mask": torch.ones(rows, source, dtype=torch.long)}
     if isinstance(model, TriviumForSequenceClassification):
         return {**batch, "labels": torch.zeros(rows, dtype=torch.long)}
@@ -54,18 +54,18 @@ def test_flops_match_pytorch_counter(way: str, heads: int, gated: bool) -> None:
     model_class, layers = WAYS[way]
     model = model_class(tiny_config(num_key_value_heads=heads, gated_ffn=gated, **layers)).train()
     batch = full_batch(model)
-    alone = {} if way == "labels" else {"skip_logits": True}  # Compute the loss as RunTrainer does.
+    alone = {} if way == "labels" else {"skip_logits": True}  # as RunTrainer does
     with FlopCounterMode(display=False) as counter:
         model(**batch, **alone).loss.backward()
     counts = counts_of(batch, model)
     expected = training_flops(counts, model)
-    if way == "decoder-only":  # The last token of a row has no label and does not reach the head.
+    if way == "decoder-only":  # the last token of a row has no label, so the head skips it
         assert counts.predictions == 3 * 6
     assert counter.get_total_flops() == expected
 
 
 def test_padding_is_not_counted() -> None:
-    """Count two rows by hand; padding changes neither tokens nor attention pairs."""
+    """Compare with hand counts for two rows; padding must not add tokens or attention pairs."""
     model = TriviumForConditionalGeneration(tiny_config())
     ids, labels = torch.full((2, 5), PAD), torch.full((2, 4), -100)
     ids[0, :5], ids[1, :2], labels[0, :1], labels[1, :4] = 7, 7, 7, 7
@@ -97,7 +97,7 @@ def test_peak_flops_by_device_name() -> None:
 
 def test_warning_when_training_waits_for_batches(caplog: pytest.LogCaptureFixture) -> None:
     throughput = Throughput()
-    for waiting, expected in ((0.1, 0), (0.3, 1), (0.5, 1)):  # warn only once
+    for waiting, expected in ((0.1, 0), (0.3, 1), (0.5, 1)):  # the warning appears only once
         throughput._since_last_log = Work(tokens=8, padded=10, flops=1.0, seconds=1.0, waiting=waiting)
         assert throughput.since_last_log()["data_wait"] == waiting
         assert caplog.text.count("dataloader_num_workers") == expected
@@ -112,7 +112,7 @@ def test_time_until_a_batch_arrives_counts_as_waiting(monkeypatch: pytest.Monkey
     state, control = TrainerState(), TrainerControl(should_log=True)
     throughput = Throughput()
     throughput.on_train_begin(args, state, control, model=model)
-    for loaded, end in ((50.0, 54.0), (55.0, 58.0)):  # the first batch is slow to load, and does not count
+    for loaded, end in ((50.0, 54.0), (55.0, 58.0)):  # the first batch, which is slow to load, is excluded
         start, now = now, loaded
         throughput.begin_step([{"input_ids": random_ids(2, 4), "labels": random_ids(2, 4)}], start)
         now = end
@@ -132,7 +132,7 @@ def test_log_with_accumulation_and_after_resuming(tmp_path: Path, monkeypatch: p
     recipe = recipe_for(tmp_path, *options, "training.max_steps=5", max_tokens=200)
     trainer = train(recipe)
     log, work = log_of(tmp_path)
-    assert len(trainer.batches) > 10  # All steps are in the first epoch.
+    assert len(trainer.batches) > 10  # so all steps are in the first epoch
     batches = list(trainer.get_train_dataloader())[:10]
     real = [int((batch["labels"] != -100).sum() + batch["attention_mask"].sum()) for batch in batches]
     padded = [batch["labels"].numel() + batch["attention_mask"].numel() for batch in batches]

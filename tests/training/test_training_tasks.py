@@ -1,4 +1,4 @@
-"""Training runs of every task from recipe to model: outputs, resumption, initialization and learning."""
+"""Test training runs of every task, from recipe to model: outputs, resumption, initialization and learning."""
 
 import json
 import shutil
@@ -63,12 +63,12 @@ SHAPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Corpus:
-    """Folder of small data files."""
+    """A folder of small data files for all tasks."""
 
     folder: Path
 
     def recipe(self, task: str, output: Path, kind: str = "one", **changes: Any) -> Recipe:
-        """Return a recipe of six steps, evaluated and saved twice, with the overrides merged in."""
+        """Return a recipe that trains for six steps, evaluates and saves twice, and includes the given changes."""
         files = {"classification": f"{kind}.jsonl", **FILES}
         path = str(self.folder / files.get(task, "texts.txt"))
         training = {
@@ -238,7 +238,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     ],
 )
 def test_resumed_task_matches_unbroken_run(corpus: Corpus, tmp_path: Path, task: str, streaming: bool) -> None:
-    """The RNG state for dropout and for the masks of `masked-lm` must be restored."""
+    """Resuming must restore the RNG state, on which dropout and the masks of `masked-lm` depend."""
     changes = {**RESUMED[task], "data": {"streaming": streaming}, "training": {"max_steps": 5, "save_steps": 2}}
     recipe = corpus.recipe(task, tmp_path / "run", **changes)
     whole = train(recipe)
@@ -257,7 +257,7 @@ def test_streaming_trains(corpus: Corpus, tmp_path: Path, task: str) -> None:
 
 
 def test_masks_differ_between_epochs(corpus: Corpus, tmp_path: Path) -> None:
-    """With a single batch and a learning rate of 0, losses differ only by the masks."""
+    """With a single batch and a learning rate of 0, only different masks can change the loss."""
     still = {"learning_rate": 0.0, "per_device_train_batch_size": 1, "eval_strategy": "no", "max_steps": 4}
     recipe = corpus.recipe(
         "masked-lm",
@@ -273,7 +273,7 @@ def test_masks_differ_between_epochs(corpus: Corpus, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", ["causal-lm", "completion"])
 def test_trainer_loss_matches_evaluator(corpus: Corpus, tmp_path: Path, task: str) -> None:
-    """Evaluate an untrained model on texts of unequal length, in one batch or several accumulated ones."""
+    """Compare losses on texts of unequal length, in one batch and in several accumulated batches."""
     inputs = InputArguments(prompt="{source}:") if task == "completion" else InputArguments()
     for size, parts in ((60, 1), (15, 4)):
         recipe = corpus.recipe(
@@ -305,7 +305,7 @@ def test_trainer_loss_matches_evaluator(corpus: Corpus, tmp_path: Path, task: st
 def test_start_from_tokenizer_saved_by_transformers(
     corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, tokenizer_options: dict[str, bool]
 ) -> None:
-    """The class works like TriviumTokenizer, but does not declare its BOS and EOS behavior."""
+    """transformers' class must work like TriviumTokenizer, although it does not declare whether it adds BOS or EOS."""
     shutil.copytree(folder_of(runs["translation"]), tmp_path / "start")
     PreTrainedTokenizerFast.from_pretrained(tmp_path / "start").save_pretrained(tmp_path / "start")
     found = []
@@ -339,9 +339,9 @@ def test_start_from_half_of_encoder_decoder(
         assert torch.equal(new[name], old[name]), name
     ids, tokenizer = trainer.processing_class("red cats")["input_ids"], trainer.processing_class
     assert (ids[0] == tokenizer.bos_token_id) == (half == "decoder")
-    # The tokenizer adds the special tokens that the new task needs.
+    # The tokenizer must add the special tokens of the new task: BOS for a decoder, EOS for an encoder.
     assert (ids[-1] == tokenizer.eos_token_id) == (half == "encoder")
-    assert load_file(folder_of(trainer) / "model.safetensors")  # The folder contains the weights.
+    assert load_file(folder_of(trainer) / "model.safetensors")  # the weights were saved
 
 
 def test_start_classifier_from_masked_lm_and_classifier(
@@ -429,7 +429,7 @@ def test_classifier_learns_a_keyword(corpus: Corpus, tmp_path: Path, kind: str) 
 def test_classifier_of_decoder_reads_last_token(
     corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, start: str
 ) -> None:
-    """A configuration without an encoder, new or of the initial model, selects the decoder's class."""
+    """The decoder's class is selected if the recipe, or the model of `init_from`, has no encoder layers."""
     changes: dict[str, Any] = {"model": {"encoder_layers": 0}}
     if start == "language model":
         changes = {"init_from": str(folder_of(runs["causal-lm"]))}
