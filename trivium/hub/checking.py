@@ -22,7 +22,7 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Load a saved model in a process without `trivium`, and compare its outputs with those of the installed package.
+    """Load a saved model in a process without `trivium`, and compare its outputs with the installed package's.
 
     Args:
         folder: A folder written by `model.save_pretrained` and `tokenizer.save_pretrained`.

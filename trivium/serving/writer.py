@@ -40,7 +40,7 @@ class Prompt:
 
     @property
     def cost(self) -> int:
-        """Return the number of tokens, including the maximum number of generated ones."""
+        """Return the number of prompt tokens plus the maximum number of generated tokens."""
         return len(self.input_ids) + int(dict(self.options)["max_new_tokens"])
 
 

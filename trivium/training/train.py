@@ -41,7 +41,7 @@ from trivium.training.resume import checkpoint_to_resume
 from trivium.training.trainer import RunTrainer
 from trivium.translation import default_lengths
 
-MAX_LISTED = 5  # list at most this many foreign files in an error
+MAX_LISTED = 5  # maximum number of foreign files to list in an error
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Seq2SeqTrainer:
