@@ -99,7 +99,7 @@ class TriviumEncoder(TriviumStack):
             self.embed_token_types = nn.Embedding(config.type_vocab_size, config.d_model)
         self.post_init()
 
-    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")  # PEFT's prefix tuning passes it to the encoder
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")  # passed by PEFT's prefix tuning
     @merge_with_config_defaults
     @capture_outputs
     def forward(

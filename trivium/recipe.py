@@ -325,7 +325,7 @@ def _yaml_errors(prefix: str = "") -> Iterator[None]:
     """Convert errors of YAML and OmegaConf to a ValueError with a one-sentence message."""
     try:
         yield
-    except GrammarParseError as error:  # OmegaConf parses interpolations eagerly, and raises this for malformed ones.
+    except GrammarParseError as error:  # OmegaConf parses interpolations eagerly; this one is malformed.
         refuse_interpolation("${", error.full_key or "A field")
     except OmegaConfBaseException as error:
         sentence = str(error.msg or error).splitlines()[0].rstrip(".")

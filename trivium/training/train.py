@@ -305,7 +305,7 @@ def load_or_build(
         # own class has saved the tokenizer, they do not say which special tokens it adds.
         special_ids = tokenizer("")["input_ids"]
         adds_eos = tokenizer.eos_token_id in special_ids
-        if not overrides and adds_eos and not task.add_eos_token:  # like the tokenizer of a translation model
+        if not overrides and adds_eos and not task.add_eos_token:  # as with a translation model's tokenizer
             overrides = defaults
         if overrides:
             options = {"add_bos_token": tokenizer.bos_token_id in special_ids, "add_eos_token": adds_eos, **overrides}
