@@ -95,7 +95,8 @@ class ResumableTrainer(Seq2SeqTrainer):
                 raise
             finally:
                 self._partial_dir = None
-        self.accelerator.wait_for_everyone() # until the checkpoint has its final name if self.args.push_to_hub:
+        self.accelerator.wait_for_everyone()  # until the checkpoint has its final name
+        if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))
         if self.args.should_save:
             delete_old_checkpoints(run, self.args.save_total_limit, self.state.best_model_checkpoint)
