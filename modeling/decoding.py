@@ -58,7 +58,7 @@ MIN_SCORE = NEG_INF / 10  # sequences of allowed tokens score above this value, 
 
 
 class TriviumGenerationMixin(GenerationMixin):
-    """`generate()` of transformers, with the searches of this module where only sequences are returned.
+    """`generate()` of transformers that uses the searches of this module if only sequences are requested.
 
     A beam search with `return_dict_in_generate=True` always returns `sequences_scores`. In transformers this needs
     `output_scores=True`, which also keeps the scores of the whole vocabulary at every step.

@@ -113,7 +113,7 @@ def predict_tags(
 
     Args:
         model: A token classifier.
-        tokenizer: Its tokenizer, which must be a fast one.
+        tokenizer: Its tokenizer, which must be a fast tokenizer.
         sentences: The words of each sentence.
         inputs: The input arguments that the model was trained with.
         batch_size: Number of sentences per batch; None for 64.
@@ -134,7 +134,7 @@ def predict_answers(
 
     Args:
         model: A model with a head for extractive question answering.
-        tokenizer: Its tokenizer, which must be a fast one.
+        tokenizer: Its tokenizer, which must be a fast tokenizer.
         rows: Mappings with a `question` and a `context`.
         inputs: The input arguments that the model was trained with.
         batch_size: Number of windows per batch; None for 64.
