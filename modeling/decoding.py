@@ -1,7 +1,7 @@
 """Greedy and beam search for `generate()`, on a batch from which finished sentences are removed.
 
 Both searches return what the loops of transformers return, token by token. Exact ties, which are common in half
-precision, may be broken differently: candidates are selected per beam before they are compared across beams.
+precision, may be broken differently, because candidates are selected per beam before they are compared across beams.
 Unsupported options fall back to the loops of transformers (see `_can_search`), and so does a beam search that runs out
 of allowed tokens (see `beam_search`).
 
@@ -41,7 +41,7 @@ from .incremental_decoder import IncrementalDecoder
 from .positions import token_positions
 from .streaming import PromptStreamer
 
-# Stateless processors, whose result for a row does not depend on other rows, so that rows may leave the batch.
+# Stateless processors that treat every row independently, so that rows may be removed from the batch.
 PROCESSORS = {
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
@@ -54,11 +54,11 @@ PROCESSORS = {
 # `labels` have no effect on a search; Seq2SeqTrainer passes them in evaluation.
 INPUTS = {"attention_mask", "encoder_outputs", "labels", "logits_to_keep", "position_ids", "use_cache", "cache"}
 NEG_INF = -1e9  # added to the scores of candidates that must not be selected, as in transformers
-MIN_SCORE = NEG_INF / 10  # the score of a sequence of allowed tokens is above it, any other score below
+MIN_SCORE = NEG_INF / 10  # sequences of allowed tokens score above this value, all other sequences below it
 
 
 class TriviumGenerationMixin(GenerationMixin):
-    """`generate()` of transformers, with the searches of this module where only sequences are returned.
+    """`generate()` of transformers that uses the searches of this module if only sequences are requested.
 
     A beam search with `return_dict_in_generate=True` always returns `sequences_scores`. In transformers this needs
     `output_scores=True`, which also keeps the scores of the whole vocabulary at every step.
@@ -415,8 +415,8 @@ def beam_search(
         (batch * config.num_return_sequences, length), each prompt with its continuations, best first, and their
         scores, (batch * config.num_return_sequences,), the summed log-probabilities of the new tokens divided by their
         number to the power of `config.length_penalty`. None if a sentence has too few allowed continuations:
-        transformers then returns forbidden ones, which depend on how long the other sentences of the batch are
-        searched, so only its own loop can tell which.
+        transformers then returns forbidden continuations, which depend on how long the search of other sentences in
+        the batch continues, so only its own loop can reproduce them.
     """
     prompt_length, max_length, num_beams = prompts.shape[1], config.max_length, config.num_beams
     search = BeamSearch(prompts, config)

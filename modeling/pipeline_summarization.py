@@ -7,7 +7,7 @@ from .pipeline_translation import TranslationPipeline
 
 
 class SummarizationPipeline(TranslationPipeline):
-    """Summarize texts with an encoder-decoder; arguments and results are those of `TranslationPipeline`.
+    """Summarize texts with an encoder-decoder; takes the same arguments as `TranslationPipeline`.
 
         pipe = pipeline("summarization", model="runs/scitldr", truncation=True)
         pipe(abstract)  # [{"summary_text": "We introduce ..."}]

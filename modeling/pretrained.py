@@ -124,8 +124,8 @@ class TriviumPreTrainedModel(PreTrainedModel):
 
         If a subclass is defined in a file that imports Trivium as a package, only that file is saved. Auto classes
         whose code is not saved are left out of the `auto_map`, with a warning.
-        A subclass with a `model_type` of its own is registered only for its own Auto class, since the other Auto
-        classes would load a model without its extensions.
+        A subclass with its own `model_type` is registered only for its own Auto class, since all other Auto classes
+        would load a model without its extensions.
         """
         # `copy.copy` would fail on FSDP2 models: sharding replaces the class of a model by a dynamic one, defined in
         # torch, which cannot be copied and which no Auto class finds.
@@ -139,10 +139,11 @@ class TriviumPreTrainedModel(PreTrainedModel):
 
     def _fill_auto_map(self) -> None:
         """Set `auto_map` and `custom_pipelines` of the configuration to the classes whose files are saved."""
-        # A circular import, so not at the top. transformers finds it here, too, and copies the files of all models.
+        # Imported here because the import is circular. transformers detects it here as well, and copies the files of
+        # all models.
         from .auto_map import auto_map, custom_pipelines
 
-        extended = self.config.model_type != TriviumConfig.model_type  # saving adds its only entry
+        extended = self.config.model_type != TriviumConfig.model_type  # saving adds the only entry
         classes, pipelines = {} if extended else auto_map(self.config), custom_pipelines(self)
         modules = self._saved_modules()
         available = {name: reference for name, reference in classes.items() if reference.split(".")[0] in modules}

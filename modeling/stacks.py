@@ -99,7 +99,7 @@ class TriviumEncoder(TriviumStack):
             self.embed_token_types = nn.Embedding(config.type_vocab_size, config.d_model)
         self.post_init()
 
-    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")  # PEFT's prefix tuning passes it to the encoder
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")  # passed by PEFT's prefix tuning
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -225,7 +225,7 @@ class TriviumDecoder(TriviumStack):
         memory, memory_context = encoder_hidden_states, NO_CONTEXT
         if memory is not None:
             memory, memory_context = self.prepare_memory(memory, encoder_attention_mask, inputs_embeds, skip_padding)
-        if use_cache and cache is None:  # after the mask: with a cache it would not detect packed sequences
+        if use_cache and cache is None:  # created after the mask: with a cache, packed sequences would not be detected
             cache = DynamicCache(config=self.config)
             if self.config.is_encoder_decoder:
                 cache = EncoderDecoderCache(cache, DynamicCache(config=self.config))
@@ -265,7 +265,7 @@ class TriviumDecoder(TriviumStack):
             inputs_embeds=inputs_embeds,
             attention_mask=None if mask_is_redundant else attention_mask,
             cache=self_attention_cache(cache),
-            # a packed sequence begins where positions restart, and does not see earlier ones
+            # a packed sequence begins where positions restart, and does not attend to earlier sequences
             position_ids=position_ids,
         )
         if position_ids is None:

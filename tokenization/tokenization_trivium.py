@@ -42,7 +42,7 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     target vocabulary, and `tokenizer(text, text_target=...)` returns the target ids as `labels`. `decode` and
     `batch_decode` expect *target* ids, because decoded texts are translations; methods on single tokens
     (`convert_ids_to_tokens`, `convert_tokens_to_ids`, `get_vocab`, `vocab_size`, `len`, `add_tokens`) refer to the
-    *source*. Each side is a tokenizer of its own: `tokenizer.source.decode(ids)`,
+    *source*. Each side is also available as a separate tokenizer: `tokenizer.source.decode(ids)`,
     `tokenizer.target.convert_ids_to_tokens(ids)`, `tokenizer.target.save_pretrained(folder)`. With a shared vocabulary
     both are the tokenizer itself.
 
@@ -61,8 +61,8 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     space as well, which decoding restores.
 
     **Offsets.** A token includes the space before its word, but its `offset_mapping` does not, so that there is a gap
-    before every word, which whole-word masking relies on. If a character is split into byte tokens, the first one
-    has its offsets and the others are empty. `char_to_token` still maps every space to its token.
+    before every word, which whole-word masking relies on. If a character is split into byte tokens, the first token
+    has its offsets and all further tokens have empty offsets. `char_to_token` still maps every space to its token.
 
     **Without this class.** With a shared vocabulary and no chat template, a saved tokenizer needs no custom code.
     Where `trivium` is not installed, `AutoTokenizer` loads it as the class of transformers, without
@@ -226,7 +226,7 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
             if str(token) in self._reserved_tokens():
                 added += super().add_tokens(token, special_tokens=True)
                 continue
-            # The backend splits every token that is marked as special, so this one must not be.
+            # The backend splits every token that is marked as special, so added tokens must not be marked.
             added_token = AddedToken(token, normalized=False) if isinstance(token, str) else copy.deepcopy(token)
             added_token.special = False
             self._added_special_tokens.add(added_token.content)

@@ -27,7 +27,7 @@ def average(folders: Sequence[str | Path], output: str | Path, *, show_progress:
     """Average the weights of saved models into a new model; all other files are copied from the last model.
 
     Sums are accumulated in float64, and the mean is saved in the dtype of the weights. One tensor per model is in
-    memory at a time, and shards are as large as those of the last model. Tied weights stay tied, since they are saved
+    memory at a time, and the weights are sharded like the last model's. Tied weights stay tied, since they are saved
     once.
 
     Args:
@@ -88,7 +88,7 @@ def last_checkpoints(run: str | Path, count: int | None = None) -> list[Path]:
 
 
 def _write_mean(checkpoints: dict[Path, Checkpoint], last: Path, output: Path, show_progress: bool) -> None:
-    """Write the averaged weights into files that match those of `last` in their names and tensors."""
+    """Write the averaged weights into files with the same names and tensors as the files of `last`."""
     with tqdm(total=len(checkpoints[last]), desc="Averaging", unit=" tensors", disable=not show_progress) as progress:
         for path in weight_files(last):
             with safe_open(path, framework="pt") as file:
@@ -158,7 +158,7 @@ def _check_same_shapes(folder: Path, other: Path, checkpoints: dict[Path, Checkp
 
 
 def _copy_recipe(folder: Path, output: Path) -> None:
-    """Copy the recipe of a saved model. For a checkpoint, the recipe is in the run folder."""
+    """Copy the recipe of a saved model. For a checkpoint, the recipe is copied from the run folder."""
     is_checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
     for place in (folder, folder.parent) if is_checkpoint else (folder,):
         if (place / RECIPE_FILE).is_file():

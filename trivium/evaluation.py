@@ -55,7 +55,7 @@ def evaluate(
         tokenizer: Its tokenizer.
         rows: Examples with the columns of the task: `source` and `target`, or `text`, or `text` and `label`, or
             `words` and `tags`, or `document` and `references`, or `question`, `context` and `answers`.
-        metrics: Names accepted by `trivium.metrics.load_metric`; None: the default metrics of the task.
+        metrics: Names accepted by `trivium.metrics.load_metric`; None selects the default metrics of the task.
         task: A key of `trivium.tasks.TASKS`. If the task has targets or references, generated texts are compared with
             them.
         inputs: The input arguments that the model was trained with.
@@ -64,8 +64,8 @@ def evaluate(
         **generation: Arguments of `generate()`; unset arguments default to the saved generation config.
 
     Returns:
-        The `score` and the secondary figures of each metric; and the predictions, a text, a label or a line of tags
-        for each row, or no predictions for a task without targets and labels.
+        The `score` and the secondary figures of each metric, and the predictions: a text, a label or a line of tags
+        for each row. A task without targets and labels has no predictions.
 
     Raises:
         ValueError: The task is unknown, a metric is unknown or does not apply to this task or model, or `rows` is
@@ -113,10 +113,10 @@ def predict_tags(
 
     Args:
         model: A token classifier.
-        tokenizer: Its tokenizer, which must be a fast one.
+        tokenizer: Its tokenizer, which must be a fast tokenizer.
         sentences: The words of each sentence.
         inputs: The input arguments that the model was trained with.
-        batch_size: Sentences per batch; None: 64.
+        batch_size: Number of sentences per batch; None for 64.
     """
     kind = TASKS["token-classification"]
     return _Evaluation(model.eval(), tokenizer, kind, inputs or InputArguments(), batch_size, False).tags(sentences)
@@ -134,10 +134,10 @@ def predict_answers(
 
     Args:
         model: A model with a head for extractive question answering.
-        tokenizer: Its tokenizer, which must be a fast one.
+        tokenizer: Its tokenizer, which must be a fast tokenizer.
         rows: Mappings with a `question` and a `context`.
         inputs: The input arguments that the model was trained with.
-        batch_size: Windows per batch; None: 64.
+        batch_size: Number of windows per batch; None for 64.
 
     Returns:
         For each question `answer`, `start`, `end` and `score`, as in `QuestionAnsweringPipeline`.

@@ -280,7 +280,7 @@ def _read_file(path: Path) -> DictConfig:
     text = path.read_text(encoding="utf-8")
     try:
         content = OmegaConf.load(StringIO(text))
-    except (OSError, AssertionError):  # OmegaConf raises these for a scalar.
+    except (OSError, AssertionError):  # OmegaConf raises these errors for a scalar.
         content = None
     if not isinstance(content, DictConfig):
         raise ValueError(f"{path} is not a recipe. It must be a YAML mapping with sections such as `training:`.")
@@ -325,7 +325,7 @@ def _yaml_errors(prefix: str = "") -> Iterator[None]:
     """Convert errors of YAML and OmegaConf to a ValueError with a one-sentence message."""
     try:
         yield
-    except GrammarParseError as error:  # OmegaConf parses interpolations eagerly, and raises this for malformed ones.
+    except GrammarParseError as error:  # OmegaConf parses interpolations eagerly; this one is malformed.
         refuse_interpolation("${", error.full_key or "A field")
     except OmegaConfBaseException as error:
         sentence = str(error.msg or error).splitlines()[0].rstrip(".")
@@ -494,7 +494,7 @@ def _check_type(name: str, value: Any, types: tuple[type, ...]) -> None:
 
 
 def _choices(types: Sequence[Any]) -> list[str]:
-    """Return the values of the enumerations among `types`, or an empty list if there are none."""
+    """Return the values of all enumerations in `types`; empty if `types` has no enumeration."""
     return [choice.value for kind in types if isinstance(kind, type) and issubclass(kind, Enum) for choice in kind]
 
 

@@ -15,7 +15,7 @@ from trivium.modeling.pipeline_translation import EXTRA_LENGTH, cap_length, find
 
 SORT_WINDOW = 2048  # number of texts that are read and sorted by length together
 MAX_BATCH_TOKENS = 4096  # maximum padded tokens times beams per batch, if `batch_size` is None
-MAX_NEW_TOKENS = 256  # maximum tokens of a continuation, if neither the call nor the generation config sets a length
+MAX_NEW_TOKENS = 256  # maximum tokens of a continuation if neither the call nor the generation config sets a length
 MAX_TOKENS = 1024  # maximum tokens of a source text, unless max_position_embeddings is larger
 LENGTHS = ("max_length", "max_new_tokens")  # arguments of `generate()`
 UNLIMITED = 2**31  # more tokens than any model has positions
@@ -94,7 +94,8 @@ def translate(
             best first; a blank text yields an empty list. Unless `num_beams` is passed, at least `n_best` and at least
             2 beams are used.
         split_language: ISO 639 code of the texts' language, to translate sentence by sentence; needs sentencex.
-        batch_size: Texts per batch; None: as many as fit in 4,096 tokens, counting padding and multiplied by beams.
+        batch_size: Texts per batch; None for as many as fit in 4,096 tokens, including padding and multiplied by
+            beams.
         show_progress: Whether to show a progress bar.
         **generation: Arguments of `generate()`; unset arguments default to the saved generation config, except that a
             translation may be 50 tokens longer than the longest text of its batch, as in the paper (section 6.1), up
@@ -232,7 +233,7 @@ def continue_texts(
         batch_size: As in `translate`.
         show_progress: Whether to show a progress bar.
         **generation: Arguments of `generate()`; unset arguments default to the saved generation config. If no length
-            is set, a continuation has at most 256 tokens, up to the number of positions of the model.
+            is set, a continuation has at most 256 tokens, within the number of positions of the model.
     """
 
     def encode(texts: list[str], first: int) -> list[list[int]]:
@@ -296,7 +297,7 @@ def _generate(
             from 1. A text without tokens yields no output.
         length_options: Function that returns the length argument of `generate()` for the padded length of a batch; a
             length argument in `generation` takes precedence.
-        batch_size: Texts per batch; None: as many as fit in `MAX_BATCH_TOKENS`.
+        batch_size: Texts per batch; None for as many as fit in `MAX_BATCH_TOKENS`.
         progress: Progress bar, updated with the number of texts.
         generation: Arguments of `generate()`; the scores are empty without `return_dict_in_generate`.
     """
@@ -337,7 +338,7 @@ def _generate(
 def _encode_within(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], first: int, limit: int, place: str
 ) -> list[list[int]]:
-    """Tokenize texts; truncate those of more than `limit` tokens, with a warning that names the text by its number."""
+    """Tokenize texts; truncate texts of more than `limit` tokens, with a warning that states the text's number."""
     max_characters = limit * CHARACTERS_PER_TOKEN
     input_ids: list[list[int]] = tokenizer([text[:max_characters] for text in texts])["input_ids"]
     for i, text in enumerate(texts):

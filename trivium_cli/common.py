@@ -119,7 +119,7 @@ def check_saved_model(folder: Path) -> dict[str, Any]:
     for tokenizer in sorted(folder.glob("*tokenizer.json")):
         try:
             Tokenizer.from_file(str(tokenizer))
-        except Exception as error:  # the tokenizers library has no exception class of its own
+        except Exception as error:  # the tokenizers library defines no exception class
             raise ValueError(
                 f"{tokenizer} is not a valid tokenizer: {error}. Save or download the model again."
             ) from error

@@ -85,7 +85,7 @@ def _convert_for_engine(folder: Path, output: Path, engine: str, quantization: s
             from trivium.interop.ctranslate2 import to_ctranslate2
 
             to_ctranslate2(folder, output, quantization)
-    except ImportError as error:  # an optional dependency is not installed
+    except ImportError as error:  # raised if an optional dependency is not installed
         raise typer.BadParameter(str(error)) from error
     for note in notes:
         typer.echo(f"Note: {note}.")

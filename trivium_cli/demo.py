@@ -84,6 +84,6 @@ def _write_static(model: Path, output: Path, library: Path) -> None:
         write_static_page(
             model, output, library, title=introduction.title, summary=introduction.summary, example=examples[0]
         )
-    except ImportError as error:  # an optional dependency is not installed
+    except ImportError as error:  # raised if an optional dependency is not installed
         raise typer.BadParameter(str(error)) from error
     typer.echo(f"The page is in {output}. Serve it with `python -m http.server --directory {output}`.")

@@ -26,7 +26,7 @@ def prepare(
         bool, typer.Option("--overwrite", help="Delete data prepared in the folder earlier, but no other files.")
     ] = False,
 ) -> None:
-    """Tokenize and pack the data of a recipe once, for runs that read them many times.
+    """Tokenize and pack the data of a recipe once, for repeated use in training runs.
 
     `trivium train` with the same recipe and overrides, including `data.prepared=FOLDER`, then gives the same results
     as without preparation. Repeat the command to resume an interrupted preparation.

@@ -337,7 +337,7 @@ def load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokenize
     check_saved_model(folder)
     try:
         model: Any = (CTranslate2Model if engine == "ctranslate2" else OnnxModel).from_pretrained(folder)
-    except ImportError as error:  # an optional dependency is not installed
+    except ImportError as error:  # raised if an optional dependency is not installed
         raise typer.BadParameter(str(error)) from error
     if not model.config.is_encoder_decoder:
         raise ValueError(f"{folder} does not hold a translation model, so it is not for `trivium translate`.")

@@ -85,7 +85,7 @@ def untagged_texts(texts: Iterable[str], tags: Sequence[str]) -> Iterator[str]:
 def load_directions(
     args: "DataArguments", columns: Sequence[str], load: Callable[["DataArguments", Sequence[str]], Loaded]
 ) -> tuple[DatasetDict, dict[str, Counter[str]]]:
-    """Load every direction with `load`, tag its sources, mix training rows, and concatenate the other splits.
+    """Load and tag every direction, mix the training rows, and concatenate the validation and test splits.
 
     Limits such as `max_train_samples` hold for each direction.
 

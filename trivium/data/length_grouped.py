@@ -16,7 +16,7 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
-        """Store the lengths of the rows.
+        """Initialize with the lengths of the rows.
 
         Args:
             lengths: Length of each row.

@@ -141,9 +141,9 @@ def load_data(args: DataArguments, columns: Sequence[str] = PAIR) -> DatasetDict
 
     Raises:
         FileNotFoundError: A file or dataset does not exist.
-        ValueError: The arguments contradict each other; or a row lacks a column, is empty, or is not in the encoding,
-            in which case the message names the file and the line. With `streaming`, errors in rows are raised when
-            the row is read.
+        ValueError: The arguments contradict each other; or a row lacks a column, is empty, or cannot be decoded, in
+            which case the message names the file and the line. With `streaming`, errors in rows are raised when the
+            row is read.
     """
     return load_and_count(args, columns)[0]
 

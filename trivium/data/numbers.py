@@ -4,7 +4,7 @@ The corpus is generated from rules, so it needs no download, and a small model l
 translation task nevertheless: German puts units before tens ("zweiundvierzig"), counts half hours toward the next hour
 ("halb acht" is half past seven), writes compounds as one word, and inflects ordinals.
 
-Conventions where a language allows variants:
+Conventions where a language allows several variants:
 
 - English is British: "three hundred and forty-two", without a comma after the thousands.
 - German always spells out the one: "einhundert", "eintausend", and thus "der einhundertste".

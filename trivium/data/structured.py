@@ -19,7 +19,7 @@ def read_words(value: Any, place: str) -> list[str]:
     """Return words as a list; a string is split at spaces.
 
     Raises:
-        ValueError: There are no words, or one is blank.
+        ValueError: There are no words, or a word is blank.
     """
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
@@ -31,7 +31,7 @@ def read_tags(value: Any, place: str) -> list[str]:
     """Return tags as a list of strings; a string is split at spaces.
 
     Raises:
-        ValueError: There are no tags, or one is not a string or an integer.
+        ValueError: There are no tags, or a tag is not a string or an integer.
     """
     tags = value.split() if isinstance(value, str) else value
     if not isinstance(tags, list) or not tags or not all(isinstance(tag, str | int) and str(tag) for tag in tags):
@@ -56,7 +56,7 @@ def read_references(value: Any, place: str) -> list[str]:
     """Return the reference summaries of a document as a list.
 
     Raises:
-        ValueError: There is none, or one is blank.
+        ValueError: There are no summaries, or a summary is blank.
     """
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
@@ -68,7 +68,7 @@ def read_answers(value: Any, place: str) -> dict[str, list[Any]]:
     """Return the accepted answers to a question in SQuAD's format: their texts and start positions.
 
     Raises:
-        ValueError: There is no answer, or the columns are not those of SQuAD.
+        ValueError: There is no answer, or the value is not in SQuAD's format.
     """
     answers: dict[str, Any] = value if isinstance(value, dict) else {}
     texts, starts = answers.get("text") or [], answers.get("answer_start") or []

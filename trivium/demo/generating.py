@@ -22,11 +22,11 @@ class Step:
     """A generated token.
 
     Attributes:
-        text: Text that the token adds; empty for a special token, or in the middle of a character.
+        text: Text that the token adds; empty for a special token or an incomplete character.
         name: Display name of the token.
         probability: Probability under the model, before temperature, top-p and other warpers.
-        alternatives: The most probable tokens and their probabilities, best first; the chosen token is the last of
-            them if it is not among the best.
+        alternatives: The most probable tokens and their probabilities, best first; if the chosen token is not among
+            the best, it comes last.
         attention: Attention weights of the last layer, averaged over heads: one for each input piece and, for a
             decoder-only model, for each previously generated token.
         is_special: Whether it is a special token, such as EOS.

@@ -88,7 +88,7 @@ def _pieces(
     for token_id, (start, end) in zip(ids, spans, strict=True):
         if token_id in special:
             pieces.append(Piece(str(tokenizer.convert_ids_to_tokens(token_id)), is_special=True))
-        elif pieces and (start < done or end <= done):  # a further token of the same character
+        elif pieces and (start < done or end <= done):  # another token of the same character
             pieces[-1] = Piece(pieces[-1].text + text[done:end], pieces[-1].tokens + 1)
         else:
             pieces.append(Piece(text[done:end]))  # includes a skipped space before the token

@@ -146,7 +146,7 @@ def introduce(folder: Path, repo_id: str | None = None) -> Introduction:
 
 
 def has_own_card(folder: Path) -> bool:
-    """Return True if the folder has a hand-written README.md, which lacks the mark of a generated card."""
+    """Return True if the folder has a hand-written README.md, without the marker of a generated card."""
     path = folder / CARD_FILE
     if not path.is_file():
         return False

@@ -22,7 +22,7 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Load a saved model in a process without `trivium`, and compare its outputs with those of the installed package.
+    """Load a saved model in a process without `trivium`, and compare its outputs with the installed package's.
 
     Args:
         folder: A folder written by `model.save_pretrained` and `tokenizer.save_pretrained`.
@@ -89,7 +89,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def code_of(folder: Path) -> set[str]:
-    """Return the names of the code files that the folder's configuration refers to, and of the files they import."""
+    """Return the names of the code files referenced by the folder's configuration, and of the files they import."""
     references: list[str] = []
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).is_file():
@@ -132,7 +132,7 @@ def _check_code(folder: Path) -> None:
 
 def _check_origin(folder: Path) -> None:
     """Reject code that differs from the installed package, because the check runs it."""
-    # `configuration` comes last: `modeling` has a stub of the same file name.
+    # `configuration` comes last, because `modeling` contains a stub with the same file name.
     packages = (trivium.modeling, trivium.tokenization, trivium.configuration)
     installed = {path.name: path for package in packages for path in Path(package.__path__[0]).glob("*.py")}
     for name in sorted(code_of(folder)):

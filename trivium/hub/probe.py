@@ -27,7 +27,7 @@ class BlockTrivium(MetaPathFinder):
 
 @torch.no_grad()
 def compute(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
-    """Return all output tensors for two rows of tokens, the generated tokens if any, and the tokens of a text."""
+    """Return all output tensors for two rows of tokens, generated tokens if supported, and a tokenized text."""
     config = model.config
     length = min(6, config.max_position_embeddings // 2)
     ids = torch.arange(2 * length).reshape(2, length) * 7

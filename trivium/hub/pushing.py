@@ -42,7 +42,7 @@ PUBLISHED_MODEL = (
     "additional_chat_templates/*.jinja",
 )
 PUBLISHED_RUN = (CARD_FILE, "LICENSE*", "*.png", "*.svg", RECIPE_FILE, "evaluation_*.json", STATE_FILE)
-# Stale files of an earlier model that `from_pretrained` would read; deleted if the new model does not have them.
+# Files of an earlier model that `from_pretrained` would read; deleted if the new model does not contain them.
 REPLACED = (
     "model.safetensors",
     "model-*-of-*.safetensors",
@@ -127,7 +127,7 @@ def plan(
             else:
                 files |= render_card(folder, repo_id)
         stale: set[str] = set()
-        with suppress(ValueError):  # a broken model on the Hub can be replaced
+        with suppress(ValueError):  # allows replacing a broken model on the Hub
             stale |= found.files & code_of(copy)
     stale |= {name for name in found.files if any(fnmatch.fnmatch(name, pattern) for pattern in REPLACED)}
     stale = {name for name in stale - set(files) if "/" not in name}
@@ -362,7 +362,7 @@ def send_in_background(planned: Push, run: Path, *, message: str, token: str | N
 
 @contextmanager
 def _explain_errors(api: HfApi, repo_id: str) -> Iterator[None]:
-    """Convert exceptions of the Hub client into errors that tell the user what to do."""
+    """Convert exceptions of the Hub client into errors that state what to do."""
     try:
         yield
     except OfflineModeIsEnabled:

@@ -63,7 +63,7 @@ def write_space(folder: Path, output: Path, repo_id: str, revision: str = "main"
         folder: The saved model.
         output: The folder to write; existing files are replaced, except a hand-written README.md.
         repo_id: The repository on the Hub from which the page loads the model.
-        revision: Commit of the model to pin, so that the page runs only code that was checked.
+        revision: Model commit to pin, so that the page runs only code that has been checked.
 
     Raises:
         ValueError: gradio is not installed, or the demo does not support the model.

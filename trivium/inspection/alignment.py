@@ -16,7 +16,7 @@ from .drawing import TOKEN_INCHES, WEIGHTS
 from .fonts import legible
 from .reading import compute_attention, generate_translation, label_of, select_weights, token_labels
 
-MIN_WEIGHT = 0.1  # draw no line below this weight, since many faint lines hide the strong ones
+MIN_WEIGHT = 0.1  # draw no line below this weight, since many faint lines would hide the strong lines
 MAX_LINE_WIDTH = 4  # line width in points at weight 1
 LINES = ListedColormap(colormaps[WEIGHTS](np.linspace(0.3, 1, 256)))  # excludes colors that are too pale for a line
 # Thai, Lao, Burmese, Khmer, Japanese and Chinese have no spaces between words, so each token counts as a word.
@@ -115,7 +115,7 @@ def aggregate_words(weights: torch.Tensor, rows: list[list[int]], columns: list[
 def _draw(weights: torch.Tensor, target: list[str], source: list[str], title: str) -> Figure:
     positions = [_spread(len(words), max(weights.shape)) for words in (source, target)]
     pairs = (weights >= MIN_WEIGHT).nonzero().tolist()
-    pairs.sort(key=lambda pair: weights[*pair].item())  # draw the strongest last, on top
+    pairs.sort(key=lambda pair: weights[*pair].item())  # draw the strongest lines last, on top
     values = np.array([weights[*pair].item() for pair in pairs])
     lines = LineCollection(
         [((0, positions[0][column]), (1, positions[1][row])) for row, column in pairs],

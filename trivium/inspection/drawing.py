@@ -1,4 +1,4 @@
-"""Shared parts of the plots: sizes, colors, heat maps and saving."""
+"""Shared helpers for plots: sizes, colors, heat maps and saving."""
 
 import io
 import warnings
@@ -101,7 +101,7 @@ def draw_map(
 
 
 def sparse_labels(count: int) -> list[str]:
-    """Return position labels for small cells: "0", nine empty strings, "10" and so on."""
+    """Return position labels for small cells, only at multiples of ten; all other labels are empty."""
     return [str(position) if position % 10 == 0 else "" for position in range(count)]
 
 

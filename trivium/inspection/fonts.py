@@ -58,7 +58,7 @@ def families_for(characters: Iterable[str]) -> tuple[list[str], set[str]]:
     _find_new_fonts()
     installed = _installed_families(_han_style(characters))
     while missing:
-        best = max(installed, key=lambda family: len(_covered_by(family, missing)))  # on ties, the first
+        best = max(installed, key=lambda family: len(_covered_by(family, missing)))  # the first one wins ties
         if not (covered := _covered_by(best, missing)):
             break
         families.append(best)

@@ -164,7 +164,7 @@ def select_weights(attention: Attention, layer: int, head: int | None) -> tuple[
 
 
 def token_labels(tokenizer: PreTrainedTokenizerBase, ids: list[int], mark_space: bool = False) -> list[str]:
-    """Return a readable label for each token, with symbols for invisible characters and bytes for partial ones.
+    """Return a readable label for each token, with symbols for invisible characters and bytes for partial characters.
 
     Args:
         tokenizer: The tokenizer.

@@ -65,7 +65,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of the model in `folder`, sorted by name.
 
     Raises:
-        FileNotFoundError: There are none, or a shard is missing.
+        FileNotFoundError: There are no safetensors files, or a shard is missing.
         ValueError: The shard index is corrupt.
     """
     if (folder / SAFE_WEIGHTS_NAME).is_file():

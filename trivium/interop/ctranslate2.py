@@ -274,7 +274,7 @@ class _SpecBuilder:
 
     def _attention(self, spec: Any, attention: MultiHeadAttention, residual: Residual) -> None:
         query, memory = [attention.q_proj], [attention.k_proj, attention.v_proj]
-        # these share their input, so they are fused to one matrix
+        # these projections share their input, so they are fused into one matrix
         fused = [query + memory] if len(spec.linear) == 2 else [query, memory]
         for linear_spec, layers in zip(spec.linear, [*fused, [attention.o_proj]], strict=True):
             self._linear(linear_spec, *layers)
@@ -348,7 +348,7 @@ class CTranslate2Model:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, config=self.config, trust_remote_code=False)
         engine = ctranslate2.Translator if self.config.is_encoder_decoder else ctranslate2.Generator
         self.engine = engine(str(folder), device=device, **options)
-        self.device = torch.device("cpu")  # device of inputs and outputs, whatever device the engine uses
+        self.device = torch.device("cpu")  # device of inputs and outputs, regardless of the engine's device
         self.source_tokens = _vocabulary(self.tokenizer, "source", self.config.vocab_size)
         self.target_tokens = _vocabulary(self.tokenizer, "target", self.config.target_vocab_size)
         self.target_ids = {token: token_id for token_id, token in enumerate(self.target_tokens)}
@@ -389,7 +389,7 @@ class CTranslate2Model:
         Returns:
             Token ids of shape (batch * `num_return_sequences`, longest), padded on the right. As in transformers, each
             row starts with the decoder start token, or with the row of `input_ids` including its padding. The scores
-            are those of transformers' beam search.
+            equal the scores of transformers' beam search.
 
         Raises:
             ValueError: A setting is not in `SETTINGS`, a text has more tokens than the model has positions, or no

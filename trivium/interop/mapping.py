@@ -102,13 +102,14 @@ class Family:
         class_requirements: Additional requirements of single Trivium classes.
         native_requirements: Required values of native fields; an absent field is accepted.
         import_defaults: Values of Trivium fields when converting to Trivium; converting to native accepts any value.
-        training_fields: Values of Trivium fields that only affect training and that the family lacks. They are set
-            when converting to Trivium; other values are dropped when converting to native.
+        training_fields: Values of Trivium fields that only affect training and have no equivalent in the family. They
+            are set when converting to Trivium; other values are dropped when converting to native.
         rules: Mapping between the tensors.
         presence_flags: Trivium fields that state whether an optional tensor exists, and the native name of the tensor.
             The field is True if the native tensor is not all zeros.
-        zero_if_missing: Native tensors, besides biases, that are filled with zeros if Trivium lacks them.
-        computed: Native tensors that are not parameters, and a function that computes each from its shape.
+        zero_if_missing: Native tensors, besides biases, that are filled with zeros if the Trivium model has no
+            counterpart.
+        computed: Native tensors that are not parameters, each with a function that computes it from its shape.
         dropped: Name prefixes of native tensors without a Trivium counterpart.
         ignored: Name suffixes of non-parameters in older checkpoints.
         renamed: Name suffixes in older checkpoints, and their current names.

@@ -247,8 +247,8 @@ def _export_decoder(model: PreTrainedModel, path: Path) -> None:
     config: TriviumConfig = model.config
     layers = config.decoder_layers
     example: dict[str, Any] = {"input_ids": torch.ones(BATCH, LENGTH, dtype=torch.long)}
-    # When transformers.js creates an empty cache, it sets the dimension "batch_size" and sets all other dynamic
-    # dimensions to 0.
+    # When transformers.js creates an empty cache, it fills in the batch size for the dimension "batch_size", and 0 for
+    # all other dynamic dimensions.
     shapes: dict[str, Any] = {"input_ids": {0: "batch_size", 1: "length"}}
     past = [({0: "batch_size", 2: "past_length"},) * 2] * layers
     if not config.is_encoder_decoder:

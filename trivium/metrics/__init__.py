@@ -25,21 +25,22 @@ METRICS = (*TEXT_METRICS, *ROUGE_METRICS, *ANSWER_METRICS, *LABEL_METRICS, "seqe
 def load_metric(name: str) -> "evaluate.Metric":
     """Return a new metric. The main value of its result has the key `"score"`.
 
-    - `sacrebleu`: BLEU from 0 to 100, cased, on detokenized text, with sacrebleu's 13a tokenizer. Report this one.
+    - `sacrebleu`: BLEU from 0 to 100, cased, on detokenized text, with sacrebleu's 13a tokenizer. This is the metric
+      to report.
     - `bleu_lower`: BLEU, lowercased and tokenized on both sides, as reported in Multi30k papers. These papers tokenize
       with Moses; 13a is close to it because both, unlike `intl`, keep hyphenated words whole.
     - `chrf`: the character n-gram F-score, from 0 to 100.
     - `ter`: the translation edit rate, in edits per 100 reference words; lower is better.
     - `exact_match`: the fraction of predictions, from 0 to 1, that equal one of their references.
     - `rouge1`, `rouge2`, `rougeL`: the F1 score of words, of pairs of words, and of the longest common subsequence,
-      from 0 to 100, with stemming; the mean over texts, of the best reference of each. The words of rouge-score are
-      ASCII letters and digits, so it is for English.
-    - `squad_f1`, `squad_exact_match`: the F1 score of words, and exact match, from 0 to 100, as SQuAD counts them:
-      without case, ASCII punctuation and English articles; the mean over questions, of the best reference of each.
+      from 0 to 100, with stemming; averaged over texts, with the best reference for each. rouge-score's words consist
+      of ASCII letters and digits, so these metrics are for English.
+    - `squad_f1`, `squad_exact_match`: the F1 score of words, and exact match, from 0 to 100, as in SQuAD: ignoring
+      case, ASCII punctuation and English articles; averaged over questions, with the best reference for each.
     - `accuracy`: the fraction of correct labels, from 0 to 1; for multi-label tasks, of exactly matching label sets.
     - `f1`: the macro-averaged F1 score, from 0 to 1: the unweighted mean over labels.
-    - `seqeval`: the micro-averaged F1 score of entities, from 0 to 1, as the CoNLL-2003 script counts them: an entity
-      is correct if its type and all of its words are.
+    - `seqeval`: the micro-averaged F1 score of entities, from 0 to 1, as in the CoNLL-2003 script: an entity is
+      correct if its type and all of its words are.
     - `mse`, `r2`: the mean squared error of predicted numbers, and the fraction of variance explained.
     - `perplexity`: the exponential of the mean negative log-likelihood per token; the latter is returned as `loss`;
       lower is better.

@@ -1,4 +1,4 @@
-"""HTTP service of a model, with LibreTranslate's interface for translation and OpenAI's for other models.
+"""Serve a model over HTTP, with LibreTranslate's API for translation models and OpenAI's API otherwise.
 
 translator = Translator(model, tokenizer, max_tokens=512)
 app = create_app(translator, Languages([Pair("en", "de")]))

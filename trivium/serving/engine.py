@@ -40,7 +40,7 @@ class Job:
 
 
 class Translator:
-    """Translate batches of texts.
+    """Engine that translates batches of texts.
 
     Args:
         model: An encoder-decoder with `generate()`: a model, a `CTranslate2Model` or an `OnnxModel`.
@@ -62,7 +62,7 @@ class Translator:
         self.beams = beams or model.generation_config.num_beams or 1
 
     def warm_up(self, count: int) -> list[Job]:
-        """Return short jobs."""
+        """Return short jobs to warm up the model."""
         return self.jobs(["a"] * count)
 
     def jobs(self, texts: Sequence[str], alternatives: int = 0) -> list[Job]:
@@ -98,7 +98,7 @@ class Translator:
 
 
 class Embedder:
-    """Compute text embeddings: the mean of the last hidden states over the tokens, normalized to length 1.
+    """Engine that computes text embeddings: the token-wise mean of the last hidden states, with unit length.
 
     Args:
         model: An encoder without a head.
@@ -111,7 +111,7 @@ class Embedder:
         self.max_tokens = cap_length(model.config, max_tokens)
 
     def warm_up(self, count: int) -> list[Job]:
-        """Return short jobs."""
+        """Return short jobs to warm up the model."""
         return self.jobs(["a"] * count)
 
     def jobs(self, texts: Sequence[str]) -> list[Job]:

@@ -25,7 +25,7 @@ class Guard:
         app: The wrapped ASGI application.
         metrics: Metrics that count the requests.
         timeout: Seconds until a request is answered with status 504.
-        max_body: Maximum size of a body in bytes; larger ones are answered with status 413.
+        max_body: Maximum size of a request body in bytes; larger bodies are refused with status 413.
         log_texts: Whether to log texts and translations.
     """
 

@@ -71,7 +71,7 @@ class _Routes:
 
 
 class EmbeddingRoutes(_Routes):
-    """/v1/embeddings.
+    """Route /v1/embeddings.
 
     Args:
         embedder: Engine that tokenizes the texts.
@@ -107,7 +107,7 @@ class EmbeddingRoutes(_Routes):
 
 
 class CompletionRoutes(_Routes):
-    """/v1/completions and /v1/chat/completions.
+    """Routes /v1/completions and /v1/chat/completions.
 
     Requests without a temperature use the saved generation settings; a temperature of 0 selects greedy search.
 

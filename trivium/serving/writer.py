@@ -40,7 +40,7 @@ class Prompt:
 
     @property
     def cost(self) -> int:
-        """Return the number of tokens, including the maximum number of generated ones."""
+        """Return the number of prompt tokens plus the maximum number of generated tokens."""
         return len(self.input_ids) + int(dict(self.options)["max_new_tokens"])
 
 
@@ -73,7 +73,7 @@ class Continuation:
 
 
 class Writer:
-    """Continue prompts.
+    """Engine that continues prompts.
 
     Args:
         model: A decoder-only model.
@@ -97,7 +97,7 @@ class Writer:
         self._eos = set(eos if isinstance(eos, list) else [eos])
 
     def warm_up(self, count: int) -> list[Prompt]:
-        """Return short jobs."""
+        """Return short jobs to warm up the model."""
         return [self.prompt(self.encode("a"), max_new_tokens=2)] * count
 
     def encode(self, text: str) -> list[int]:
@@ -107,7 +107,7 @@ class Writer:
     def prompt(
         self, ids: list[int], max_new_tokens: int | None = None, options: dict[str, Any] | None = None, **rest: Any
     ) -> Prompt:
-        """Return a job.
+        """Create a job from a tokenized prompt.
 
         Args:
             ids: The tokens of the prompt.

@@ -31,8 +31,8 @@ PARTS = {
 def find_defect(checkpoint: Path, extra_files: Iterable[str] = ()) -> str | None:
     """Return why a checkpoint cannot be resumed from, or None if it can.
 
-    First look for missing and truncated files, which a killed process or a full disk can leave behind. Then compare
-    the checksums, which requires reading all files. Finally look for non-finite weights.
+    Check first for missing and truncated files, which a killed process or a full disk can leave behind; then compare
+    the checksums, which requires reading all files; finally check for non-finite weights.
 
     Args:
         checkpoint: The folder of the checkpoint.

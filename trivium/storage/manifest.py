@@ -132,14 +132,14 @@ class RunFolder:
 
     @property
     def outdated(self) -> list[Path]:
-        """Return the own files to delete on resumption: evaluation reports of older weights, and partial files."""
+        """Return the run's files to delete on resumption: evaluation reports of older weights, and partial files."""
         unfinished = [path for path in self.own if path.parts[0] == ROOM and path != MANIFEST]
         old_unfinished = [path for path in self.own if path.parts[0].startswith(OLD_PARTIAL)]
         reports = [path for path in self.own if matches(path.as_posix(), REPORTS)]
         return [*unfinished, *old_unfinished, *reports]
 
     def adopt(self) -> None:
-        """Write the manifest with the own files, even for a run that had none."""
+        """Write a manifest that lists the run's own files, even for a run that had no manifest."""
         start_manifest(
             self.run,
             (path.as_posix() for path in self.own if path.parts[0] not in (ROOM, BROKEN) and not _checkpoint_in(path)),

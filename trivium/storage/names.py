@@ -9,7 +9,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "trainer_state.json"  # written last by the Trainer
-STREAM_FILES = "stream_*.json"  # position of each process in a stream
+STREAM_FILES = "stream_*.json"  # stream position of each process
 MODEL_FILES = (  # saved by the model, the tokenizer or the Trainer
     "config.json",
     "generation_config.json",

@@ -23,7 +23,7 @@ SHARD_FOLDERS = ("pytorch_model_fsdp_*", "optimizer_*")
 
 
 class UnsafePickleError(ValueError):
-    """Raised for a pickle that refers to classes or functions other than those of tensors and plain values."""
+    """Raised for a pickle that refers to classes or functions not needed for tensors and plain values."""
 
 
 def check_pickles(checkpoint: Path) -> None:
@@ -33,7 +33,7 @@ def check_pickles(checkpoint: Path) -> None:
 
     Raises:
         OSError: A file cannot be read.
-        UnsafePickleError: A pickle contains something else; the message names the file and the remedy.
+        UnsafePickleError: A pickle contains other objects; the message names the file and the remedy.
     """
     for path in sorted(checkpoint.rglob("*")):
         if path.suffix in PICKLE_SUFFIXES and path.name != TRAINING_ARGUMENTS_FILE and path.is_file():
@@ -46,7 +46,7 @@ def check_pickles(checkpoint: Path) -> None:
 
 
 def _check_torch_file(path: Path) -> None:
-    path.open("rb").close()  # Raise an OSError here if the file cannot be read.
+    path.open("rb").close()  # Opening the file here raises an OSError if it cannot be read.
     if not zipfile.is_zipfile(path):  # The file is truncated, or in torch's legacy format: `find_defect` reports it.
         return
     try:
@@ -119,7 +119,7 @@ class Shard:
         """Load the tensor or plain value.
 
         Raises:
-            UnsafePickleError: The shard contains something else.
+            UnsafePickleError: The shard contains any other object.
         """
         with self.path.open("rb") as file:
             file.seek(self.offset)

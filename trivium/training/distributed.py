@@ -55,7 +55,7 @@ def broadcast_from_main(function: Callable[[], T]) -> T:
     if PartialState().is_main_process:
         try:
             outcome = (function(), None)
-        except (OSError, ValueError) as error:  # Any other error ends this process, and the launcher ends the rest.
+        except (OSError, ValueError) as error:  # On any other error, the launcher ends all processes.
             if PartialState().num_processes == 1:
                 raise
             outcome = (None, error)

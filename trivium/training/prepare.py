@@ -41,7 +41,7 @@ def prepare(recipe: Recipe, *, processes: int = 1, overwrite: bool = False) -> d
     """Tokenize and pack the training and validation data of a recipe into the folder `data.prepared`.
 
     The rows are identical to those that training would encode itself, for any number of processes. An interrupted
-    preparation is resumed: finished pieces of a split are kept, unfinished ones are prepared again.
+    preparation is resumed: finished pieces of a split are kept, and unfinished pieces are prepared again.
 
     Args:
         recipe: The recipe, with `data.prepared`.
@@ -129,7 +129,7 @@ def prepare_split(
             partial.mkdir(parents=True)
             end = min(start + PIECE_ROWS, len(rows))
             began = time.perf_counter()
-            # Each element is a group of rows that training encodes at once, so that texts are packed alike.
+            # Each element is a group of rows that training would encode at once, so that packing gives the same rows.
             encoded = Dataset.from_dict({"start": list(range(start, end, ENCODED_ROWS))}).map(
                 encode_group,
                 batched=True,

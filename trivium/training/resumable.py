@@ -38,7 +38,7 @@ class ResumableTrainer(Seq2SeqTrainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._partial_dir: str | None = None  # the parent folder of the checkpoint that is being written
+        self._partial_dir: str | None = None  # parent folder of the checkpoint that is being written
         super().__init__(*args, **kwargs)
         self._guard = NonFiniteGuard(lambda: self.accelerator.optimizer_step_was_skipped)
         self.add_callback(self._guard)
@@ -95,7 +95,7 @@ class ResumableTrainer(Seq2SeqTrainer):
                 raise
             finally:
                 self._partial_dir = None
-        self.accelerator.wait_for_everyone()  # The checkpoint has its final name before any process uses it.
+        self.accelerator.wait_for_everyone()  # until the checkpoint has its final name
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))
         if self.args.should_save:

@@ -41,7 +41,7 @@ from trivium.training.resume import checkpoint_to_resume
 from trivium.training.trainer import RunTrainer
 from trivium.translation import default_lengths
 
-MAX_LISTED = 5  # list at most this many foreign files in an error
+MAX_LISTED = 5  # maximum number of foreign files to list in an error
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Seq2SeqTrainer:
@@ -305,7 +305,7 @@ def load_or_build(
         # own class has saved the tokenizer, they do not say which special tokens it adds.
         special_ids = tokenizer("")["input_ids"]
         adds_eos = tokenizer.eos_token_id in special_ids
-        if not overrides and adds_eos and not task.add_eos_token:  # like the tokenizer of a translation model
+        if not overrides and adds_eos and not task.add_eos_token:  # as with a translation model's tokenizer
             overrides = defaults
         if overrides:
             options = {"add_bos_token": tokenizer.bos_token_id in special_ids, "add_eos_token": adds_eos, **overrides}

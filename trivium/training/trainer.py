@@ -243,7 +243,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
             return epochs, batches  # written by an earlier version: the batches are read again and skipped
         if self._steps.is_epoch_done:
             return epochs + 1, 0
-        # The Trainer must not skip batches, so it counts from the beginning of the epoch.
+        # The Trainer must not skip batches, so it is made to count from the beginning of the epoch.
         self._epoch_offset.offset = (self.state.epoch or 0) - epochs
         self._rng_checkpoint = resume_from_checkpoint
         return epochs, 0
@@ -307,7 +307,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
             taken = self._steps.take(epoch_iterator, num_batches, lambda: state.end_of_dataloader, self._make_filler)
             epoch_iterator = iter(taken)
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self._rng_checkpoint is not None:  # The DataLoader has drawn from the random state.
+        if self._rng_checkpoint is not None:  # restore the random state, which the DataLoader has advanced
             self._load_rng_state(self._rng_checkpoint)
             self._rng_checkpoint = None
         self.throughput.begin_step(batches, start)

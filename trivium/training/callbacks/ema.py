@@ -26,8 +26,8 @@ class ExponentialAverage(TrainerCallback):
     `Trainer(..., callbacks=[ExponentialAverage(0.999)])`.
 
     Only trainable parameters are averaged, and tied weights only once; buffers keep their current values. The average
-    takes the memory of one more copy of the weights. With several processes, each computes the same average, and the
-    main process saves it. FSDP and DeepSpeed are rejected because they shard the weights.
+    requires memory for one additional copy of the weights. With several processes, each computes the same average, and
+    the main process saves it. FSDP and DeepSpeed are rejected because they shard the weights.
 
     Args:
         decay: Decay between 0 and 1; the average covers about the last 1 / (1 - decay) steps.
@@ -115,7 +115,7 @@ class ExponentialAverage(TrainerCallback):
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Complete the checkpoint before it is pushed, because this event precedes `on_save`."""
+        """Complete the checkpoint before it is pushed; this event precedes `on_save`."""
         self.on_save(args, state, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -53,7 +53,7 @@ class CompletePush(TrainerCallback):
             return
         for file in checkpoint_of(args, state).glob("*.py"):
             shutil.copy(file, folder)
-        gitignore = folder / ".gitignore"  # The commit skips the files that .gitignore lists.
+        gitignore = folder / ".gitignore"  # Files listed in .gitignore are left out of the commit.
         lines = gitignore.read_text().splitlines() if gitignore.exists() else []
         if missing := [pattern for pattern in UNPUBLISHED if pattern not in lines]:
             gitignore.write_text("\n".join([*lines, *missing, ""]))
