@@ -1,9 +1,10 @@
 """Measure the padding and time saved by token-budget batches, on Multi30k with the model of the recipe `multi30k`.
 
-The batching methods have similar batch sizes: 64 random sentences, 64 sentences with the Trainer's `group_by_length`,
-and `inputs.max_tokens`, both on a data set and on a stream with several buffer sizes. Padding is counted over a whole
-epoch of collated batches. Then one model is trained on one batch per method in turn, so that load from other processes
-affects all methods equally. FOLDER contains the sentences, one per line, in `train.en` and `train.de`:
+The benchmark compares four ways to form batches of similar size: 64 random sentences, 64 sentences with the Trainer's
+`group_by_length`, and `inputs.max_tokens` on a dataset in memory and on a stream, with several buffer sizes. It counts
+the padding of all collated batches of an epoch. It then trains one model on one batch of each method in turn, so that
+load from other processes affects all methods equally. FOLDER contains the sentences, one per line, in `train.en` and
+`train.de`:
 
     OMP_NUM_THREADS=1 python benchmarks/batching.py --data FOLDER
 """
@@ -54,7 +55,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder of the sentences.")],
     steps: Annotated[int, typer.Option(help="Timed steps per method.")] = 60,
 ) -> None:
-    """Count padding, time steps, and print a table."""
+    """Count the padding of each batching method, time training steps, and print a table."""
     files = [f"data.train={data}/train", "data.validation=null", "data.test=null", "training.eval_strategy='no'"]
     recipes = {name: load_recipe("multi30k", [*files, *overrides]) for name, overrides in METHODS.items()}
     recipe = next(iter(recipes.values()))

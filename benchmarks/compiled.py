@@ -2,9 +2,9 @@
 
     python benchmarks/compiled.py --models FOLDER
 
-The models are those that `decoding.py` has trained in FOLDER. Each generates 32 tokens for batches of 1 and 16, once
-with the default `generate()`, and once with `cache_implementation="static"` and a compiled step. The two alternate in
-every round. The benchmark reports the speedup after warm-up, the compile time, the number of graphs compiled for
+FOLDER contains the models that `decoding.py` trained. Each generates 32 tokens for batches of 1 and 16, once with the
+default `generate()`, and once with `cache_implementation="static"` and a compiled step. The two alternate in every
+round. The benchmark reports the speedup after warm-up, the compile time, the number of graphs compiled for
 outputs and sources of several lengths, the number of graph breaks, and whether the outputs are identical.
 """
 

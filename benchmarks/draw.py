@@ -1,4 +1,4 @@
-"""Plot the ratios written by a benchmark, as small multiples of page width.
+"""Plot the ratios written by a benchmark as a grid of panels that fits the page width.
 
 python benchmarks/draw.py benchmarks/results/training.json docs/pictures/training-step.png
 """
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from trivium.inspection.drawing import MARKERS, SERIES, save_figure
 
-WIDTH = 7.5  # inches; displayed at 700 to 800 pixels, where 9 points are 12 pixels high
+WIDTH = 7.5  # inches; shown 700 to 800 pixels wide, where 9 points are about 12 pixels
 ROW_HEIGHT, PANEL_MARGIN = 0.3, 0.75  # inches
 TICKS = (0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 10)
 

@@ -33,7 +33,7 @@ class Part:
     """A part of the benchmark.
 
     Attributes:
-        title: Title of the table of results.
+        title: Title of the result table.
         target: Expected result.
         minutes: Estimated duration in minutes.
         function: Module and function.
@@ -95,7 +95,7 @@ def utilization(rows: list[Row], device: str) -> list[Row]:
     if not any("TFLOP/s" in row for row in rows):
         return rows
     try:
-        from trivium.training.flops import peak_of  # needs `datasets`, which not every GPU machine has
+        from trivium.training.flops import peak_of  # deferred: needs `datasets`, which may be missing on GPU machines
     except ImportError:
         return rows
     peak = peak_of(device)
@@ -127,14 +127,14 @@ def format_cell(value: Any) -> str:
 
 
 def finished_results(folder: Path, smoke: bool) -> dict[str, dict[str, Any]]:
-    """Read the results of finished parts, by name, in the order of `PARTS`."""
+    """Read the results of all finished parts, keyed by name, in the order of `PARTS`."""
     paths = {name: folder / f"{name}.json" for name in PARTS}
     results = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
     return {name: result for name, result in results.items() if result["smoke"] == smoke}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the parts that are not finished, and return the number of those that failed."""
+    """Run all unfinished parts, and return the number of failures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("runs/gpu"), help="folder for results and models")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name} ...", flush=True)
         try:
             result = run_part(name, setting)
-        except Exception:  # the other parts can still be measured
+        except Exception:  # a failed part must not stop the remaining ones
             traceback.print_exc()
             failures += 1
             continue

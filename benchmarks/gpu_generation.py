@@ -1,4 +1,4 @@
-"""Parts of `gpu.py` that generate: static caches and CUDA graphs versus eager steps, and translating 3,000 lines."""
+"""Generation benchmarks for `gpu.py`: eager decoding vs. static caches with CUDA graphs; translating 3,000 lines."""
 
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +33,7 @@ def generate_64(setting: Setting) -> list[Row]:
 def generate(setting: Setting, rows: int) -> list[Row]:
     """Generate 64 tokens with the base model: eagerly, and with a static cache and transformers' CUDA graphs.
 
-    Trivium and Marian have random weights; the tokens of each are compared with those of its own eager search.
+    Trivium and Marian have random weights, so each model's tokens are compared with those of its own eager search.
     """
     new_tokens = 4 if setting.smoke else NEW_TOKENS
     builders = encoder_decoders(setting.shape("base"), setting.vocabulary)
@@ -78,8 +78,8 @@ def generate(setting: Setting, rows: int) -> list[Row]:
 def translate_lines(setting: Setting) -> list[Row]:
     """Translate 3,000 lines with the base model: a Marian loop, `trivium translate`, and CTranslate2 in float16.
 
-    The lines are from Multi30k. All candidates use the same weights, which are trained for a moment, so that outputs
-    end where sentences end.
+    The lines are from Multi30k. All candidates use the same weights, which are trained briefly, so that outputs have
+    realistic lengths.
     """
     data, steps = setting.folder("data"), 20 if setting.smoke else 2000
     folder = trained(

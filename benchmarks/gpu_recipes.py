@@ -1,4 +1,4 @@
-"""Parts of `gpu.py` that train recipes as a user would, with `trivium train`, over several calls if necessary."""
+"""Parts of `gpu.py` that train recipes with `trivium train`, as users do, spread over several calls if necessary."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from gpu_setting import Row, Setting
 
 from trivium.storage.atomic import write_whole
 
-LIMIT = 540  # maximum seconds of a call; a run that takes longer is resumed by the next call
+LIMIT = 540  # maximum seconds per call; the next call resumes a run that takes longer
 SMOKE = ["training.max_steps=4", "training.eval_steps=4", "training.save_steps=4", "training.warmup_steps=1"]
 # nanoGPT's preset for a GPU, with the architecture of the recipe `shakespeare`.
 NANOGPT = [
@@ -40,7 +40,7 @@ SMOKE_SIZES = {
 
 
 class UnfinishedError(Exception):
-    """Raised when a run has to be resumed by another call."""
+    """Raised when the time of a call is used up, and another call has to resume the run."""
 
 
 def overrides(setting: Setting, name: str) -> list[str]:
@@ -94,7 +94,7 @@ def train_recipe(name: str, setting: Setting) -> list[Row]:
 
 
 def trivium(*arguments: str, timeout: float | None = None) -> None:
-    """Run a command, whose output is not captured.
+    """Run a `trivium` command without capturing its output.
 
     Raises:
         RuntimeError: The command failed.

@@ -1,4 +1,4 @@
-"""Settings of all parts of `gpu.py`: device, folders and model sizes."""
+"""Settings shared by all parts of `gpu.py`: device, folders and model sizes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Setting:
 
     Attributes:
         device: Device to measure.
-        work: Folder for models and runs, from which later calls resume.
-        smoke: Whether to run tiny shapes for a moment, to test the script without a GPU.
-        seconds: Time to measure each group of candidates.
+        work: Folder for models and runs; later calls resume runs from it.
+        smoke: Whether to run tiny shapes briefly, to test the script without a GPU.
+        seconds: Measurement time for each group of candidates.
         data: Folder of Multi30k.
         text: Folder of Shakespeare, with `train.txt` and `val.txt`.
     """
@@ -43,7 +43,7 @@ class Setting:
         return SMOKE_VOCABULARY if self.smoke else VOCABULARY
 
     def synchronized(self, function: Callable[[], object]) -> Callable[[int], None]:
-        """Wrap a function to wait for the device after each call, as a candidate of `timing.interleaved`."""
+        """Wrap a candidate for `timing.interleaved` so that each call waits for the device to finish."""
 
         def wrapper(_: int) -> None:
             function()

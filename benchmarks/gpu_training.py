@@ -1,4 +1,4 @@
-"""Parts of `gpu.py` that train: MFU versus other implementations, and token batches versus `Seq2SeqTrainer`."""
+"""Training benchmarks for `gpu.py`: MFU versus other implementations, and token batches versus `Seq2SeqTrainer`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -141,8 +141,8 @@ class PlainBlock(nn.Module):
 
 
 def token_batches(setting: Setting) -> list[Row]:
-    """Train the base model on Multi30k in token batches without padding, and Marian in `Seq2SeqTrainer`."""
-    from through_trainer import MARIAN, TRIVIUM, compare  # imports `datasets`, which the other parts do not need
+    """Compare Trivium with token batches and unpadded layers against Marian in `Seq2SeqTrainer`, on Multi30k."""
+    from through_trainer import MARIAN, TRIVIUM, compare  # deferred: only this part needs `datasets`
 
     shape, tokens = setting.shape("base"), 256 if setting.smoke else 24_576
     settings = [f"model.{name}={value}" for name, value in shape_fields(shape).items()]
@@ -173,7 +173,7 @@ def token_batches(setting: Setting) -> list[Row]:
     ]
 
 
-# Settings of the recipe, and the device type on which they are disabled.
+# Recipe settings, each with the device type on which it is disabled.
 PRECISION = {"bf16": "cpu", "use_cpu": "cuda"}
 
 

@@ -9,7 +9,7 @@ are random, so no data is needed.
 
 Time is the median over rounds, with quartiles; the layers alternate in every round, so that load from other processes
 affects all equally. Use several CPU threads only on an idle machine: the threads of the LSTM synchronize at every
-token, so that one that is preempted stalls all of them. Memory is torch's peak allocation in a step, minus what was
+token, so a single preempted thread stalls all of them. Memory is torch's peak allocation in a step, minus what was
 allocated before: the weights, the inputs, and the mask, which a model builds once for all layers.
 """
 
@@ -291,7 +291,7 @@ def main(
     """Run the benchmark, print tables, and plot."""
     if plot:
         check_picture(plot)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keep profiler logs out of the tables
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keep the profiler's logs out of the printed tables
     torch.manual_seed(0)
     lengths = [SHORTEST * 2**doublings for doublings in range((longest // SHORTEST).bit_length())]
     sweeps = [

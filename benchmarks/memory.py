@@ -3,9 +3,9 @@
     python benchmarks/memory.py --data FOLDER
 
 Each model is built and takes two AdamW steps on the same batch in a separate process. The benchmark reports the peak
-resident memory of the process minus its resident memory before the model was built. Trivium is measured as its trainer
-runs it, without materializing logits (`skip_logits=True`); then with activation checkpointing as well; and finally
-with all logits.
+resident memory of the process minus its resident memory before the model was built. Trivium is measured in three
+configurations: as its trainer runs it, without materializing logits (`skip_logits=True`); the same with activation
+checkpointing; and with all logits.
 """
 
 import argparse

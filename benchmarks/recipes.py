@@ -1,8 +1,8 @@
 """Estimate the training time of the full recipes on GPUs, and measure their throughput on this CPU.
 
 For each recipe, a model of the full shape takes a few steps on random tokens without padding, in float32. Time is CPU
-time of this process rather than wall-clock time, to reduce interference from other processes. GPU hours are computed:
-the FLOPs of all steps, divided by an assumed MFU times the published bf16 peak of the GPU.
+time of this process rather than wall-clock time, to reduce interference from other processes. GPU hours are
+estimated as the FLOPs of all steps, divided by an assumed MFU times the published bf16 peak of the GPU.
 
     OMP_NUM_THREADS=1 python benchmarks/recipes.py
 """
@@ -17,7 +17,7 @@ import typer
 from trivium.recipe import load_recipe
 from trivium.training.flops import COUNTED, PEAK_TFLOPS, TokenCounts, count_tokens, training_flops
 
-# Assumptions: tokens per text, tokens per step on the longer side, rows per measured batch.
+# Assumptions for each recipe: tokens per text, tokens per step on the longer side, rows per measured batch.
 RECIPES = {
     "multi30k-tiny": (16, 8192, 32),
     "iwslt14": (25, 4096, 16),
@@ -33,7 +33,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Timed steps, after one warm-up step.")] = 2,
     mfu: Annotated[float, typer.Option(help="Assumed model FLOPs utilization.")] = 0.3,
 ) -> None:
-    """Count FLOPs, time steps, and print a table."""
+    """Count the FLOPs of each recipe, time training steps, and print a table."""
     columns = ("recipe", "parameters", "steps", "real tokens/step", "FLOP/token", "total FLOP")
     hours = (f"hours on one {gpu}" for gpu in GPUS)
     print(f"| {' | '.join([*columns, 'tokens per CPU core second', *hours])} |")

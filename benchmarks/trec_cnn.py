@@ -1,7 +1,7 @@
 """Train the TREC baseline CNN-rand of Kim 2014 (arXiv 1408.5882) on the data split of the recipes.
 
-Kim reports 91.2 % on TREC's test questions. Another split may be harder, so a comparison needs the baseline's accuracy
-on the same questions:
+Kim reports an accuracy of 91.2 % on TREC's test questions. Other splits may be harder, so the recipes can only be
+compared with the baseline's accuracy on their own test questions:
 
     python benchmarks/trec_cnn.py --train train.tsv --validation validation.tsv
 """
@@ -18,7 +18,7 @@ from trivium.data import DataArguments, load_data
 
 PAD, UNKNOWN = 0, 1
 EPOCHS, BATCH = 15, 50
-MAX_NORM = 3.0  # maximum norm of the output weights of a class
+MAX_NORM = 3.0  # maximum L2 norm of the output weights of each class
 
 
 class CNN(nn.Module):

@@ -14,7 +14,7 @@ from pathlib import Path
 from trivium_cli import app
 
 PAGE = Path(__file__).resolve().parent / "pictures.md"
-MAX_BYTES = 150_000  # maximum size of a picture, because pictures stay in the repository's history forever
+MAX_BYTES = 150_000  # maximum bytes per picture: pictures remain in the Git history forever
 
 
 def commands_of(text: str) -> list[list[str]]:
@@ -24,7 +24,7 @@ def commands_of(text: str) -> list[list[str]]:
 
 
 def main(model: str) -> None:
-    """Run all commands with this model."""
+    """Run all commands of the page with the given model."""
     model = str(Path(model).resolve())
     os.chdir(PAGE.with_suffix(""))
     for arguments in commands_of(PAGE.read_text(encoding="utf-8")):

@@ -2,7 +2,7 @@
 
     python docs/make_pictures.py runs/numbers
 
-They are written to `docs/pictures/`, as `walk-*.png`.
+The pictures are written to `docs/pictures/walk-*.png`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ PICTURES = Path(__file__).parent / "pictures"
 
 
 def figures(folder: str) -> dict[str, Figure]:
-    """Return the figures of the walk, by name."""
+    """Return the figures for walk.md, keyed by name."""
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     return {
         "positions": plot_positions(model, length=64),

@@ -11,16 +11,16 @@ import hypothesis
 import pytest
 from hub_server import HubServer
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch reads this when it is imported; see `trivium_cli`.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch reads this on import; see `trivium_cli`
 import torch
 from transformers.utils.logging import warning_once
 
-# Hypothesis must not fail a test on a slow machine.
+# Hypothesis must not fail tests because the machine is slow.
 hypothesis.settings.register_profile("trivium", deadline=None)
 hypothesis.settings.load_profile("trivium")
-# Disable garbage collection until all tests are collected: imports create millions of objects and no garbage.
+# Disable garbage collection until all tests are collected: imports create millions of objects but no garbage.
 gc.disable()
-torch.set_num_threads(1)  # The models are tiny, so threads cost more than they save, and xdist already uses all cores.
+torch.set_num_threads(1)  # Threads do not pay off for tiny models, and xdist already uses all cores.
 
 
 class LoggedDeprecations(logging.Handler):
@@ -41,28 +41,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def log_once_per_test() -> None:
-    """Show every test the warnings that transformers logs once per process, in any order of tests."""
+    """Reset transformers' once-per-process warnings, so that each test sees them whatever the order of tests."""
     warning_once.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    """Seed all generators, so that a test draws the same numbers alone as in the whole suite."""
+    """Seed all generators, so that a test draws the same random numbers alone and in the whole suite."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    """Start a local Hub and point huggingface_hub at it: online, logged in, retrying without delay."""
+    """Start a local Hub, and configure huggingface_hub to use it: online, logged in, retrying without delay."""
     with HubServer() as server:
         monkeypatch.setenv("HF_TOKEN", server.token)
         template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
         template = template.replace(huggingface_hub.constants.ENDPOINT, server.url)
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        # Functions such as `create_repo()` are bound methods of this object.
+        # Functions such as `create_repo()` are bound methods of this `HfApi` object.
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
-        # The cached object would keep the endpoint it was created with.
+        # A cached object would keep the endpoint with which it was created.
         monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -72,14 +72,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 
 
 def pytest_collection_finish() -> None:
-    """Exempt everything imported so far from garbage collection, which the Trainer runs in every training run."""
+    """Exempt all imported objects from garbage collection, which the Trainer triggers in every training run."""
     freeze()
     gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def freeze_imports() -> Iterator[None]:
-    """Exempt modules imported by a test file as well: transformers imports its models on first use."""
+    """Exempt modules imported while a test file runs, too: transformers imports its models on first use."""
     yield
     freeze()
 

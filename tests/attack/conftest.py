@@ -11,5 +11,5 @@ def cases(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> random.Random:
-    """Return a seeded generator, so that every run of a test draws the same cases."""
+    """Return a seeded random generator, so that a test draws the same cases in every run."""
     return random.Random(request.node.name)

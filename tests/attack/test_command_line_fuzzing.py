@@ -1,4 +1,4 @@
-"""Commands on damaged folders or with invalid options exit with a message, never with a traceback."""
+"""Fuzz the command line: damaged folders and invalid options end in an error message, never in a traceback."""
 
 import random
 import shutil

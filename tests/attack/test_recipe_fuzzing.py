@@ -1,4 +1,4 @@
-"""Fuzz recipes and overrides: each raises a ValueError, or loads and survives a round trip."""
+"""Fuzz recipes and overrides: each raises a ValueError, or loads and is unchanged after saving and reloading."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Fuzz texts: none is encoded as a reserved token, and decoding restores each text."""
+"""Fuzz tokenizers with random texts: no text is encoded as a reserved token, and decoding restores every text."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Invalid input to the command line ends with a one-line error."""
+"""Test that invalid input to the command line ends in a one-line error."""
 
 import re
 import shutil
@@ -160,7 +160,7 @@ def test_stdin_may_start_with_byte_order_mark(models: Path, tmp_path: Path) -> N
 def test_closed_stdin_is_named(
     command: Callable[..., None], model: str, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Python sets `sys.stdin` to None if standard input is closed."""
+    """The error must say that standard input is closed, in which case Python sets `sys.stdin` to None."""
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(typer.Exit) as caught:
         command(models / model)
@@ -179,12 +179,12 @@ def test_exported_folder_is_named(engine: str, models: Path, tmp_path: Path) -> 
 # --- Very long lines -------------------------------------------------------------------------------------------------
 
 
-LIMIT = 24  # Learned positions.
+LIMIT = 24  # number of learned positions
 
 
 @pytest.fixture(scope="module")
 def short(models: Path) -> Path:
-    """Return a translation model with few positions."""
+    """Return the folder of a translation model with only `LIMIT` positions."""
     tokenizer = TriviumTokenizer.from_pretrained(models / "translator")
     config = {"position_embedding_type": "learned", "max_position_embeddings": LIMIT, "vocab_size": len(tokenizer)}
     TriviumForConditionalGeneration(tiny_config(**config)).save_pretrained(models / "short")
@@ -196,7 +196,7 @@ def short(models: Path) -> Path:
 def test_overlong_line_is_truncated_and_named(
     length: int, short: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Regression test: 20,000 characters took a minute, and 200,000 did not finish."""
+    """Overlong lines must be truncated quickly; 20,000 characters once took a minute, and 200,000 did not finish."""
     path = tmp_path / "lines.txt"
     path.write_text("one\n\n" + "one two " * (length // 8) + "\ntwo\n")
     assert trivium("translate", short, "-i", path, "-o", tmp_path / "out.txt")[0] == 0

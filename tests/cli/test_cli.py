@@ -1,4 +1,4 @@
-"""Commands that process texts: outputs, and errors for unsuitable models."""
+"""Test commands that process texts: their outputs, and their errors for unsuitable models."""
 
 import json
 import re
@@ -32,7 +32,7 @@ CAT, DOGS, CLOUDS, BIRDS = TEXTS = [
     "über den Wolken 🙂 muß die Freiheit grenzenlos sein",
     "birds fly south in winter.",
 ]
-POSITIONS = 24  # The model has fewer positions than the default maximum length of `trivium generate`.
+POSITIONS = 24  # fewer than the default maximum length of `trivium generate`
 
 
 def trivium(*arguments: str | Path, stdin: str | None = None) -> tuple[int, str, str]:
@@ -122,7 +122,7 @@ def masked_model(folders: Path, tokenizer: TriviumTokenizer) -> Path:
     rows = [(i, j) for i in range(len(TEXTS)) for j in range(int(batch["attention_mask"][i].sum()) - 1)]
     inputs = {name: torch.stack([values[i] for i, _ in rows]) for name, values in batch.items()}
     labels = torch.full_like(inputs["input_ids"], -100)
-    for row, (_, j) in enumerate(rows):  # Mask each token once.
+    for row, (_, j) in enumerate(rows):  # Mask each token of the text in turn.
         labels[row, j], inputs["input_ids"][row, j] = inputs["input_ids"][row, j].item(), mask_id
     learn(model, {**inputs, "labels": labels}, steps=100)
     return save(model, tokenizer, folders / "masked_model")
@@ -174,7 +174,7 @@ def test_translate_prints_one_line_per_text(translator: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("engine", ["ctranslate2", "onnx"])
 def test_converted_translator_gives_same_output(tokenizer: TriviumTokenizer, tmp_path: Path, engine: str) -> None:
-    """Use one layer per stack: tracing an ONNX graph takes seconds per layer."""
+    """Test with one layer per stack, because tracing an ONNX graph takes seconds per layer."""
     model = TriviumForConditionalGeneration(
         tiny_config(vocab_size=len(tokenizer), encoder_layers=1, decoder_layers=1, norm_position="pre")
     )
@@ -195,7 +195,7 @@ def test_translate_converts_on_the_fly(translator: Path, language_model: Path, e
 
 
 def test_missing_engine_is_named(translator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Make the import fail, as if the package were not installed.
+    # Make the import fail as if the engine were not installed.
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     for arguments in (["convert", translator, tmp_path / "out", "--to"], ["translate", translator, CAT, "--engine"]):
         code, _, errors = trivium(*arguments, "ctranslate2")
@@ -380,7 +380,7 @@ def test_terminal_lines_are_answered_one_by_one(
     assert answers_so_far == [0, 1, 2]
 
 
-# --- Refusals --------------------------------------------------------------------------------------------------------
+# --- Errors ----------------------------------------------------------------------------------------------------------
 
 FOLDERS = {
     "translate": "translator",

@@ -40,7 +40,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Go offline even if huggingface_hub was imported before the environment variable was set."""
+    """Force offline mode, even if huggingface_hub was imported before the environment variable was set."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
@@ -63,7 +63,7 @@ def open_tokenizer() -> TriviumTokenizer:
 
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory: pytest.TempPathFactory, open_tokenizer: TriviumTokenizer) -> Path:
-    """Return the folder of a small language model with random weights, in float32, which tests only read."""
+    """Return the folder of a small float32 language model with random weights; tests must not modify it."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("decoder")
     tiny_model(TriviumForCausalLM, encoder_layers=0, vocab_size=len(open_tokenizer)).float().save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""torch.export and transformers' exporters: outputs match for other batch sizes and lengths."""
+"""Test torch.export and transformers' exporters: outputs match for batch sizes and lengths not seen during export."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ LONG = "exporting a graph takes about 10 seconds"
 
 
 def make_model(model_class: type[PreTrainedModel], **options: Any) -> PreTrainedModel:
-    """Return a float32 model with one layer per stack that returns no cache."""
+    """Return a float32 model with one layer per stack and `use_cache=False`."""
     layers = {"encoder_layers": 1, "decoder_layers": 1, "num_key_value_heads": 2, **MODELS[model_class]}
     model = tiny_model(model_class, **{"attn_implementation": "sdpa", **layers, **options}).float()
     model.config.use_cache = False
@@ -48,7 +48,7 @@ def make_inputs(model: PreTrainedModel, lengths: list[int], target_length: int) 
 
 
 def assert_same_outputs(model: PreTrainedModel, exported: Any, **tolerance: float) -> None:
-    """Compare outputs for a larger batch and for a single sentence, neither of the example's size."""
+    """Compare outputs for a larger batch and for a single sentence; the export example had neither size."""
     for lengths, target_length in (([9, 4, 2], 7), ([3], 2)):
         inputs = make_inputs(model, lengths, target_length)
         with torch.no_grad():
@@ -164,7 +164,7 @@ def test_decoder_export_generates_with_cache(backend: str) -> None:
 @pytest.mark.slow(reason=LONG)
 @pytest.mark.parametrize("backend", ["Dynamo", "Onnx"])
 def test_encoder_decoder_export_generates_with_cache(backend: str) -> None:
-    """Export the encoder separately; the decoder's example has several tokens, since one would fix the length."""
+    """Export the encoder separately; a decoder example of a single token would fix the length to 1."""
     model = make_model(TriviumForConditionalGeneration)
     example = {"input_ids": random_ids(2, 5), "attention_mask": mask_of([5, 3])}
     exported = export_for_generation(backend, model, {**example, "decoder_input_ids": random_ids(2, 3)})

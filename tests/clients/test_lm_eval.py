@@ -1,4 +1,4 @@
-"""Language Model Evaluation Harness: likelihoods, multiple choice and generation on local tasks."""
+"""Test the Language Model Evaluation Harness: likelihoods, multiple choice and generation on local tasks."""
 
 import json
 import shutil
@@ -47,10 +47,10 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, open_tokenizer: TriviumTokenizer) -> Path:
-    torch.manual_seed(0)  # Some random weights generate only special tokens, which leave no text to score.
+    torch.manual_seed(0)  # other random weights may generate special tokens only, and no text to score
     folder = tmp_path_factory.mktemp("decoder")
     model = tiny_model(TriviumForCausalLM, encoder_layers=0, vocab_size=len(open_tokenizer), std=0.02)
-    model.save_pretrained(folder)  # In float64.
+    model.save_pretrained(folder)  # Recompute in float64.
     open_tokenizer.save_pretrained(folder)
     return folder
 
@@ -91,13 +91,13 @@ def test_loglikelihoods_match_model(
 
 
 def test_translator_loglikelihoods_match_model(tmp_path: Path, tokenizer: TriviumTokenizer, texts: list[str]) -> None:
-    """`backend="seq2seq"` is required: by the model type, the harness would load the decoder only."""
+    """Test with `backend="seq2seq"`: the harness would infer a causal model from the model type."""
     model = tiny_model(TriviumForConditionalGeneration, vocab_size=len(tokenizer), std=0.02)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     pairs, expected = split_texts(texts), []
     for source, target in pairs:
-        labels = tokenizer(target, add_special_tokens=False, return_tensors="pt").input_ids  # Without special tokens.
+        labels = tokenizer(target, add_special_tokens=False, return_tensors="pt").input_ids  # as the harness does
         with torch.no_grad():
             logits = model(**tokenizer(source, return_tensors="pt"), labels=labels).logits
         expected.append(logits.log_softmax(dim=-1).gather(2, labels[..., None]).sum().item())

@@ -1,4 +1,4 @@
-"""sentence-transformers: text embeddings from the encoder, and cross-encoder scores from the classifier."""
+"""Test sentence-transformers: text embeddings from the encoder, and cross-encoder scores from the classifier."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ from trivium import (
 
 
 def save(model_class: type[PreTrainedModel], folder: Path, tokenizer: TriviumTokenizer, **options: int) -> Path:
-    """Save a model and its tokenizer, as training does."""
+    """Save a model and its tokenizer to a folder, as training does."""
     tiny_model(model_class, vocab_size=len(tokenizer), **options).float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -70,7 +70,7 @@ def test_embeddings_are_mean_of_encoder_states(
 def test_encoder_of_translator_must_be_split_off(
     tmp_path: Path, tokenizer: TriviumTokenizer, texts: list[str]
 ) -> None:
-    """`SentenceTransformer` loads `AutoModel`, here an encoder-decoder. The page shows how to split it."""
+    """`AutoModel` would load the whole encoder-decoder, so docs/clients.md splits off the encoder."""
     whole = save(TriviumForConditionalGeneration, tmp_path / "whole", tokenizer)
     with pytest.raises(ValueError, match="got neither"):
         SentenceTransformer(str(whole), device="cpu").encode(texts)

@@ -1,4 +1,4 @@
-"""TRL: a reward model on a decoder, and reinforcement learning (RLOO) with it."""
+"""Test TRL: train a reward model on a decoder, and use it for reinforcement learning (RLOO)."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Configuration: defaults, validation errors and round trip through a file."""
+"""Test the configuration: defaults, validation errors, and saving and loading."""
 
 import inspect
 import json
@@ -18,7 +18,7 @@ from trivium import TriviumConfig, TriviumForConditionalGeneration, preset_confi
 from trivium.configuration import PRESETS
 
 INF, NAN = float("inf"), float("nan")
-# (arguments, field named in the message, its value, allowed values stated in the message)
+# (arguments; then field, value and allowed values, which the message must contain)
 REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"d_model": 30}, "d_model", "30", "multiple of num_attention_heads (8)"),
     ({"num_key_value_heads": 3}, "num_key_value_heads", "3", "divide num_attention_heads (8)"),
@@ -66,7 +66,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
         for field in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
     ),
     ({"vocab_size": 50, "eos_token_id": [2, 50]}, "eos_token_id", "[2, 50]", "[0, 50)"),
-    # With two vocabularies, the source padding id must exist in both, all other special tokens in the target's.
+    # With two vocabularies, the padding id must exist in both, and all other special tokens in the target vocabulary.
     *(
         ({"vocab_size": 50, "decoder_vocab_size": 40, field: 45}, field, "45", "[0, 40)")
         for field in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
@@ -114,7 +114,7 @@ def test_valid_edge_cases_are_accepted(fields: dict[str, Any]) -> None:
 
 
 def test_defaults_match_base_model_of_paper() -> None:
-    """Table 3, first row, and sections 3.1 to 3.5 and 5.4."""
+    """Compare the defaults with the first row of Table 3, and with sections 3.1 to 3.5 and 5.4."""
     config = TriviumConfig()
     assert (config.encoder_layers, config.decoder_layers) == (6, 6)
     assert (config.d_model, config.ffn_dim, config.num_attention_heads, config.head_dim) == (512, 2048, 8, 64)
@@ -135,14 +135,14 @@ def test_defaults_match_base_model_of_paper() -> None:
 
 
 def test_big_preset_matches_paper() -> None:
-    """Table 3, last row."""
+    """Compare the preset with the last row of Table 3."""
     config = preset_config("transformer-big")
     assert (config.encoder_layers, config.decoder_layers) == (6, 6)
     assert (config.d_model, config.ffn_dim, config.num_attention_heads, config.dropout) == (1024, 4096, 16, 0.3)
 
 
 def expected_parameters(config: TriviumConfig) -> int:
-    """Count the parameters: one embedding, and per layer the projections (FFN with biases) and LayerNorms."""
+    """Count one embedding and, per layer, the projections (with biases in the FFN only) and LayerNorms."""
     d, inner = config.d_model, config.ffn_dim
     attention, feed_forward, norm = 4 * d * d, 2 * d * inner + inner + d, 2 * d
     encoder_layer = attention + feed_forward + 2 * norm
@@ -241,7 +241,7 @@ def test_attribute_map_aliases_are_validated() -> None:
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """Capture the warnings of transformers' logger."""
+    """Collect the warnings that transformers logs."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     return caplog
 
@@ -305,7 +305,7 @@ def test_head_dim_must_match_other_fields() -> None:
 
 @pytest.mark.parametrize(("decoder_vocab_size", "expected"), [(None, 31), (23, 23)])
 def test_text_config_of_decoder(decoder_vocab_size: int | None, expected: int) -> None:
-    """Caches and generation read the decoder's layers and vocabulary size from it."""
+    """Its layers and vocabulary size must be the decoder's, because caches and generation read them from it."""
     config = tiny_config(decoder_vocab_size=decoder_vocab_size)
     text_config = config.get_text_config(decoder=True)
     assert (text_config.num_hidden_layers, text_config.vocab_size) == (3, expected)
@@ -314,7 +314,7 @@ def test_text_config_of_decoder(decoder_vocab_size: int | None, expected: int) -
 
 
 def test_old_transformers_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The version check is in the file of a saved folder that is imported first."""
+    """The configuration file checks the version, because it is the first file of a saved folder to be imported."""
     monkeypatch.setattr("importlib.metadata.version", lambda name: "5.23.0")
     with pytest.raises(ImportError, match=r"transformers>=5\.24 is required.*found transformers==5\.23\.0"):
         runpy.run_path(inspect.getfile(TriviumConfig))

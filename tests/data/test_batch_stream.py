@@ -107,7 +107,7 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
     assert [places(stream), places(stream)] == [drawn[0, 0], drawn[0, 1]]  # A second iteration is the next epoch.
 
 
-# --- Shares and places -----------------------------------------------------------------------------------------------
+# --- Shares and resumption -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_rows_are_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert min(READ) >= 460  # the position is at the end of the shard that starts at row 460
 
 
-# --- Training with them ----------------------------------------------------------------------------------------------
+# --- Training --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow(reason="starts workers"))])

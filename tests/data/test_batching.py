@@ -97,7 +97,7 @@ def test_lengths_are_those_of_selected_rows() -> None:
     assert lengths_of(rows, "input_ids").tolist() == [3, 2, 0]
 
 
-# --- Training with them ----------------------------------------------------------------------------------------------
+# --- Training --------------------------------------------------------------------------------------------------------
 
 
 def assert_same_weights(first: Seq2SeqTrainer, second: Seq2SeqTrainer, tolerance: float = 0) -> None:
@@ -222,7 +222,7 @@ def test_packing_is_refused_with_token_batches(tmp_path: Path) -> None:
         load_recipe("shakespeare", ["data.train=x", "data.validation=x", "inputs.packing=true", "inputs.max_tokens=9"])
 
 
-# --- In two processes ------------------------------------------------------------------------------------------------
+# --- Two processes ---------------------------------------------------------------------------------------------------
 
 
 def in_two_processes(folder: Path, *arguments: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""The bundled corpus: its German and English match num2words and hand-written examples."""
+"""Test the bundled corpus: its German and English match num2words and hand-written examples."""
 
 import datetime
 import random
@@ -34,7 +34,7 @@ def corpus():
 
 
 def reference(number, **options):
-    # The library writes a comma after thousands, which our convention omits, and misspells 101,000 in German
+    # num2words writes a comma after thousands, which the corpus omits, and misspells 101,000 in German
     # ("einhunderteinstausend").
     return num2words(number, **options).replace(",", "").replace("einstausend", "eintausend")
 
@@ -50,7 +50,7 @@ def test_german_numbers_match_num2words():
     assert german_cardinal(0) == "null"
     for number in SAMPLE:
         assert german_cardinal(number) == reference(number, lang="de")
-        # The library writes "hundertste" and "tausendste", but "zweihundertste"; we always write "ein".
+        # num2words writes "hundertste" and "tausendste" without "ein"; the corpus always includes it.
         one = "ein" if number in (100, 1000) else ""
         assert german_ordinal(number) == one + reference(number, lang="de", to="ordinal")
 
@@ -166,7 +166,7 @@ def test_corpus_is_reproducible_with_seed():
 
 
 def test_default_corpus_is_unchanged(corpus):
-    # Published models and figures depend on these splits: a change invalidates the benchmark.
+    # Published models and benchmark figures depend on these splits, so they must never change.
     assert corpus["train"][0] == {
         "source": "on Saturday at twenty past eight in the evening",
         "target": "am Samstag um zwanzig nach acht abends",

@@ -1,4 +1,4 @@
-"""Best-fit packing: no token is lost, short documents stay whole, and segments do not attend to each other."""
+"""Test best-fit packing: no token is lost, short documents stay whole, and segments do not attend to each other."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from trivium.modeling.loss import IGNORE_INDEX
 
 
 def segments_of(row: dict[str, list[int]]) -> list[tuple[list[int], list[int]]]:
-    """Return tokens and labels of each segment of a packed row, from its positions alone."""
+    """Split a packed row into (tokens, labels) segments wherever its position ids restart."""
     starts = [i for i, position in enumerate(row["position_ids"][: row["num_tokens"]]) if position == 0]
     ends = [*starts[1:], row["num_tokens"]]
     return [(row["input_ids"][a:b], row["labels"][a:b]) for a, b in zip(starts, ends, strict=True)]

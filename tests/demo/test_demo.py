@@ -1,4 +1,4 @@
-"""The demo: its results match the model, and its imports, command and Space work."""
+"""Test the demo: its results match the model, and its imports, command and Space work."""
 
 import ast
 import json
@@ -118,7 +118,7 @@ def test_translation_steps_match_model(translator: PreTrainedModel, tokenizer: T
     writing = written(translator, tokenizer)
     assert writing.is_complete
     assert writing.text == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
-    # Run the full sequence in one pass, without a cache.
+    # Run the whole sequence in one forward pass without a cache.
     whole = translator(**inputs, decoder_input_ids=ids[None, :-1], output_attentions=True)
     probabilities = whole.logits[0].softmax(-1)
     by_token = whole.cross_attentions[-1][0].mean(0)
@@ -288,7 +288,7 @@ def test_command_serves_on_localhost_only(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_titles_are_escaped_once(folder: Path, tmp_path: Path) -> None:
-    """The title is plain text in the page and the Hub's metadata, and HTML in the heading of README.md."""
+    """The title is plain text on the page and in the Hub metadata, but HTML in the heading of README.md."""
     named = folder.rename(tmp_path / "cats & <dogs>")
     assert introduce(named).title == "cats & <dogs>"
     load_recipe("numbers", [f"training.output_dir={named}", "card.title='Cats & <dogs>'", "card.examples=[]"]).save(
@@ -303,7 +303,7 @@ def test_titles_are_escaped_once(folder: Path, tmp_path: Path) -> None:
 
 
 def test_uploads_are_disabled(writer: PreTrainedModel, beginner: TriviumTokenizer) -> None:
-    """The page takes only text, but Gradio has an upload route."""
+    """Gradio's upload route must be disabled, because the page accepts only text."""
     page = launch(writer, beginner, title="Cats & <dogs>", prevent_thread_lock=True, quiet=True)
     try:
         assert "Cats &amp; &lt;dogs&gt;" in httpx.get(page.local_url).text
@@ -362,10 +362,10 @@ def test_space_follows_its_model(folder: Path, hub: HubServer) -> None:
     assert not any(name.startswith("space") for name in hub.files(REPO))
 
     (folder / "space" / PAGE / "__pycache__").mkdir()
-    (folder / "space" / PAGE / "__pycache__" / "page.pyc").touch()  # left behind by a local run of the page
+    (folder / "space" / PAGE / "__pycache__" / "page.pyc").touch()  # left over from running the page locally
     assert "The Space is up to date: there is no new commit." in push(folder, REPO, "--space")[1]
     assert len(hub.commits(space)) == 2
-    # Files of an earlier version of the page are deleted; user edits and all other files are kept.
+    # Files of an older version of the page are deleted; all other files, and files edited by the user, are kept.
     hub.commit(space, {f"{PAGE}/old.py": b"", "README.md": b"Mine.", "notes.txt": b"mine"})
     assert push(folder, REPO, "--space")[0] == 0
     changed = hub.files(space)

@@ -1,4 +1,4 @@
-"""The demo page in a real browser: display, keyboard and touch operation, network requests."""
+"""Test the demo page in a real browser: display, keyboard and touch operation, and network requests."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
-expect.set_options(timeout=60_000)  # Allow for a heavily loaded machine.
+expect.set_options(timeout=60_000)  # Generous timeout in case the machine is heavily loaded.
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -63,7 +63,7 @@ def _short_translations() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with playwright.sync_playwright() as starter:
-        # A launch without a user data directory uses a temporary profile.
+        # Without a user data directory, the browser uses a temporary profile.
         browser = starter.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
         yield browser
         browser.close()
@@ -117,7 +117,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 
 def forget(page: Page) -> None:
-    """Clear the previous answer, so that waiting does not match it."""
+    """Clear the previous answer, so that the next wait cannot match it."""
     page.evaluate("document.querySelector('#drawing .drawing')?.remove()")
 
 
@@ -159,7 +159,7 @@ def test_translation_with_alternatives_and_attention(
     expect(drawing.locator(".result")).to_have_text(result)
     written = page.get_by_role("listbox", name="Output tokens").get_by_role("option")
     expect(written).to_have_count(len(ids) - 1)
-    expect_weights(page, attention[0])  # The attention of the first token is shown without a click.
+    expect_weights(page, attention[0])  # The page shows the attention of the first token before any click.
 
     written.nth(2).hover()
     expect_weights(page, attention[2])
@@ -167,10 +167,10 @@ def test_translation_with_alternatives_and_attention(
     best = whole.logits[0, 2].softmax(-1).max().item()
     expect(shares).to_have_count(6)
     expect(shares.first).to_contain_text(re.compile(rf"{100 * best:.0f} %|{100 * best:.1f} %"))
-    expect(shares.first).to_contain_text("✓")  # Decoding is greedy.
+    expect(shares.first).to_contain_text("✓")  # The page decodes greedily.
 
     page.mouse.move(0, 0)
-    # Operate the page by keyboard: Enter sends, each list is one tab stop, arrow keys move within it.
+    # By keyboard, Enter sends the text, each list is a single tab stop, and arrow keys move within a list.
     forget(page)
     page.get_by_role("textbox").first.focus()
     page.keyboard.press("Enter")
@@ -294,9 +294,9 @@ def test_pages_of_other_architectures(
 
 @pytest.mark.slow
 def test_stop_button(browser: Browser, tokenizer: TriviumTokenizer) -> None:
-    """Stop a long generation: both the page and the model stop."""
+    """The stop button must end a long generation both on the page and in the model."""
     model = model_of(TriviumForCausalLM, tokenizer)
-    # Generation would continue without the stop.
+    # Generation would otherwise continue.
     model.generation_config.update(eos_token_id=None, max_new_tokens=500)
     calls = []
 
@@ -315,7 +315,7 @@ def test_stop_button(browser: Browser, tokenizer: TriviumTokenizer) -> None:
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".status")).to_contain_text("Stopped after")
     seen = -1
-    while seen != len(calls):  # The model stops after the page does, possibly much later under load.
+    while seen != len(calls):  # Under load, the model may stop much later than the page.
         seen = len(calls)
         page.wait_for_timeout(2000)
     assert seen < 500

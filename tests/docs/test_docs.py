@@ -1,4 +1,4 @@
-"""Check the documentation: excerpts, links, commands and printed output. (`test_docs_run.py` runs all of it.)"""
+"""Check the documentation's excerpts, links, commands and printed output; `test_docs_run.py` runs all commands."""
 
 import re
 from itertools import pairwise
@@ -50,7 +50,7 @@ def test_links_resolve(page: Path) -> None:
 
 
 def test_every_page_is_in_table_of_contents() -> None:
-    """Pages come from the table of contents; Sphinx checks that its entries exist."""
+    """Every page must be in the table of contents; Sphinx checks that the entries of the table exist."""
     contents = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     listed = {line.rstrip("*") for line in contents.splitlines()}
     for page in PAGES:
@@ -70,7 +70,7 @@ def test_python_blocks_parse(block: Block) -> None:
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "sh" and any(commands(b.code))], ids=str)
 def test_commands_parse(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands use only existing options and recipe fields."""
+    """All commands must use existing options and recipe fields."""
     monkeypatch.chdir(tmp_path)
     command: Any = typer.main.get_command(app)
     for call in commands(block.code):
@@ -104,7 +104,7 @@ def test_make_targets_and_script_options_exist(block: Block) -> None:
 
 @pytest.fixture
 def untrained_run(tmp_path: Path) -> Path:
-    """Create `runs/numbers` with the sizes and tokenizer of `make demo`, untrained."""
+    """Create an untrained `runs/numbers` with the model sizes and the tokenizer of `make demo`."""
     recipe = load_recipe("numbers")
     model, tokenizer = load_or_build(recipe, load_data(recipe.data)["train"])
     model.generation_config.update(max_new_tokens=8)

@@ -1,4 +1,4 @@
-"""The code of the page "Extend the model" runs, and the models that it saves load without Trivium."""
+"""Test that the code on the page "Extend the model" runs, and that the models that it saves load without Trivium."""
 
 import importlib
 import json
@@ -51,7 +51,7 @@ def compute(model: PreTrainedModel) -> torch.Tensor:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Provide a working directory that is importable, with a small untrained model in `runs/numbers`."""
+    """Create an importable working directory with a small untrained model in `runs/numbers`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     tokenizer = train_tokenizer(numbers_corpus(100, 1, 1)["train"]["source"], vocab_size=300)
@@ -66,7 +66,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def run_page() -> dict[str, Any]:
-    """Run the Python blocks of the page; a block that begins with the comment `# mine/NAME.py` becomes that file."""
+    """Run the Python blocks of the page; write blocks that begin with `# mine/NAME.py` to that file instead."""
     variables: dict[str, Any] = {}
     for block in blocks(EXTEND):
         if file := re.match(r"# (mine/\w+\.py)\n", block.code):
@@ -104,7 +104,7 @@ def test_extensions_load_without_the_package(here: Path, hub: HubServer) -> None
     jobs.append(("someone/adapted", "AutoModelForSeq2SeqLM"))
     expected["someone/adapted"] = expected[str(here / "runs/adapted")]
 
-    (here / "elsewhere").mkdir()  # without `mine`
+    (here / "elsewhere").mkdir()  # the package `mine` is not importable here
     (here / "elsewhere" / "home").symlink_to(here / "home")
     run_without_trivium(LOAD, jobs, folder=here / "elsewhere", functions=(compute,))
     results = torch.load(here / "elsewhere" / "results.pt", weights_only=True)

@@ -1,8 +1,8 @@
 """Run every command and Python block of the documentation, with shortened training runs, and build the pages.
 
-Excluded blocks are marked in place: a command that needs the network (`# ... network ...`), or Python with a `...` to
-be filled in. Benchmarks are excluded too, as are `make`, the README, `clients.md` and `extend.md`, which are covered
-by other tests.
+The pages mark the blocks that are skipped: commands that need the network contain `# ... network ...`, and Python to
+be filled in contains `...`. Benchmarks are skipped as well, and so are `make`, the README, `clients.md` and
+`extend.md`, which other tests cover.
 """
 
 import re
@@ -43,7 +43,7 @@ TO_BE_FILLED_IN = re.compile(r"[(,] ?\.\.\.|^ *\.\.\.$", re.MULTILINE)
 
 
 def run_commands(code: str) -> None:
-    """Run every call of `trivium` in order; commands that read standard input get one line."""
+    """Run all `trivium` commands in order; those that read standard input get one line."""
     for call in commands(NETWORK.sub("", code)):
         short = []
         if call[0] in ("demo", "serve"):  # serves until interrupted; tests/demo and tests/serving run it
@@ -75,7 +75,7 @@ PAGES_TO_RUN = {
 
 @pytest.fixture(scope="module")
 def prepared_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create the folders and files that the pages assume: runs of the recipes, and user files."""
+    """Create the folders and files that the pages presuppose: runs of the recipes, and user files."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "FOLDER").mkdir()
     files = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
@@ -103,7 +103,7 @@ def test_page_runs(page: Path, prepared_files: Path, tmp_path: Path, monkeypatch
 
 
 def test_walk_output_of_trained_model_matches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Digits depend on the training; words do not."""
+    """Printed numbers depend on the training run, so only the words are compared."""
     command = [sys.executable, "-m", "trivium_cli", "train", "numbers", "training.report_to=none"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     monkeypatch.chdir(tmp_path)
@@ -115,7 +115,7 @@ def test_walk_output_of_trained_model_matches(tmp_path: Path, monkeypatch: pytes
 
 
 def test_pages_build(tmp_path: Path) -> None:
-    """Sphinx must not warn: every page is in the table of contents, and every reference resolves."""
+    """Sphinx must not warn, so every page is in the table of contents and every reference resolves."""
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "docs", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Benchmark plots match the tables of docs/experiments.md."""
+"""Test that the benchmark plots match the tables of docs/experiments.md."""
 
 import json
 from pathlib import Path

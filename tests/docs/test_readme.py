@@ -1,7 +1,7 @@
 """Run everything that the README promises, on a tiny model.
 
-The commands and the Python of the README run here verbatim. Its other promises are covered by the default tests of
-other files:
+The commands and the Python code of the README run here verbatim. The default tests in these files cover its other
+promises:
 
     Trainer, generate(), the Auto classes       test_training.py, test_generation.py, test_three_ways.py
     Accelerate on several devices               test_many_devices.py, test_tensor_parallel.py
@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def working_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the working directory, with a short run in `runs/numbers`."""
+    """Return a working directory that contains a short run in `runs/numbers`."""
     shutil.copytree(run, tmp_path / "runs" / "numbers")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -56,13 +56,13 @@ def working_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("block", PYTHON)
 def test_python_blocks_run(block: str, working_folder: Path) -> None:
-    """Run each block, with a short training run instead of the demo's."""
+    """Run each Python block, with a short training run in place of the demo."""
     setting = '["training.output_dir=runs/python"]'
     exec(block.replace(setting, repr(small_recipe(Path("runs/python")))), {})
 
 
 def test_commands_run(working_folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run all commands in order, with short training runs, a local Hub, and a demo page that is requested once."""
+    """Run all commands in order, with short training runs, a local Hub, and a single request to the demo page."""
     gradio = pytest.importorskip("gradio", reason="an optional dependency")
     pytest.importorskip("ctranslate2", reason="an optional dependency")
     pages = []
@@ -75,7 +75,7 @@ def test_commands_run(working_folder: Path, hub: HubServer, monkeypatch: pytest.
     monkeypatch.setattr(gradio.Blocks, "block_thread", read)
     monkeypatch.setattr(
         "trivium.hub.check_folder", lambda folder, **options: None
-    )  # test_hub.py covers the checks of folders.
+    )  # The tests in tests/hub cover the check of folders.
     shorter = {"train": SMALL, "prepare": SMALL, "resume": ["training.max_steps=8"]}
     for call in COMMANDS:
         options = shorter.get("resume" if "--resume" in call else call[0], [])

@@ -1,4 +1,4 @@
-"""Run programs in processes without Trivium and the other packages that a saved folder must not depend on.
+"""Run programs in processes without Trivium and other packages on which a saved folder must not depend.
 
 Importing torch and transformers takes seconds, so most programs run in a fork of a process that has imported them.
 That process is isolated (`python -I`) and hides the packages before its first import, as a fresh one does.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# Transformers needs Accelerate to dispatch a model over several devices; loading and generating do without it.
+# transformers needs Accelerate only to dispatch a model over several devices, not to load it or to generate.
 ABSENT = [
     "trivium", "accelerate", "datasets", "evaluate", "matplotlib", "omegaconf", "peft",
     "rich", "sacrebleu", "sentencepiece", "sklearn", "tensorboard", "trl", "typer",
@@ -132,7 +132,7 @@ class _Server:
 
     def __init__(self) -> None:
         self.temporary = tempfile.TemporaryDirectory()
-        # Libraries read HF_HOME once, on import, so the server's is a symlink to the home of the current job.
+        # Libraries read HF_HOME only on import, so it is a symlink, which points to the home of the current job.
         self.home = Path(self.temporary.name) / "home"
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-c", SERVE],
@@ -165,7 +165,7 @@ def _environment(home: Path, **variables: str) -> dict[str, str]:
 
 
 def put_into_cache(home: Path, repo_id: str, snapshots: dict[str, Path], **refs: str) -> None:
-    """Create a cache as huggingface_hub does: snapshots of `repo_id` by commit, and `refs` that point to commits."""
+    """Create a cache in huggingface_hub's layout: snapshots of `repo_id` by commit, and `refs` that name commits."""
     repository = home / "hub" / f"models--{repo_id.replace('/', '--')}"
     for commit, folder in snapshots.items():
         for file in folder.iterdir():

@@ -1,4 +1,4 @@
-"""Distributed CPU training as `accelerate launch` starts it, but with forked processes, which start fast."""
+"""Run distributed CPU training like `accelerate launch`, but in forked processes, which start faster."""
 
 import multiprocessing.connection
 import os
@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 from forks import FORKS
 
-Job = Callable[..., Any]  # Must be importable at module level, with a picklable return value.
+Job = Callable[..., Any]  # Must be a module-level function with a picklable return value.
 
 
 def run_distributed(job: Job, *args: Any, folder: Path, processes: int = 2, config: Path | None = None) -> list[Any]:
@@ -26,10 +26,10 @@ def run_distributed(job: Job, *args: Any, folder: Path, processes: int = 2, conf
         *args: Arguments of `job`.
         folder: Folder to which the output, `log-RANK.txt`, and the results are written.
         processes: The number of processes.
-        config: An Accelerate configuration, which determines their environment.
+        config: The Accelerate configuration file that determines the environment of the processes.
 
     Raises:
-        AssertionError: A process failed; the message holds all output.
+        AssertionError: A process failed; the message contains the output of all processes.
     """
     codes = launch_processes(job, *args, folder=folder, processes=processes, config=config)
     logs = [(folder / f"log-{rank}.txt").read_text() for rank in range(processes)]
@@ -40,7 +40,7 @@ def run_distributed(job: Job, *args: Any, folder: Path, processes: int = 2, conf
 def launch_processes(
     job: Job, *args: Any, folder: Path, processes: int = 2, config: Path | None = None
 ) -> list[int | None]:
-    """Run `job` and return the exit codes: 0, 1 after an error, -9 after SIGKILL. One failure kills the others."""
+    """Run `job`, and return the exit codes: 0, 1 for an error, -9 for SIGKILL. A failure kills all processes."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = environment_of(config, processes) | {
         **{"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "GLOO_SOCKET_IFNAME": "lo"},
@@ -100,7 +100,7 @@ def _run(job: Job, args: tuple[Any, ...], folder: Path, environment: dict[str, s
 
 
 def with_fsdp_on_cpu(init: Callable[..., None]) -> Callable[..., None]:
-    """Enable FSDP on CPU: Accelerate allows it on GPUs only, torch supports both."""
+    """Enable FSDP on CPUs, which torch supports although Accelerate allows it on GPUs only."""
 
     def initialize(state: PartialState, *args: Any, **kwargs: Any) -> None:
         init(state, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Return a forkserver context, one per pytest process, that has preloaded the imports of a training run."""
+"""Provide a forkserver context per pytest process, with the imports of a training run preloaded."""
 
 import multiprocessing
 

@@ -1,4 +1,4 @@
-"""A Hub on the loopback interface, with the part of the HTTP API that the huggingface_hub client uses.
+"""A Hub server on loopback that implements the part of the HTTP API that the huggingface_hub client uses.
 
 It keeps everything in memory. Its responses contain the fields that the client reads (`hf_api.py`, `_commit_api.py`,
 `lfs.py` and `file_download.py` of huggingface_hub). It has no Xet storage, so clients must set HF_HUB_DISABLE_XET=1:
@@ -113,7 +113,7 @@ class HubServer:
         return history
 
     def commit(self, repo_id: str, files: Mapping[str, bytes | None], branch: str = "main") -> Commit:
-        """Commit as another user; a value of None deletes the file."""
+        """Commit as a different user; a value of None deletes the file."""
         changes = {path: None if content is None else File(content) for path, content in files.items()}
         return self.repositories[repo_id].commit(branch, changes, "another user's commit")
 
@@ -127,7 +127,7 @@ class HubServer:
             path: A substring of the path to match.
             status: The status of the response; None closes the connection in the middle of the request body.
             times: The number of requests that fail.
-            after: Process the request first, so that only the response is lost.
+            after: Whether to process the request first, so that only the response is lost.
         """
         self._failures.append(Failure(method, path, status, times, after))
 
@@ -138,7 +138,7 @@ class HubServer:
     # --- For the handler ---------------------------------------------------------------------------------------------
 
     def failure_of(self, request: Request) -> Failure | None:
-        """Return the failure that matches a request, if any, and count it down."""
+        """Return the failure configured for a request, if any, and decrement its remaining count."""
         with self._lock:
             for failure in self._failures:
                 if failure.method == request.method and failure.path in request.path and failure.times > 0:
@@ -165,11 +165,11 @@ class Answer(NamedTuple):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Read a request, let the hub handle it, and write the response."""
+    """HTTP handler: parse a request, pass it to the hub, and write the response."""
 
     hub: HubServer
     protocol_version = "HTTP/1.1"
-    # Send headers and body at once: a separate body would wait 40 ms for a delayed ACK.
+    # Send headers and body together: a separate body would be delayed by 40 ms, until a delayed ACK arrives.
     disable_nagle_algorithm = True
 
     def handle_request(self) -> None:
@@ -227,7 +227,7 @@ class Handler(BaseHTTPRequestHandler):
         return token or None
 
     def readable(self, repo_id: str) -> Repository:
-        """Return a repository that the client may read."""
+        """Return a repository; refuse clients that may not read it."""
         repository = self.hub.repositories.get(repo_id)
         if repository is None or (repository.private and not self.token):
             status, message = (404, "Repository not found") if self.token else (401, "Invalid username or password.")
@@ -235,7 +235,7 @@ class Handler(BaseHTTPRequestHandler):
         return repository
 
     def writable(self, repo_id: str) -> Repository:
-        """Return a repository that the client may write."""
+        """Return a repository; refuse clients that may not write to it."""
         repository = self.readable(repo_id)
         self.check_writer(repo_id.split("/")[-2])
         return repository

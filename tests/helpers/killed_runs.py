@@ -1,4 +1,4 @@
-"""Train in subprocesses that are killed at a chosen moment, forked from a process with the imports done."""
+"""Train in subprocesses that are killed at a chosen moment; they are forked from a process with all imports done."""
 
 import os
 import random
@@ -23,8 +23,8 @@ from trivium.recipe import load_recipe
 from trivium.training import train
 from trivium.training.trainer import RunTrainer
 
-# When to kill a run: after a number of seconds; after half of the first file whose path has this suffix is written
-# (the truncated file stays); or at an audit event for a path with this suffix.
+# When to kill a run: after a number of seconds; when half of the first file with this path suffix has been written,
+# leaving it truncated; or at an audit event for a path with this suffix.
 KillMoment = float | tuple[str, str]
 
 
@@ -80,11 +80,11 @@ def _train(settings: list[str], resume: bool, kill_at: KillMoment | None, max_fi
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)  # Other threads may still be exiting.
+    time.sleep(60)  # Other threads of the process may still be exiting.
 
 
 def draw_from_all_generators(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a training step to draw from the Python and NumPy generators too: our models draw only from torch's."""
+    """Make a training step also draw from the Python and NumPy RNGs, because Trivium's models only use torch's."""
 
     def draw(*args: Any, **kwargs: Any) -> Any:
         return step(*args, **kwargs) * (1 + 0 * (random.random() + np.random.rand()))
@@ -93,7 +93,7 @@ def draw_from_all_generators(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kill_while_writing(ending: str) -> None:
-    """Patch all writers to write only half of a file whose path ends with this suffix, and then kill the process."""
+    """Patch all writers: write half of the first file whose path has this suffix, then kill the process."""
 
     def half(write: Callable[..., Any], which: int) -> Callable[..., Any]:
         def writing(*args: Any, **kwargs: Any) -> Any:

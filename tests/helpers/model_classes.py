@@ -28,7 +28,7 @@ ENCODER_ONLY = [
 DECODER_ONLY = [TriviumDecoderModel, TriviumForCausalLM, TriviumDecoderForSequenceClassification]
 CLASSES = [*BOTH, *ENCODER_ONLY, *DECODER_ONLY]
 WAYS: dict[str, dict[str, Any]] = {"both": {}, "encoder": {"decoder_layers": 0}, "decoder": {"encoder_layers": 0}}
-# Numbers of layers that each class requires.
+# Configuration fields that give each class the layers that it requires.
 LAYERS: dict[type[PreTrainedModel], dict[str, int]] = {
     **dict.fromkeys(BOTH, WAYS["both"]),
     **dict.fromkeys(ENCODER_ONLY, WAYS["encoder"]),

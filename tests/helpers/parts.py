@@ -1,4 +1,4 @@
-"""Pairs of an encoder and a decoder for tests of joining."""
+"""Build pairs of an encoder and a decoder to join."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Paths of repository folders that tests read."""
+"""Paths of the repository folders that tests read."""
 
 from pathlib import Path
 

@@ -11,7 +11,7 @@ from trivium.modeling import decoding
 
 
 def search(model: Any, **inputs: Any) -> tuple[torch.Tensor, int]:
-    """Return the result of `generate`, and the number of Trivium searches (0 or 1) that ran."""
+    """Return the output of `generate()`, and how many of Trivium's searches ran (0 after a fallback, else 1)."""
     found = 0
 
     def count(search: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,7 +29,7 @@ def search(model: Any, **inputs: Any) -> tuple[torch.Tensor, int]:
 
 
 def search_with_transformers(model: Any, **inputs: Any) -> torch.Tensor:
-    """Return the result of `generate` with transformers' mixin instead of the override."""
+    """Return the output of `generate()` with transformers' mixin instead of Trivium's override."""
     overridden = ("_sample", "_beam_search", "_prepare_cache_for_generation")
     with patch.multiple(type(model), **{name: getattr(GenerationMixin, name) for name in overridden}):
         return model.generate(**inputs)

@@ -20,7 +20,8 @@ EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}  # Tolerance between two im
 # Tolerance within one implementation in float64: rounding may depend on the memory layout of a product.
 SAME_WEIGHTS: dict[str, Any] = {"rtol": 0, "atol": 1e-13}
 
-# All options that change the arithmetic: position types x norms x norm position x MHA (4 heads), GQA (2), MQA (1).
+# All combinations of options that change the computation: positions, norms, norm position, and the number of key-value
+# heads, for MHA (4), GQA (2) and MQA (1).
 VARIANTS = [
     {
         "position_embedding_type": position,
@@ -33,7 +34,7 @@ VARIANTS = [
     for norm_position in NORM_POSITIONS
     for key_value_heads in (4, 2, 1)
 ]
-# Nine variants that cover every pair of values of two options; the others run in `make test-slow`.
+# Nine variants that cover all pairs of option values; `make test-slow` runs all variants.
 PAIRWISE = [
     ("sinusoidal", "layernorm", "post", 4),
     ("sinusoidal", "rmsnorm", "post", 2),
@@ -78,7 +79,7 @@ def tiny_config(**overrides: Any) -> TriviumConfig:
 
 @torch.no_grad()
 def shake(model: Model, std: float = 0.1) -> Model:
-    """Add noise to every parameter: initial ones and zeros would hide a norm or bias that is not applied."""
+    """Add noise to every parameter, since initial ones and zeros would hide a norm or bias that is not applied."""
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * std)
     return model
@@ -92,7 +93,7 @@ def tiny_model(
 
 
 def random_ids(*shape: int, vocab_size: int = 31) -> torch.Tensor:
-    """Return random ordinary tokens, without padding, BOS or EOS."""
+    """Return random token ids, excluding padding, BOS and EOS."""
     return torch.randint(EOS + 1, vocab_size, shape)
 
 
@@ -104,7 +105,7 @@ def mask_of(lengths: list[int], side: str = "right") -> torch.Tensor:
 
 
 def copy_weights(model: nn.Module, weights: Tensors) -> None:
-    """Load `weights`, which must be complete and contain tied weights only once."""
+    """Load `weights`, which must be complete and contain each tied weight once."""
     assert set(weights) == {name for name, _ in model.named_parameters()}
     model.load_state_dict(weights, strict=False)
 

@@ -296,7 +296,7 @@ def test_logit_lens_applies_head_to_each_layer(
         assert left == right
 
 
-# --- Labels and refusals ---------------------------------------------------------------------------------------------
+# --- Labels and errors -----------------------------------------------------------------------------------------------
 
 
 def test_labels_show_invisible_characters() -> None:

@@ -1,4 +1,4 @@
-"""Plots of positions, masks, runs and embeddings; their files; `trivium plot`."""
+"""Test plots of positions, runs and embeddings, the saved files, and `trivium plot`."""
 
 import inspect
 import json
@@ -65,14 +65,14 @@ def test_sinusoids_match_the_paper() -> None:
 
 
 def test_rotary_angles_have_one_frequency_per_pair() -> None:
-    # Each head has 4 pairs of dimensions.
+    # Each head has 4 pairs of dimensions, each with its own frequency.
     config = tiny_config(position_embedding_type="rotary", d_model=32, rope_theta=500.0)
     angles = torch.tensor([[position / 500 ** (2 * i / 8) for i in range(4)] for position in range(30)])
     figure = plot_positions(config, 30)
     torch.testing.assert_close(heatmap_of(figure, 0), angles.cos())
     torch.testing.assert_close(heatmap_of(figure, 1), angles.sin())
     assert [axes.get_title() for axes in figure.axes[:2]] == ["cosine", "sine"]
-    between = (angles[:, None] - angles[None]).cos().mean(dim=-1)  # These are products of rotated unit vectors.
+    between = (angles[:, None] - angles[None]).cos().mean(dim=-1)  # products of rotated unit vectors
     torch.testing.assert_close(heatmap_of(plot_position_products(config, 30)), between)
 
 
@@ -219,7 +219,7 @@ def test_former_spelling_of_plot_neighbors_warns() -> None:
 
 
 def test_font_fallback_for_missing_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of the fonts bundled with matplotlib lacks accented letters; another has them."""
+    """The bundled font cmr10 lacks accented letters, so plots must fall back to another bundled font."""
     monkeypatch.setattr(fonts, "findSystemFonts", lambda: [])
     with rc_context({"font.family": ["cmr10"]}):
         assert fonts.families_for("abc") == ([], set())
@@ -243,7 +243,7 @@ def test_newly_installed_fonts_are_found(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(fonts, "findSystemFonts", lambda: [new, __file__])  # The second file is not a font.
     manager._findfont_cached.cache_clear()
     with rc_context({"font.family": ["cmr10"]}):
-        families, missing = fonts.families_for("☺⠿ℵ")  # Hardly any other font covers all of these characters.
+        families, missing = fonts.families_for("☺⠿ℵ")  # covered by hardly any other font
     assert (families, missing) == (["DejaVu Sans"], set())
 
 

@@ -1,4 +1,4 @@
-"""Plots of attention masks."""
+"""Test plots of attention masks."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from trivium.inspection import (
 
 @torch.no_grad()
 def visibility_by_gradient(model: Any, inputs: dict[str, torch.Tensor], read: str, output: str) -> torch.Tensor:
-    """Return whether the `read` embedding of a column affects the `output` of a row, (batch, rows, columns)."""
+    """Return a mask (batch, rows, columns): True if changing `read` at a column changes `output` at a row."""
     embeddings = model.get_input_embeddings()
     ids = {name: value for name, value in inputs.items() if name.endswith("input_ids")}
     embedded = {name.replace("input_ids", "inputs_embeds"): embeddings(value) for name, value in ids.items()}
@@ -38,7 +38,7 @@ def visibility_by_gradient(model: Any, inputs: dict[str, torch.Tensor], read: st
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_masks_match_influence_between_positions(side: str) -> None:
-    """Use a single layer: with more, attention would also mix positions indirectly."""
+    """Compare plotted masks with the measured influence, in one layer: more layers mix positions indirectly."""
     sources, targets = mask_of([6, 4, 1], side), mask_of([5, 3, 2], side)
     ways: list[tuple[Any, dict[str, Any], list[tuple[str, str]]]] = [
         (TriviumEncoderModel, {"decoder_layers": 0, "encoder_layers": 1}, [("inputs_embeds", "last_hidden_state")]),

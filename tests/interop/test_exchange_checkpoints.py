@@ -181,7 +181,7 @@ def test_old_configuration_spellings(tmp_path: Path) -> None:
     assert load_float64(tmp_path / "ours").config.rope_theta == 300.0
 
 
-# --- Errors: one sentence, and nothing is written --------------------------------------------------------------------
+# --- Errors leave no output ------------------------------------------------------------------------------------------
 
 
 WINDOW = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": None}

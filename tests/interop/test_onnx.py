@@ -243,7 +243,7 @@ def test_scaled_decoder_matches(tokenizer: TriviumTokenizer, tmp_path: Path) -> 
     check_writer(model, exported(model, tokenizer, tmp_path))
 
 
-# --- Refusals --------------------------------------------------------------------------------------------------------
+# --- Errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model_class", [TriviumModel, TriviumDecoderModel])

@@ -1,4 +1,4 @@
-"""Attention functions against torch's, and in cases that torch leaves undefined."""
+"""Compare the attention functions with torch's, and test the cases that torch leaves undefined."""
 
 import math
 from types import SimpleNamespace
@@ -85,9 +85,9 @@ def test_matches_plain_python_equation_1() -> None:
 def test_fully_masked_query_returns_zeros(
     function: str, dtype: torch.dtype, key_value_heads: int, queries: int
 ) -> None:
-    """Expect zero outputs and gradients for fully masked queries, for any scores.
+    """Fully masked queries must get zero outputs and gradients, whatever the scores.
 
-    The scores are large and negative: added to the lowest number of half precision they would overflow to -inf.
+    The scores are so negative that adding them to the minimum of half precision would overflow to -inf.
     """
     query, key, value = random_heads(key_value_heads, queries, dtype)
     visible = random_visible(queries)
@@ -183,7 +183,7 @@ def test_matches_torch_multi_head_attention(cross: bool) -> None:
 @pytest.mark.parametrize("key_value_heads", [2, 1])
 @pytest.mark.parametrize("attention", FUNCTIONS)
 def test_grouped_queries_match_repeated_heads(attention: str, key_value_heads: int) -> None:
-    """Compare a model with grouped keys and values to one with repeated heads."""
+    """Compare grouped-query attention with multi-head attention whose key and value heads are repeated."""
     overrides = {"attn_implementation": attention, "position_embedding_type": "rotary"}
     grouped = tiny_model(num_key_value_heads=key_value_heads, **overrides)
     full = tiny_model(TriviumForConditionalGeneration, **overrides)
@@ -214,7 +214,7 @@ def test_rotation_matches_llama() -> None:
 
 
 def test_self_attention_matches_llama() -> None:
-    """Compare with grouped-query attention, rotary positions and a causal mask; even parameter names agree."""
+    """Compare with Llama's grouped-query attention, rotary positions and causal mask; parameter names match too."""
     config = tiny_config(position_embedding_type="rotary", num_key_value_heads=2)
     llama_config = LlamaConfig(
         hidden_size=24, num_attention_heads=4, num_key_value_heads=2, attn_implementation="eager"

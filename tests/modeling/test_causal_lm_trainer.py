@@ -1,4 +1,4 @@
-"""Language models and classifiers in transformers' Trainer."""
+"""Test language models and classifiers in transformers' Trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from trivium import TriviumForMaskedLM, TriviumForSequenceClassification
 
 pytestmark = pytest.mark.trains
 
-# --- Through transformers' Trainer ---
+# --- Training with the Trainer ---
 
 
 class Rows(Dataset[Tensors]):
-    """Return twelve padded rows with different numbers of real tokens."""
+    """A dataset of twelve padded rows with different numbers of real tokens."""
 
     def __init__(self, **columns: torch.Tensor) -> None:
         self.columns = columns
@@ -89,7 +89,7 @@ def fit(
     "kind", ["causal", "regression", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("masked", "single"))]
 )
 def test_gradient_accumulation_matches_full_batch(kind: str, smoothing: float, tmp_path: Path) -> None:
-    """Compare 1 x 4 rows with 4 x 1: losses and weights are equal, despite unequal numbers of labels."""
+    """One batch of 4 rows must train like 4 accumulated rows, even with unequal numbers of labels."""
     data, outcomes = texts_with_labels(kind), []
     for size in (4, 1, 2):
         model = model_for(kind, label_smoothing=smoothing)
@@ -109,7 +109,7 @@ def smoothed(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> fl
 
 @pytest.mark.parametrize("size", [4, 1])
 def test_trainer_label_smoothing_shifts_labels(size: int, tmp_path: Path) -> None:
-    """The Trainer shifts labels itself for classes registered as causal language models."""
+    """When the Trainer smooths labels, it must shift them, as for classes registered as causal language models."""
     data, model = texts_with_labels("causal"), model_for("causal", label_smoothing=0.0)
     labels = data.columns["labels"][:4]
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_trainer_label_smoothing_shifts_labels(size: int, tmp_path: Path) -> Non
 
 
 class WithoutPadding(Rows):
-    """These are the same texts without padding."""
+    """The same texts, but without padding."""
 
     def __getitem__(self, index: int) -> Tensors:
         real = self.columns["attention_mask"][index].bool()

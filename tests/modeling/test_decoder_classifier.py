@@ -1,4 +1,4 @@
-"""The sequence classifier on a decoder reads the last real token."""
+"""Test the decoder's sequence classifier, which reads the last real token."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def test_loss(labels: torch.Tensor, loss: Any) -> None:
 
 
 def test_auto_class_selects_by_architecture(tmp_path: Path) -> None:
-    """A decoder gets the decoder's classifier, an encoder and an encoder-decoder the encoder's."""
+    """Decoder-only models get the decoder's classifier; encoders and encoder-decoders get the encoder's."""
     classifier().save_pretrained(tmp_path / "decoder")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "decoder")
     assert type(model) is TriviumDecoderForSequenceClassification

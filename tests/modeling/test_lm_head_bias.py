@@ -1,4 +1,4 @@
-"""`lm_head_bias`, a bias of the output projection: use, splitting, joining and resizing."""
+"""Test `lm_head_bias`, the bias of the output projection: logits, splitting, joining and resizing."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Weights offloaded to disk by Accelerate until a layer is called."""
+"""Test weights that Accelerate offloads to disk until their layer is called."""
 
 import pytest
 import torch
@@ -39,10 +39,10 @@ def test_disk_offloaded_logits_match_in_memory(choices, device_map, tmp_path):
 
 
 def test_accelerate_moves_tensors_of_a_context():
-    """Move arguments as Accelerate does: it recurses into a NamedTuple, but not into a dataclass."""
+    """Accelerate must move the tensors of the context, since it recurses into a NamedTuple, unlike a dataclass."""
     tokens = RealTokens(torch.tensor([[1, 1, 0]]))
     context = AttentionContext(torch.zeros(1, 1, 3, 3), (torch.ones(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)), tokens)
     moved = send_to_device(context, "meta")
     assert isinstance(moved, AttentionContext)
     assert [tensor.device.type for tensor in (moved.mask, *moved.rotation)] == ["meta"] * 3
-    assert moved.tokens is tokens  # The indices are on the device of the states they index.
+    assert moved.tokens is tokens  # indices stay on their states' device

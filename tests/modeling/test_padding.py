@@ -1,4 +1,4 @@
-"""Unpadding: outputs at real tokens and all gradients equal those of the padded layout."""
+"""Test unpadding: outputs at real tokens, and all gradients, equal those of the padded layout."""
 
 from typing import Any
 
@@ -24,14 +24,14 @@ every_way = pytest.mark.parametrize(
 
 
 def padded_batch(model_class: type[nn.Module], side: str = "right") -> dict[str, torch.Tensor]:
-    """Return rows with the lengths `LENGTHS`, in which some labels are ignored."""
+    """Return a batch with rows of lengths `LENGTHS`; some labels inside the rows are ignored."""
     mask = mask_of(LENGTHS, side)
     ids = random_ids(*mask.shape).masked_fill(mask == 0, PAD)
     labels = ids.masked_fill((mask == 0) | (torch.rand(ids.shape) < 0.2), -100)
     if model_class is TriviumForConditionalGeneration:
         target = mask_of(TARGET_LENGTHS)
         labels = random_ids(*target.shape, vocab_size=29).masked_fill(target == 0, -100)
-        labels[2, 1] = -100  # The ignored label is inside the row, so its token still counts as real.
+        labels[2, 1] = -100  # inside the row, so the token still counts as real
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
@@ -70,7 +70,7 @@ def test_unpadded_loss_and_gradients_match_padded(
 @every_way
 def test_layers_get_no_padding(model_class: type[nn.Module], shape: dict[str, Any], attention: str, side: str) -> None:
     if model_class is TriviumForCausalLM:
-        side = "right"  # Left padding is tested below.
+        side = "right"  # Left padding has a separate test below.
     model = tiny_model(model_class, attn_implementation=attention, **shape).train()
     batch = padded_batch(model_class, side)
     shapes = shapes_in_layers(model)
@@ -117,7 +117,7 @@ def test_unpadding_with_gradient_checkpointing(model_class: type[nn.Module], sha
     "optional_inputs",
     [
         {"decoder_attention_mask": mask_of(TARGET_LENGTHS)},
-        # Positions restart, although each row is a single sentence.
+        # Restarting positions, although each row is a single sentence.
         {"decoder_position_ids": torch.arange(8).expand(4, 8) % 3},
         {"encoder_outputs": True},
         {"attention_mask": None},

@@ -1,6 +1,6 @@
-"""The model against independent implementations of the paper, with the same weights: outputs and gradients.
+"""Compare outputs and gradients with independent implementations of the paper that have the same weights.
 
-Each reference comes with a function that converts its tensors. It is linear, so it applies to gradients as well.
+Each reference has a linear function that converts its tensors, so it applies to gradients as well.
 """
 
 import math
@@ -31,7 +31,7 @@ SHAPES = [([5], [4]), ([6, 3, 1], [4, 7, 2]), ([1, 9], [1, 5])]
 
 
 def sinusoids(position_ids: torch.Tensor, d_model: int) -> torch.Tensor:
-    """Compute the formula of section 3.5 in pure Python."""
+    """Compute the sinusoids of section 3.5 in pure Python."""
 
     def encode(position: int) -> list[float]:
         angles = [position / 10000 ** (2 * i / d_model) for i in range(d_model // 2)]
@@ -264,7 +264,7 @@ def test_loss_matches_marian() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[MarianMTModel, TriviumForConditionalGeneration]:
-    """Return half-trained models, whose sentences end, and whose beam search differs from greedy search."""
+    """Return partly trained models: sentences end, and beam search differs from greedy search."""
     torch.manual_seed(0)
     marian, model = marian_and_trivium(std=0.0)
     train_to_copy(marian, steps=120, learning_rate=5e-3)

@@ -1,4 +1,4 @@
-"""Properties of the sinusoids (section 3.5), and saving with every position scheme."""
+"""Test the properties of sinusoids (section 3.5), and saving and loading with every kind of positions."""
 
 import math
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_sinusoids_are_bounded_and_unique() -> None:
 
 @pytest.mark.parametrize("distance", [1, 7, 1000])
 def test_shift_is_a_linear_map(distance: int) -> None:
-    """PE(pos + k) = M_k PE(pos), where M_k rotates each pair of dimensions: the paper's reason for sinusoids."""
+    """PE(pos + k) = M_k PE(pos), where M_k rotates each pair of dimensions; this is why the paper uses sinusoids."""
     shift = torch.zeros(D_MODEL, D_MODEL, dtype=torch.float64)
     for i in range(0, D_MODEL, 2):
         angle = distance / 10000 ** (i / D_MODEL)
@@ -57,7 +57,7 @@ def test_wavelengths_are_geometric() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_rounds_only_the_result(dtype: torch.dtype) -> None:
-    """With angles in half precision, neighbors at position 5000 could not be distinguished."""
+    """If angles were computed in half precision, neighboring positions around 5000 would be identical."""
     table = sinusoidal_encoding(MANY, D_MODEL, dtype)
     assert table.dtype == dtype
     torch.testing.assert_close(table.double(), encode(MANY), rtol=0, atol=torch.finfo(dtype).eps + 1e-3)
@@ -90,7 +90,7 @@ def test_learned_positions_have_a_length_limit() -> None:
 
 
 def test_packed_learned_positions_compile_to_one_graph() -> None:
-    """Reading the largest position in a compiled graph would synchronize with the device."""
+    """The length check must not break the graph by reading the largest position from the device."""
     layer = LearnedPositions(tiny_config(position_embedding_type="learned", max_position_embeddings=4))
     states, positions = torch.randn(1, 6, D_MODEL), torch.tensor([[0, 1, 2, 0, 1, 2]])
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
@@ -105,7 +105,7 @@ def test_generation_stops_at_learned_positions() -> None:
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_output_depends_on_token_order(position: str) -> None:
-    """Without positions, attention is permutation-invariant: a permuted memory would give the same sum."""
+    """Reversing the source must change the logits; without positions, attention ignores the token order."""
     model = tiny_model(position_embedding_type=position)
     ids = random_ids(1, 6)
     start = torch.tensor([[1]])
@@ -117,7 +117,7 @@ def test_output_depends_on_token_order(position: str) -> None:
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_loading_initializes_all_position_tables(position: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """`from_pretrained` builds the model on the meta device: a table in a buffer would hold garbage afterwards."""
+    """Position tables must not be buffers: `from_pretrained` would leave them uninitialized."""
     model = tiny_model(position_embedding_type=position).float()
     assert {name.rsplit(".")[-1] for name, _ in model.named_buffers()} <= {"inv_freq", "original_inv_freq"}
     model.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Property test: both searches match transformers' loops, over random tiny models and options."""
+"""Property-based test: both searches match transformers' loops for random tiny models and options."""
 
 import random
 import re
@@ -14,7 +14,7 @@ from tiny import BOS, EOS, NORM_POSITIONS, NORMS, PAD, POSITIONS, shake
 from trivium import TriviumConfig, TriviumForCausalLM, TriviumForConditionalGeneration
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unfeasible length constraints:UserWarning")
-CASES_PER_MODEL = 10  # Models are cached, since building one takes longer than both searches.
+CASES_PER_MODEL = 10  # Cache models, because building one takes longer than both searches.
 
 
 @lru_cache(maxsize=1)
@@ -59,7 +59,7 @@ def draw_mask(rng: random.Random, rows: int, length: int, side: str) -> torch.Te
 
 
 def draw_inputs(rng: random.Random, model: Any) -> dict[str, torch.Tensor]:
-    """Return the inputs of `generate`: sources, sometimes with decoder prompts, or prompts."""
+    """Return the inputs of `generate`: prompts, or sources that sometimes come with decoder prompts."""
     rows, length, vocab_size = rng.randint(1, 4), rng.randint(1, 5), model.config.vocab_size
     inputs = {"input_ids": torch.tensor([[rng.randrange(vocab_size) for _ in range(length)] for _ in range(rows)])}
     if rng.random() < 0.75:
@@ -148,7 +148,7 @@ def are_ties(model: Any, inputs: dict[str, Any], found: torch.Tensor, expected: 
 
 
 def check_cases(seeds: range) -> None:
-    """Compare both searches, and check that most sequences come from Trivium's."""
+    """Compare both searches, and check that most cases use Trivium's searches."""
     found_by_search = ties = 0
     for seed in seeds:
         model, inputs = draw_case(seed)

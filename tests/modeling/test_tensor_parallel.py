@@ -1,4 +1,4 @@
-"""Tensor parallelism over two devices (`tp_plan="auto"`) matches a single device."""
+"""Test that tensor parallelism over two devices (`tp_plan="auto"`) matches a single device."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "TriviumForMaskedLM": {"decoder_layers": 0},
     "TriviumForCausalLM": {"encoder_layers": 0, "position_embedding_type": "rotary"},
 }
-# Two key-value groups; tied or untied embeddings; a vocabulary of 31, which two ranks cannot split evenly.
+# Models with two key-value groups, tied or untied embeddings, and a vocabulary of 31, which is not divisible by two.
 SHAPES: dict[str, dict[str, Any]] = {
     "tied": {"num_key_value_heads": 2, "attention_bias": True},
     "untied": {"num_key_value_heads": 2, "tie_word_embeddings": False, "gated_ffn": True},
@@ -55,7 +55,7 @@ def sharded_outputs(folders: list[str]) -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore:Passing `tp_plan`:FutureWarning")
 @pytest.mark.parametrize("cases", [QUICK, pytest.param(ALL, marks=pytest.mark.slow)], ids=["some", "all"])
 def test_two_devices_match_one(cases: list[tuple[str, str]], tmp_path: Path) -> None:
-    """Compare in float64, for all three architectures."""
+    """Compare logits, losses and generated tokens in float64, for all three architectures."""
     expected = {}
     for way, shape in cases:
         model = tiny_model(getattr(trivium, way), **WAYS[way], **SHAPES[shape])

@@ -1,4 +1,4 @@
-"""Encoder-decoder, encoder-only, decoder-only: one configuration, one checkpoint format, all Auto classes."""
+"""Test that the three architectures share a configuration and checkpoint format, and work with all Auto classes."""
 
 import copy
 import importlib.util
@@ -69,7 +69,7 @@ def load(model_class: type[Any], folder: Any, **options: Any) -> tuple[Any, dict
 
 
 def shape_of(config: TriviumConfig) -> dict[str, Any]:
-    """Return all fields except folder and class names."""
+    """Return all configuration fields except for folder and class names."""
     names = ("_name_or_path", "architectures", "auto_map")
     return {name: value for name, value in config.to_dict().items() if name not in names}
 
@@ -172,7 +172,7 @@ def test_encoder_decoder_loads_as_half(
     assert (len(list((tmp_path / "whole").glob("*.safetensors"))) > 1) == (max_shard_size == "20KB")
     half, report = load(target, tmp_path / "whole")
 
-    new = head_parameters(half) - names_in(tmp_path / "whole")  # The checkpoint may contain the LM head.
+    new = head_parameters(half) - names_in(tmp_path / "whole")  # the checkpoint may include the LM head
     assert set(report["missing_keys"]) == new
     assert not report["unexpected_keys"]
     assert not report["mismatched_keys"]
@@ -199,7 +199,7 @@ def test_encoder_decoder_loads_as_half(
 
 @torch.no_grad()
 def test_decoder_matches_whole_with_zero_cross_attention(tmp_path: Path) -> None:
-    """With pre-norm, zero output of a sublayer makes it the identity, so the halves can be compared directly."""
+    """With pre-norm, zeroed cross-attention is the identity, so the decoder alone must match the whole model."""
     whole = tiny_model(norm_position="pre")
     for layer in whole.get_decoder().layers:
         layer.cross_attn.o_proj.weight.zero_()
@@ -239,7 +239,7 @@ def test_halves_load_by_path_config_or_state_dict(tying: dict[str, Any], target:
 
 @torch.no_grad()
 def test_configuration_of_another_class_object(tmp_path: Path) -> None:
-    """Simulate Hub code: model and configuration come from separate copies of the modules."""
+    """Load with model and configuration classes from separate copies of the modules, as with code from the Hub."""
     whole = tiny_model(TriviumForConditionalGeneration)
     whole.save_pretrained(tmp_path)
     spec = importlib.util.spec_from_file_location("loaded_apart", tmp_path / "configuration_trivium.py")
@@ -443,7 +443,7 @@ def test_embeddings_are_tied_set_and_resized(
 @pytest.mark.parametrize("norm_position", NORM_POSITIONS)
 @by_name("model_class", CLASSES)
 def test_gradient_checkpointing_matches_gradients_all(model_class: type[Any], norm_position: str) -> None:
-    """With dropout, which recomputation has to repeat, and without labels, so that a cache would be created."""
+    """Test with dropout, whose masks recomputation must repeat, and without labels, so that the cache is on."""
     rates = {"dropout": 0.2, "attention_dropout": 0.2, "activation_dropout": 0.2}
     model = tiny_model(model_class, **LAYERS[model_class], **rates, norm_position=norm_position).train()
     inputs, gradients = inputs_for(model), []

@@ -1,4 +1,4 @@
-"""Every model class with DistributedDataParallel and DataParallel."""
+"""Test every model class with DistributedDataParallel and DataParallel."""
 
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def process(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_match_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """find_unused_parameters=False makes a parameter without gradient an error."""
+    """Train without `find_unused_parameters`, so that a parameter without a gradient is an error."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=2)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]

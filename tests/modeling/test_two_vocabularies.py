@@ -1,4 +1,4 @@
-"""A source and a target vocabulary of different sizes."""
+"""Test models whose source and target vocabularies have different sizes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Checksums: a checkpoint can be resumed from only if every file is unchanged."""
+"""Test checksums: training resumes from a checkpoint only if all of its files are unchanged."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def test_missing_file_and_broken_checksums_are_detected(checkpoint: Path) -> Non
 
 
 def test_training_arguments_are_optional(checkpoint: Path) -> None:
-    """Training arguments are never read, and a push does not upload them."""
+    """A checkpoint without training arguments is complete: they are never read, and pushes leave them out."""
     (checkpoint / "training_args.bin").write_bytes(b"")
     write_checksums(checkpoint)
     listed = read_checksums(checkpoint)

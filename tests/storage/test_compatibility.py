@@ -1,4 +1,4 @@
-"""A run of version 0.1.0 loads and resumes in this version (tests/fixtures/README.md)."""
+"""Test that a run of version 0.1.0 loads and resumes in this version (see tests/fixtures/README.md)."""
 
 import shutil
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_saved_code_loads_without_package(tmp_path: Path) -> None:
 
 
 def test_checkpoint_resumes_to_same_weights(tmp_path: Path) -> None:
-    """Resume at step 3, and compare with the weights of version 0.1.0 at step 6."""
+    """Resume at step 3, and compare the weights at step 6 with those of version 0.1.0."""
     run = shutil.copytree(OLD_RUN, tmp_path / "run")
     trainer = train(load_recipe(run, [f"training.output_dir={run}"]), resume=True)
     assert trainer.state.global_step == 6

@@ -66,7 +66,7 @@ def assert_refused(run: Path, message: str, **how: bool) -> None:
     assert {name: (run / name).read_bytes() for name in names_in(run)} == before
 
 
-# --- Refusals --------------------------------------------------------------------------------------------------------
+# --- Errors ----------------------------------------------------------------------------------------------------------
 
 
 def test_run_starts_in_new_or_empty_folder(tmp_path: Path) -> None:

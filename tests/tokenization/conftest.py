@@ -1,4 +1,4 @@
-"""Tokenizers with one vocabulary, with two, and with a chat template."""
+"""Fixtures: tokenizers with one vocabulary, with two, and with a chat template."""
 
 import pytest
 from trained_tokenizers import CHAT, SOURCE, TARGET

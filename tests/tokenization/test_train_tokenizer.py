@@ -12,7 +12,7 @@ ALGORITHMS = [{}, {"byte_fallback": True}, {"algorithm": "wordpiece"}, {"algorit
 
 
 def many_words() -> list[str]:
-    """Return texts with enough different words, many with a common stem, to fill a small vocabulary."""
+    """Return texts with enough distinct words, many with a common stem, to fill a small vocabulary."""
     stems = [first + vowel + last for first in "bdfglmnprst" for vowel in ("a", "ei", "ou") for last in "dlmnrt"]
     return [f"{stem}s and {stem}ing {stem} the greetings of house {n}" for n, stem in enumerate(stems)]
 
@@ -26,7 +26,7 @@ def test_vocabulary_is_filled_and_not_exceeded(kind: dict[str, Any]) -> None:
 def test_words_are_learned(kind: dict[str, Any]) -> None:
     tokenizer = train_tokenizer(many_words(), vocab_size=700, **kind)
     ids = tokenizer.encode("the boud", add_special_tokens=False)
-    assert len(ids) <= 4  # This vocabulary is smaller than the eight characters.
+    assert len(ids) <= 4  # fewer than the eight characters of the text
     assert tokenizer.decode(ids) == "the boud"
 
 
@@ -77,7 +77,7 @@ def test_long_text_of_characters_is_linear_time() -> None:
     start = time.perf_counter()
     tokenizer = train_tokenizer([text], algorithm="char", normalization=None)
     assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
-    assert time.perf_counter() - start < 20  # Training takes half a second; quadratic time would mean hours.
+    assert time.perf_counter() - start < 20  # Training takes half a second; in quadratic time, it would take hours.
 
 
 @pytest.mark.parametrize("kind", ALGORITHMS, ids=str)
@@ -121,7 +121,7 @@ def test_model_max_length() -> None:
 
 @pytest.mark.parametrize("kind", ALGORITHMS, ids=str)
 def test_training_is_deterministic(kind: dict[str, Any]) -> None:
-    """Hash tables of the trainers have a new order in each training, even in one process."""
+    """Train several times: the hash tables of the trainers are ordered differently each time, even in one process."""
     texts = [*many_words(), "größer & 日"]
     runs = {train_tokenizer(texts, vocab_size=600, **kind).backend_tokenizer.to_str() for _ in range(3)}
     assert len(runs) == 1

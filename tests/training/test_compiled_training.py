@@ -1,4 +1,4 @@
-"""`training.torch_compile=true` compiles one graph, without recompiling for every batch length."""
+"""Test that `training.torch_compile=true` does not recompile the model for every batch length."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ SMALL = [
     *("model.d_model=16", "model.ffn_dim=24", "model.dropout=0.1", "training.max_steps=8", "training.logging_steps=1"),
     *("training.eval_strategy='no'", "training.save_strategy='no'", "training.warmup_steps=1"),
     *("training.report_to=none", "training.disable_tqdm=true", "training.use_cpu=true"),
-    # Graphs do not depend on the backend.
+    # The graphs are the same for every backend, so use the fastest one.
     *("training.torch_compile=true", "training.torch_compile_backend=eager"),
 ]
 RECIPES = {
@@ -46,7 +46,7 @@ def fresh_compiler() -> Iterator[None]:
     ],
 )
 def test_varying_lengths_compile_at_most_two_graphs(way: str, tmp_path: Path) -> None:
-    """There is one graph for the shape of the first batch, and one with dynamic shapes."""
+    """At most two graphs are compiled: one for the shape of the first batch, and one with dynamic shapes."""
     name, options = RECIPES[way]
     shapes = set()
     if way != "encoder-decoder":

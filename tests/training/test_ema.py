@@ -182,7 +182,7 @@ def test_only_rank_0_writes_ema_and_before_the_push(tmp_path: Path, monkeypatch:
     assert_equal(load_file(tmp_path / "checkpoint-0" / TRAINED_WEIGHTS_FILE), weights_of(model))
 
 
-# --- Refusals --------------------------------------------------------------------------------------------------------
+# --- Errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, 1.5, float("nan")])

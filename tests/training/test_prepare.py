@@ -1,4 +1,4 @@
-"""`trivium prepare`: training is identical with and without it; interruptions; errors."""
+"""Test `trivium prepare`: training is identical with and without it, interruptions are harmless, errors are clear."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ MODULE = "trivium.training.prepare"
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encode groups of 20 rows and pieces of 60, so that few rows suffice for several of each."""
+    """Reduce encoding groups to 20 rows and pieces to 60, so that a small data set has several of each."""
     for name in (MODULE, "trivium.tasks.task"):
         monkeypatch.setattr(sys.modules[name], "ENCODED_ROWS", 20)
     monkeypatch.setattr(sys.modules[MODULE], "PIECE_ROWS", 60)
@@ -31,7 +31,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def texts(tmp_path: Path) -> list[str]:
-    """Write texts, and return the overrides that train a tiny language model on them, with dropout."""
+    """Write texts, and return the recipe overrides that train a tiny language model on them, with dropout."""
     for split, count in (("train", 150), ("validation", 30)):
         lines = numbers_corpus()[split][:count]["target"]
         (tmp_path / f"{split}.txt").write_text("".join(f"{line}\n" for line in lines))
@@ -57,7 +57,7 @@ def test_prepared_language_model_trains_alike(
     manifest = prepare(load_recipe("shakespeare", prepared), processes=processes)
     assert manifest["splits"]["train"]["examples"] == 150
     assert len(manifest["splits"]["train"]["pieces"]) == 3
-    monkeypatch.setattr(sys.modules["trivium.training.train"], "encode_data", None)  # Nothing is tokenized.
+    monkeypatch.setattr(sys.modules["trivium.training.train"], "encode_data", None)  # training must not tokenize
     trainer = train(load_recipe("shakespeare", prepared))
     assert losses_of(trainer) == losses_of(plain)
     facts = [run.state.stateful_callbacks["RunFacts"]["attributes"] for run in (plain, trainer)]
@@ -68,7 +68,7 @@ def test_prepared_language_model_trains_alike(
     assert facts[1]["packing"]["cuts"] == manifest["splits"]["train"]["cuts"]
     for name, weight in plain.model.state_dict().items():
         assert torch.equal(weight, trainer.model.state_dict()[name])
-    # A run that was started without preparation is resumed with it.
+    # Resume, with prepared data, a run that was started without it.
     shutil.rmtree(tmp_path / "plain" / "checkpoint-6")
     (tmp_path / "plain" / "model.safetensors").unlink()
     resumed = train(load_recipe("shakespeare", [*prepared, f"training.output_dir={tmp_path}/plain"]), resume=True)

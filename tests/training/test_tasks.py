@@ -1,4 +1,4 @@
-"""Conversion of text into model inputs for every task: packing, windows, masks, prompts, labels."""
+"""Test how every task converts text into model inputs: packing, windows, masks, prompts, labels."""
 
 import math
 from typing import Any
@@ -101,7 +101,7 @@ def test_full_packed_row_needs_no_padding() -> None:
 @pytest.mark.parametrize("positions", ["learned", "rotary", "sinusoidal"])
 def test_packed_loss_matches_separate_documents(positions: str) -> None:
     model = tiny_model(TriviumForCausalLM, encoder_layers=0, position_embedding_type=positions)
-    # The second row has 12 tokens, and one of padding.
+    # The second row has 12 tokens and one padding token.
     documents = [torch.randint(3, 31, (n,)).tolist() for n in (5, 2, 6, 1, 7, 4)]
     batch = {name: torch.tensor(rows) for name, rows in pack(documents, 13, PAD).items()}
     for name in STATISTICS:
@@ -123,7 +123,7 @@ def test_texts_are_packed_whole(tokenizer: TriviumTokenizer) -> None:
     expected = [i for text in TEXTS for i in (tokenizer.bos_token_id, *words(tokenizer, text), tokenizer.eos_token_id)]
     assert ids == expected + [tokenizer.pad_token_id] * (-len(expected) % 7)
     collate = make_collator(TASKS["causal-lm"], tokenizer, model_of("causal-lm", config), inputs)
-    # An attention mask would hide that positions restart.
+    # With an attention mask, the model would not detect that positions restart.
     assert set(collate(rows)) == {"input_ids", "position_ids", "labels"}
 
 
@@ -270,7 +270,7 @@ def test_masks_are_determined_by_batch_and_epoch(both_ends: TriviumTokenizer) ->
     collate = make_collator(TASKS["masked-lm"], both_ends, TriviumForMaskedLM(config), inputs)
     state = torch.random.get_rng_state()
     first = collate(rows)
-    # Masking leaves the random state of dropout alone, which a resumed run restores.
+    # Masking must not advance the global RNG, which dropout uses and resumed runs restore.
     assert torch.equal(torch.random.get_rng_state(), state)
     collate(rows[1:])
     again = collate(rows)
@@ -311,7 +311,7 @@ def test_problem_type_follows_from_labels(labels: list[Any], problem_type: str, 
 def test_floats_are_regression_and_so_is_explicit_type() -> None:
     regression = {"problem_type": "regression", "num_labels": 1}
     assert label_facts([1, 0.5, 2]) == regression
-    assert label_facts(["0.5", "2"], "regression") == regression  # A CSV file stores them like this.
+    assert label_facts(["0.5", "2"], "regression") == regression  # as read from a CSV file
     with pytest.raises(ValueError, match=r"list.*labels.*0\.5"):
         label_facts([[0.5, 1.0]])
 
@@ -336,7 +336,7 @@ def test_label_encoding_round_trips() -> None:
 
 
 def test_multi_labels_are_ordered_by_id() -> None:
-    """A saved configuration lists labels by name."""
+    """Multi-hot labels must follow the label ids, although a saved configuration sorts `label2id` by name."""
     config = tiny_config(
         problem_type="multi_label_classification", label2id={"dog": 1, "eel": 0}, id2label={0: "eel", 1: "dog"}
     )
@@ -365,7 +365,7 @@ def test_labeled_batches_fit_the_model(both_ends: TriviumTokenizer, labels: list
     assert model(**batch).loss > 0
 
 
-# --- Refusals --------------------------------------------------------------------------------------------------------
+# --- Errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
