@@ -17,9 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
-from trivium import modeling
 from trivium.modeling import (
     TriviumDecoderModel,
     TriviumEncoderModel,
@@ -28,6 +27,7 @@ from trivium.modeling import (
     TriviumModel,
 )
 from trivium.storage.atomic import check_free, whole_folder
+from trivium.storage.saved_model import check_model_files, read_model_class
 from trivium.tokenization import TriviumTokenizer
 
 Weights = Mapping[str, torch.Tensor]
@@ -306,19 +306,8 @@ def join_folders(
 
 
 def _load(folder: Path) -> tuple[Any, TriviumTokenizer]:
-    for name, kind in {
-        "config.json": "saved model",
-        "tokenizer_config.json": "model with its tokenizer",
-    }.items():
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is not a {kind}: it has no {name}.")
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    model_class = getattr(modeling, (config.architectures or [""])[0], None)
-    if config.model_type != "trivium" or model_class is None:
-        raise ValueError(
-            f"{folder} holds a model of model_type {config.model_type!r} and architectures {config.architectures}, "
-            "but must hold a Trivium model."
-        )
+    check_model_files(folder, with_tokenizer=True)
+    config, model_class = read_model_class(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(tokenizer, TriviumTokenizer):
         raise ValueError(

@@ -36,6 +36,7 @@ from trivium.hub.public import data_name, load_card_arguments, public_recipe, wi
 from trivium.hub.usage import Usage, auto_code, command_code, pipeline_code, usage_of
 from trivium.recipe import CardArguments, Recipe, load_recipe
 from trivium.storage.names import RECIPE_FILE
+from trivium.storage.saved_model import check_model_files
 from trivium.tasks import prompts_of
 
 CARD_FILE = "README.md"
@@ -226,8 +227,7 @@ class _Facts:
 
 
 def _read_facts(folder: Path, overrides: Sequence[str]) -> _Facts:
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is not a saved model: it has no config.json.")
+    check_model_files(folder)
     if invalid := [text for text in overrides if not re.match(r"card\.\w+=", text)]:
         raise ValueError(f"overrides has {invalid[0]!r}, but must have card.field=value, such as card.license=mit.")
     weights_of(folder)  # raises a FileNotFoundError if there are no weights

@@ -26,6 +26,7 @@ from trivium.interop.families import FAMILIES
 from trivium.interop.mapping import Family
 from trivium.storage.atomic import check_free, whole_folder
 from trivium.storage.json_object import read_json_object
+from trivium.storage.saved_model import check_model_files
 from trivium.tokenization import TriviumTokenizer
 
 MAX_SHARD_SIZE = "5GB"
@@ -121,9 +122,8 @@ def _resolve(source: str | Path) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """Read config.json; reject invalid files and quantized models."""
+    check_model_files(folder)
     path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a saved model: it has no config.json.")
     config = read_json_object(path)
     if "quantization_config" in config:
         raise ValueError(

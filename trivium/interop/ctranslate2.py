@@ -21,10 +21,9 @@ from typing import Any, Self
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import GenerateBeamEncoderDecoderOutput
 
-from trivium import modeling
 from trivium.configuration import TriviumConfig
 from trivium.modeling import TriviumEncoderModel, TriviumForCausalLM, TriviumForConditionalGeneration
 from trivium.modeling.attention import MultiHeadAttention
@@ -33,6 +32,7 @@ from trivium.modeling.layers import Residual
 from trivium.modeling.positions import sinusoidal_encoding
 from trivium.modeling.stacks import TriviumDecoder, TriviumEncoder, TriviumStack
 from trivium.storage.atomic import check_free, whole_folder
+from trivium.storage.saved_model import check_model_files, read_model_class
 
 CONFIG_FILE = "trivium_config.json"  # config.json is CTranslate2's
 CONVERTIBLE = (TriviumForConditionalGeneration, TriviumForCausalLM, TriviumEncoderModel)
@@ -135,15 +135,8 @@ def _load(
             raise ValueError("tokenizer is None, but must be set if source is a model and not a folder.")
         model = source
     else:
-        if not (Path(source) / "config.json").is_file():
-            raise FileNotFoundError(f"{source} is not a saved model: it has no config.json.")
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        model_class = getattr(modeling, (config.architectures or [""])[0], None)
-        if config.model_type != "trivium" or model_class is None:
-            raise ValueError(
-                f"{source} holds a model of model_type {config.model_type!r} and architectures "
-                f"{config.architectures}, but must hold a Trivium model."
-            )
+        check_model_files(Path(source))
+        config, model_class = read_model_class(Path(source))
         model = model_class.from_pretrained(source, config=config)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if type(model).__name__ not in {model_class.__name__ for model_class in CONVERTIBLE}:

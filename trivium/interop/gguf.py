@@ -29,6 +29,7 @@ from trivium.interop.mapping import Family, Shape
 from trivium.modeling import TriviumForCausalLM
 from trivium.modeling.positions import RotaryEmbedding
 from trivium.storage.atomic import whole_files
+from trivium.storage.saved_model import check_model_files
 
 QUANTIZATIONS = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}  # names in gguf.LlamaFileType
 ROPE_TYPES = ("default", "linear", "llama3")  # only types with constant frequencies and unscaled attention
@@ -77,8 +78,7 @@ def to_gguf(source: str | Path, output: str | Path, quantization: str | None = N
         raise ValueError(f"output is {output}, but must be the name of a new file that ends in '.gguf'.")
     if quantization not in (None, *QUANTIZATIONS):
         raise ValueError(f"quantization is {quantization!r}, but must be one of {', '.join(QUANTIZATIONS)} for GGUF.")
-    if not (source / "config.json").is_file():
-        raise FileNotFoundError(f"{source} is not a saved model: it has no config.json.")
+    check_model_files(source)
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     family = _select_architecture(source, config)
     vocabulary = read_vocabulary(source, config.vocab_size)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from trivium.storage.saved_model import check_model_files
 from trivium.tokenization import TriviumTokenizer
 from trivium.tokenization.train_tokenizer import WORDS
 
@@ -76,8 +77,7 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
         FileNotFoundError: The folder has no tokenizer.
         ValueError: llama.cpp would encode texts differently.
     """
-    if not (folder / "tokenizer_config.json").is_file():
-        raise FileNotFoundError(f"{folder} is not a model with its tokenizer: it has no tokenizer_config.json.")
+    check_model_files(folder, with_tokenizer=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if len(tokenizer) > vocab_size:
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -23,9 +23,9 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
-from trivium import modeling
 from trivium.configuration import TriviumConfig
 from trivium.storage.atomic import check_free, whole_folder
+from trivium.storage.saved_model import check_model_files, read_model_class
 
 # Exportable model classes and their output types.
 OUTPUTS: dict[str, type[ModelOutput]] = {
@@ -84,16 +84,8 @@ def to_onnx(source: str | Path, output: str | Path) -> None:
 
 def load_for_export(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a saved model in float32, and its tokenizer; refuse models that cannot be exported."""
-    for name, what in {"config.json": "saved model", "tokenizer_config.json": "model with its tokenizer"}.items():
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is not a {what}: it has no {name}.")
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    name = (config.architectures or [""])[0]
-    if config.model_type != "trivium" or name not in OUTPUTS:
-        raise ValueError(
-            f"{folder} holds a model of model_type {config.model_type!r} and architectures {config.architectures}, "
-            f"but must hold one of {', '.join(OUTPUTS)}."
-        )
+    check_model_files(folder, with_tokenizer=True)
+    config, model_class = read_model_class(folder, OUTPUTS)
     if config.rope_type in ("dynamic", "longrope"):
         raise ValueError(
             f"rope_type is {config.rope_type!r}, but must be 'default', 'linear', 'yarn' or 'llama3' for ONNX: "
@@ -101,7 +93,7 @@ def load_for_export(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         )
     # Eager attention handles fully masked queries explicitly; fused attention would leave them to the engine.
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
-    model = getattr(modeling, name).from_pretrained(folder, config=config, **options)
+    model = model_class.from_pretrained(folder, config=config, **options)
     return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
