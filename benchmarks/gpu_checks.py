@@ -124,20 +124,21 @@ def check_attention(setting: Setting) -> list[Row]:
 
     def logits(inputs: dict[str, torch.Tensor], attention: str, device: torch.device, dtype: torch.dtype) -> Any:
         model = build(attn_implementation=attention).eval().to(device, dtype)
-        mask = inputs["labels"] != -100
-        return model(**to(device, inputs)).logits.cpu()[mask]
+        found = model(**to(device, inputs)).logits.cpu()
+        assert found.isfinite().all(), f"logits of {attention} in {dtype} are not finite"
+        return found[(inputs["labels"] != -100) & inputs["attention_mask"].any(dim=1, keepdim=True)]
 
     cpu, single = torch.device("cpu"), torch.float32
     rows = []
-    for name, inputs in (("no padding", whole), ("padding", padded), ("a fully masked row", masked)):
+    # The result of the fully masked row itself depends on the kernel: it is only required to be finite.
+    for name, inputs in (("no padding", whole), ("padding", padded), ("beside a fully masked row", masked)):
         expected = logits(inputs, "eager", cpu, single)
         for attention in ("eager", "sdpa"):
             rows.append(row(f"{name}, {attention}", logits(inputs, attention, setting.device, single), expected, 1e-3))
             found = logits(inputs, attention, setting.device, half)
             rows.append(row(f"{name}, {attention}, {half}", found, expected, 0.1))
-    del whole["attention_mask"]  # on GPUs, flash attention does not support masks
     expected = logits(whole, "eager", cpu, single)
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # takes no mask; transformers drops a mask of ones
         rows.append(row(f"flash attention, {half}", logits(whole, "sdpa", setting.device, half), expected, 0.1))
     return rows
 

@@ -182,7 +182,7 @@ class MultiHeadAttention(nn.Module):
             return self._project_keys_and_values(memory, tokens)
         if cache.is_updated.get(self.layer_idx):
             layer = cache.cross_attention_cache.layers[self.layer_idx]
-            return layer.keys, layer.values
+            return layer.keys.to(memory.device), layer.values.to(memory.device)  # an offloaded cache is on the CPU
         key, value = self._project_keys_and_values(memory, tokens)
         cache.is_updated[self.layer_idx] = True
         return cache.cross_attention_cache.update(key, value, self.layer_idx)

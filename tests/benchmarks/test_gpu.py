@@ -40,7 +40,7 @@ def test_finished_parts_are_skipped(gpu: Callable, tmp_path: Path, capsys: pytes
     assert gpu(command) == 0
     assert "check-attention: finished before" in capsys.readouterr().out
     table = (tmp_path / "results.md").read_text()
-    assert "| a fully masked row, sdpa |" in table
+    assert "| beside a fully masked row, sdpa |" in table
     assert "smoke test" in table
 
 
