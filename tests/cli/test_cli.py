@@ -26,6 +26,8 @@ from trivium import (
 from trivium.tokenization import train_tokenizer
 from trivium_cli import app, text_files, texts
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 CAT, DOGS, CLOUDS, BIRDS = TEXTS = [
     "the cat sat on the mat.",
     "two dogs ran\nacross the road.",
@@ -54,13 +56,6 @@ def rows_of(output: str) -> list[list[tuple[str, float]]]:
 
 
 # --- Models that memorized four texts --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _seed() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 @pytest.fixture(scope="module")
