@@ -38,6 +38,21 @@ def folder(tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer) 
     return folder
 
 
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the portability check, which takes seconds, in tests of the upload itself."""
+    # `push()` and the command look up `check_folder` in different modules.
+    for module in ("trivium.hub.pushing", "trivium.hub"):
+        monkeypatch.setattr(f"{module}.check_folder", lambda folder, trust_remote_code: None)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip drawing the pictures of cards, which takes seconds; `test_card.py` draws them."""
+    monkeypatch.setattr("trivium.hub.card.draw_attention", lambda *arguments: b"attention")
+    monkeypatch.setattr("trivium.hub.card.draw_curves", lambda *arguments: b"curves")
+
+
 @pytest.fixture(scope="session")
 def card_tokenizer() -> TriviumTokenizer:
     return train_tokenizer(CARD_TEXTS * 2, vocab_size=330)
