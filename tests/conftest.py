@@ -51,6 +51,14 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def seeded() -> Iterator[None]:
+    """Seed all generators before the module's other fixtures are built, which is before `seed` takes effect."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """Start a local Hub, and configure huggingface_hub to use it: online, logged in, retrying without delay."""

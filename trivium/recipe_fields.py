@@ -14,7 +14,8 @@ from transformers import Seq2SeqTrainingArguments
 
 from trivium.configuration import PRESETS, TriviumConfig
 from trivium.data.mixing import MixArguments, MixedSource
-from trivium.recipe import GENERATION_TYPES, TYPE_NAMES, Recipe, recipe_path
+from trivium.recipe import Recipe, recipe_path
+from trivium.recipe_checks import GENERATION_TYPES, TYPE_NAMES
 from trivium.tasks import TASKS
 
 COMMENT_WIDTH = 100

@@ -26,6 +26,8 @@ from trivium import (
 from trivium.tokenization import train_tokenizer
 from trivium_cli import app, text_files, texts
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 CAT, DOGS, CLOUDS, BIRDS = TEXTS = [
     "the cat sat on the mat.",
     "two dogs ran\nacross the road.",
@@ -54,13 +56,6 @@ def rows_of(output: str) -> list[list[tuple[str, float]]]:
 
 
 # --- Models that memorized four texts --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _seed() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +169,9 @@ def test_translate_prints_one_line_per_text(translator: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("engine", ["ctranslate2", "onnx"])
 def test_converted_translator_gives_same_output(tokenizer: TriviumTokenizer, tmp_path: Path, engine: str) -> None:
-    """Test with one layer per stack, because tracing an ONNX graph takes seconds per layer."""
-    model = TriviumForConditionalGeneration(
-        tiny_config(vocab_size=len(tokenizer), encoder_layers=1, decoder_layers=1, norm_position="pre")
-    )
+    """Test with few operations, because tracing an ONNX graph takes seconds per layer, and some for sinusoids."""
+    shape = {"encoder_layers": 1, "decoder_layers": 1, "norm_position": "pre", "position_embedding_type": "learned"}
+    model = TriviumForConditionalGeneration(tiny_config(vocab_size=len(tokenizer), **shape))
     folder, converted = save(shake(model, std=0.3), tokenizer, tmp_path / "model"), tmp_path / "converted"
     assert f"--engine {engine}" in printed("convert", folder, converted, "--to", engine)
     short = ["--max-length", "8"]

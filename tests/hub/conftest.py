@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from cards import TEXTS as CARD_TEXTS
+from cards import save_small
 from hub_folders import save
 from tiny import tiny_model
 from transformers import PreTrainedModel
@@ -34,3 +36,30 @@ def folder(tmp_path: Path, model: PreTrainedModel, tokenizer: TriviumTokenizer) 
         (folder / name).write_bytes(b"secret")
     (folder / "LICENSE").write_text("Apache-2.0")
     return folder
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the portability check, which takes seconds, in tests of the upload itself."""
+    # `push()` and the command look up `check_folder` in different modules.
+    for module in ("trivium.hub.pushing", "trivium.hub"):
+        monkeypatch.setattr(f"{module}.check_folder", lambda folder, trust_remote_code: None)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip drawing the pictures of cards, which takes seconds; `test_card.py` draws them."""
+    monkeypatch.setattr("trivium.hub.card.draw_attention", lambda *arguments: b"attention")
+    monkeypatch.setattr("trivium.hub.card.draw_curves", lambda *arguments: b"curves")
+
+
+@pytest.fixture(scope="session")
+def card_tokenizer() -> TriviumTokenizer:
+    return train_tokenizer(CARD_TEXTS * 2, vocab_size=330)
+
+
+@pytest.fixture
+def bare(card_tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
+    """Return a folder written by `save_pretrained`, which is not a run."""
+    save_small(TriviumForConditionalGeneration, card_tokenizer, tmp_path / "bare")
+    return tmp_path / "bare"

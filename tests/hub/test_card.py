@@ -4,14 +4,12 @@ import ast
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from cards import TEXTS, card_of, code_of, parsed, save_small
+from cards import card_of, code_of, parsed, save_small
 from huggingface_hub import InferenceClient, ModelCard
 from model_classes import LAYERS as CLASSES
 from paths import ROOT
@@ -27,7 +25,6 @@ from trivium import (
 from trivium.hub.card import MARK, has_own_card, render_card
 from trivium.metrics import METRICS
 from trivium.recipe import CardArguments, available_recipes, load_recipe
-from trivium.tokenization import train_tokenizer
 from trivium_cli import app
 
 RUN = {
@@ -55,30 +52,11 @@ EVALUATION: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _seed() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> TriviumTokenizer:
-    return train_tokenizer(TEXTS * 2, vocab_size=330)
-
-
 @pytest.fixture
-def bare(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
-    """Return a folder written by `save_pretrained`."""
-    save_small(TriviumForConditionalGeneration, tokenizer, tmp_path / "bare")
-    return tmp_path / "bare"
-
-
-@pytest.fixture
-def run(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
+def run(card_tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
     """Return the folder of a run that was trained and evaluated."""
     folder = tmp_path / "run"
-    model = save_small(TriviumForConditionalGeneration, tokenizer, folder, dropout=0.3, label_smoothing=0.2)
+    model = save_small(TriviumForConditionalGeneration, card_tokenizer, folder, dropout=0.3, label_smoothing=0.2)
     model.generation_config.max_new_tokens = 4
     model.save_pretrained(folder)
     recipe = load_recipe("multi30k", [f"data.{part}=/home/me/secret/corpus/{part}" for part in ("train", "test")] + [
@@ -118,7 +96,7 @@ def table_of(text: str) -> dict[str, list[str]]:
 # --- Facts -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_statement_matches_its_source(run: Path, tokenizer: TriviumTokenizer) -> None:
+def test_every_statement_matches_its_source(run: Path, card_tokenizer: TriviumTokenizer) -> None:
     card = card_of(run)
     table, text = table_of(card.text), " ".join(card.text.split())
     assert headings_of(card.text)[0] == "Captions"
@@ -130,7 +108,7 @@ def test_every_statement_matches_its_source(run: Path, tokenizer: TriviumTokeniz
     assert table["feed-forward network"] == ["width 40, relu"]
     assert table["positions"] == ["sinusoidal, designed for up to 64 tokens"]
     assert table["normalization"] == ["LayerNorm after each sub-layer"]
-    assert table["vocabulary"] == [f"{len(tokenizer)} tokens"]
+    assert table["vocabulary"] == [f"{len(card_tokenizer)} tokens"]
     model = TriviumForConditionalGeneration.from_pretrained(run)
     assert table["parameters"] == [f"{model.num_parameters():,}"]
 
@@ -216,9 +194,9 @@ def test_every_metric_has_a_hub_name() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_parameter_count_matches_model(
-    model_class: type[PreTrainedModel], tied: bool, tokenizer: TriviumTokenizer, tmp_path: Path
+    model_class: type[PreTrainedModel], tied: bool, card_tokenizer: TriviumTokenizer, tmp_path: Path
 ) -> None:
-    model = save_small(model_class, tokenizer, tmp_path, tie_word_embeddings=tied)
+    model = save_small(model_class, card_tokenizer, tmp_path, tie_word_embeddings=tied)
     assert table_of(card_of(tmp_path).text)["parameters"] == [f"{model.num_parameters():,}"]
     (tmp_path / "model.safetensors").unlink()
     model.save_pretrained(tmp_path, max_shard_size="40KB")
@@ -226,22 +204,22 @@ def test_parameter_count_matches_model(
     assert table_of(card_of(tmp_path).text)["parameters"] == [f"{model.num_parameters():,}"]
 
 
-def test_model_shape_is_described(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_model_shape_is_described(card_tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "num_key_value_heads": 2, "gated_ffn": True, "activation_function": "silu", "norm_type": "rmsnorm",
         "norm_position": "pre", "position_embedding_type": "learned", "decoder_vocab_size": 99, "sliding_window": 1024,
     }  # fmt: skip
-    save_small(TriviumForConditionalGeneration, tokenizer, tmp_path, **options)
+    save_small(TriviumForConditionalGeneration, card_tokenizer, tmp_path, **options)
     table = table_of(card_of(tmp_path).text)
     assert table["attention"] == ["4 heads, 2 key-value heads, sliding window of 1,024 tokens"]
     assert table["feed-forward network"] == ["gated, width 40, silu"]
     assert table["normalization"] == ["RMSNorm before each sub-layer"]
     assert table["positions"] == ["learned, at most 64 tokens"]
-    assert table["vocabulary"] == [f"{len(tokenizer)} source tokens, 99 target tokens"]
+    assert table["vocabulary"] == [f"{len(card_tokenizer)} source tokens, 99 target tokens"]
 
 
-def test_labels_are_listed(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
-    save_small(TriviumForSequenceClassification, tokenizer, tmp_path, id2label={0: "air", 1: "ground"})
+def test_labels_are_listed(card_tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+    save_small(TriviumForSequenceClassification, card_tokenizer, tmp_path, id2label={0: "air", 1: "ground"})
     assert "2 labels: `air`, `ground`." in card_of(tmp_path).text
 
 
@@ -276,9 +254,9 @@ def test_no_empty_sections(run: Path, missing: str) -> None:
 
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_folder_without_metadata_has_a_short_card(
-    model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer, tmp_path: Path
+    model_class: type[PreTrainedModel], card_tokenizer: TriviumTokenizer, tmp_path: Path
 ) -> None:
-    save_small(model_class, tokenizer, tmp_path)
+    save_small(model_class, card_tokenizer, tmp_path)
     files = render_card(tmp_path, "someone/model")
     assert list(files) == ["README.md"]
     card = ModelCard(files["README.md"].decode())

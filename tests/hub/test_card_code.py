@@ -3,13 +3,11 @@
 import ast
 import json
 import shlex
-from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from cards import TEXTS, card_of, code_of, save_small
 from clean import run_without_trivium
 from model_classes import LAYERS as CLASSES
@@ -28,26 +26,6 @@ from trivium.recipe import load_recipe
 from trivium.tokenization import train_tokenizer
 from trivium_cli import app
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _seed() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> TriviumTokenizer:
-    return train_tokenizer(TEXTS * 2, vocab_size=330)
-
-
-@pytest.fixture
-def bare(tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
-    """Return a folder written by `save_pretrained`."""
-    save_small(TriviumForConditionalGeneration, tokenizer, tmp_path / "bare")
-    return tmp_path / "bare"
-
-
 RUN_CODE = """
 import io
 from contextlib import redirect_stdout
@@ -63,7 +41,7 @@ Path("printed.json").write_text(json.dumps(printed))
 
 
 @pytest.mark.slow
-def test_code_on_card_runs_without_package(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+def test_code_on_card_runs_without_package(card_tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     blocks = {}
     for model_class in CLASSES:
         options: dict[str, dict[str, Any]] = {"": {}}
@@ -73,7 +51,8 @@ def test_code_on_card_runs_without_package(tokenizer: TriviumTokenizer, tmp_path
         for ending, extra in options.items():
             name = model_class.__name__ + ending
             open_ended = model_class is TriviumForCausalLM
-            save_small(model_class, tokenizer if not open_ended else without_end(tokenizer), tmp_path / name, **extra)
+            tokenizer = without_end(card_tokenizer) if open_ended else card_tokenizer
+            save_small(model_class, tokenizer, tmp_path / name, **extra)
             with chdir(tmp_path):
                 blocks[name] = code_of(card_of(Path(name), repo_id=f"{tmp_path}/{name}").text, "python")
     run_without_trivium(RUN_CODE, blocks, folder=tmp_path)
@@ -109,8 +88,10 @@ def without_end(tokenizer: TriviumTokenizer) -> TriviumTokenizer:
         TriviumForTokenClassification,
     ],
 )
-def test_commands_on_card_run(model_class: type[PreTrainedModel], tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
-    save_small(model_class, tokenizer, tmp_path / "model")
+def test_commands_on_card_run(
+    model_class: type[PreTrainedModel], card_tokenizer: TriviumTokenizer, tmp_path: Path
+) -> None:
+    save_small(model_class, card_tokenizer, tmp_path / "model")
     download, command = code_of(card_of(tmp_path / "model").text, "bash")[0].splitlines()
     assert download == "hf download someone/model --local-dir model"
     with chdir(tmp_path):
@@ -119,8 +100,8 @@ def test_commands_on_card_run(model_class: type[PreTrainedModel], tokenizer: Tri
     assert result.stdout.strip()
 
 
-def test_completion_prompt_matches_training(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
-    save_small(TriviumForCausalLM, tokenizer, tmp_path)
+def test_completion_prompt_matches_training(card_tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+    save_small(TriviumForCausalLM, card_tokenizer, tmp_path)
     recipe = load_recipe("numbers", ["task=completion", "inputs.prompt='{source} = '", "metrics=null",
                                      "training.predict_with_generate=false", "card.examples=[two dogs]"])  # fmt: skip
     recipe.save(tmp_path)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from clean import run_without_trivium
 from hub_folders import save
 from hub_server import HubServer
 from safetensors.torch import load_file, save_file
@@ -13,7 +15,7 @@ from tiny import tiny_model
 from transformers import PreTrainedModel
 
 from trivium import TriviumTokenizer
-from trivium.hub import check_folder, push
+from trivium.hub import check_folder, probe, push
 from trivium.tokenization import train_tokenizer
 
 REPO = "someone/model"
@@ -118,16 +120,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: append(f / "layers.py", "\nimport absent"),
         "does not load .*absent",
     ),
-    "code with other results": (
-        lambda f: append(
-            f / "loss.py", "\nimport torch\ntorch.nn.functional.linear = lambda x, w, b=None: x @ w.T * 2"
-        ),
-        "computes different",
-    ),
 }
 
-
-LONG = "code with a missing import"  # only loading in a subprocess detects this, or code with other outputs
+# Only loading the folder in a fresh process detects this.
+LONG = "code with a missing import"
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == LONG else k for k in BROKEN])
@@ -140,6 +136,32 @@ def test_broken_folder_is_refused(
     with pytest.raises(ValueError, match=message) as refusal:
         push(tmp_path / "saved", REPO, trust_remote_code=True)
     assert "\n" not in str(refusal.value)
+    assert hub.requests == []
+
+
+# Runs the probe as a script, in a process without Trivium.
+PROBE = """
+import runpy
+sys.argv = arguments
+runpy.run_path(arguments[0], run_name="__main__")
+"""
+
+
+def test_code_with_other_results_is_refused(
+    folder: Path, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run the probe in a fork of a process that has imported transformers, which a fresh one does in seconds."""
+
+    def compute_in_fork(folder: Path, auto_class: str) -> dict[str, torch.Tensor]:
+        results = tmp_path / "results.safetensors"
+        run_without_trivium(PROBE, probe.__file__, str(folder), auto_class, str(results), folder=tmp_path)
+        return load_file(results)
+
+    monkeypatch.setattr("trivium.hub.checking._compute_without_trivium", compute_in_fork)
+    check_folder(folder)
+    append(folder / "loss.py", "\nimport torch\ntorch.nn.functional.linear = lambda x, w, b=None: x @ w.T * 2")
+    with pytest.raises(ValueError, match="computes different"):
+        push(folder, REPO, trust_remote_code=True)
     assert hub.requests == []
 
 

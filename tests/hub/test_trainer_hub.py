@@ -124,6 +124,7 @@ def test_every_commit_is_a_complete_model(hub: HubServer, tmp_path: Path) -> Non
     assert not torch.equal(first, second)
 
 
+@pytest.mark.usefixtures("unchecked", "undrawn")
 def test_trainer_pushes_the_same_files_as_the_command(hub: HubServer, tmp_path: Path) -> None:
     """The commits must not contain pickles, TensorBoard files or local paths."""
     run = tmp_path / "run"
@@ -191,6 +192,7 @@ def test_card_written_by_user_is_pushed_unchanged(hub: HubServer, tmp_path: Path
     assert hub.files("someone/mine")["README.md"] == b"---\nlicense: mit\n---\n# Mine\n"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_hub_branch_is_created_when_run_starts(hub: HubServer, tmp_path: Path) -> None:
     draft = ["training.hub_model_id=someone/drafted", "training.hub_revision=draft", "training.max_steps=1"]
     train(pushing_recipe(tmp_path / "run", *draft))

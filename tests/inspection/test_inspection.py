@@ -1,7 +1,6 @@
 """Test that plots of a model's internals show the values that the model computes."""
 
 import io
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -33,13 +32,6 @@ WAYS = {
     TriviumForMaskedLM: {"decoder_layers": 0},
     TriviumForSequenceClassification: {"decoder_layers": 0},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _seed() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Compare the evaluator with naive loops over single tokens or texts, for all tasks."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,15 +20,10 @@ from trivium.modeling.loss import IGNORE_INDEX
 from trivium.tasks import TASKS, InputArguments, encode_rows, label_facts, make_collator
 from trivium.tokenization import train_tokenizer
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 TEXTS = ["one", "two dogs ran across the road and never came back to the house", "three cats", "birds fly south"]
 ROWS = [{"text": text} for text in TEXTS]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _seed() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -144,15 +144,17 @@ def test_invalid_inputs_are_refused(name, inputs, message):
         load_metric(name).compute(**inputs)
 
 
-def test_metrics_work_offline_and_leave_no_files(tmp_path: Path):
-    """Run in a new process in which every connection fails, and check that `evaluate` is not imported."""
+def test_import_and_metrics_are_light_and_offline_and_leave_no_files(tmp_path: Path):
+    """Run in a new process in which every connection fails; importing Trivium must not import packages for data."""
     script = """
 import sys, socket
 def refuse(*args, **kwargs):
-    raise AssertionError("a metric opened a connection")
+    raise AssertionError("a connection was opened")
 socket.socket.connect = socket.getaddrinfo = refuse
+from trivium import *
 from trivium.metrics import METRICS, NUMBER_METRICS, load_metric
-assert not {"evaluate", "sacrebleu", "sklearn"} & set(sys.modules), "importing must be light"
+heavy = {"datasets", "evaluate", "omegaconf", "sacrebleu", "sklearn", "typer"} & set(sys.modules)
+assert not heavy, f"importing must be light, but imports {heavy}"
 for name in METRICS:
     inputs = dict(predictions=["a", "b"], references=["a", "c"])
     if name == "perplexity":

@@ -44,6 +44,8 @@ from trivium.modeling.pipeline_translation import EXTRA_LENGTH, TranslationPipel
 from trivium.tokenization import train_tokenizer
 from trivium.translation import translate
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 TEXTS = ["birds fly", "the cat sat on the mat", "two dogs ran across the road and came back"]
 GERMAN = ["Vögel fliegen", "die Katze saß auf der Matte", "zwei Hunde liefen über die Straße und kamen zurück"]
 MASKED = ["birds <mask>", "the <mask> sat on the mat", "two dogs ran across the <mask> and came back"]
@@ -119,13 +121,6 @@ def assert_alike(actual: Any, expected: Any) -> None:
 
 def custom_pipelines(folder: Path) -> Any:
     return json.loads((folder / "config.json").read_text()).get("custom_pipelines")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _seed() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 def train_model(model: PreTrainedModel, tokenizer: TriviumTokenizer) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from trivium.data.readers import (
     parallel_rows,
     separator_hint,
 )
-from trivium.data.structured import FIELDS, LISTS_OF_TEXTS, QUESTION, READ, check_example, name_tags
+from trivium.data.structured import FIELDS, QUESTION, READ, as_text, check_example, name_tags
 
 # Control characters except tabs and line breaks; those above U+007F are often text in cp1252 read as Latin-1.
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -118,8 +118,7 @@ def examples_of_files(
 def find_control(example: Mapping[str, Any]) -> str | None:
     """Describe the first control character in the texts of a row and its position; None if there is none."""
     for name, value in example.items():
-        text = " ".join(value) if name in LISTS_OF_TEXTS else value
-        if name not in ("label", "answers") and (match := CONTROL.search(text)):
+        if name not in ("label", "answers") and (match := CONTROL.search(as_text(value))):
             return f"the {name} has the control character U+{ord(match[0]):04X} at position {match.start() + 1}"
     return None
 

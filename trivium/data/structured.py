@@ -1,6 +1,6 @@
 """Validate list columns: words and tags, document sentences, reference summaries, and answers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datasets import List, Value
@@ -10,9 +10,13 @@ DOCUMENT = ("document", "references")
 QUESTION = ("question", "context", "answers")
 # Maps columns of a task to the fields of the `data:` section that name them; by default the field has the same name.
 FIELDS = {"words": "text", "tags": "label", "document": "source", "references": "target"}
-LISTS_OF_TEXTS = ("words", "tags", "references")
-FEATURES: dict[str, Any] = dict.fromkeys(LISTS_OF_TEXTS, List(Value("string")))
+FEATURES: dict[str, Any] = dict.fromkeys(("words", "tags", "references"), List(Value("string")))
 FEATURES["answers"] = {"text": List(Value("string")), "answer_start": List(Value("int64"))}
+
+
+def as_text(value: str | Sequence[str]) -> str:
+    """Return a column's value as one text; a list of words, sentences or references is joined by spaces."""
+    return value if isinstance(value, str) else " ".join(value)
 
 
 def read_words(value: Any, place: str) -> list[str]:
@@ -49,7 +53,7 @@ def read_document(value: Any, place: str) -> str:
     is_text = isinstance(sentences, list) and all(isinstance(sentence, str) for sentence in sentences)
     if not is_text or not "".join(sentences).strip():
         raise ValueError(f"{place} is {value!r}, but must be a text or a list of sentences, and not blank.")
-    return " ".join(sentences)
+    return as_text(sentences)
 
 
 def read_references(value: Any, place: str) -> list[str]:

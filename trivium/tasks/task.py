@@ -13,7 +13,7 @@ from transformers import (
 from trivium.configuration import TriviumConfig
 from trivium.data.loading import LABELED_TEXT, PAIR, TEXT
 from trivium.data.shares import ENCODED_ROWS, EncodedStream
-from trivium.data.structured import DOCUMENT, QUESTION, TAGGED_WORDS
+from trivium.data.structured import DOCUMENT, QUESTION, TAGGED_WORDS, as_text
 from trivium.metrics import (
     ANSWER_METRICS,
     LABEL_METRICS,
@@ -102,8 +102,7 @@ class Task:
 
     def text_of(self, row: Mapping[str, Any]) -> str:
         """Return the input text of a row."""
-        text = f"{row['question']} {row['context']}" if self.columns == QUESTION else row[self.columns[0]]
-        return text if isinstance(text, str) else " ".join(text)
+        return as_text([row["question"], row["context"]] if self.columns == QUESTION else row[self.columns[0]])
 
     def metrics_for(self, config: TriviumConfig) -> tuple[str, ...]:
         """Return the names of the metrics that apply to a model; regression and classification metrics differ.

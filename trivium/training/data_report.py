@@ -13,6 +13,7 @@ from trivium.configuration import TriviumConfig
 from trivium.data.directions import split_directions
 from trivium.data.examples import find_control, placed_examples
 from trivium.data.loading import DataArguments, file_arguments, load_and_count
+from trivium.data.structured import as_text
 from trivium.recipe import Recipe
 from trivium.tasks.encode import max_length_of
 from trivium.tasks.task import ENCODED_ROWS
@@ -105,7 +106,7 @@ def report_data(recipe: Recipe, *, max_rows: int = MAX_ROWS) -> DataReport:
             hashes[split].add(rows, columns)
             for row in rows:
                 for name in texts:
-                    characters[split].update(_text(row[name]))
+                    characters[split].update(as_text(row[name]))
             kept += rows if split == "train" else []
         if kept:
             count = min(SAMPLES, len(kept))
@@ -143,7 +144,7 @@ def _count(
     report.control += sum(find_control(row) is not None for row in rows)
     for name in texts:
         argument = "text_target" if name == recipe.kind.target else "text"
-        values = [_text(row[name]) for row in rows]
+        values = [as_text(row[name]) for row in rows]
         lengths = [len(ids) for ids in tokenizer(**{argument: values}, verbose=False)["input_ids"]]
         report.lengths.setdefault(name, []).extend(lengths)
         too_long = 0 if recipe.inputs.packing else sum(n > max_length_of(config, recipe.inputs) for n in lengths)
@@ -154,11 +155,6 @@ def _count(
     if "tags" in recipe.kind.columns:
         for row in rows:
             report.labels.update(row["tags"])
-
-
-def _text(value: Any) -> str:
-    """Return a column of a row as one text; lists of words or references are joined."""
-    return value if isinstance(value, str) else " ".join(value)
 
 
 class _Hashes:
