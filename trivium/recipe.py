@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -120,6 +121,31 @@ class CardArguments:
 
 
 @dataclass
+class LearningArguments:
+    """Methods that learn more from the same data: the `learning:` section of a recipe.
+
+    Attributes:
+        muon_learning_rate: Peak learning rate of the weight matrices inside the layers, which Muon then trains instead
+            of AdamW. All other parameters keep AdamW and `training.learning_rate`; both follow the same schedule. None
+            for AdamW alone.
+    """
+
+    muon_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: The message names the field, its value and what is allowed.
+        """
+        rate = self.muon_learning_rate
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(
+                f"learning.muon_learning_rate is {rate}, but must be greater than 0 and finite, or null for AdamW."
+            )
+
+
+@dataclass
 class Recipe:
     """Complete configuration of a run, from which it can be reproduced. Unknown fields are rejected in all sections.
 
@@ -131,6 +157,7 @@ class Recipe:
         model: `preset`, the name of a preset, and fields of `TriviumConfig` that override it; null selects the first
             preset. A task uses only the layers of the preset that it needs: `masked-lm` only the encoder.
         training: Fields of `Seq2SeqTrainingArguments`; null selects the default.
+        learning: Methods that learn more from the same data.
         generation: Fields of `GenerationConfig`, which are saved with the model as its defaults.
         metrics: Names of metrics, as accepted by `trivium.metrics.load_metric`; None for the task's default.
         early_stopping_patience: Stop after this many evaluations without improvement; None to disable.
@@ -148,6 +175,7 @@ class Recipe:
     inputs: InputArguments = field(default_factory=InputArguments)
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    learning: LearningArguments = field(default_factory=LearningArguments)
     generation: dict[str, Any] = field(default_factory=dict)
     metrics: list[str] | None = None
     early_stopping_patience: int | None = None
@@ -467,6 +495,15 @@ def _check_averaging(recipe: Recipe) -> None:
         raise ValueError(f"ema_decay is {recipe.ema_decay}, but must be greater than 0 and less than 1, or null.")
 
 
+def _check_learning(recipe: Recipe) -> None:
+    optimizer = recipe.training.get("optim")
+    if recipe.learning.muon_learning_rate is not None and optimizer not in (None, "adamw_torch", "adamw_torch_fused"):
+        raise ValueError(
+            f"training.optim is {optimizer!r}, but must be adamw_torch or adamw_torch_fused, or null, with "
+            f"learning.muon_learning_rate={recipe.learning.muon_learning_rate}: Muon goes with AdamW. Change one."
+        )
+
+
 SECTION_CHECKS = (
     _check_task,
     _check_metrics,
@@ -479,6 +516,7 @@ SECTION_CHECKS = (
     # Checks across sections come last.
     _check_token_batches,
     _check_averaging,
+    _check_learning,
 )
 
 
