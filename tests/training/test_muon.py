@@ -158,6 +158,7 @@ def run_recipe(folder: Path, *overrides: str, resume: bool = False) -> RunTraine
 @pytest.mark.trains
 def test_resumed_run_is_bit_identical(tmp_path: Path) -> None:
     more = [MUON, "training.gradient_accumulation_steps=2", "training.max_steps=4", "training.save_steps=2"]
+    more += ["training.lr_scheduler_type=cosine_with_min_lr", "training.lr_scheduler_kwargs={min_lr: 1e-4}"]
     trainer = run_recipe(tmp_path, *more)
     assert isinstance(trainer.optimizer.optimizer, MuonWithAdamW)
     logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]

@@ -53,7 +53,8 @@ class MuonWithAdamW(Optimizer):
         # AdamW's groups come first, because the Trainer logs the learning rate of the first group.
         groups = [{**group, "is_muon": False} for group in self._adamw.param_groups]
         groups.append({"params": muon, "lr": muon_learning_rate, "weight_decay": weight_decay, "is_muon": True})
-        super().__init__(groups, {})
+        # Schedules with `min_lr` read the default learning rate.
+        super().__init__(groups, {"lr": self._adamw.defaults["lr"]})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
