@@ -91,6 +91,7 @@ class TriviumConfig(PreTrainedConfig):
         norm_position: "post" as in the paper, LayerNorm(x + Sublayer(x)), or "pre", x + Sublayer(LayerNorm(x)).
         norm_eps: Epsilon added to the variance.
         attention_bias: Whether the four attention projections have biases; there are none in the paper.
+        qk_norm: Whether the queries and keys of every head are normalized by RMSNorm before the rotation, as in Qwen3.
         ffn_bias: Whether the projections of the feed-forward network have biases, as in equation 2.
         scale_embedding: Whether embeddings are multiplied by sqrt(d_model) (section 3.4).
         normalize_embedding: Whether the sum of all embeddings is normalized before the first layer, as in BERT.
@@ -134,6 +135,7 @@ class TriviumConfig(PreTrainedConfig):
     norm_position: Literal["post", "pre"] = "post"
     norm_eps: float = 1e-5
     attention_bias: bool = False
+    qk_norm: bool = False
     ffn_bias: bool = True
     scale_embedding: bool = True
     normalize_embedding: bool = False

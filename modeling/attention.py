@@ -14,6 +14,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_trivium import TriviumConfig
+from .normalization import RMSNorm
 from .padding import RealTokens
 from .positions import Rotation, rotate
 
@@ -104,6 +105,9 @@ class MultiHeadAttention(nn.Module):
         self.k_proj = nn.Linear(config.d_model, key_value_dim, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.d_model, key_value_dim, bias=config.attention_bias)
         self.o_proj = nn.Linear(config.d_model, config.d_model, bias=config.attention_bias)
+        # Normalized queries and keys bound the scores (Henry et al. 2020).
+        self.q_norm = RMSNorm(config, self.head_dim) if config.qk_norm else None
+        self.k_norm = RMSNorm(config, self.head_dim) if config.qk_norm else None
 
     def forward(
         self,
@@ -130,6 +134,8 @@ class MultiHeadAttention(nn.Module):
             function does not return them.
         """
         query = self._split_heads(self.q_proj(hidden_states), context.tokens)  # (B, h, L, d_k)
+        if self.q_norm is not None:
+            query = self.q_norm(query)
         if memory is None:
             mask = context.mask
             key, value = self._project_keys_and_values(hidden_states, context.tokens)  # (B, h_kv, L, d_k)
@@ -172,7 +178,8 @@ class MultiHeadAttention(nn.Module):
     def _project_keys_and_values(
         self, states: torch.Tensor, tokens: RealTokens | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._split_heads(self.k_proj(states), tokens), self._split_heads(self.v_proj(states), tokens)
+        key, value = self._split_heads(self.k_proj(states), tokens), self._split_heads(self.v_proj(states), tokens)
+        return key if self.k_norm is None else self.k_norm(key), value
 
     def _project_memory(
         self, memory: torch.Tensor, tokens: RealTokens | None, cache: EncoderDecoderCache | None

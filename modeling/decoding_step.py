@@ -157,6 +157,8 @@ class PlainAttention:
         self.cache, self.layer_idx, self.head_dim = cache, attention.layer_idx, attention.head_dim
         self.q_proj, self.k_proj = attention.q_proj.forward, attention.k_proj.forward
         self.v_proj, self.o_proj = attention.v_proj.forward, attention.o_proj.forward
+        self.q_norm = None if attention.q_norm is None else attention.q_norm.forward
+        self.k_norm = None if attention.k_norm is None else attention.k_norm.forward
         interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             attention.config._attn_implementation, eager_attention_forward
         )
@@ -168,6 +170,8 @@ class PlainAttention:
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)  # (rows, h, 1, d_k)
         key = self.k_proj(hidden_states).view(shape).transpose(1, 2)  # (rows, h_kv, 1, d_k)
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)  # (rows, h_kv, 1, d_k)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
         if context.rotation is not None:
             query, key = rotate(query, context.rotation), rotate(key, context.rotation)
         key, value = self.cache.update(key, value, self.layer_idx)  # (rows, h_kv, S, d_k)
@@ -179,6 +183,8 @@ class PlainAttention:
         layer = self.cache.layers[self.layer_idx]
         shape = (len(layer.keys), -1, hidden_states.shape[-1] // self.head_dim, self.head_dim)
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)  # (batch, h, beams, d_k)
+        if self.q_norm is not None:
+            query = self.q_norm(query)
         output, _ = self.attention_function(query, layer.keys, layer.values, context.mask)  # (batch, beams, h, d_k)
         return self.o_proj(output.reshape(hidden_states.shape))
 

@@ -24,13 +24,13 @@ class LayerNorm(nn.Module):
 class RMSNorm(nn.Module):
     """x / sqrt(mean of squares + eps) * weight, over the last dimension (Zhang and Sennrich 2019)."""
 
-    def __init__(self, config: TriviumConfig) -> None:
+    def __init__(self, config: TriviumConfig, width: int | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(config.d_model))
+        self.weight = nn.Parameter(torch.ones(width or config.d_model))
         self.eps = config.norm_eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Normalize `hidden_states` of any shape (..., d_model)."""
+        """Normalize `hidden_states` of any shape (..., width)."""
         return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
 
 

@@ -31,9 +31,11 @@ from .positions import POSITIONS, token_positions
 from .pretrained import TriviumPreTrainedModel
 
 # Tensor parallel style of each projection: column-wise, then row-wise, so that every sub-layer needs one all-reduce.
+# Each device has some heads, and the norms of all heads share one weight.
 TENSOR_PARALLEL_STYLES = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), "colwise"),
     **dict.fromkeys(("o_proj", "down_proj"), "rowwise"),
+    **dict.fromkeys(("q_norm", "k_norm"), "replicated_with_grad_allreduce"),
 }
 
 # Modules that a pipeline parallel model distributes, in order, with their inputs and outputs.
@@ -61,9 +63,9 @@ class TriviumStack(TriviumPreTrainedModel):
         """Initialize as in transformers, and define the tensor and pipeline parallel plans of this stack."""
         super().post_init()
         self._tp_plan = {"embed_tokens": "embedding_rowwise"} | {
-            re.sub(r"\d+", "*", f"layers.{name}"): TENSOR_PARALLEL_STYLES[name.rsplit(".")[-1]]
-            for name, module in self.layers.named_modules()
-            if isinstance(module, nn.Linear)
+            re.sub(r"\d+", "*", f"layers.{name}"): TENSOR_PARALLEL_STYLES[part]
+            for name, _ in self.layers.named_modules()
+            if (part := name.rsplit(".")[-1]) in TENSOR_PARALLEL_STYLES
         }
         # A later pipeline stage passes hidden states as `inputs_embeds`, to which positions must not be added again.
         if self.config.position_embedding_type == "rotary" and not self.config.normalize_embedding:

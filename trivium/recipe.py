@@ -1,5 +1,6 @@
 """Recipes: the configuration of a run, from data and tokenizer to training and metrics."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -104,6 +105,31 @@ class CardArguments:
 
 
 @dataclass
+class LearningArguments:
+    """Methods that learn more from the same data: the `learning:` section of a recipe.
+
+    Attributes:
+        muon_learning_rate: Peak learning rate of the weight matrices inside the layers, which Muon then trains instead
+            of AdamW. All other parameters keep AdamW and `training.learning_rate`; both follow the same schedule. None
+            for AdamW alone.
+    """
+
+    muon_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: The message names the field, its value and what is allowed.
+        """
+        rate = self.muon_learning_rate
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(
+                f"learning.muon_learning_rate is {rate}, but must be greater than 0 and finite, or null for AdamW."
+            )
+
+
+@dataclass
 class Recipe:
     """Complete configuration of a run, from which it can be reproduced. Unknown fields are rejected in all sections.
 
@@ -115,6 +141,7 @@ class Recipe:
         model: `preset`, the name of a preset, and fields of `TriviumConfig` that override it; null selects the first
             preset. A task uses only the layers of the preset that it needs: `masked-lm` only the encoder.
         training: Fields of `Seq2SeqTrainingArguments`; null selects the default.
+        learning: Methods that learn more from the same data.
         generation: Fields of `GenerationConfig`, which are saved with the model as its defaults.
         metrics: Names of metrics, as accepted by `trivium.metrics.load_metric`; None for the task's default.
         early_stopping_patience: Stop after this many evaluations without improvement; None to disable.
@@ -132,6 +159,7 @@ class Recipe:
     inputs: InputArguments = field(default_factory=InputArguments)
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    learning: LearningArguments = field(default_factory=LearningArguments)
     generation: dict[str, Any] = field(default_factory=dict)
     metrics: list[str] | None = None
     early_stopping_patience: int | None = None

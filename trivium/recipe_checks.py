@@ -150,6 +150,15 @@ def _check_averaging(recipe: "Recipe") -> None:
         raise ValueError(f"ema_decay is {recipe.ema_decay}, but must be greater than 0 and less than 1, or null.")
 
 
+def _check_muon(recipe: Recipe) -> None:
+    optimizer = recipe.training.get("optim")
+    if recipe.learning.muon_learning_rate is not None and optimizer not in (None, "adamw_torch", "adamw_torch_fused"):
+        raise ValueError(
+            f"training.optim is {optimizer!r}, but must be adamw_torch or adamw_torch_fused, or null, with "
+            f"learning.muon_learning_rate={recipe.learning.muon_learning_rate}: Muon goes with AdamW. Change one."
+        )
+
+
 SECTION_CHECKS = (
     _check_task,
     _check_metrics,
@@ -162,6 +171,7 @@ SECTION_CHECKS = (
     # Checks across sections come last.
     _check_token_batches,
     _check_averaging,
+    _check_muon,
 )
 
 

@@ -50,6 +50,7 @@ COMMON_FIELDS = (
     "norm_position",
     "norm_eps",
     "attention_bias",
+    "qk_norm",
     "ffn_bias",
     "scale_embedding",
     "normalize_embedding",

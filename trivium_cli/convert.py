@@ -24,7 +24,7 @@ def convert(
         str | None,
         typer.Option(
             help="Target of a Trivium model: a transformers family (bart, bert, gpt2, llama, marian, mistral, qwen2, "
-            "roberta; by default the only compatible one), or an engine (ctranslate2, gguf or onnx)."
+            "qwen3, roberta; by default the only compatible one), or an engine (ctranslate2, gguf or onnx)."
         ),
     ] = None,
     max_shard_size: Annotated[

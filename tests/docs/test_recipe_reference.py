@@ -11,12 +11,23 @@ from transformers import Seq2SeqTrainingArguments
 from typer.testing import CliRunner
 
 from trivium.data import DataArguments
-from trivium.recipe import CardArguments, Recipe, TokenizerArguments, available_recipes, load_recipe, recipe_path
+from trivium.recipe import (
+    CardArguments,
+    LearningArguments,
+    Recipe,
+    TokenizerArguments,
+    available_recipes,
+    load_recipe,
+    recipe_path,
+)
 from trivium.recipe_fields import GENERATION, TRAINING, describe_fields
 from trivium.tasks import InputArguments
 from trivium_cli import app
 
-SECTIONS = {"": Recipe, "data.": DataArguments, "tokenizer.": TokenizerArguments, "inputs.": InputArguments}
+SECTIONS = {
+    **{"": Recipe, "data.": DataArguments, "tokenizer.": TokenizerArguments, "inputs.": InputArguments},
+    "learning.": LearningArguments,
+}
 
 
 def test_page_is_generated_from_the_docstrings() -> None:

@@ -64,6 +64,11 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen2ForCausalLM",
         {**GROUPED, "tie_word_embeddings": True, "num_key_value_heads": 4, **QWEN2_WINDOW},
     ),
+    "qwen3": ("Qwen3ForCausalLM", {**GROUPED, "head_dim": 6, "rms_norm_eps": 1e-3}),
+    "qwen3-biased-window": (
+        "Qwen3ForCausalLM",
+        {**GROUPED, "head_dim": 6, "attention_bias": True, "tie_word_embeddings": True, **QWEN2_WINDOW},
+    ),
     "gpt2": ("GPT2LMHeadModel", GPT2),
     "gpt2-inner-untied": (
         "GPT2LMHeadModel",
@@ -170,6 +175,7 @@ OURS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         {**LLAMA, "tie_word_embeddings": False, "sliding_window": 5},
     ),
     "qwen2": ("llama-135m", "TriviumForCausalLM", "qwen2", LLAMA),
+    "qwen3": ("llama-135m", "TriviumForCausalLM", "qwen3", {**LLAMA, "qk_norm": True, "sliding_window": 5}),
 }
 
 

@@ -368,6 +368,7 @@ def test_tied_weights_are_written_once(tokenizer, tmp_path):
     [
         (lambda: tiny_model(activation_function="mish"), "activation_function is 'mish', but .* only relu, gelu, "),
         (lambda: tiny_model(sliding_window=4), "sliding_window is 4, but must be None"),
+        (lambda: tiny_model(qk_norm=True), "qk_norm is True, but must be False"),
         (lambda: tiny_model(type_vocab_size=2), "type_vocab_size is 2, but must be 0: in CTranslate2"),
         (
             lambda: tiny_model(

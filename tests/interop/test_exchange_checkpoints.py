@@ -252,6 +252,8 @@ VARIANTS: list[tuple[str, dict[str, Any], str | None, str]] = [
     ),
     ("llama", {}, None, "Set `to` to one of llama, mistral, qwen2"),
     ("llama", {"sliding_window": 4}, "llama", "sliding_window is 4, but must be None"),
+    ("llama", {"qk_norm": True}, "llama", "qk_norm is True, but must be False"),
+    ("llama", {}, "qwen3", "qk_norm is False, but must be True"),
     ("llama", {"lm_head_bias": True}, "llama", "lm_head_bias is True, but must be False"),
     ("llama", {}, "marian", "it has no class for TriviumForCausalLM"),
     ("llama", {}, "t5", "'t5', but must be one of bart, bert"),

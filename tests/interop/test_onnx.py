@@ -257,6 +257,12 @@ def test_decoder_without_head_is_refused(
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_qk_norm_of_encoder_decoder_is_refused(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+    folder = saved(make_model(TriviumForConditionalGeneration, qk_norm=True), tokenizer, tmp_path)
+    with pytest.raises(ValueError, match=r"qk_norm is True, but must be False.*ONNX"):
+        to_onnx(folder, tmp_path / "exported")
+
+
 def test_changing_frequencies_are_refused(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0}
     model = make_model(TriviumForCausalLM, **DECODER_ONLY, position_embedding_type="rotary", rope_parameters=rope)

@@ -246,6 +246,30 @@ def test_rotated_scores_depend_on_relative_position() -> None:
     assert not torch.allclose(scores(0), query @ key.transpose(2, 3)), "nothing was rotated"
 
 
+@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
+def test_qk_norm_normalizes_queries_and_keys_before_the_rotation(cross: bool) -> None:
+    config = tiny_config(qk_norm=True, num_key_value_heads=2, position_embedding_type="rotary", norm_eps=0.1)
+    layer = shake(MultiHeadAttention(config, layer_idx=0).double())
+    hidden, memory = torch.randn(2, 5, 24).double(), torch.randn(2, 7, 24).double()
+    looked_at = memory if cross else hidden
+
+    def heads(projection: torch.nn.Module, states: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        split = projection(states).unflatten(-1, (-1, 6)).transpose(1, 2)
+        return split if weight is None else split / (split.square().mean(-1, keepdim=True) + 0.1).sqrt() * weight
+
+    assert layer.q_norm is not None
+    assert layer.k_norm is not None
+    query, key = heads(layer.q_proj, hidden, layer.q_norm.weight), heads(layer.k_proj, looked_at, layer.k_norm.weight)
+    _, rotation = RotaryPositions(config).double()(hidden, torch.arange(5)[None])
+    assert rotation is not None
+    if not cross:
+        query, key = rotate(query, rotation), rotate(key, rotation)
+    value = heads(layer.v_proj, looked_at)
+    expected = F.scaled_dot_product_attention(query, key, value, enable_gqa=True).transpose(1, 2).flatten(2)
+    output, _ = layer(hidden, AttentionContext(rotation=rotation), memory if cross else None)
+    torch.testing.assert_close(output, layer.o_proj(expected), **EXACT)
+
+
 def test_projections_have_no_bias_by_default() -> None:
     without, with_biases = (MultiHeadAttention(tiny_config(attention_bias=b), layer_idx=0) for b in (False, True))
     assert not [name for name, _ in without.named_parameters() if "bias" in name]

@@ -21,7 +21,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"position_embedding_type": "sinusoidal"},
     {"position_embedding_type": "learned", "norm_position": "pre", "normalize_embedding": True},
     {"position_embedding_type": "rotary", "norm_type": "rmsnorm", "norm_position": "pre", "gated_ffn": True},
-    {"position_embedding_type": "rotary", "num_key_value_heads": 1, "attention_bias": True},
+    {"position_embedding_type": "rotary", "num_key_value_heads": 1, "attention_bias": True, "qk_norm": True},
     {"attn_implementation": "sdpa", "num_key_value_heads": 1},
 ]
 

@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "biased-learned": {"attention_bias": True, "position_embedding_type": "learned"},
     "two-vocabularies": {"decoder_vocab_size": 23},
     "untied": {"tie_word_embeddings": False},
+    "qk-norm": {"qk_norm": True},
 }
 HEADS: dict[str, type[PreTrainedModel]] = {  # Heads for fine-tuning, in addition to the head for pre-training.
     "sequence-classification": TriviumForSequenceClassification,

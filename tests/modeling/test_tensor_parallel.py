@@ -22,7 +22,7 @@ WAYS: dict[str, dict[str, Any]] = {
 # Models with two key-value groups, tied or untied embeddings, and a vocabulary of 31, which is not divisible by two.
 SHAPES: dict[str, dict[str, Any]] = {
     "tied": {"num_key_value_heads": 2, "attention_bias": True},
-    "untied": {"num_key_value_heads": 2, "tie_word_embeddings": False, "gated_ffn": True},
+    "untied": {"num_key_value_heads": 2, "tie_word_embeddings": False, "gated_ffn": True, "qk_norm": True},
 }
 ALL = [(way, shape) for way in WAYS for shape in SHAPES]
 QUICK = [*zip(WAYS, ("tied", "untied", "untied"), strict=True)]

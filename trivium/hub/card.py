@@ -232,13 +232,15 @@ def _shape(config: TriviumConfig) -> dict[str, str]:
     limit = f"{config.max_position_embeddings:,} tokens"
     gate = "gated, " if config.gated_ffn else ""
     window = f", sliding window of {config.sliding_window:,} tokens" if config.sliding_window else ""
+    qk_norm = ", normalized queries and keys" if config.qk_norm else ""
     norm = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[config.norm_type]
     return {
         "layers": " + ".join(f"{count} {stack}" for stack, count in stacks.items() if count),
         "width": f"{config.d_model:,}",
         "heads": f"{heads} heads"
         + (f", {key_value_heads} key-value heads" if key_value_heads != heads else "")
-        + window,
+        + window
+        + qk_norm,
         "feed_forward": f"{gate}width {config.ffn_dim:,}, {config.activation_function}",
         "positions": {
             "sinusoidal": f"sinusoidal, designed for up to {limit}",

@@ -197,6 +197,11 @@ class _SpecBuilder:
                 f"sliding_window is {config.sliding_window}, but must be None: sliding-window attention is not "
                 "exported to CTranslate2."
             )
+        if config.qk_norm:
+            raise ValueError(
+                f"qk_norm is {config.qk_norm}, but must be False: normalized queries and keys are not exported to "
+                "CTranslate2."
+            )
         if config.type_vocab_size and config.is_encoder_decoder:
             raise ValueError(
                 f"type_vocab_size is {config.type_vocab_size}, but must be 0: in CTranslate2, only "

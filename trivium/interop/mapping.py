@@ -31,6 +31,9 @@ COMMON_FIELDS = (
     "problem_type",
 )
 
+# Requirements on Trivium fields that all families share, unless their own say otherwise.
+COMMON_REQUIREMENTS = {"qk_norm": False}
+
 
 class Rule:
     """Map a native tensor to a Trivium tensor unchanged; subclasses transform it.
@@ -143,7 +146,7 @@ class Family:
 
     def requirements_of(self, model_class: str) -> dict[str, Any]:
         """Return the required field values of a Trivium class."""
-        return {**self.requirements, **self.class_requirements.get(model_class, {})}
+        return {**COMMON_REQUIREMENTS, **self.requirements, **self.class_requirements.get(model_class, {})}
 
     # --- To Trivium --------------------------------------------------------------------------------------------------
 

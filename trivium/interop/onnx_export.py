@@ -91,6 +91,11 @@ def load_for_export(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
             f"rope_type is {config.rope_type!r}, but must be 'default', 'linear', 'yarn' or 'llama3' for ONNX: "
             "frequencies that change with the length of the input cannot be exported."
         )
+    if config.qk_norm and config.is_encoder_decoder:
+        raise ValueError(
+            f"qk_norm is {config.qk_norm}, but must be False for an encoder-decoder in ONNX: normalized keys of the "
+            "memory are not exported."
+        )
     # Eager attention handles fully masked queries explicitly; fused attention would leave them to the engine.
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
     model = model_class.from_pretrained(folder, config=config, **options)

@@ -36,12 +36,16 @@ def check_devices(args: TrainingArguments) -> None:
         raise ValueError(
             f"{launched} processes were launched, but no GPU is available. Set training.use_cpu=true to train on CPUs."
         )
-    uses_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
-    if uses_fsdp and args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+    if uses_fsdp(args) and args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         raise ValueError(
             "FSDP is requested, but Accelerate supports it only with several processes, each with an accelerator such "
             "as a GPU. Launch with another configuration, such as `trivium launch-config cpu`."
         )
+
+
+def uses_fsdp(args: TrainingArguments) -> bool:
+    """Return True if the training arguments or `accelerate launch` enable FSDP."""
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
 
 
 def broadcast_from_main(function: Callable[[], T]) -> T:

@@ -36,6 +36,8 @@ from trivium.training.callbacks.run_facts import encoding_rates
 from trivium.training.callbacks.throughput import DataReport
 from trivium.training.compute_metrics import make_compute_metrics
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
+from trivium.training.muon import MuonFactory
+from trivium.training.muon import check_arguments as check_muon_arguments
 from trivium.training.prepared import Prepared, load_prepared
 from trivium.training.resume import checkpoint_to_resume
 from trivium.training.trainer import RunTrainer
@@ -106,6 +108,8 @@ def check_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     recipe.check_start()
     if recipe.ema_decay is not None:
         ExponentialAverage.check_arguments(args)
+    if recipe.learning.muon_learning_rate is not None:
+        check_muon_arguments(args)
     if args.ddp_find_unused_parameters is None:
         # There are no unused parameters, and searching for them slows down every step.
         args.ddp_find_unused_parameters = False
@@ -213,6 +217,10 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         max_tokens=recipe.inputs.max_tokens,
         buffer_size=recipe.inputs.buffer_size,
     )
+    if recipe.learning.muon_learning_rate is not None:
+        _, options = trainer.get_optimizer_cls_and_kwargs(args)
+        options |= {"muon_learning_rate": recipe.learning.muon_learning_rate, "weight_decay": args.weight_decay}
+        trainer.optimizer_cls_and_kwargs = (MuonFactory, options)
     if facts.packing is not None:
         statistics = {f"packed_{name}": facts.packing[name] for name in ("rows", "cuts")}
         trainer.add_callback(DataReport({**statistics, "padding": facts.packing["padding"]}, trainer.log))
