@@ -29,6 +29,7 @@ SECTIONS = {
     "training": "All arguments of transformers' [`Seq2SeqTrainingArguments`]"
     "(https://huggingface.co/docs/transformers/main_classes/trainer#transformers.Seq2SeqTrainingArguments) are "
     "allowed. The most common:",
+    "learning": "",
     "generation": "All fields of transformers' [`GenerationConfig`]"
     "(https://huggingface.co/docs/transformers/main_classes/text_generation#transformers.GenerationConfig) are "
     "allowed, and saved with the model as its defaults. Without a length, an encoder-decoder is saved with the "

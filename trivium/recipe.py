@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -68,6 +69,48 @@ class TokenizerArguments:
 
 
 @dataclass
+class LearningArguments:
+    """Regularization of training, all off by default: the `learning:` section of a recipe.
+
+    Attributes:
+        r_drop: Weight of the consistency loss of R-Drop (Liang et al. 2021): each step runs the batch twice, with
+            different dropout, and adds the symmetric KL divergence between the two predictions. 5 is typical for
+            translation; 0 to disable.
+        simcut: Weight of the consistency loss of SimCut (Gao et al. 2022): each step runs the batch twice, the second
+            time with 5 % of the input embeddings set to zero, and adds the KL divergence between the two predictions.
+            3 is typical for translation; 0 to disable.
+        subword_dropout: For `translation` with `inputs.max_tokens`: probability of skipping a merge of byte-pair
+            encoding (BPE-dropout, Provilkov et al. 2020), so that each epoch segments the training texts differently.
+            0.1 is typical; 0 to disable.
+    """
+
+    r_drop: float = 0.0
+    simcut: float = 0.0
+    subword_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the values of the fields.
+
+        Raises:
+            ValueError: The message names the field, its value and what is allowed.
+        """
+        for name in ("r_drop", "simcut"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"learning.{name} is {value}, but must be at least 0 and finite; 0 disables it.")
+        if self.r_drop and self.simcut:
+            raise ValueError(
+                f"learning.r_drop is {self.r_drop} and learning.simcut is {self.simcut}, but the two passes of a step "
+                "are for only one of them. Set one of the two to 0."
+            )
+        if not 0 <= self.subword_dropout < 1:
+            raise ValueError(
+                f"learning.subword_dropout is {self.subword_dropout}, but must be at least 0 and less than 1; 0 "
+                "disables it."
+            )
+
+
+@dataclass
 class CardArguments:
     """Model card metadata that cannot be derived from the run: the `card:` section of a recipe.
 
@@ -131,6 +174,7 @@ class Recipe:
         model: `preset`, the name of a preset, and fields of `TriviumConfig` that override it; null selects the first
             preset. A task uses only the layers of the preset that it needs: `masked-lm` only the encoder.
         training: Fields of `Seq2SeqTrainingArguments`; null selects the default.
+        learning: Regularization of training: consistency losses and subword dropout.
         generation: Fields of `GenerationConfig`, which are saved with the model as its defaults.
         metrics: Names of metrics, as accepted by `trivium.metrics.load_metric`; None for the task's default.
         early_stopping_patience: Stop after this many evaluations without improvement; None to disable.
@@ -148,6 +192,7 @@ class Recipe:
     inputs: InputArguments = field(default_factory=InputArguments)
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    learning: LearningArguments = field(default_factory=LearningArguments)
     generation: dict[str, Any] = field(default_factory=dict)
     metrics: list[str] | None = None
     early_stopping_patience: int | None = None
@@ -462,6 +507,36 @@ def _check_token_batches(recipe: Recipe) -> None:
         )
 
 
+def _check_learning(recipe: Recipe) -> None:
+    """Check the fields of `learning` that are only for some tasks or some forms of data."""
+    learning = recipe.learning
+    for name in ("r_drop", "simcut"):
+        value = getattr(learning, name)
+        if value and recipe.task == "question-answering":
+            allowed = ", ".join(task for task in TASKS if task != recipe.task)
+            raise ValueError(f"learning.{name} is {value}, but is only for {allowed}; the task is {recipe.task}.")
+    if not learning.subword_dropout:
+        return
+    if recipe.task != "translation":
+        raise ValueError(
+            f"learning.subword_dropout is {learning.subword_dropout}, but is only for translation; the task is "
+            f"{recipe.task}."
+        )
+    # Each epoch segments the texts again, which needs BPE, the texts themselves, and batches by tokens.
+    for name, value, allowed in (
+        ("inputs.max_tokens", recipe.inputs.max_tokens, None),
+        ("data.streaming", recipe.data.streaming, False),
+        ("data.prepared", recipe.data.prepared, None),
+        ("tokenizer.algorithm", recipe.tokenizer.algorithm, "bpe"),
+    ):
+        if (value == allowed) == (name == "inputs.max_tokens"):
+            advice = "4096" if name == "inputs.max_tokens" else json.dumps(allowed).strip('"')
+            raise ValueError(
+                f"learning.subword_dropout is {learning.subword_dropout}, but {name} is {value}. Set {name}={advice}, "
+                "or learning.subword_dropout=0."
+            )
+
+
 def _check_averaging(recipe: Recipe) -> None:
     if recipe.ema_decay is not None and not 0 < recipe.ema_decay < 1:
         raise ValueError(f"ema_decay is {recipe.ema_decay}, but must be greater than 0 and less than 1, or null.")
@@ -478,6 +553,7 @@ SECTION_CHECKS = (
     _check_generation,
     # Checks across sections come last.
     _check_token_batches,
+    _check_learning,
     _check_averaging,
 )
 

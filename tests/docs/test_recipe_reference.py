@@ -11,7 +11,15 @@ from transformers import Seq2SeqTrainingArguments
 from typer.testing import CliRunner
 
 from trivium.data import DataArguments
-from trivium.recipe import CardArguments, Recipe, TokenizerArguments, available_recipes, load_recipe, recipe_path
+from trivium.recipe import (
+    CardArguments,
+    LearningArguments,
+    Recipe,
+    TokenizerArguments,
+    available_recipes,
+    load_recipe,
+    recipe_path,
+)
 from trivium.recipe_fields import GENERATION, TRAINING, describe_fields
 from trivium.tasks import InputArguments
 from trivium_cli import app
@@ -31,7 +39,7 @@ def test_page_is_generated_from_the_docstrings() -> None:
 
 def test_every_field_is_described() -> None:
     described = describe_fields()
-    for prefix, section in {**SECTIONS, "card.": CardArguments}.items():
+    for prefix, section in {**SECTIONS, "learning.": LearningArguments, "card.": CardArguments}.items():
         assert {f"{prefix}{entry.name}" for entry in fields(section)} <= described.keys()
     assert {entry.name for entry in fields(Seq2SeqTrainingArguments)} >= TRAINING.keys()
     assert all(field.text.endswith(".") for field in described.values())

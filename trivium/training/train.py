@@ -35,6 +35,7 @@ from trivium.training.callbacks.push import check_hub_arguments
 from trivium.training.callbacks.run_facts import encoding_rates
 from trivium.training.callbacks.throughput import DataReport
 from trivium.training.compute_metrics import make_compute_metrics
+from trivium.training.consistency import Consistency, check_consistency
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
 from trivium.training.prepared import Prepared, load_prepared
 from trivium.training.resume import checkpoint_to_resume
@@ -103,6 +104,7 @@ def check_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     args = recipe.training_arguments()
     check_hub_arguments(args)
     check_devices(args)
+    check_consistency(recipe.learning, args)
     recipe.check_start()
     if recipe.ema_decay is not None:
         ExponentialAverage.check_arguments(args)
@@ -201,6 +203,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         train_rows = encoded["train"]
     if recipe.inputs.packing and isinstance(train_rows, Dataset):
         facts.packing = packing_facts(train_rows)
+    learning = recipe.learning
     trainer = RunTrainer(
         model=model,
         args=args,
@@ -212,6 +215,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         callbacks=[facts],
         max_tokens=recipe.inputs.max_tokens,
         buffer_size=recipe.inputs.buffer_size,
+        consistency=Consistency(model, learning) if learning.r_drop or learning.simcut else None,
     )
     if facts.packing is not None:
         statistics = {f"packed_{name}": facts.packing[name] for name in ("rows", "cuts")}
