@@ -150,7 +150,37 @@ def _check_averaging(recipe: "Recipe") -> None:
         raise ValueError(f"ema_decay is {recipe.ema_decay}, but must be greater than 0 and less than 1, or null.")
 
 
-def _check_muon(recipe: Recipe) -> None:
+def _check_learning(recipe: "Recipe") -> None:
+    """Check the fields of `learning` that are only for some tasks or some forms of data."""
+    learning = recipe.learning
+    for name in ("r_drop", "simcut"):
+        value = getattr(learning, name)
+        if value and recipe.task == "question-answering":
+            allowed = ", ".join(task for task in TASKS if task != recipe.task)
+            raise ValueError(f"learning.{name} is {value}, but is only for {allowed}; the task is {recipe.task}.")
+    if not learning.subword_dropout:
+        return
+    if recipe.task != "translation":
+        raise ValueError(
+            f"learning.subword_dropout is {learning.subword_dropout}, but is only for translation; the task is "
+            f"{recipe.task}."
+        )
+    # Each epoch segments the texts again, which needs BPE, the texts themselves, and batches by tokens.
+    for name, value, allowed in (
+        ("inputs.max_tokens", recipe.inputs.max_tokens, None),
+        ("data.streaming", recipe.data.streaming, False),
+        ("data.prepared", recipe.data.prepared, None),
+        ("tokenizer.algorithm", recipe.tokenizer.algorithm, "bpe"),
+    ):
+        if (value == allowed) == (name == "inputs.max_tokens"):
+            advice = "4096" if name == "inputs.max_tokens" else json.dumps(allowed).strip('"')
+            raise ValueError(
+                f"learning.subword_dropout is {learning.subword_dropout}, but {name} is {value}. Set {name}={advice}, "
+                "or learning.subword_dropout=0."
+            )
+
+
+def _check_muon(recipe: "Recipe") -> None:
     optimizer = recipe.training.get("optim")
     if recipe.learning.muon_learning_rate is not None and optimizer not in (None, "adamw_torch", "adamw_torch_fused"):
         raise ValueError(
@@ -171,6 +201,7 @@ SECTION_CHECKS = (
     # Checks across sections come last.
     _check_token_batches,
     _check_averaging,
+    _check_learning,
     _check_muon,
 )
 

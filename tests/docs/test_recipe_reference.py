@@ -42,7 +42,7 @@ def test_page_is_generated_from_the_docstrings() -> None:
 
 def test_every_field_is_described() -> None:
     described = describe_fields()
-    for prefix, section in {**SECTIONS, "card.": CardArguments}.items():
+    for prefix, section in {**SECTIONS, "learning.": LearningArguments, "card.": CardArguments}.items():
         assert {f"{prefix}{entry.name}" for entry in fields(section)} <= described.keys()
     assert {entry.name for entry in fields(Seq2SeqTrainingArguments)} >= TRAINING.keys()
     assert all(field.text.endswith(".") for field in described.values())

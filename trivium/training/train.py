@@ -35,6 +35,7 @@ from trivium.training.callbacks.push import check_hub_arguments
 from trivium.training.callbacks.run_facts import encoding_rates
 from trivium.training.callbacks.throughput import DataReport
 from trivium.training.compute_metrics import make_compute_metrics
+from trivium.training.consistency import Consistency, check_consistency
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
 from trivium.training.muon import MuonFactory
 from trivium.training.muon import check_arguments as check_muon_arguments
@@ -105,6 +106,7 @@ def check_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     args = recipe.training_arguments()
     check_hub_arguments(args)
     check_devices(args)
+    check_consistency(recipe.learning, args)
     recipe.check_start()
     if recipe.ema_decay is not None:
         ExponentialAverage.check_arguments(args)
@@ -205,6 +207,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         train_rows = encoded["train"]
     if recipe.inputs.packing and isinstance(train_rows, Dataset):
         facts.packing = packing_facts(train_rows)
+    learning = recipe.learning
     trainer = RunTrainer(
         model=model,
         args=args,
@@ -216,6 +219,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         callbacks=[facts],
         max_tokens=recipe.inputs.max_tokens,
         buffer_size=recipe.inputs.buffer_size,
+        consistency=Consistency(model, learning) if learning.r_drop or learning.simcut else None,
     )
     if recipe.learning.muon_learning_rate is not None:
         _, options = trainer.get_optimizer_cls_and_kwargs(args)

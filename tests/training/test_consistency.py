@@ -1,0 +1,232 @@
+"""Test R-Drop and SimCut against the formulas in float64, and that they leave other steps alone."""
+
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from small_recipes import small_recipe
+from tiny import EXACT, PAD, copying_batch, random_ids, tiny_model
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Seq2SeqTrainingArguments, set_seed
+
+from trivium import (
+    TriviumForCausalLM,
+    TriviumForConditionalGeneration,
+    TriviumForMaskedLM,
+    TriviumForSequenceClassification,
+)
+from trivium.modeling.embeddings import TokenEmbedding
+from trivium.recipe import LearningArguments, load_recipe
+from trivium.training import consistency as module
+from trivium.training import train
+from trivium.training.consistency import Consistency, check_consistency
+from trivium.training.trainer import RunTrainer
+
+R_DROP, SIMCUT = LearningArguments(r_drop=5.0), LearningArguments(simcut=3.0)
+BOTH = pytest.mark.parametrize("learning", [R_DROP, SIMCUT], ids=["r_drop", "simcut"])
+KINDS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "translation": (TriviumForConditionalGeneration, {}),
+    "causal-lm": (TriviumForCausalLM, {"encoder_layers": 0}),
+    "masked-lm": (TriviumForMaskedLM, {"decoder_layers": 0}),
+    "classification": (TriviumForSequenceClassification, {"decoder_layers": 0, "num_labels": 4}),
+}
+
+
+def model_and_batch(kind: str, rows: int = 6, **config: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return a model in training mode, and a batch with padding."""
+    model_class, layers = KINDS[kind]
+    model = tiny_model(model_class, label_smoothing=0.1, **layers, **config).train()
+    batch = copying_batch(rows)
+    if kind == "classification":
+        batch["labels"] = torch.randint(4, (rows,))
+    elif kind != "translation":
+        batch["labels"] = batch["input_ids"].masked_fill(batch["input_ids"] == PAD, -100)
+    return model, batch
+
+
+def expected_loss(logits: torch.Tensor, targets: torch.Tensor, learning: LearningArguments, count: int) -> float:
+    """Compute the loss of both passes position by position, with the definitions of its terms."""
+    classes, total = logits.shape[-1], 0.0
+    first, second = (half.reshape(-1, classes).tolist() for half in logits.softmax(dim=-1).chunk(2))
+    for p, q, target in zip(first, second, targets.flatten().tolist(), strict=True):
+        if target == -100:
+            continue
+        smoothed = [0.1 / classes + 0.9 * (index == target) for index in range(classes)]
+        entropy_p, entropy_q = (-sum(s * log(x) for s, x in zip(smoothed, dist, strict=True)) for dist in (p, q))
+        p_to_q = sum(x * log(x / y) for x, y in zip(p, q, strict=True))
+        q_to_p = sum(y * log(y / x) for x, y in zip(p, q, strict=True))
+        if learning.r_drop:
+            total += (entropy_p + entropy_q) / 2 + learning.r_drop / 2 * (p_to_q + q_to_p) / 2
+        else:
+            total += entropy_p + learning.simcut * p_to_q
+    return total / count
+
+
+@BOTH
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_matches_formula(kind: str, learning: LearningArguments) -> None:
+    model, batch = model_and_batch(kind, dropout=0.2)
+    targets = batch["labels"]
+    if kind == "causal-lm":
+        targets = torch.cat((targets[:, 1:], torch.full_like(targets[:, :1], -100)), dim=1)
+    real = int((targets != -100).sum())
+    for options, count in (({}, real), ({"num_items_in_batch": torch.tensor(2 * real)}, 2 * real)):
+        outputs = Consistency(model, learning)(model, **batch, **options)
+        assert len(outputs.logits) == 2 * len(targets)
+        expected = expected_loss(outputs.logits, targets, learning, count)
+        torch.testing.assert_close(outputs.loss.item(), expected, **EXACT)
+
+
+def test_simcut_cuts_second_pass_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare with passes over embeddings, of source and target, that are set to zero beforehand."""
+    monkeypatch.setattr(module, "CUTOFF", 0.4)
+    model, batch = model_and_batch("translation")
+    torch.manual_seed(3)
+    logits = Consistency(model, SIMCUT)(model, **batch).logits
+    torch.manual_seed(3)
+    targets = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    embedded = {}
+    for name, ids in (("inputs_embeds", batch["input_ids"]), ("decoder_inputs_embeds", targets)):
+        states = model.get_input_embeddings()(ids)
+        kept = (torch.rand(2 * len(ids), ids.shape[1]) >= 0.4)[len(ids) :]
+        assert 0.4 < kept.double().mean() < 0.8
+        embedded[name] = states * kept[..., None]
+    clean = model(batch["input_ids"], batch["attention_mask"], labels=batch["labels"]).logits
+    cut = model(attention_mask=batch["attention_mask"], labels=batch["labels"], **embedded).logits
+    is_real = batch["labels"] != -100
+    for actual, expected in zip(logits.chunk(2), (clean, cut), strict=True):
+        torch.testing.assert_close(actual[is_real], expected[is_real], **EXACT)
+    assert not any(part._forward_hooks for part in model.modules())
+
+
+@BOTH
+def test_padding_does_not_count(learning: LearningArguments, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CUTOFF", 1.0)
+    model, batch = model_and_batch("translation")
+    shake_second_pass(model)
+    consistency = Consistency(model, learning)
+    loss = consistency(model, **batch).loss
+    padded = {
+        name: nn.functional.pad(value, (0, 3), value=-100 if name == "labels" else 0) for name, value in batch.items()
+    }
+    torch.testing.assert_close(consistency(model, **padded).loss, loss, **EXACT)
+
+
+def shake_second_pass(model: nn.Module) -> None:
+    """Make the passes differ without randomness: the second one has other embeddings."""
+
+    def scale(part: nn.Module, args: Any, embedded: torch.Tensor) -> torch.Tensor:
+        return torch.cat((embedded[: len(embedded) // 2], 0.5 * embedded[len(embedded) // 2 :]))
+
+    for part in model.modules():
+        if isinstance(part, TokenEmbedding):
+            part.register_forward_hook(scale)
+
+
+def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    ids = pad_sequence([torch.tensor(row["input_ids"]) for row in rows], batch_first=True, padding_value=PAD)
+    return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "labels": ids.masked_fill(ids == PAD, -100)}
+
+
+def make_trainer(learning: LearningArguments, folder: Path, rows: int, accumulation: int) -> RunTrainer:
+    set_seed(0)
+    model = tiny_model(TriviumForCausalLM, encoder_layers=0, decoder_layers=1)
+    shake_second_pass(model)
+    data = Dataset.from_dict({"input_ids": [random_ids(length).tolist() for length in range(3, 11)]})
+    args = Seq2SeqTrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        max_steps=2,
+        optim="sgd",
+        learning_rate=0.1,
+        max_grad_norm=0,
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    consistency = Consistency(model, learning) if learning.r_drop or learning.simcut else None
+    return RunTrainer(
+        model, args, train_dataset=data, eval_dataset=data, data_collator=collate, consistency=consistency
+    )
+
+
+@pytest.mark.trains
+@BOTH
+def test_accumulated_halves_equal_one_batch(
+    learning: LearningArguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CUTOFF", 0.0)
+    whole, halves = make_trainer(learning, tmp_path, 8, 1), make_trainer(learning, tmp_path, 4, 2)
+    for trainer in (whole, halves):
+        trainer.train()
+    weights = dict(halves.model.named_parameters())
+    for name, weight in whole.model.named_parameters():
+        torch.testing.assert_close(weights[name], weight, **EXACT)
+
+
+@BOTH
+def test_evaluation_has_no_consistency_loss(learning: LearningArguments, tmp_path: Path) -> None:
+    plain, regular = (make_trainer(weights, tmp_path, 8, 1) for weights in (LearningArguments(), learning))
+    losses = []
+    for trainer in (plain, regular):
+        batch = next(iter(trainer.get_train_dataloader()))
+        losses.append([trainer.compute_loss(trainer.model.train(), batch).item(), trainer.evaluate()["eval_loss"]])
+    assert losses[1][0] > losses[0][0]
+    assert losses[1][1] == losses[0][1]
+
+
+@pytest.mark.trains
+@pytest.mark.slow(reason="three runs")
+def test_zero_weights_change_nothing(tmp_path: Path) -> None:
+    losses = []
+    for index, weights in enumerate(([], ["learning.r_drop=0", "learning.simcut=0"], ["learning.r_drop=5"])):
+        recipe = load_recipe("numbers", small_recipe(tmp_path / str(index), "training.max_steps=2", *weights))
+        losses.append([entry["loss"] for entry in train(recipe).state.log_history if "loss" in entry])
+    assert losses[0] == losses[1]
+    assert losses[2][0] > losses[0][0]
+
+
+# --- Errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["learning.r_drop=-1"], r"learning\.r_drop is -1\.0.*at least 0"),
+        (["learning.simcut=.inf"], r"learning\.simcut is inf.*finite"),
+        (["learning.r_drop=.nan"], r"learning\.r_drop is nan.*at least 0"),
+        (["learning.r_drop=1", "learning.simcut=3"], r"learning\.r_drop is 1\.0 and learning\.simcut is 3\.0.*one"),
+        (["learning.rdrop=1"], r"learning\.rdrop is unknown.*r_drop"),
+    ],
+)
+def test_invalid_weights_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_recipe("numbers", overrides)
+
+
+def test_answers_have_no_consistency_loss() -> None:
+    with pytest.raises(ValueError, match=r"learning\.simcut is 3\.0.*translation.*question-answering"):
+        load_recipe("answers", ["learning.simcut=3", "data.train=a", "data.validation=b", "data.test=c"])
+
+
+def test_regression_has_no_consistency_loss() -> None:
+    model = tiny_model(TriviumForSequenceClassification, decoder_layers=0, num_labels=1, problem_type="regression")
+    with pytest.raises(ValueError, match=r"learning\.r_drop is 5\.0.*problem_type is regression"):
+        Consistency(model, R_DROP)
+
+
+def test_conflicting_training_arguments_are_refused(tmp_path: Path) -> None:
+    args = Seq2SeqTrainingArguments(output_dir=str(tmp_path), use_cpu=True, torch_compile=True, report_to="none")
+    check_consistency(R_DROP, args)
+    with pytest.raises(ValueError, match=r"learning\.simcut is 3\.0.*torch_compile=false"):
+        check_consistency(SIMCUT, args)
+    args.torch_compile, args.label_smoothing_factor = False, 0.1
+    with pytest.raises(ValueError, match=r"label_smoothing_factor is 0\.1.*learning\.simcut.*model\.label_smoothing"):
+        check_consistency(SIMCUT, args)
