@@ -23,6 +23,7 @@ from trivium.data.directions import tags_of, untagged_texts
 from trivium.data.loading import has_shards
 from trivium.data.packing import packing_facts
 from trivium.data.shares import EncodedStream
+from trivium.data.subword_dropout import SubwordDropoutPairs
 from trivium.recipe import Recipe
 from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, explain_write_failure, set_aside
 from trivium.storage.manifest import CARD, MANIFEST, RunFolder, record, start_manifest
@@ -194,10 +195,18 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
     if prepared is None:
         began = time.time()
         encoded = encode_data(data, task, tokenizer, model.config, recipe.inputs)
-        train_rows: Dataset | EncodedStream = encoded["train"]
+        train_rows: Dataset | EncodedStream | SubwordDropoutPairs = encoded["train"]
         if recipe.data.streaming:
             train_rows = encode_stream(
                 data["train"], task, tokenizer, model.config, recipe.inputs, has_shards(recipe.data)
+            )
+        if recipe.learning.subword_dropout:
+            train_rows = SubwordDropoutPairs(
+                {name: data["train"][name] for name in ("source", "target")},
+                tokenizer,
+                max_length_of(model.config, recipe.inputs),
+                recipe.learning.subword_dropout,
+                args.seed if args.data_seed is None else args.data_seed,
             )
         if isinstance(encoded, DatasetDict):
             facts.encoding = encoding_rates(data, encoded, model.config, began)
