@@ -27,6 +27,7 @@ from trivium.metrics import METRICS
 from trivium.storage.atomic import write_whole
 from trivium.storage.names import RECIPE_FILE
 from trivium.tasks import TASKS, InputArguments, Task
+from trivium.tokenization.tokenization_backends import SPECIAL_TOKENS
 
 # Arguments of TriviumConfig besides its fields.
 CONFIG_ARGUMENTS = ("problem_type", "label2id", "id2label", "num_labels", "rope_theta")
@@ -54,6 +55,8 @@ class TokenizerArguments:
         lowercase: Lowercase the text.
         add_bos_token: Add `<s>` at the start of texts; None for the default of the task.
         add_eos_token: Add `</s>` at the end of texts; None for the default of the task.
+        special_tokens: Further special tokens, such as `<bt>` at the start of back-translated sources. They are added
+            to the source vocabulary, are never split, and do not occur in decoded texts.
     """
 
     sample: int | None = None
@@ -65,6 +68,24 @@ class TokenizerArguments:
     lowercase: bool = False
     add_bos_token: bool | None = None
     add_eos_token: bool | None = None
+    special_tokens: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Check the further special tokens.
+
+        Raises:
+            ValueError: The message names the field, its value and what is allowed.
+        """
+        for token in self.special_tokens:
+            if (
+                not re.fullmatch(r"\S+", token)
+                or token in SPECIAL_TOKENS.values()
+                or self.special_tokens.count(token) > 1
+            ):
+                raise ValueError(
+                    f"tokenizer.special_tokens has {token!r}, but may contain only different tokens without spaces, "
+                    f"such as <bt>, and none of {', '.join(SPECIAL_TOKENS.values())}."
+                )
 
 
 @dataclass

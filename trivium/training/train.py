@@ -292,14 +292,15 @@ def load_or_build(
     facts = {**labels, **task.config}
     defaults = {"add_bos_token": task.add_bos_token, "add_eos_token": task.add_eos_token}
     overrides = {name: value for name in defaults if (value := getattr(recipe.tokenizer, name)) is not None}
-    tags = tags_of(recipe.data)
+    tags = [*tags_of(recipe.data), *recipe.tokenizer.special_tokens]
     if recipe.init_from:
         model = load_initial_model(recipe, facts)
         tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False)
         if missing := sorted(set(tags) - set(tokenizer.get_vocab())):
             raise ValueError(
-                f"data.directions is {recipe.data.directions}, but the tokenizer of {recipe.init_from} does not have "
-                f"{', '.join(missing)}. Start from a model that was trained with these target languages."
+                f"data.directions is {recipe.data.directions} and tokenizer.special_tokens is "
+                f"{recipe.tokenizer.special_tokens}, but the tokenizer of {recipe.init_from} does not have "
+                f"{', '.join(missing)}. Start from a model that was trained with these tokens."
             )
         # Encode an empty text instead of reading the attributes `add_bos_token` and `add_eos_token`: if transformers'
         # own class has saved the tokenizer, they do not say which special tokens it adds.
@@ -315,6 +316,7 @@ def load_or_build(
         return model, tokenizer
     options = {**vars(recipe.tokenizer), **defaults, **overrides}
     sample = options.pop("sample")
+    del options["special_tokens"]
     if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # missing in FSDP's sharded checkpoints
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     elif prepared is not None:
