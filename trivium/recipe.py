@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from enum import Enum
 from importlib import resources
 from io import StringIO
+from math import inf
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -89,6 +90,40 @@ class TokenizerArguments:
 
 
 @dataclass
+class DistillationArguments:
+    """Distillation from a teacher by its probabilities: the `distillation:` section of a recipe.
+
+    Attributes:
+        teacher: Saved model for the same task, larger than the student, which has the teacher's tokenizer: without
+            `init_from` and `data.prepared`, the `tokenizer` section is not used. None for no distillation.
+        weight: Weight of the divergence from the teacher, the Kullback-Leibler divergence per token; the cross entropy
+            has the weight 1 - `weight`. Evaluations have only the cross entropy.
+        temperature: Softmax temperature of both distributions; the divergence is multiplied by its square.
+    """
+
+    teacher: str | None = None
+    weight: float = 0.5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: The message names the field, its value and what is allowed.
+        """
+        if not 0 < self.weight <= 1:
+            raise ValueError(f"distillation.weight is {self.weight}, but must be above 0 and at most 1.")
+        if not 0 < self.temperature < inf:
+            raise ValueError(f"distillation.temperature is {self.temperature}, but must be above 0.")
+        for name, default in (("weight", 0.5), ("temperature", 1.0)):
+            if self.teacher is None and getattr(self, name) != default:
+                raise ValueError(
+                    f"distillation.{name} is {getattr(self, name)}, but there is no teacher. Set "
+                    "distillation.teacher, or leave it out."
+                )
+
+
+@dataclass
 class CardArguments:
     """Model card metadata that cannot be derived from the run: the `card:` section of a recipe.
 
@@ -160,6 +195,7 @@ class Recipe:
         init_from: Saved model to start from, with its tokenizer, instead of a new model. A task uses only the half of
             an encoder-decoder that it needs. `model` may then set only fields that do not change the shape of the
             parameters, such as dropout.
+        distillation: Distillation of the model from a teacher, by its probabilities.
         card: Model card metadata that cannot be derived from the run.
     """
 
@@ -174,6 +210,7 @@ class Recipe:
     early_stopping_patience: int | None = None
     ema_decay: float | None = None
     init_from: str | None = None
+    distillation: DistillationArguments = field(default_factory=DistillationArguments)
     card: CardArguments = field(default_factory=CardArguments)
 
     def __post_init__(self) -> None:
@@ -205,16 +242,17 @@ class Recipe:
         return {name: value for name, value in self.model.items() if name != "preset"}
 
     def check_start(self) -> None:
-        """Raise a FileNotFoundError if `init_from` is neither a folder nor a valid name of a model on the Hub."""
-        if self.init_from is None or Path(self.init_from).is_dir():
-            return
-        try:
-            validate_repo_id(self.init_from)
-        except HFValidationError as error:
-            raise FileNotFoundError(
-                f"init_from is {self.init_from!r}, but there is no such folder. Set it to the folder of a saved "
-                "model, or to the name of a model on the Hub."
-            ) from error
+        """Raise a FileNotFoundError if a model to load is neither a folder nor a valid name of a model on the Hub."""
+        for name, value in (("init_from", self.init_from), ("distillation.teacher", self.distillation.teacher)):
+            if value is None or Path(value).is_dir():
+                continue
+            try:
+                validate_repo_id(value)
+            except HFValidationError as error:
+                raise FileNotFoundError(
+                    f"{name} is {value!r}, but there is no such folder. Set it to the folder of a saved model, or to "
+                    "the name of a model on the Hub."
+                ) from error
 
     def save(self, folder: str | Path) -> None:
         """Write the recipe to `recipe.yaml` in a folder."""
@@ -488,6 +526,15 @@ def _check_averaging(recipe: Recipe) -> None:
         raise ValueError(f"ema_decay is {recipe.ema_decay}, but must be greater than 0 and less than 1, or null.")
 
 
+def _check_distillation(recipe: Recipe) -> None:
+    tasks = [name for name, task in TASKS.items() if "perplexity" in task.metrics]  # those that predict tokens
+    if recipe.distillation.teacher is not None and recipe.task not in tasks:
+        raise ValueError(
+            f"distillation.teacher is {recipe.distillation.teacher!r}, but is only for {', '.join(tasks)}; the task "
+            f"is {recipe.task}."
+        )
+
+
 SECTION_CHECKS = (
     _check_task,
     _check_metrics,
@@ -500,6 +547,7 @@ SECTION_CHECKS = (
     # Checks across sections come last.
     _check_token_batches,
     _check_averaging,
+    _check_distillation,
 )
 
 

@@ -145,6 +145,8 @@ def fields_of(recipe: Recipe) -> dict[str, Any]:
     tokenizer = {name: value for name, value in vars(recipe.tokenizer).items() if name != "special_tokens" or value}
     sections = {"data": data, "tokenizer": tokenizer, "inputs": inputs}
     fields = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+    if recipe.distillation.teacher is not None:  # Its tokenizer encodes the rows.
+        fields["distillation.teacher"] = recipe.distillation.teacher
     return {"task": recipe.task, "init_from": recipe.init_from, **fields}
 
 

@@ -35,6 +35,7 @@ from trivium.training.callbacks.push import check_hub_arguments
 from trivium.training.callbacks.run_facts import encoding_rates
 from trivium.training.callbacks.throughput import DataReport
 from trivium.training.compute_metrics import make_compute_metrics
+from trivium.training.distillation import load_distillation
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
 from trivium.training.prepared import Prepared, load_prepared
 from trivium.training.resume import checkpoint_to_resume
@@ -212,6 +213,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         callbacks=[facts],
         max_tokens=recipe.inputs.max_tokens,
         buffer_size=recipe.inputs.buffer_size,
+        distillation=load_distillation(recipe, model, tokenizer),
     )
     if facts.packing is not None:
         statistics = {f"packed_{name}": facts.packing[name] for name in ("rows", "cuts")}
@@ -295,13 +297,7 @@ def load_or_build(
     tags = [*tags_of(recipe.data), *recipe.tokenizer.special_tokens]
     if recipe.init_from:
         model = load_initial_model(recipe, facts)
-        tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False)
-        if missing := sorted(set(tags) - set(tokenizer.get_vocab())):
-            raise ValueError(
-                f"data.directions is {recipe.data.directions} and tokenizer.special_tokens is "
-                f"{recipe.tokenizer.special_tokens}, but the tokenizer of {recipe.init_from} does not have "
-                f"{', '.join(missing)}. Start from a model that was trained with these tokens."
-            )
+        tokenizer = load_tokenizer(recipe.init_from, tags, recipe)
         # Encode an empty text instead of reading the attributes `add_bos_token` and `add_eos_token`: if transformers'
         # own class has saved the tokenizer, they do not say which special tokens it adds.
         special_ids = tokenizer("")["input_ids"]
@@ -321,6 +317,8 @@ def load_or_build(
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     elif prepared is not None:
         tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer, trust_remote_code=False)
+    elif recipe.distillation.teacher is not None:
+        tokenizer = load_tokenizer(recipe.distillation.teacher, tags, recipe)
     else:
         texts = rows if sample is None else rows.take(sample)
         targets = (target for row in texts for target in task.targets_of(row)) if task.target else None
@@ -341,6 +339,22 @@ def load_or_build(
     )
     tokenizer.model_max_length = config.max_position_embeddings
     return task.model_class_for(config)(config), tokenizer
+
+
+def load_tokenizer(model: str, tags: list[str], recipe: Recipe) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a saved model.
+
+    Raises:
+        ValueError: The tokenizer lacks a tag of the recipe.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    if missing := sorted(set(tags) - set(tokenizer.get_vocab())):
+        raise ValueError(
+            f"data.directions is {recipe.data.directions} and tokenizer.special_tokens is "
+            f"{recipe.tokenizer.special_tokens}, but the tokenizer of {model} does not have {', '.join(missing)}. "
+            "Start from a model that was trained with these tokens."
+        )
+    return tokenizer
 
 
 def load_initial_model(recipe: Recipe, facts: dict[str, Any]) -> PreTrainedModel:

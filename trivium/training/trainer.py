@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from trivium.modeling.loss import IGNORE_INDEX
 from trivium.storage.atomic import write_whole
 from trivium.training.callbacks import Throughput
 from trivium.training.callbacks.throughput import DataReport
+from trivium.training.distillation import Distillation
 from trivium.training.distributed import tied_weights_together
 from trivium.training.resumable import ResumableTrainer
 from trivium.training.streaming import FILLER, PLACE, EpochOffset, StreamSteps
@@ -115,15 +117,24 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         max_tokens: Maximum number of tokens per batch and device, as counted by `TokenBatchSampler`; None for batches
             of `per_device_train_batch_size` rows.
         buffer_size: Number of rows to buffer for token batches of a stream; required in this case.
+        distillation: The teacher, whose probabilities are part of the training loss; None for none.
 
     A stream (`EncodedStream` or `datasets.IterableDataset`) is divided among the processes, and resumed at the saved
     position (`trivium.training.streaming`).
     """
 
     def __init__(
-        self, *args: Any, max_tokens: int | None = None, buffer_size: int | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        max_tokens: int | None = None,
+        buffer_size: int | None = None,
+        distillation: Distillation | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.distillation = distillation
+        if distillation is not None:
+            distillation.teacher.to(self.args.device)
         self.batches: TokenBatchSampler | None = None
         self.batch_stream: BatchStream | None = None
         self._steps: StreamSteps | None = None
@@ -287,9 +298,12 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         """Compute the loss, without materializing the logits unless the outputs are returned."""
         weight = 0.0 if inputs.get(FILLER) else 1.0
         inputs = {name: value for name, value in inputs.items() if name != FILLER}
-        if not return_outputs:
+        forward: Any = model
+        if self.distillation is not None and model.training:
+            forward = partial(self.distillation, model, self.accelerator.autocast())
+        elif not return_outputs:
             inputs = self._add_skip_logits(inputs)
-        loss = super().compute_loss(model, inputs, return_outputs, **kwargs)
+        loss = super().compute_loss(forward, inputs, return_outputs, **kwargs)
         return loss if weight else weight * loss
 
     @property
