@@ -86,9 +86,7 @@ def test_student_has_the_tokenizer_and_resumes_exactly(tmp_path: Path, monkeypat
 
     options = [*OVERRIDES, "model.d_model=16", "model.ffn_dim=32", "training.max_steps=4", "training.save_steps=2"]
     options += ["data.max_train_samples=40", f"distillation.teacher={teacher}", "distillation.temperature=2"]
-    recipe = load_recipe(
-        "numbers", [*options, "tokenizer.vocab_size=700", "card.examples=[]", f"training.output_dir={run}"]
-    )
+    recipe = load_recipe("numbers", [*options, "tokenizer.vocab_size=700", f"training.output_dir={run}"])
     trainer = train(recipe)
     assert (run / "tokenizer.json").read_bytes() == (teacher / "tokenizer.json").read_bytes()
     assert trainer.model.config.d_model == 16
@@ -103,7 +101,8 @@ def test_student_has_the_tokenizer_and_resumes_exactly(tmp_path: Path, monkeypat
     recipe.training["output_dir"] = str(run)
     with pytest.raises(ValueError, match=r"changed recipe: .*distillation\.temperature was 2\.0, is now 1\.0"):
         train(recipe, resume=True)
-    monkeypatch.setattr("trivium.hub.card.draw_curves", lambda *_: None)
+    for picture in ("draw_curves", "draw_attention"):
+        monkeypatch.setattr(f"trivium.hub.card.{picture}", lambda *_: None)
     card = render_card(run)["README.md"].decode()
     assert f"{tmp_path.name}/teacher`, with weight 0.5 and temperature 2.0" in card
 
