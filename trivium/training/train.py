@@ -292,8 +292,8 @@ def load_or_build(
     task = recipe.kind
     labels = task.label_facts(rows, recipe.model.get("problem_type")) if prepared is None else prepared.labels
     facts = {**labels, **task.config}
-    defaults = {"add_bos_token": task.add_bos_token, "add_eos_token": task.add_eos_token}
-    overrides = {name: value for name in defaults if (value := getattr(recipe.tokenizer, name)) is not None}
+    set_by_recipe = {name: getattr(recipe.tokenizer, name) for name in ("add_bos_token", "add_eos_token")}
+    overrides = {name: value for name, value in set_by_recipe.items() if value is not None}
     tags = [*tags_of(recipe.data), *recipe.tokenizer.special_tokens]
     if recipe.init_from:
         model = load_initial_model(recipe, facts)
@@ -302,7 +302,8 @@ def load_or_build(
         # own class has saved the tokenizer, they do not say which special tokens it adds.
         special_ids = tokenizer("")["input_ids"]
         adds_eos = tokenizer.eos_token_id in special_ids
-        if not overrides and adds_eos and not task.add_eos_token:  # as with a translation model's tokenizer
+        defaults = task.special_tokens_for(model.config)
+        if not overrides and adds_eos and not defaults["add_eos_token"]:  # as with a translation model's tokenizer
             overrides = defaults
         if overrides:
             options = {"add_bos_token": tokenizer.bos_token_id in special_ids, "add_eos_token": adds_eos, **overrides}
@@ -310,7 +311,7 @@ def load_or_build(
         if not model.config.is_encoder_decoder and not getattr(tokenizer, "shared_vocabulary", True):
             tokenizer = tokenizer.target if model.config.decoder_layers else tokenizer.source
         return model, tokenizer
-    options = {**vars(recipe.tokenizer), **defaults, **overrides}
+    options = {**vars(recipe.tokenizer), **task.special_tokens_for(recipe.model_config()), **overrides}
     sample = options.pop("sample")
     del options["special_tokens"]
     if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # missing in FSDP's sharded checkpoints
