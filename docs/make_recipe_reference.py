@@ -35,6 +35,7 @@ SECTIONS = {
     "allowed, and saved with the model as its defaults. Without a length, an encoder-decoder is saved with the "
     "maximum length of its training texts, a decoder-only model with at most 256 new tokens, or with the number of "
     "its learned positions. The most common:",
+    "distillation": "",
     "card": "",
 }
 PYTHON = """## In Python

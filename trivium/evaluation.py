@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.data.loading import TEXT
 from trivium.metrics import load_metric
-from trivium.modeling.loss import IGNORE_INDEX
+from trivium.modeling.loss import IGNORE_INDEX, shift_left
 from trivium.modeling.pipeline_question_answering import best_answers, encode_windows
 from trivium.tasks import (
     TASKS,
@@ -222,6 +222,8 @@ class _Evaluation:
             labels = batch["labels"]
             if self.task is TASKS["causal-lm"]:
                 batch["shift_labels"] = batch.pop("labels")
+            elif self.task.splits_texts and not self.model.config.is_encoder_decoder:
+                labels = shift_left(labels)  # as the model does
             # a divisor of 1 returns the sum over tokens instead of the mean
             output = self.model(**batch, num_items_in_batch=1)
             sums.append(output.loss.item())

@@ -23,6 +23,7 @@ from trivium.recipe_checks import SECTION_CHECKS, refuse_unknown, strategy_field
 from trivium.storage.atomic import write_whole
 from trivium.storage.names import RECIPE_FILE
 from trivium.tasks import TASKS, InputArguments, Task
+from trivium.tokenization.tokenization_backends import SPECIAL_TOKENS
 
 
 @dataclass
@@ -39,6 +40,8 @@ class TokenizerArguments:
         lowercase: Lowercase the text.
         add_bos_token: Add `<s>` at the start of texts; None for the default of the task.
         add_eos_token: Add `</s>` at the end of texts; None for the default of the task.
+        special_tokens: Further special tokens, such as `<bt>` at the start of back-translated sources. They are added
+            to the source vocabulary, are never split, and do not occur in decoded texts.
     """
 
     sample: int | None = None
@@ -50,6 +53,58 @@ class TokenizerArguments:
     lowercase: bool = False
     add_bos_token: bool | None = None
     add_eos_token: bool | None = None
+    special_tokens: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Check the further special tokens.
+
+        Raises:
+            ValueError: The message names the field, its value and what is allowed.
+        """
+        for token in self.special_tokens:
+            if (
+                not re.fullmatch(r"\S+", token)
+                or token in SPECIAL_TOKENS.values()
+                or self.special_tokens.count(token) > 1
+            ):
+                raise ValueError(
+                    f"tokenizer.special_tokens has {token!r}, but may contain only different tokens without spaces, "
+                    f"such as <bt>, and none of {', '.join(SPECIAL_TOKENS.values())}."
+                )
+
+
+@dataclass
+class DistillationArguments:
+    """Distillation from a teacher by its probabilities: the `distillation:` section of a recipe.
+
+    Attributes:
+        teacher: Saved model for the same task, larger than the student, which has the teacher's tokenizer: without
+            `init_from` and `data.prepared`, the `tokenizer` section is not used. None for no distillation.
+        weight: Weight of the divergence from the teacher, the Kullback-Leibler divergence per token; the cross entropy
+            has the weight 1 - `weight`. Evaluations have only the cross entropy.
+        temperature: Softmax temperature of both distributions; the divergence is multiplied by its square.
+    """
+
+    teacher: str | None = None
+    weight: float = 0.5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: The message names the field, its value and what is allowed.
+        """
+        if not 0 < self.weight <= 1:
+            raise ValueError(f"distillation.weight is {self.weight}, but must be above 0 and at most 1.")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"distillation.temperature is {self.temperature}, but must be above 0.")
+        for name, default in (("weight", 0.5), ("temperature", 1.0)):
+            if self.teacher is None and getattr(self, name) != default:
+                raise ValueError(
+                    f"distillation.{name} is {getattr(self, name)}, but there is no teacher. Set "
+                    "distillation.teacher, or leave it out."
+                )
 
 
 @dataclass
@@ -176,6 +231,7 @@ class Recipe:
         init_from: Saved model to start from, with its tokenizer, instead of a new model. A task uses only the half of
             an encoder-decoder that it needs. `model` may then set only fields that do not change the shape of the
             parameters, such as dropout.
+        distillation: Distillation of the model from a teacher, by its probabilities.
         card: Model card metadata that cannot be derived from the run.
     """
 
@@ -191,6 +247,7 @@ class Recipe:
     early_stopping_patience: int | None = None
     ema_decay: float | None = None
     init_from: str | None = None
+    distillation: DistillationArguments = field(default_factory=DistillationArguments)
     card: CardArguments = field(default_factory=CardArguments)
 
     def __post_init__(self) -> None:
@@ -222,16 +279,17 @@ class Recipe:
         return {name: value for name, value in self.model.items() if name != "preset"}
 
     def check_start(self) -> None:
-        """Raise a FileNotFoundError if `init_from` is neither a folder nor a valid name of a model on the Hub."""
-        if self.init_from is None or Path(self.init_from).is_dir():
-            return
-        try:
-            validate_repo_id(self.init_from)
-        except HFValidationError as error:
-            raise FileNotFoundError(
-                f"init_from is {self.init_from!r}, but there is no such folder. Set it to the folder of a saved "
-                "model, or to the name of a model on the Hub."
-            ) from error
+        """Raise a FileNotFoundError if a model to load is neither a folder nor a valid name of a model on the Hub."""
+        for name, value in (("init_from", self.init_from), ("distillation.teacher", self.distillation.teacher)):
+            if value is None or Path(value).is_dir():
+                continue
+            try:
+                validate_repo_id(value)
+            except HFValidationError as error:
+                raise FileNotFoundError(
+                    f"{name} is {value!r}, but there is no such folder. Set it to the folder of a saved model, or to "
+                    "the name of a model on the Hub."
+                ) from error
 
     def save(self, folder: str | Path) -> None:
         """Write the recipe to `recipe.yaml` in a folder."""

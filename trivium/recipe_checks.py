@@ -189,6 +189,23 @@ def _check_muon(recipe: "Recipe") -> None:
         )
 
 
+def _check_distillation(recipe: "Recipe") -> None:
+    tasks = [name for name, task in TASKS.items() if "perplexity" in task.metrics]  # those that predict tokens
+    if recipe.distillation.teacher is not None and recipe.task not in tasks:
+        raise ValueError(
+            f"distillation.teacher is {recipe.distillation.teacher!r}, but is only for {', '.join(tasks)}; the task "
+            f"is {recipe.task}."
+        )
+    learning = recipe.learning
+    if recipe.distillation.teacher is not None and (learning.r_drop or learning.simcut):
+        name = "r_drop" if learning.r_drop else "simcut"
+        raise ValueError(
+            f"distillation.teacher is {recipe.distillation.teacher!r} and learning.{name} is "
+            f"{getattr(learning, name)}, but each replaces the loss of a training step. Set learning.{name}=0, or "
+            "distillation.teacher=null."
+        )
+
+
 SECTION_CHECKS = (
     _check_task,
     _check_metrics,
@@ -201,6 +218,7 @@ SECTION_CHECKS = (
     # Checks across sections come last.
     _check_token_batches,
     _check_averaging,
+    _check_distillation,
     _check_learning,
     _check_muon,
 )

@@ -23,6 +23,7 @@ from trivium_cli import (
     runs,
     serve,
     summarize,
+    synthesize,
     tag,
     texts,
 )
@@ -33,7 +34,23 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     epilog="Start with `trivium train numbers`, which needs no external data.",
 )
-COMMANDS = (runs, recipes, prepare, data, texts, summarize, tag, answer, demo, serve, plot, parts, convert, hub)
+COMMANDS = (
+    runs,
+    recipes,
+    prepare,
+    data,
+    synthesize,
+    texts,
+    summarize,
+    tag,
+    answer,
+    demo,
+    serve,
+    plot,
+    parts,
+    convert,
+    hub,
+)
 for module in COMMANDS:
     app.add_typer(module.commands)
 

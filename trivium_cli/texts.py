@@ -108,7 +108,7 @@ def translate(
     For an engine other than torch, the folder may be the output of `trivium convert` for this engine; any other saved
     model is first converted to a temporary folder.
     """
-    _check_sampling(sample, temperature, top_k, top_p)
+    check_sampling(sample, temperature, top_k, top_p)
     if trust_remote_code and engine != "torch":
         raise typer.BadParameter("--trust-remote-code requires --engine torch.")
     if language and not split_sentences:
@@ -144,7 +144,7 @@ def translate(
         split_language = (language or _language_of(model)) if split_sentences else None
 
         def process(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
-            texts = _check_tags(texts, languages) if languages else texts
+            texts = check_tags(texts, languages) if languages else texts
             if not (n_best or scores):
                 translations = translations_of(
                     loaded,
@@ -201,7 +201,7 @@ def generate(
     printed with their continuations, which may contain line breaks. `--output` therefore writes a JSON object
     `{"prompt": ..., "continuations": [...]}` per line.
     """
-    _check_sampling(sample, temperature, top_k, top_p)
+    check_sampling(sample, temperature, top_k, top_p)
     with report_errors():
         check_files(texts, input_file, output_file)
         loaded, tokenizer = load(model, "generate", trust_remote_code=trust_remote_code)
@@ -344,7 +344,7 @@ def load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokenize
     return model, model.tokenizer
 
 
-def _check_tags(texts: Iterable[str], languages: list[str]) -> Iterator[str]:
+def check_tags(texts: Iterable[str], languages: list[str]) -> Iterator[str]:
     """Yield texts; for a multilingual model, raise an error for a text without a target language tag."""
     from trivium.modeling.pipeline_translation import language_tag
 
@@ -355,7 +355,8 @@ def _check_tags(texts: Iterable[str], languages: list[str]) -> Iterator[str]:
         yield text
 
 
-def _check_sampling(sample: bool, *options: float | None) -> None:
+def check_sampling(sample: bool, *options: float | None) -> None:
+    """Reject sampling options without --sample."""
     if not sample and any(option is not None for option in options):
         raise typer.BadParameter("--temperature, --top-k and --top-p require --sample.")
 

@@ -22,6 +22,22 @@ OPTIONS = {
     | SAMPLING
     | {"--length-penalty", "--max-length", "--engine", "--n-best", "--scores", "--to"}
     | {"--split-sentences", "--language"},
+    "backtranslate": TRUST
+    | SAMPLING
+    | {
+        "--tag",
+        "--source",
+        "--target",
+        "--text",
+        "--to",
+        "--length-penalty",
+        "--max-length",
+        "--batch-size",
+        "--engine",
+    },
+    "distil": TRUST
+    | {"--source", "--target", "--text", "--to", "--beams", "--length-penalty", "--max-length", "--batch-size"}
+    | {"--engine"},
     "summarize": TRUST | FILES | {"--beams", "--length-penalty", "--max-length"},
     "generate": TRUST | FILES | SAMPLING | {"--num", "--max-new-tokens"},
     "classify": TRUST | FILES | {"--top-k"},

@@ -76,10 +76,11 @@ def tags_of(args: "DataArguments") -> list[str]:
 
 
 def untagged_texts(texts: Iterable[str], tags: Sequence[str]) -> Iterator[str]:
-    """Yield texts without their language tags, on whose letters a tokenizer should not be trained."""
+    """Yield texts without the tags at their start, on whose letters a tokenizer should not be trained."""
     for text in texts:
-        tag = next((tag for tag in tags if text.startswith(tag)), "")
-        yield text.removeprefix(tag)
+        while tag := next((tag for tag in tags if text.startswith(tag)), ""):
+            text = text.removeprefix(tag)
+        yield text
 
 
 def load_directions(

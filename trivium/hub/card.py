@@ -293,10 +293,19 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
         if fingerprint := facts.run.get("data"):
             data += f"; fingerprint {_code(fingerprint[:17])}"
         rows += [("task", recipe.task), ("data", data)]
+        distillation = recipe.distillation
         if recipe.init_from:
             model = hub_model(recipe)
             link = f"[{model}](https://huggingface.co/{model})" if model else _code(without_home(recipe.init_from))
             rows.append(("initialized from", link))
+        if distillation.teacher:
+            rows.append(
+                (
+                    "distilled from",
+                    f"{_code(without_home(distillation.teacher))}, with weight {distillation.weight} and temperature "
+                    f"{distillation.temperature}",
+                )
+            )
         share = _count(settings["per_device_train_batch_size"], "row")
         if recipe.inputs.max_tokens is not None:
             share = f"rows of similar length, up to {_count(recipe.inputs.max_tokens, 'token')},"

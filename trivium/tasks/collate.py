@@ -24,10 +24,11 @@ from trivium.modeling import (
     TriviumForSequenceClassification,
     TriviumForTokenClassification,
 )
+from trivium.modeling.loss import IGNORE_INDEX
 from trivium.tasks.encode import (
     InputArguments,
 )
-from trivium.tasks.noise import corrupt
+from trivium.tasks.noise import corrupt, split_prefix
 from trivium.tasks.task import Task
 
 COUNTS = ("length", *STATISTICS)  # metadata columns, which are not model inputs
@@ -43,7 +44,7 @@ def make_collator(
 ) -> Collator:
     """Return a collator that pads encoded rows into a batch.
 
-    For `masked-lm` and `denoising`, it draws new masks in each `epoch`.
+    For `masked-lm` and `denoising`, it draws new masks in each `epoch`, and for `prefix-lm` new prefixes.
     """
     if task.model_class is TriviumForMaskedLM:
         collate: Any = _make_masker(tokenizer, inputs, epoch)
@@ -55,6 +56,8 @@ def make_collator(
         collate = partial(tokenizer.pad, padding_side="right", return_tensors="pt")
     elif "noise" in task.inputs:
         collate = _make_denoiser(tokenizer, model, inputs, epoch)
+    elif task.splits_texts:
+        collate = _make_splitter(tokenizer, model, epoch)
     elif inputs.packing:
         collate = default_data_collator
     else:
@@ -100,10 +103,8 @@ def _make_denoiser(
     def denoise(rows: list[dict[str, Any]]) -> dict[str, Any]:
         corrupted = []
         for row in rows:
-            ids, end = row["labels"][:-1], row["labels"][-1:]  # a text ends with `</s>` unless it was truncated
-            if end != [tokenizer.eos_token_id]:
-                ids, end = row["labels"], []
-            generator = np.random.default_rng(zlib.crc32(repr((epoch(), ids)).encode()))
+            ids, end = _split_end(row["labels"], tokenizer)
+            generator = _generator_of(ids, epoch())
             source, target = corrupt(
                 ids, tokenizer.mask_token_id, inputs.noise, inputs.noise_density, inputs.mean_span, generator
             )
@@ -111,3 +112,37 @@ def _make_denoiser(
         return pad(corrupted)
 
     return denoise
+
+
+def _make_splitter(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, epoch: Callable[[], int]) -> Collator:
+    """Return a collator that splits texts into prefix and continuation, depending only on the text and the epoch.
+
+    An encoder-decoder reads the prefix and predicts the continuation. A decoder-only model reads the whole text with
+    causal attention, and the labels ignore the prefix.
+    """
+    pad = DataCollatorForSeq2Seq(tokenizer, model=model)
+
+    def split(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        parts = []
+        for row in rows:
+            text, end = _split_end(row["labels"], tokenizer)
+            start = int(text[:1] == [tokenizer.bos_token_id])  # a language model's text starts with `<s>`
+            place = start + split_prefix(len(text) - start, _generator_of(text, epoch()))
+            if model.config.is_encoder_decoder:
+                parts.append({"input_ids": [*text[:place], *end], "labels": [*text[place:], *end]})
+            else:
+                labels = [*[IGNORE_INDEX] * place, *text[place:], *end]
+                parts.append({"input_ids": [*text, *end], "labels": labels})
+        return pad(parts)
+
+    return split
+
+
+def _split_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Split off `</s>`, with which a text ends unless it was truncated."""
+    return (ids[:-1], ids[-1:]) if ids[-1:] == [tokenizer.eos_token_id] else (ids, [])
+
+
+def _generator_of(ids: list[int], epoch: int) -> np.random.Generator:
+    """Return a random generator that depends only on the tokens of a text and the epoch."""
+    return np.random.default_rng(zlib.crc32(repr((epoch, ids)).encode()))

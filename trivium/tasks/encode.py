@@ -220,3 +220,11 @@ def encode_for_denoising(
 ) -> Batch:
     """Encode texts as sources and targets of an encoder-decoder; the collator corrupts them."""
     return encode_pairs({"source": batch["text"], "target": batch["text"]}, tokenizer, config, inputs)
+
+
+def encode_for_splitting(
+    batch: Batch, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig, inputs: InputArguments
+) -> Batch:
+    """Encode texts of an encoder-decoder or a decoder-only model; the collator splits them at random places."""
+    encode = encode_for_denoising if config.is_encoder_decoder else encode_texts
+    return encode(batch, tokenizer, config, inputs)

@@ -1,4 +1,4 @@
-"""Noise for denoising pre-training: mask spans of a text, as in BART and T5."""
+"""Noise for denoising pre-training, as in BART and T5, and the split of a text into prefix and continuation."""
 
 import numpy as np
 
@@ -38,6 +38,18 @@ def corrupt(
         start, copied = start + length, place
     source += ids[start:]
     return source, target if noise == "spans" else list(ids)
+
+
+def split_prefix(length: int, generator: np.random.Generator) -> int:
+    """Sample the length of a prefix, so that prefix and continuation have at least one token; 0 for a single token.
+
+    All lengths are equally probable (prefix language modeling, Raffel et al. 2020, section 3.2.3).
+
+    Args:
+        length: Number of tokens in the text, without special tokens.
+        generator: Source of randomness.
+    """
+    return int(generator.integers(1, length)) if length > 1 else 0
 
 
 def _span_lengths(masked: int, mean: float, noise: str, generator: np.random.Generator) -> list[int]:

@@ -39,6 +39,7 @@ from trivium.tasks.encode import (
     encode_documents,
     encode_for_denoising,
     encode_for_masking,
+    encode_for_splitting,
     encode_labeled,
     encode_pairs,
     encode_questions,
@@ -56,13 +57,14 @@ class Task:
     Attributes:
         model_class: Class of the model.
         columns: Data columns, as `load_data` takes them.
-        add_bos_token: True if the tokenizer adds `<s>` to texts.
+        add_bos_token: True if the tokenizer adds `<s>` to texts; see `special_tokens_for`.
         add_eos_token: True if the tokenizer adds `</s>` to texts; False if the model completes prompts.
         encode: Function that maps a batch of rows to columns of model inputs.
         metrics: Names of the metrics that apply to the task; the first two are a recipe's default.
         inputs: Fields of `InputArguments` that only this task uses.
         decoder_class: Class of a model without an encoder, if the task has one.
         config: Fields of the model's configuration that record the task.
+        splits_texts: True if the collator splits each text into prefix and continuation.
     """
 
     model_class: type[PreTrainedModel]
@@ -74,10 +76,17 @@ class Task:
     inputs: tuple[str, ...] = ()
     decoder_class: type[PreTrainedModel] | None = None
     config: Mapping[str, str] = field(default_factory=dict)
+    splits_texts: bool = False
 
     def model_class_for(self, config: TriviumConfig) -> type[PreTrainedModel]:
         """Return the class of a model of this configuration."""
         return self.model_class if config.encoder_layers or self.decoder_class is None else self.decoder_class
+
+    def special_tokens_for(self, config: TriviumConfig) -> dict[str, bool]:
+        """Return whether the tokenizer of a model adds `<s>` and `</s>`; a language model completes prompts."""
+        if self.model_class_for(config) is TriviumForCausalLM:
+            return {"add_bos_token": True, "add_eos_token": False}
+        return {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
 
     @property
     def has_labels(self) -> bool:
@@ -194,6 +203,16 @@ TASKS: Mapping[str, Task] = {
         encode_for_denoising,
         ("perplexity", "accuracy"),
         ("noise", "noise_density", "mean_span"),
+    ),
+    "prefix-lm": Task(
+        TriviumForConditionalGeneration,
+        TEXT,
+        False,
+        True,
+        encode_for_splitting,
+        ("perplexity", "accuracy"),
+        decoder_class=TriviumForCausalLM,
+        splits_texts=True,
     ),
     "completion": Task(
         TriviumForCausalLM, PAIR, True, False, encode_completions, (*TEXT_METRICS, "perplexity"), ("prompt",)

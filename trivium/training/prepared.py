@@ -142,8 +142,11 @@ def fields_of(recipe: Recipe) -> dict[str, Any]:
     data = {name: value for name, value in first_fields.items() if name not in UNUSED_DATA}
     data |= later_fields(recipe.data)  # include only fields that are set, so that earlier manifests remain valid
     inputs = {name: value for name, value in vars(recipe.inputs).items() if name not in UNUSED_INPUTS}
-    sections = {"data": data, "tokenizer": vars(recipe.tokenizer), "inputs": inputs}
+    tokenizer = {name: value for name, value in vars(recipe.tokenizer).items() if name != "special_tokens" or value}
+    sections = {"data": data, "tokenizer": tokenizer, "inputs": inputs}
     fields = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+    if recipe.distillation.teacher is not None:  # Its tokenizer encodes the rows.
+        fields["distillation.teacher"] = recipe.distillation.teacher
     return {"task": recipe.task, "init_from": recipe.init_from, **fields}
 
 

@@ -76,7 +76,7 @@ CHANGEABLE_FIELDS = (
 # Prefixes of the fields that may change when a new run starts from the weights of an earlier one. `init_from`
 # determines the tokenizer and the shape of the model, and the task selects the head.
 CHANGEABLE_WITH_INIT_FROM = (
-    *("training.", "data.", "inputs.", "generation.", "learning.", "ema_decay"),
+    *("training.", "data.", "inputs.", "generation.", "learning.", "ema_decay", "distillation."),
     *("model.dropout", "model.attention_dropout", "model.activation_dropout", "model.label_smoothing"),
 )
 # These two may change as long as the number of rows per optimizer step stays the same (`check_same_batch_size`).

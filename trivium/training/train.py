@@ -37,6 +37,7 @@ from trivium.training.callbacks.run_facts import encoding_rates
 from trivium.training.callbacks.throughput import DataReport
 from trivium.training.compute_metrics import make_compute_metrics
 from trivium.training.consistency import Consistency, check_consistency
+from trivium.training.distillation import load_distillation
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
 from trivium.training.muon import MuonFactory
 from trivium.training.muon import check_arguments as check_muon_arguments
@@ -229,6 +230,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         max_tokens=recipe.inputs.max_tokens,
         buffer_size=recipe.inputs.buffer_size,
         consistency=Consistency(model, learning) if learning.r_drop or learning.simcut else None,
+        distillation=load_distillation(recipe, model, tokenizer),
     )
     if recipe.learning.muon_learning_rate is not None:
         _, options = trainer.get_optimizer_cls_and_kwargs(args)
@@ -311,22 +313,18 @@ def load_or_build(
     task = recipe.kind
     labels = task.label_facts(rows, recipe.model.get("problem_type")) if prepared is None else prepared.labels
     facts = {**labels, **task.config}
-    defaults = {"add_bos_token": task.add_bos_token, "add_eos_token": task.add_eos_token}
-    overrides = {name: value for name in defaults if (value := getattr(recipe.tokenizer, name)) is not None}
-    tags = tags_of(recipe.data)
+    set_by_recipe = {name: getattr(recipe.tokenizer, name) for name in ("add_bos_token", "add_eos_token")}
+    overrides = {name: value for name, value in set_by_recipe.items() if value is not None}
+    tags = [*tags_of(recipe.data), *recipe.tokenizer.special_tokens]
     if recipe.init_from:
         model = load_initial_model(recipe, facts)
-        tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False)
-        if missing := sorted(set(tags) - set(tokenizer.get_vocab())):
-            raise ValueError(
-                f"data.directions is {recipe.data.directions}, but the tokenizer of {recipe.init_from} does not have "
-                f"{', '.join(missing)}. Start from a model that was trained with these target languages."
-            )
+        tokenizer = load_tokenizer(recipe.init_from, tags, recipe)
         # Encode an empty text instead of reading the attributes `add_bos_token` and `add_eos_token`: if transformers'
         # own class has saved the tokenizer, they do not say which special tokens it adds.
         special_ids = tokenizer("")["input_ids"]
         adds_eos = tokenizer.eos_token_id in special_ids
-        if not overrides and adds_eos and not task.add_eos_token:  # as with a translation model's tokenizer
+        defaults = task.special_tokens_for(model.config)
+        if not overrides and adds_eos and not defaults["add_eos_token"]:  # as with a translation model's tokenizer
             overrides = defaults
         if overrides:
             options = {"add_bos_token": tokenizer.bos_token_id in special_ids, "add_eos_token": adds_eos, **overrides}
@@ -334,12 +332,15 @@ def load_or_build(
         if not model.config.is_encoder_decoder and not getattr(tokenizer, "shared_vocabulary", True):
             tokenizer = tokenizer.target if model.config.decoder_layers else tokenizer.source
         return model, tokenizer
-    options = {**vars(recipe.tokenizer), **defaults, **overrides}
+    options = {**vars(recipe.tokenizer), **task.special_tokens_for(recipe.model_config()), **overrides}
     sample = options.pop("sample")
+    del options["special_tokens"]
     if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # missing in FSDP's sharded checkpoints
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     elif prepared is not None:
         tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer, trust_remote_code=False)
+    elif recipe.distillation.teacher is not None:
+        tokenizer = load_tokenizer(recipe.distillation.teacher, tags, recipe)
     else:
         texts = rows if sample is None else rows.take(sample)
         targets = (target for row in texts for target in task.targets_of(row)) if task.target else None
@@ -360,6 +361,22 @@ def load_or_build(
     )
     tokenizer.model_max_length = config.max_position_embeddings
     return task.model_class_for(config)(config), tokenizer
+
+
+def load_tokenizer(model: str, tags: list[str], recipe: Recipe) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a saved model.
+
+    Raises:
+        ValueError: The tokenizer lacks a tag of the recipe.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    if missing := sorted(set(tags) - set(tokenizer.get_vocab())):
+        raise ValueError(
+            f"data.directions is {recipe.data.directions} and tokenizer.special_tokens is "
+            f"{recipe.tokenizer.special_tokens}, but the tokenizer of {model} does not have {', '.join(missing)}. "
+            "Start from a model that was trained with these tokens."
+        )
+    return tokenizer
 
 
 def load_initial_model(recipe: Recipe, facts: dict[str, Any]) -> PreTrainedModel:

@@ -33,6 +33,7 @@ from trivium.storage.atomic import write_whole
 from trivium.training.callbacks import Throughput
 from trivium.training.callbacks.throughput import DataReport
 from trivium.training.consistency import Consistency
+from trivium.training.distillation import Distillation
 from trivium.training.distributed import tied_weights_together
 from trivium.training.resumable import ResumableTrainer
 from trivium.training.streaming import FILLER, PLACE, EpochOffset, StreamSteps
@@ -119,6 +120,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
             of `per_device_train_batch_size` rows.
         buffer_size: Number of rows to buffer for token batches of a stream; required in this case.
         consistency: Forward pass with a consistency loss, for training steps; None for that of the model.
+        distillation: The teacher, whose probabilities are part of the training loss; None for none.
 
     A stream (`EncodedStream` or `datasets.IterableDataset`) is divided among the processes, and resumed at the saved
     position (`trivium.training.streaming`).
@@ -130,10 +132,14 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         max_tokens: int | None = None,
         buffer_size: int | None = None,
         consistency: Consistency | None = None,
+        distillation: Distillation | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._consistency = consistency
+        self.distillation = distillation
+        if distillation is not None:
+            distillation.teacher.to(self.args.device)
         self.batches: TokenBatchSampler | None = None
         self.batch_stream: BatchStream | None = None
         self._steps: StreamSteps | None = None
@@ -303,11 +309,14 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         """Compute the loss, without materializing the logits unless the outputs are returned."""
         weight = 0.0 if inputs.get(FILLER) else 1.0
         inputs = {name: value for name, value in inputs.items() if name != FILLER}
+        forward: Any = model
         if self._consistency is not None and model.training:
-            model = partial(self._consistency, model)
+            forward = partial(self._consistency, model)
+        elif self.distillation is not None and model.training:
+            forward = partial(self.distillation, model, self.accelerator.autocast())
         elif not return_outputs:
             inputs = self._add_skip_logits(inputs)
-        loss = super().compute_loss(model, inputs, return_outputs, **kwargs)
+        loss = super().compute_loss(forward, inputs, return_outputs, **kwargs)
         return loss if weight else weight * loss
 
     @property
