@@ -128,9 +128,12 @@ class LearningArguments:
         muon_learning_rate: Peak learning rate of the weight matrices inside the layers, which Muon then trains instead
             of AdamW. All other parameters keep AdamW and `training.learning_rate`; both follow the same schedule. None
             for AdamW alone.
+        zero_output_projections: Whether the output projections of attention and feed-forward networks start at zero,
+            so that each sub-layer starts without an effect.
     """
 
     muon_learning_rate: float | None = None
+    zero_output_projections: bool = False
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -496,6 +499,11 @@ def _check_averaging(recipe: Recipe) -> None:
 
 
 def _check_learning(recipe: Recipe) -> None:
+    if recipe.learning.zero_output_projections and recipe.init_from:
+        raise ValueError(
+            f"learning.zero_output_projections is True, but must be False with init_from={recipe.init_from!r}, whose "
+            "weights are trained. Change one."
+        )
     optimizer = recipe.training.get("optim")
     if recipe.learning.muon_learning_rate is not None and optimizer not in (None, "adamw_torch", "adamw_torch_fused"):
         raise ValueError(

@@ -36,6 +36,7 @@ from trivium.training.callbacks.run_facts import encoding_rates
 from trivium.training.callbacks.throughput import DataReport
 from trivium.training.compute_metrics import make_compute_metrics
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
+from trivium.training.initial_weights import zero_output_projections
 from trivium.training.muon import MuonFactory
 from trivium.training.muon import check_arguments as check_muon_arguments
 from trivium.training.prepared import Prepared, load_prepared
@@ -346,7 +347,10 @@ def load_or_build(
         **facts,
     )
     tokenizer.model_max_length = config.max_position_embeddings
-    return task.model_class_for(config)(config), tokenizer
+    model = task.model_class_for(config)(config)
+    if recipe.learning.zero_output_projections:
+        zero_output_projections(model)
+    return model, tokenizer
 
 
 def load_initial_model(recipe: Recipe, facts: dict[str, Any]) -> PreTrainedModel:
