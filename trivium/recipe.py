@@ -130,10 +130,13 @@ class LearningArguments:
             for AdamW alone.
         zero_output_projections: Whether the output projections of attention and feed-forward networks start at zero,
             so that each sub-layer starts without an effect.
+        reinitialized_layers: Number of layers at the end of each stack of the model in `init_from` that start with new
+            weights.
     """
 
     muon_learning_rate: float | None = None
     zero_output_projections: bool = False
+    reinitialized_layers: int = 0
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -145,6 +148,10 @@ class LearningArguments:
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(
                 f"learning.muon_learning_rate is {rate}, but must be greater than 0 and finite, or null for AdamW."
+            )
+        if self.reinitialized_layers < 0:
+            raise ValueError(
+                f"learning.reinitialized_layers is {self.reinitialized_layers}, but must be at least 0, which is none."
             )
 
 
@@ -503,6 +510,11 @@ def _check_learning(recipe: Recipe) -> None:
         raise ValueError(
             f"learning.zero_output_projections is True, but must be False with init_from={recipe.init_from!r}, whose "
             "weights are trained. Change one."
+        )
+    if recipe.learning.reinitialized_layers and not recipe.init_from:
+        raise ValueError(
+            f"learning.reinitialized_layers is {recipe.learning.reinitialized_layers}, but must be 0 without "
+            "init_from: all weights of a new model are new. Set init_from."
         )
     optimizer = recipe.training.get("optim")
     if recipe.learning.muon_learning_rate is not None and optimizer not in (None, "adamw_torch", "adamw_torch_fused"):

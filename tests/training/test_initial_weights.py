@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from small_recipes import small_recipe
-from tiny import random_ids
+from tiny import random_ids, tiny_model
 
+from trivium import TriviumModel
 from trivium.recipe import load_recipe
+from trivium.training.initial_weights import reinitialize_layers
 from trivium.training.train import Start, build_trainer, check_arguments
 
 
@@ -27,4 +29,27 @@ def test_zero_output_projections_start_without_effect(tmp_path: Path) -> None:
 def test_zero_output_projections_of_a_trained_model_are_refused() -> None:
     overrides = ["learning.zero_output_projections=true", "init_from=model", "model.preset=null"]
     with pytest.raises(ValueError, match=r"learning\.zero_output_projections is True.*init_from='model'"):
+        load_recipe("numbers", overrides)
+
+
+def test_last_layers_of_each_stack_start_anew() -> None:
+    model = tiny_model(TriviumModel, encoder_layers=3, decoder_layers=2)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    reinitialize_layers(model, 1)
+    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    last_layers = ("encoder.layers.2.", "decoder.layers.1.")
+    assert changed == {name for name in before if name.startswith(last_layers)} != set()
+    with pytest.raises(ValueError, match=r"reinitialized_layers is 3.*at most 2.*decoder"):
+        reinitialize_layers(model, 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["learning.reinitialized_layers=-1"], r"reinitialized_layers is -1.*at least 0"),
+        (["learning.reinitialized_layers=1"], r"reinitialized_layers is 1.*Set init_from"),
+    ],
+)
+def test_reinitialized_layers_are_checked(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         load_recipe("numbers", overrides)

@@ -18,3 +18,26 @@ def zero_output_projections(model: TriviumPreTrainedModel) -> None:
             module.o_proj.weight.zero_()
         elif isinstance(module, FeedForward):
             module.down_proj.weight.zero_()
+
+
+@torch.no_grad()
+def reinitialize_layers(model: TriviumPreTrainedModel, count: int) -> None:
+    """Initialize the last layers of each stack anew.
+
+    The last layers of a pre-trained model are the most specialized (Zhang et al. 2021, "Revisiting Few-sample BERT
+    Fine-tuning").
+
+    Raises:
+        ValueError: A stack has fewer layers.
+    """
+    new = type(model)(model.config)
+    for name in ("encoder", "decoder"):
+        stack, fresh = (getattr(each.base_model, name, None) for each in (model, new))
+        if stack is None or fresh is None:
+            continue
+        if count > len(stack.layers):
+            raise ValueError(
+                f"learning.reinitialized_layers is {count}, but must be at most {len(stack.layers)}, the number of "
+                f"{name} layers of the model in init_from."
+            )
+        stack.layers[-count:].load_state_dict(fresh.layers[-count:].state_dict())

@@ -36,7 +36,7 @@ from trivium.training.callbacks.run_facts import encoding_rates
 from trivium.training.callbacks.throughput import DataReport
 from trivium.training.compute_metrics import make_compute_metrics
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
-from trivium.training.initial_weights import zero_output_projections
+from trivium.training.initial_weights import reinitialize_layers, zero_output_projections
 from trivium.training.muon import MuonFactory
 from trivium.training.muon import check_arguments as check_muon_arguments
 from trivium.training.prepared import Prepared, load_prepared
@@ -304,6 +304,8 @@ def load_or_build(
     tags = tags_of(recipe.data)
     if recipe.init_from:
         model = load_initial_model(recipe, facts)
+        if recipe.learning.reinitialized_layers:
+            reinitialize_layers(model, recipe.learning.reinitialized_layers)
         tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False)
         if missing := sorted(set(tags) - set(tokenizer.get_vocab())):
             raise ValueError(
