@@ -132,11 +132,14 @@ class LearningArguments:
             so that each sub-layer starts without an effect.
         reinitialized_layers: Number of layers at the end of each stack of the model in `init_from` that start with new
             weights.
+        layer_decay: Factor by which the learning rate falls from the head to the last layer, and from each layer to
+            the one before it, down to the embeddings; 1 for one learning rate.
     """
 
     muon_learning_rate: float | None = None
     zero_output_projections: bool = False
     reinitialized_layers: int = 0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -152,6 +155,10 @@ class LearningArguments:
         if self.reinitialized_layers < 0:
             raise ValueError(
                 f"learning.reinitialized_layers is {self.reinitialized_layers}, but must be at least 0, which is none."
+            )
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(
+                f"learning.layer_decay is {self.layer_decay}, but must be greater than 0 and at most 1, which is none."
             )
 
 
@@ -515,6 +522,11 @@ def _check_learning(recipe: Recipe) -> None:
         raise ValueError(
             f"learning.reinitialized_layers is {recipe.learning.reinitialized_layers}, but must be 0 without "
             "init_from: all weights of a new model are new. Set init_from."
+        )
+    if recipe.learning.layer_decay != 1 and recipe.learning.muon_learning_rate is not None:
+        raise ValueError(
+            f"learning.layer_decay is {recipe.learning.layer_decay}, but must be 1 with "
+            f"learning.muon_learning_rate={recipe.learning.muon_learning_rate}. Change one."
         )
     optimizer = recipe.training.get("optim")
     if recipe.learning.muon_learning_rate is not None and optimizer not in (None, "adamw_torch", "adamw_torch_fused"):

@@ -37,6 +37,7 @@ from trivium.training.callbacks.throughput import DataReport
 from trivium.training.compute_metrics import make_compute_metrics
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
 from trivium.training.initial_weights import reinitialize_layers, zero_output_projections
+from trivium.training.layerwise import LayerwiseFactory
 from trivium.training.muon import MuonFactory
 from trivium.training.muon import check_arguments as check_muon_arguments
 from trivium.training.prepared import Prepared, load_prepared
@@ -222,6 +223,10 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         _, options = trainer.get_optimizer_cls_and_kwargs(args)
         options |= {"muon_learning_rate": recipe.learning.muon_learning_rate, "weight_decay": args.weight_decay}
         trainer.optimizer_cls_and_kwargs = (MuonFactory, options)
+    if recipe.learning.layer_decay != 1:
+        optimizer_class, options = trainer.get_optimizer_cls_and_kwargs(args, model)
+        options |= {"optimizer_class": optimizer_class, "weight_decay": args.weight_decay}
+        trainer.optimizer_cls_and_kwargs = (LayerwiseFactory, {**options, "layer_decay": recipe.learning.layer_decay})
     if facts.packing is not None:
         statistics = {f"packed_{name}": facts.packing[name] for name in ("rows", "cuts")}
         trainer.add_callback(DataReport({**statistics, "padding": facts.packing["padding"]}, trainer.log))
