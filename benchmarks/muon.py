@@ -97,7 +97,9 @@ def main(
     evaluations: Annotated[int, typer.Option(help="Evaluations during each run.")] = 20,
     adamw_rates: Annotated[str, typer.Option(help="Learning rates of AdamW.")] = "1e-3,2e-3,4e-3,8e-3",
     muon_factors: Annotated[str, typer.Option(help="Learning rates of Muon, as multiples.")] = "1,2,4,8",
-    validation_characters: Annotated[int, typer.Option(help="Characters to evaluate on.")] = 32768,
+    # With the token at the end, rows of 64: the Trainer's loss is a mean over batches, so that a last batch of a few
+    # tokens would count as much as a full one.
+    validation_characters: Annotated[int, typer.Option(help="Characters to evaluate on.")] = 32767,
     override: Annotated[list[str] | None, typer.Option(help="Field of the recipe to replace.")] = None,
 ) -> None:
     """Train with both optimizers and print the tables."""

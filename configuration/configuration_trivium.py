@@ -78,6 +78,7 @@ class TriviumConfig(PreTrainedConfig):
         dropout: Dropout rate on the output of every sub-layer and on the embedded input (section 5.4).
         attention_dropout: Dropout rate on the attention weights.
         activation_dropout: Dropout rate on the inner activations of the feed-forward network.
+        stochastic_depth: Rate at which a sub-layer is skipped in a training step (Huang et al. 2016).
         position_embedding_type: "sinusoidal" (section 3.5), "learned", or "rotary" (in self-attention only).
         max_position_embeddings: Maximum sequence length with learned positions. Sinusoidal and rotary positions have
             no limit; for them it is the length that the model is intended for.
@@ -127,6 +128,7 @@ class TriviumConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.0
     activation_dropout: float | int = 0.0
+    stochastic_depth: float | int = 0.0
     position_embedding_type: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
     max_position_embeddings: int = 1024
     rope_parameters: dict[str, Any] | None = None
@@ -333,7 +335,7 @@ class TriviumConfig(PreTrainedConfig):
                 f"sliding_window is {self.sliding_window}, but must be at least 2 tokens, or None for full attention."
             )
         self._validate_variant()
-        for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
+        for name in ("dropout", "attention_dropout", "activation_dropout", "stochastic_depth", "label_smoothing"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}, but must be in [0, 1).")
         if not _is_positive(self.norm_eps):

@@ -29,8 +29,9 @@ TRAINING = {
     "gradient_accumulation_steps": "Number of batches whose gradients are added up for one optimizer step.",
     "train_sampling_strategy": 'Order of the rows: "random", "sequential", or "group_by_length" for less padding.',
     "learning_rate": "Peak of the learning rate.",
-    "lr_scheduler_type": 'Schedule of the learning rate after the warm-up: "linear", "cosine", "inverse_sqrt", ...',
-    "lr_scheduler_kwargs": "Arguments of the schedule, such as `min_lr`.",
+    "lr_scheduler_type": 'Schedule of the learning rate after the warm-up: "linear", "cosine", "inverse_sqrt", '
+    '"warmup_stable_decay", ...',
+    "lr_scheduler_kwargs": "Arguments of the schedule, such as `min_lr` or `num_decay_steps`.",
     "warmup_steps": "Steps over which the learning rate rises from 0 to its peak; below 1, a fraction of all steps.",
     "optim": "Name of the optimizer.",
     "adam_beta1": "Decay of Adam's average of gradients.",

@@ -57,7 +57,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     *(
         ({field: value}, field, str(value), "[0, 1)")
         for value in (1.0, -0.1, 1.5)
-        for field in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing")
+        for field in ("dropout", "attention_dropout", "activation_dropout", "stochastic_depth", "label_smoothing")
     ),
     *(({field: value}, field, str(value), "above 0") for value in (0.0, -1.0) for field in ("norm_eps", "rope_theta")),
     *(

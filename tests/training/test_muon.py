@@ -14,7 +14,7 @@ from small_recipes import small_recipe
 from tiny import tiny_model
 from torch import nn
 from torch.testing import assert_close
-from transformers import Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments, get_scheduler
 from weights import assert_equal, saved
 
 from trivium import (
@@ -143,6 +143,26 @@ def test_loss_scaler_skips_steps_with_infinite_gradients() -> None:
 
     for found, expected in zip(stepped(scaled=True), stepped(scaled=False), strict=True):
         assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_warmup_stable_decay_schedules_both_rates() -> None:
+    overrides = ["training.max_steps=10", "training.warmup_steps=2", "training.learning_rate=0.1"]
+    overrides += ["training.lr_scheduler_type=warmup_stable_decay", "training.output_dir=run"]
+    schedule = "training.lr_scheduler_kwargs={num_decay_steps: 4, decay_type: linear, min_lr_ratio: 0.1}"
+    args = load_recipe("numbers", [*overrides, schedule]).training_arguments()
+    optimizer = MuonWithAdamW(
+        [{"params": [nn.Parameter(torch.ones(1))]}], [nn.Parameter(torch.ones(2, 2))], 0.5, lr=0.1
+    )
+    scheduler = get_scheduler(
+        args.lr_scheduler_type, optimizer, args.get_warmup_steps(10), 10, args.lr_scheduler_kwargs
+    )
+    rates = []
+    for _ in range(11):
+        rates.append(scheduler.get_last_lr())
+        optimizer.step()
+        scheduler.step()
+    expected = torch.tensor([0.1, 0.55, 1, 1, 1, 1, 1, 0.775, 0.55, 0.325, 0.1])
+    assert_close(torch.tensor(rates), torch.stack((0.1 * expected, 0.5 * expected), dim=1))
 
 
 # --- In a recipe -----------------------------------------------------------------------------------------------------
