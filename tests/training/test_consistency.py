@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from distributed_runs import run_distributed
 from small_recipes import small_recipe
 from tiny import EXACT, PAD, copying_batch, random_ids, tiny_model
 from torch import nn
@@ -24,6 +25,7 @@ from trivium.recipe import LearningArguments, load_recipe
 from trivium.training import consistency as module
 from trivium.training import train
 from trivium.training.consistency import Consistency, check_consistency
+from trivium.training.distributed import launch_configs
 from trivium.training.trainer import RunTrainer
 
 R_DROP, SIMCUT = LearningArguments(r_drop=5.0), LearningArguments(simcut=3.0)
@@ -169,6 +171,26 @@ def test_accumulated_halves_equal_one_batch(
     weights = dict(halves.model.named_parameters())
     for name, weight in whole.model.named_parameters():
         torch.testing.assert_close(weights[name], weight, **EXACT)
+
+
+def train_deterministically(learning: LearningArguments, folder: Path, rows: int) -> dict[str, torch.Tensor]:
+    module.CUTOFF = 0.0
+    trainer = make_trainer(learning, folder, rows, 1)
+    trainer.train()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+@pytest.mark.trains
+@pytest.mark.slow(reason="two processes")
+@BOTH
+def test_two_processes_match_one(learning: LearningArguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CUTOFF", 0.0)
+    alone = train_deterministically(learning, tmp_path, 8)
+    config = launch_configs()["cpu"]
+    for weights in run_distributed(train_deterministically, learning, tmp_path, 4, folder=tmp_path, config=config):
+        for name, weight in alone.items():
+            torch.testing.assert_close(weights[name], weight, **EXACT)
 
 
 @BOTH

@@ -303,11 +303,12 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         """Compute the loss, without materializing the logits unless the outputs are returned."""
         weight = 0.0 if inputs.get(FILLER) else 1.0
         inputs = {name: value for name, value in inputs.items() if name != FILLER}
+        forward: Any = model
         if self._consistency is not None and model.training:
-            model = partial(self._consistency, model)
+            forward = partial(self._consistency, model)
         elif not return_outputs:
             inputs = self._add_skip_logits(inputs)
-        loss = super().compute_loss(model, inputs, return_outputs, **kwargs)
+        loss = super().compute_loss(forward, inputs, return_outputs, **kwargs)
         return loss if weight else weight * loss
 
     @property
