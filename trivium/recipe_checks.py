@@ -166,14 +166,13 @@ def _check_learning(recipe: "Recipe") -> None:
             f"{recipe.task}."
         )
     # Each epoch segments the texts again, which needs BPE, the texts themselves, and batches by tokens.
-    for name, value, allowed in (
-        ("inputs.max_tokens", recipe.inputs.max_tokens, None),
-        ("data.streaming", recipe.data.streaming, False),
-        ("data.prepared", recipe.data.prepared, None),
-        ("tokenizer.algorithm", recipe.tokenizer.algorithm, "bpe"),
+    for name, value, is_allowed, advice in (
+        ("inputs.max_tokens", recipe.inputs.max_tokens, recipe.inputs.max_tokens is not None, 4096),
+        ("data.streaming", recipe.data.streaming, not recipe.data.streaming, "false"),
+        ("data.prepared", recipe.data.prepared, recipe.data.prepared is None, "null"),
+        ("tokenizer.algorithm", recipe.tokenizer.algorithm, recipe.tokenizer.algorithm == "bpe", "bpe"),
     ):
-        if (value == allowed) == (name == "inputs.max_tokens"):
-            advice = "4096" if name == "inputs.max_tokens" else json.dumps(allowed).strip('"')
+        if not is_allowed:
             raise ValueError(
                 f"learning.subword_dropout is {learning.subword_dropout}, but {name} is {value}. Set {name}={advice}, "
                 "or learning.subword_dropout=0."

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from distributed_runs import run_distributed
 from small_recipes import small_recipe
-from tiny import EXACT, PAD, copying_batch, random_ids, tiny_model
+from tiny import EXACT, PAD, assert_same_gradients, copying_batch, random_ids, tiny_model
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainingArguments, set_seed
@@ -24,6 +25,7 @@ from trivium.recipe import LearningArguments, load_recipe
 from trivium.training import consistency as module
 from trivium.training import train
 from trivium.training.consistency import Consistency, check_consistency
+from trivium.training.distributed import launch_configs
 from trivium.training.trainer import RunTrainer
 
 R_DROP, SIMCUT = LearningArguments(r_drop=5.0), LearningArguments(simcut=3.0)
@@ -66,27 +68,62 @@ def expected_loss(logits: torch.Tensor, targets: torch.Tensor, learning: Learnin
     return total / count
 
 
+def logits_of_both_passes(model: Any, batch: dict[str, torch.Tensor], learning: LearningArguments) -> torch.Tensor:
+    """Run the two passes, with ordinary autograd, and with the random numbers of `torch.manual_seed(3)`."""
+    torch.manual_seed(3)
+    twice = {name: torch.cat((value, value)) for name, value in batch.items()}
+    with Consistency(model, learning)._cut_embeddings():
+        return model(**twice).logits
+
+
 @BOTH
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_matches_formula(kind: str, learning: LearningArguments) -> None:
+def test_loss_matches_formula(kind: str, learning: LearningArguments, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare the loss with the definitions of its terms, in one chunk and in many."""
     model, batch = model_and_batch(kind, dropout=0.2)
     targets = batch["labels"]
     if kind == "causal-lm":
         targets = torch.cat((targets[:, 1:], torch.full_like(targets[:, :1], -100)), dim=1)
     real = int((targets != -100).sum())
-    for options, count in (({}, real), ({"num_items_in_batch": torch.tensor(2 * real)}, 2 * real)):
-        outputs = Consistency(model, learning)(model, **batch, **options)
-        assert len(outputs.logits) == 2 * len(targets)
-        expected = expected_loss(outputs.logits, targets, learning, count)
-        torch.testing.assert_close(outputs.loss.item(), expected, **EXACT)
+    logits = logits_of_both_passes(model, batch, learning)
+    options: dict[str, Any]
+    for chunk, options, count in ((2**20, {}, real), (100, {"num_items_in_batch": torch.tensor(2 * real)}, 2 * real)):
+        monkeypatch.setattr(module, "CHUNK_LOGITS", chunk)
+        torch.manual_seed(3)
+        loss = Consistency(model, learning)(model, **batch, **options)["loss"]
+        torch.testing.assert_close(loss.item(), expected_loss(logits, targets, learning, count), **EXACT)
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["translation", "classification"])
+def test_gradients_match_autograd(kind: str, learning: LearningArguments, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare with autograd through the functions of torch."""
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 200)
+    model, batch = model_and_batch(kind, dropout=0.2)
+    is_labeled = batch["labels"] != -100
+    first, second = (half[is_labeled] for half in logits_of_both_passes(model, batch, learning).chunk(2))
+    log_p, log_q = first.log_softmax(dim=-1), second.log_softmax(dim=-1)
+    loss_p, loss_q = (
+        nn.functional.cross_entropy(half, batch["labels"][is_labeled], label_smoothing=0.1) for half in (first, second)
+    )
+    p_to_q = nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    q_to_p = nn.functional.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
+    expected = loss_p + 3 * p_to_q
+    if learning.r_drop:
+        expected = (loss_p + loss_q) / 2 + 5 / 4 * (p_to_q + q_to_p)
+    (8 * expected).backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(3)
+    (8 * Consistency(model, learning)(model, **batch)["loss"]).backward()
+    assert_same_gradients(model, gradients)
 
 
 def test_simcut_cuts_second_pass_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare with passes over embeddings, of source and target, that are set to zero beforehand."""
     monkeypatch.setattr(module, "CUTOFF", 0.4)
     model, batch = model_and_batch("translation")
-    torch.manual_seed(3)
-    logits = Consistency(model, SIMCUT)(model, **batch).logits
+    logits = logits_of_both_passes(model, batch, SIMCUT)
     torch.manual_seed(3)
     targets = model.prepare_decoder_input_ids_from_labels(batch["labels"])
     embedded = {}
@@ -109,11 +146,11 @@ def test_padding_does_not_count(learning: LearningArguments, monkeypatch: pytest
     model, batch = model_and_batch("translation")
     shake_second_pass(model)
     consistency = Consistency(model, learning)
-    loss = consistency(model, **batch).loss
+    loss = consistency(model, **batch)["loss"]
     padded = {
         name: nn.functional.pad(value, (0, 3), value=-100 if name == "labels" else 0) for name, value in batch.items()
     }
-    torch.testing.assert_close(consistency(model, **padded).loss, loss, **EXACT)
+    torch.testing.assert_close(consistency(model, **padded)["loss"], loss, **EXACT)
 
 
 def shake_second_pass(model: nn.Module) -> None:
@@ -169,6 +206,26 @@ def test_accumulated_halves_equal_one_batch(
     weights = dict(halves.model.named_parameters())
     for name, weight in whole.model.named_parameters():
         torch.testing.assert_close(weights[name], weight, **EXACT)
+
+
+def train_deterministically(learning: LearningArguments, folder: Path, rows: int) -> dict[str, torch.Tensor]:
+    module.CUTOFF = 0.0
+    trainer = make_trainer(learning, folder, rows, 1)
+    trainer.train()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+@pytest.mark.trains
+@pytest.mark.slow(reason="two processes")
+@BOTH
+def test_two_processes_match_one(learning: LearningArguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CUTOFF", 0.0)
+    alone = train_deterministically(learning, tmp_path, 8)
+    config = launch_configs()["cpu"]
+    for weights in run_distributed(train_deterministically, learning, tmp_path, 4, folder=tmp_path, config=config):
+        for name, weight in alone.items():
+            torch.testing.assert_close(weights[name], weight, **EXACT)
 
 
 @BOTH

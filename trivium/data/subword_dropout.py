@@ -56,7 +56,9 @@ def read_merges(tokenizer: PreTrainedTokenizerBase) -> Merges:
             f"learning.subword_dropout needs a tokenizer with the merges of BPE, but its algorithm is {kind}. Start "
             "from a model with another tokenizer, or set learning.subword_dropout=0."
         )
-    vocab, by_pair, parts = model["vocab"], {}, {}
+    vocab = model["vocab"]
+    by_pair: dict[tuple[int, int], tuple[int, int]] = {}
+    parts: dict[int, tuple[int, int]] = {}
     for rank, (first, second) in enumerate(model["merges"]):
         pair, token = (vocab[first], vocab[second]), vocab[first + second]
         by_pair[pair] = (rank, token)

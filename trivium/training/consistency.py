@@ -12,10 +12,11 @@ included) and gradients through both p and q:
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel, TrainingArguments
 
 from trivium.modeling import TriviumForCausalLM
@@ -23,6 +24,7 @@ from trivium.modeling.embeddings import TokenEmbedding
 from trivium.modeling.loss import IGNORE_INDEX, shift_left
 from trivium.recipe import LearningArguments
 
+CHUNK_LOGITS = 2**20  # compute the loss of at most this many logits at a time, in each pass
 CUTOFF = 0.05  # probability with which SimCut sets the embedding of a token to zero, as in the paper
 
 
@@ -52,6 +54,15 @@ def check_consistency(learning: LearningArguments, args: TrainingArguments) -> N
         )
 
 
+class Weights(NamedTuple):
+    """Weights of the terms of the loss: CE(p), CE(q), KL(p || q) and KL(q || p)."""
+
+    entropy_p: float
+    entropy_q: float
+    p_to_q: float
+    q_to_p: float
+
+
 class Consistency:
     """Forward pass of a model with a consistency loss, as `consistency(model, **batch)`."""
 
@@ -65,49 +76,44 @@ class Consistency:
         Raises:
             ValueError: The model predicts numbers or several labels, which have no distribution over classes.
         """
-        self._r_drop, self._simcut = learning.r_drop, learning.simcut
+        weight, self._simcut = learning.r_drop, learning.simcut
+        self._weights = Weights(1.0, 0.0, self._simcut, 0.0)
+        if weight:
+            self._weights = Weights(0.5, 0.5, weight / 4, weight / 4)
         problem = getattr(model.config, "problem_type", None)
         if problem in ("regression", "multi_label_classification"):
-            name = "r_drop" if self._r_drop else "simcut"
+            name = "r_drop" if weight else "simcut"
             raise ValueError(
-                f"learning.{name} is {self._r_drop or self._simcut}, but needs a distribution over classes, and "
+                f"learning.{name} is {weight or self._simcut}, but needs a distribution over classes, and "
                 f"model.problem_type is {problem}. Set learning.{name}=0."
             )
         self._model = model
         self._embeddings = [module for module in model.modules() if isinstance(module, TokenEmbedding)]
 
-    def __call__(self, model: nn.Module, **batch: Any) -> Any:
-        """Run a batch twice in one forward pass, and return the outputs with the consistency loss added to `loss`.
+    def __call__(self, model: nn.Module, **batch: Any) -> dict[str, torch.Tensor]:
+        """Run a batch twice in one forward pass, and return the loss.
 
         Args:
             model: The model, possibly wrapped for distributed training.
             **batch: Inputs of the model, with `labels` and, optionally, `num_items_in_batch`, as for a single pass.
 
         Returns:
-            The outputs of both passes: `logits` of shape (2 * batch, ..., classes), and the mean `loss` over the
-            labeled positions of one pass.
+            `loss`, the mean over the labeled positions of one pass.
         """
-        num_items = batch.pop("num_items_in_batch", None)
-        labels = batch["labels"]
+        labels, num_items = batch.pop("labels"), batch.pop("num_items_in_batch", None)
         if self._model.config.is_encoder_decoder and "decoder_input_ids" not in batch:
             batch["decoder_input_ids"] = self._model.prepare_decoder_input_ids_from_labels(labels)
         inputs = {name: torch.cat((value, value)) for name, value in batch.items()}
-        if self._simcut:  # Only the pass without cutoff has a cross entropy.
-            inputs["labels"] = torch.cat((labels, torch.full_like(labels, IGNORE_INDEX)))
-        options = {} if num_items is None else {"num_items_in_batch": num_items * (2 if self._r_drop else 1)}
+        if self._model.can_generate():
+            inputs["use_cache"] = False
         with self._cut_embeddings():
-            outputs = model(**inputs, **options)
+            logits = model(**inputs).logits  # (2 * batch, ..., classes)
         targets = shift_left(labels) if isinstance(self._model, TriviumForCausalLM) else labels
-        is_labeled = targets != IGNORE_INDEX  # (batch, ...), as the logits of one pass
-        logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))
-        log_p, log_q = (half[is_labeled].log_softmax(dim=-1) for half in logits.chunk(2))  # (positions, classes)
-        if self._r_drop:
-            divergence = self._r_drop / 4 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum()
-        else:
-            divergence = self._simcut * (log_p.exp() * (log_p - log_q)).sum()
-        count = is_labeled.sum() if num_items is None else num_items
-        outputs["loss"] = outputs["loss"] + divergence / torch.as_tensor(count, device=divergence.device).clamp(min=1)
-        return outputs
+        total = _ConsistencyLoss.apply(
+            logits.flatten(0, -2), targets.flatten(), self._model.label_smoothing, self._weights
+        )
+        count = (targets != IGNORE_INDEX).sum() if num_items is None else num_items
+        return {"loss": total / torch.as_tensor(count, device=total.device).clamp(min=1)}
 
     @contextmanager
     def _cut_embeddings(self) -> Iterator[None]:
@@ -124,3 +130,59 @@ class Consistency:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+class _ConsistencyLoss(torch.autograd.Function):
+    """Weighted sum of the cross entropies and divergences of two passes, over all labeled positions.
+
+    With a and b as the logarithms of p and q, d = a - b, and t as the smoothed target, the gradients are
+
+        of the logits of p: entropy_p * (p - t) + p_to_q * p * (d - KL(p || q)) + q_to_p * (p - q)
+        of the logits of q: entropy_q * (q - t) + p_to_q * (q - p) - q_to_p * q * (d + KL(q || p)).
+
+    They are computed in the forward pass, a few rows at a time: with autograd, a step of a small model on a CPU would
+    spend most of its time on tensors of the size of all logits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, smoothing: float, weights: Weights
+    ) -> torch.Tensor:
+        positions, classes = len(labels), logits.shape[-1]
+        total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
+        gradient = torch.empty_like(logits)
+        # Small chunks fit the cache of a CPU; on a GPU, large ones need fewer kernels.
+        chunk_size = max(1, CHUNK_LOGITS * (1 if logits.device.type == "cpu" else 16) // classes)
+        for start in range(0, positions, chunk_size):
+            label = labels[start : start + chunk_size, None]
+            is_labeled, label = label != IGNORE_INDEX, label.clamp(min=0)
+            halves = (slice(start, start + len(label)), slice(positions + start, positions + start + len(label)))
+            log_p, log_q = (logits[rows].to(total.dtype).log_softmax(dim=-1) for rows in halves)  # (rows, classes)
+            p, q, difference = log_p.exp(), log_q.exp(), log_p - log_q
+            p_to_q = (p * difference).sum(dim=-1, keepdim=True)
+            q_to_p = -(q * difference).sum(dim=-1, keepdim=True)
+            loss = weights.p_to_q * p_to_q + weights.q_to_p * q_to_p  # (rows, 1)
+            of_p = (weights.p_to_q * difference).add_(weights.entropy_p + weights.q_to_p - weights.p_to_q * p_to_q)
+            of_q = (-weights.q_to_p * difference).add_(weights.entropy_q + weights.p_to_q - weights.q_to_p * q_to_p)
+            of_p.mul_(p).sub_(q, alpha=weights.q_to_p)
+            of_q.mul_(q).sub_(p, alpha=weights.p_to_q)
+            for weight, log_probs, part in (
+                (weights.entropy_p, log_p, of_p),
+                (weights.entropy_q, log_q, of_q),
+            ):
+                if weight:
+                    loss -= weight * (1 - smoothing) * log_probs.gather(1, label)
+                    loss -= weight * smoothing / classes * log_probs.sum(dim=-1, keepdim=True)
+                    part.sub_(weight * smoothing / classes)
+                    part.scatter_add_(1, label, part.new_full((1, 1), weight * (smoothing - 1)).expand_as(label))
+            total += loss.masked_fill(~is_labeled, 0).sum()
+            for rows, part in zip(halves, (of_p, of_q), strict=True):
+                gradient[rows] = part.masked_fill_(~is_labeled, 0)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(grad_output), None, None, None  # in place, so torch rejects a second backward pass
