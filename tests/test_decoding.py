@@ -368,7 +368,7 @@ def test_mixin_passes_for_that_of_transformers() -> None:
 @pytest.mark.parametrize(
     ("model_class", "position"),
     [
-        (TriviumForCausalLM, "rotary"),
+        pytest.param(TriviumForCausalLM, "rotary", marks=pytest.mark.slow),
         pytest.param(TriviumForCausalLM, "sinusoidal", marks=pytest.mark.slow),
         pytest.param(TriviumForCausalLM, "learned", marks=pytest.mark.slow),
         (TriviumForConditionalGeneration, "sinusoidal"),

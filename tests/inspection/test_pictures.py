@@ -271,7 +271,9 @@ def test_chinese_characters_follow_the_language() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "start"), [("a.png", b"\x89PNG"), ("b.SVG", b"<?xml"), ("c.pdf", b"%PDF")], ids=["png", "svg", "pdf"]
+    ("name", "start"),
+    [("a.png", b"\x89PNG"), ("b.SVG", b"<?xml"), pytest.param("c.pdf", b"%PDF", marks=pytest.mark.slow)],
+    ids=["png", "svg", "pdf"],
 )
 def test_file_format_follows_name_and_is_reproducible(name: str, start: bytes, tmp_path: Path) -> None:
     contents = set()

@@ -122,7 +122,7 @@ def test_any_of_several_eos_tokens_ends_generation(half_trained: TriviumForCondi
     assert stopped[0].tolist() == [*free[0, :end].tolist(), *[PAD] * (stopped.shape[1] - end)]
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("length_penalty", [0.0, pytest.param(1.0, marks=pytest.mark.slow), 2.0])
 @torch.no_grad()
 def test_full_width_beam_search_is_exhaustive(length_penalty: float) -> None:
     """With as many beams as there are sentences of three tokens, beam search must equal exhaustive search."""
