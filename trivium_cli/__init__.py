@@ -33,8 +33,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     epilog="Start with `trivium train numbers`, which needs no external data.",
 )
-COMMANDS = (runs, recipes, prepare, data, texts, summarize, tag, answer, demo, serve, plot, parts, convert, hub)
-for module in COMMANDS:
+for module in (runs, recipes, prepare, data, texts, summarize, tag, answer, demo, serve, plot, parts, convert, hub):
     app.add_typer(module.commands)
 
 
