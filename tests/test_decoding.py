@@ -288,7 +288,8 @@ class OverriddenForward(TriviumForConditionalGeneration):
         return raise_logit(super().forward(*args, **kwargs))
 
 
-@pytest.mark.parametrize("num_beams", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow(reason="test_decoding_step.py tests by default that a compiled model is noticed")
+@pytest.mark.parametrize("num_beams", [1, 2])
 def test_compiled_model_is_called(num_beams: int) -> None:
     model = half_trained_copy(TriviumForConditionalGeneration)
     model.compile(backend="eager")

@@ -197,7 +197,7 @@ def test_every_metric_has_a_hub_name() -> None:
     assert set(NAMES) == set(METRICS)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_parameter_count_matches_model(
     model_class: type[PreTrainedModel], tied: bool, card_tokenizer: TriviumTokenizer, tmp_path: Path

@@ -71,7 +71,7 @@ def copier() -> TriviumForConditionalGeneration:
     torch.manual_seed(0)
     shape = {"d_model": 32, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 1, "label_smoothing": 0.0}
     model = TriviumForConditionalGeneration(tiny_config(norm_position="pre", **ROTARY, **shape))
-    return train_to_copy(model, steps=300, learning_rate=1e-2, sentences=32, longest=5)
+    return train_to_copy(model, steps=150, learning_rate=1e-2, sentences=32, longest=5)
 
 
 def converted(model: PreTrainedModel, tokenizer: TriviumTokenizer, folder: Path, **options: Any) -> Path:
