@@ -20,6 +20,7 @@ from native import (
     IDS,
     OURS,
     PAIRS,
+    ROUND_TRIPS,
     THEIRS,
     Pair,
     conversion_error,
@@ -182,11 +183,6 @@ def test_generation_matches_native(name: str, search: str, tmp_path: Path) -> No
 
 
 # --- Round trips -----------------------------------------------------------------------------------------------------
-
-ROUND_TRIPS = (
-    *("llama-tied-theta", "mistral-window", "qwen2-tied-window", "gpt2-inner-untied", "bert-masked-lm-untied"),
-    *("roberta-answers", "marian-two-vocabularies", "marian-untied", "bart-relu"),
-)
 
 
 @pytest.mark.parametrize("name", slow_unless(THEIRS, ROUND_TRIPS))
