@@ -51,7 +51,7 @@ def main(
 ) -> None:
     """Train, evaluate, run, split, join, convert and publish Transformer models."""
     # By default, waiting OpenMP threads spin, which makes training 8 to 40 times slower if another process is busy.
-    # Let them sleep instead; with GNU's library, after a short spin, without which small models train 1.5 times as
-    # long on an idle machine. torch reads the policy when it is loaded, which has not happened yet.
+    # Let them sleep instead. With GNU's library they first spin briefly: without it, training small models takes 1.5
+    # times as long on an idle machine. torch reads the policy when it is loaded, which has not happened yet.
     if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
         os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "3000"}

@@ -204,7 +204,7 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class _Repository:
-    """Current state of a repository: head commit, missing repository or branch, and files."""
+    """Current state of a repository: its head commit and files, and whether it or its branch is missing."""
 
     head: str | None
     creates: str | None
