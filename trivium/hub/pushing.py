@@ -27,7 +27,7 @@ from trivium.storage.names import RECIPE_FILE
 
 logger = logging.getLogger(__name__)
 
-# Files that are published besides the weights: no checkpoints, optimizer states, logs or texts.
+# Files that are published in addition to the weights: no checkpoints, optimizer states, logs or texts.
 PUBLISHED_MODEL = (
     "config.json",
     "generation_config.json",
