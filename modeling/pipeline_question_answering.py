@@ -120,7 +120,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
     Besides `batch_size` and the arguments of every pipeline, the constructor and the call take:
         top_k: Maximum number of answers; 1 by default.
         max_answer_len: Maximum number of tokens of an answer; 30 by default.
-        max_seq_len: Maximum number of tokens of a window with its question; by default that of the model.
+        max_seq_len: Maximum number of tokens of a window and its question; by default the maximum of the model.
         doc_stride: Number of tokens that consecutive windows share; by default 64, but at most half of a window.
 
     Raises:

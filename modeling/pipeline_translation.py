@@ -153,7 +153,7 @@ class TranslationPipeline(Pipeline):
         if config.max_length is config.max_new_tokens is saved.max_new_tokens is None:
             config.max_length = cap_length(self.model.config, input_ids.shape[1] + EXTRA_LENGTH)
         elif config.max_length is saved.max_new_tokens is None:
-            # The same limit, since transformers warns if `max_new_tokens` is beside a `max_length` that is saved.
+            # Set `max_length` instead: transformers warns if both `max_new_tokens` and a saved `max_length` are set.
             start = model_kwargs.get("decoder_input_ids", input_ids[:, :1])
             config.max_length, config.max_new_tokens = start.shape[1] + config.max_new_tokens, None
         num_beams = config.num_beams or saved.num_beams or 1

@@ -3,6 +3,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,8 @@ from hub_server import HubServer
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch reads this on import; see `trivium_cli`
 import torch
 from transformers.utils.logging import warning_once
+
+from trivium.data import numbers_corpus
 
 # Hypothesis must not fail tests because the machine is slow.
 hypothesis.settings.register_profile("trivium", deadline=None)
@@ -49,6 +52,14 @@ def log_once_per_test() -> None:
 def seed() -> None:
     """Seed all generators, so that a test draws the same random numbers alone and in the whole suite."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def corpus_generated_once() -> Iterator[None]:
+    """Generate the `numbers` corpus once, although nearly every test that trains loads it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trivium.data.loading.numbers_corpus", cache(numbers_corpus))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from matrices import slow_unless
 from searches import search, search_with_transformers
 from tiny import BOS, EOS, PAD, POSITIONS, mask_of, random_ids, tiny_config, train_to_copy
 from torch import nn
@@ -87,7 +88,7 @@ def prompts(sentences: int = 7, padded: bool = True) -> dict[str, torch.Tensor]:
     return {"input_ids": ids.masked_fill(mask == 0, PAD), "attention_mask": mask}
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", [pytest.param("eager", marks=pytest.mark.slow), "sdpa"])
 @every_search
 def test_translations_match_transformers(options: dict[str, Any], attention: str) -> None:
     model = half_trained_copy(TriviumForConditionalGeneration, attn_implementation=attention, num_key_value_heads=2)
@@ -99,7 +100,7 @@ def test_translations_match_transformers(options: dict[str, Any], attention: str
         assert (found != PAD).sum(dim=1).unique().numel() > 2  # sentences finished at different steps
 
 
-@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("padded", [True, pytest.param(False, marks=pytest.mark.slow)])
 @every_search
 def test_continuations_match_transformers(options: dict[str, Any], padded: bool) -> None:
     model = half_trained_copy(
@@ -112,7 +113,7 @@ def test_continuations_match_transformers(options: dict[str, Any], padded: bool)
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", slow_unless(POSITIONS, ["learned", "rotary"]))
 def test_all_positions_and_two_vocabularies_match(position: str, num_beams: int) -> None:
     for shape in ({"decoder_vocab_size": 13}, {"encoder_layers": 0}):
         model_class = TriviumForCausalLM if "encoder_layers" in shape else TriviumForConditionalGeneration
@@ -288,7 +289,8 @@ class OverriddenForward(TriviumForConditionalGeneration):
         return raise_logit(super().forward(*args, **kwargs))
 
 
-@pytest.mark.parametrize("num_beams", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow(reason="test_decoding_step.py tests by default that a compiled model is noticed")
+@pytest.mark.parametrize("num_beams", [1, 2])
 def test_compiled_model_is_called(num_beams: int) -> None:
     model = half_trained_copy(TriviumForConditionalGeneration)
     model.compile(backend="eager")
@@ -368,7 +370,7 @@ def test_mixin_passes_for_that_of_transformers() -> None:
 @pytest.mark.parametrize(
     ("model_class", "position"),
     [
-        (TriviumForCausalLM, "rotary"),
+        pytest.param(TriviumForCausalLM, "rotary", marks=pytest.mark.slow),
         pytest.param(TriviumForCausalLM, "sinusoidal", marks=pytest.mark.slow),
         pytest.param(TriviumForCausalLM, "learned", marks=pytest.mark.slow),
         (TriviumForConditionalGeneration, "sinusoidal"),

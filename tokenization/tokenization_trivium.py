@@ -81,9 +81,9 @@ class TriviumTokenizer(PreTrainedTokenizerFast):
     With two vocabularies or a chat template the code is saved as well, and loading needs `trust_remote_code=True`.
 
     Args:
-        tokenizer_object: Backend; of the source language if there are two vocabularies.
+        tokenizer_object: Backend of the shared vocabulary, or of the source vocabulary if there are two.
         tokenizer_file: Path of a `tokenizer.json` to load the backend from instead.
-        target_tokenizer_object: Backend of the target language. None if the vocabulary is shared.
+        target_tokenizer_object: Backend of the target vocabulary. None if the vocabulary is shared.
         target_tokenizer_file: Path of a file to load the target backend from instead.
         shared_vocabulary: Value from the saved configuration, to detect a missing target file.
         add_bos_token: Whether a text, or a pair, begins with `<s>`. None keeps the setting of the backend.

@@ -34,24 +34,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     epilog="Start with `trivium train numbers`, which needs no external data.",
 )
-COMMANDS = (
-    runs,
-    recipes,
-    prepare,
-    data,
-    synthesize,
-    texts,
-    summarize,
-    tag,
-    answer,
-    demo,
-    serve,
-    plot,
-    parts,
-    convert,
-    hub,
-)
-for module in COMMANDS:
+for module in (runs, recipes, prepare, data, synthesize, texts, summarize, tag, answer, demo, serve, plot, parts, convert, hub):
     app.add_typer(module.commands)
 
 
@@ -69,7 +52,7 @@ def main(
 ) -> None:
     """Train, evaluate, run, split, join, convert and publish Transformer models."""
     # By default, waiting OpenMP threads spin, which makes training 8 to 40 times slower if another process is busy.
-    # Let them sleep instead; with GNU's library, after a short spin, without which small models train 1.5 times as
-    # long on an idle machine. torch reads the policy when it is loaded, which has not happened yet.
+    # Let them sleep instead. With GNU's library they first spin briefly: without it, training small models takes 1.5
+    # times as long on an idle machine. torch reads the policy when it is loaded, which has not happened yet.
     if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
         os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "3000"}

@@ -1,4 +1,4 @@
-"""The command `trivium answer`, which finds answers to questions in a text."""
+"""Question answering command: `trivium answer`."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

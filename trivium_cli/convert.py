@@ -1,4 +1,4 @@
-"""The command `trivium convert`, which converts models between families and engines."""
+"""Conversion command: `trivium convert`, between families and engines."""
 
 from pathlib import Path
 from typing import Annotated

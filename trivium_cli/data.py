@@ -1,4 +1,4 @@
-"""The command `trivium data`, which shows the data that a recipe would train on."""
+"""Data report command: `trivium data`."""
 
 import warnings
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The command `trivium demo`, which serves a web demo of a model."""
+"""Demo command: `trivium demo`."""
 
 from importlib.util import find_spec
 from pathlib import Path

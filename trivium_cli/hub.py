@@ -62,9 +62,7 @@ def push(
     repo_id: Annotated[str, typer.Argument(help="Repository id, such as `someone/numbers`.", show_default=False)],
     private: Annotated[
         bool | None,
-        typer.Option(
-            "--private/--public", help="Visibility of a new repository; by default that of your Hub settings."
-        ),
+        typer.Option("--private/--public", help="Visibility of a new repository; defaults to your Hub settings."),
     ] = None,
     revision: Annotated[
         str, typer.Option(help="Branch to push to; created from `main` if it does not exist.")

@@ -52,7 +52,7 @@ def attention(
     layer: Layer = None,
     head: Head = None,
 ) -> None:
-    """Plot the attention weights of a layer, averaged over heads or of one head."""
+    """Plot the attention weights of a layer: of one head, or averaged over all heads."""
 
     def draw() -> "Figure":
         from trivium.inspection import plot_attention

@@ -1,4 +1,4 @@
-"""The command `trivium prepare`, which tokenizes the data of a recipe in advance."""
+"""Preprocessing command: `trivium prepare`."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""The command `trivium recipes`, which lists and explains recipes."""
+"""Recipe command: `trivium recipes`."""
 
 from typing import Annotated
 

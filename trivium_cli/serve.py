@@ -1,4 +1,4 @@
-"""The command `trivium serve`, which serves clients of LibreTranslate's and OpenAI's APIs."""
+"""Serving command: `trivium serve`, with the HTTP APIs of LibreTranslate and OpenAI."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +36,7 @@ def serve(
     name: Annotated[
         str | None,
         typer.Option(
-            help="Name of the model in OpenAI's interface; by default that of the folder.", show_default=False
+            help="Name of the model in OpenAI's interface; by default the name of the folder.", show_default=False
         ),
     ] = None,
     engine: Engine = "torch",

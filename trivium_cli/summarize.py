@@ -1,4 +1,4 @@
-"""The command `trivium summarize`."""
+"""Summarization command: `trivium summarize`."""
 
 from collections.abc import Iterable, Iterator
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The command `trivium tag`, which tags the words of texts."""
+"""Tagging command: `trivium tag`."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice

@@ -9,9 +9,7 @@ import typer
 
 from trivium_cli.common import as_lines
 
-Texts = Annotated[
-    list[str] | None, typer.Argument(help="Texts; by default those of --input, or else of standard input.")
-]
+Texts = Annotated[list[str] | None, typer.Argument(help="Texts; by default read from --input or standard input.")]
 Input = Annotated[
     Path | None, typer.Option("--input", "-i", help="Input file with one text per line.", exists=True, dir_okay=False)
 ]

@@ -69,7 +69,7 @@ def translate(
     seed: Seed = 0,
     max_length: Annotated[
         int | None,
-        typer.Option(min=2, help="Maximum translation length in tokens; by default that of the text plus 50."),
+        typer.Option(min=2, help="Maximum translation length in tokens; by default 50 more than the text."),
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -89,7 +89,7 @@ def translate(
     language: Annotated[
         str | None,
         typer.Option(
-            help="With --split-sentences: ISO 639 code of the texts' language; by default that of the model's recipe, "
+            help="With --split-sentences: ISO 639 code of the texts' language; by default from the model's recipe, "
             "or else en."
         ),
     ] = None,

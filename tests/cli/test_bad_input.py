@@ -16,7 +16,10 @@ from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, Trivium
 from trivium.tokenization import train_tokenizer
 from trivium_cli import app, texts
 
-TRAIN = ["train", "numbers", "training.bf16=false", "training.output_dir=run"]
+TRAIN = [
+    *("train", "numbers", "training.bf16=false", "training.output_dir=run"),
+    *("data.max_train_samples=100", "tokenizer.vocab_size=400"),
+]
 
 
 def trivium(*arguments: str | Path, stdin: bytes | None = None) -> tuple[int, str]:

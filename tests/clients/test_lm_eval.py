@@ -107,7 +107,7 @@ def test_translator_loglikelihoods_match_model(tmp_path: Path, tokenizer: Triviu
         assert found == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_tasks_are_evaluated(
     tmp_path: Path, folder: Path, open_tokenizer: TriviumTokenizer, texts: list[str], batch_size: int
 ) -> None:

@@ -104,7 +104,7 @@ def add_adapter(task: str, folder: Path, config: PeftConfig, **options: Any) -> 
     return get_peft_model(load_base(task, folder), config)
 
 
-@pytest.mark.parametrize("targets", ["some", "all"])
+@pytest.mark.parametrize("targets", [pytest.param("some", marks=pytest.mark.slow), "all"])
 @pytest.mark.parametrize("task", MODELS)
 def test_lora_trains_saves_loads_and_merges(tmp_path: Path, task: str, targets: str) -> None:
     # For these two tasks, PEFT would add an adapter to the head, as it does with BERT, although the head is new and
@@ -166,7 +166,12 @@ def other_config(method: str, task: str) -> PeftConfig:
 
 
 @pytest.mark.parametrize(
-    ("method", "task"), [(method, task) for method in OTHER_METHODS for task in OTHER_METHODS[method]]
+    ("method", "task"),
+    [
+        pytest.param(method, task, marks=[] if task in LANGUAGE_MODELS else pytest.mark.slow)
+        for method in OTHER_METHODS
+        for task in OTHER_METHODS[method]
+    ],
 )
 def test_other_adapters_train_save_and_load(tmp_path: Path, method: str, task: str) -> None:
     inputs = inputs_for(task)

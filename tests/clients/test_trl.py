@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from matrices import slow_unless
 from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -66,7 +67,7 @@ def label_texts(trainer: SFTTrainer) -> list[str]:
     return [trainer.processing_class.decode(row) for row in trainer.train_dataset["labels"]]
 
 
-@pytest.mark.parametrize("kind", ["text", "completion", "conversation"])
+@pytest.mark.parametrize("kind", slow_unless(["text", "completion", "conversation"], ["conversation"]))
 def test_fine_tuning_labels(tmp_path: Path, decoder: Path, texts: list[str], kind: str) -> None:
     options = {"assistant_only_loss": True} if kind == "conversation" else {}
     trainer, losses = fine_tune(decoder, tmp_path / "runs", data_of(kind, texts), **options)

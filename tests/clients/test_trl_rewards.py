@@ -52,7 +52,7 @@ def test_reward_model_prefers_chosen_texts(tmp_path: Path, decoder: Path, texts:
     torch.testing.assert_close(rewards, trainer.model.eval()(**inputs).logits[:, 0])
 
 
-@pytest.mark.parametrize("continuous_batching", [False, True])
+@pytest.mark.parametrize("continuous_batching", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_reinforcement_raises_reward(
     tmp_path: Path, decoder: Path, texts: list[str], continuous_batching: bool
 ) -> None:

@@ -166,7 +166,8 @@ def test_log_and_trainer_report_batch_statistics(tmp_path: Path) -> None:
     assert rows_per_step == pytest.approx(200 / len(tokens), rel=0.1)
 
 
-def test_card_describes_token_batches(tmp_path: Path) -> None:
+def test_card_describes_token_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trivium.hub.card.draw_attention", lambda *arguments: None)  # takes seconds
     recipe = recipe_for(tmp_path / "run", "card.examples=[]", "training.adam_beta2=null", max_tokens=1000)
     train(recipe)
     card = render_card(tmp_path / "run", "someone/numbers")["README.md"].decode()

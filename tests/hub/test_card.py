@@ -53,7 +53,7 @@ EVALUATION: dict[str, Any] = {
 
 
 @pytest.fixture
-def run(card_tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
+def trained(card_tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
     """Return the folder of a run that was trained and evaluated."""
     folder = tmp_path / "run"
     model = save_small(TriviumForConditionalGeneration, card_tokenizer, folder, dropout=0.3, label_smoothing=0.2)
@@ -75,6 +75,12 @@ def run(card_tokenizer: TriviumTokenizer, tmp_path: Path) -> Path:
     state.save_to_json(str(folder / "trainer_state.json"))
     (folder / "evaluation_test.json").write_text(json.dumps(EVALUATION))
     return folder
+
+
+@pytest.fixture
+def run(trained: Path, undrawn: None) -> Path:
+    """Return the folder of a run, whose card is rendered without drawing its pictures."""
+    return trained
 
 
 def headings_of(text: str) -> list[str]:
@@ -191,7 +197,7 @@ def test_every_metric_has_a_hub_name() -> None:
     assert set(NAMES) == set(METRICS)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_parameter_count_matches_model(
     model_class: type[PreTrainedModel], tied: bool, card_tokenizer: TriviumTokenizer, tmp_path: Path
@@ -291,15 +297,15 @@ def test_repository_name_defaults_to_folder(bare: Path) -> None:
 HOSTILE = "a | b {{ repo }} {% raw %} <script>alert(1)</script>\n# c: [d] --- `e`\n---\n'\" \\ 漢 <!-- -->"
 
 
-def test_special_characters_in_title_are_escaped(run: Path) -> None:
-    recipe = load_recipe(run)
+def test_special_characters_in_title_are_escaped(trained: Path) -> None:
+    recipe = load_recipe(trained)
     recipe.card = CardArguments(title=HOSTILE, examples=[HOSTILE, "```\n~~~"])
     recipe.data.train, recipe.data.source = f"/x/{HOSTILE}", HOSTILE
-    recipe.save(run)
+    recipe.save(trained)
     report = {**EVALUATION, "data": HOSTILE, "versions": {"torch": HOSTILE}}
     report["scores"] = {"sacrebleu": {"score": 1.0, "signature": HOSTILE}}
-    (run / "evaluation_test.json").write_text(json.dumps(report))
-    card = card_of(run)
+    (trained / "evaluation_test.json").write_text(json.dumps(report))
+    card = card_of(trained)
     assert card.data.widget == [{"text": HOSTILE}, {"text": "```\n~~~"}]
     assert card.data.eval_results is not None
     assert card.data.eval_results[0].dataset_name == HOSTILE
@@ -389,18 +395,18 @@ def card(*arguments: str | Path) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_command_writes_the_rendered_card(run: Path) -> None:
-    before = set(run.iterdir())
-    code, output, errors = card(run, "card.license=mit", "--repo-id", "someone/model")
+def test_command_writes_the_rendered_card(trained: Path) -> None:
+    before = set(trained.iterdir())
+    code, output, errors = card(trained, "card.license=mit", "--repo-id", "someone/model")
     assert code == 0, errors
-    assert {path.name for path in set(run.iterdir()) - before} == {"README.md", "attention.png", "curves.png"}
-    expected = render_card(run, "someone/model", ["card.license=mit"])
-    assert {name: (run / name).read_bytes() for name in expected} == expected
-    assert ModelCard.load(run / "README.md").data.license == "mit"
+    assert {path.name for path in set(trained.iterdir()) - before} == {"README.md", "attention.png", "curves.png"}
+    expected = render_card(trained, "someone/model", ["card.license=mit"])
+    assert {name: (trained / name).read_bytes() for name in expected} == expected
+    assert ModelCard.load(trained / "README.md").data.license == "mit"
     assert expected["attention.png"].startswith(b"\x89PNG")
-    assert f"trivium push {run} someone/model" in output
+    assert f"trivium push {trained} someone/model" in output
     assert MARK in output
-    assert card(run)[0] == 0, "its own card may be replaced"
+    assert card(trained)[0] == 0, "its own card may be replaced"
 
 
 def test_text_of_the_user_is_kept(run: Path) -> None:

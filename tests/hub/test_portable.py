@@ -366,7 +366,7 @@ def test_trainer_output_loads_without_package(tmp_path: Path) -> None:
 # --- With Trivium installed ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trust", [None, True, False])
+@pytest.mark.parametrize("trust", [None, True, pytest.param(False, marks=pytest.mark.slow)])
 def test_installed_classes_take_precedence(tmp_path: Path, trust: bool | None) -> None:
     """The installed classes are used for any value of trust_remote_code: the folder's code may differ."""
     options = {} if trust is None else {"trust_remote_code": trust}

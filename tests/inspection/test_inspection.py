@@ -98,7 +98,7 @@ def test_two_vocabularies_use_their_own_tokenizer() -> None:
     assert "".join(rows) == GERMAN[0].replace(" ", "") + "</s>"
 
 
-@pytest.mark.parametrize("tokens", [1, 8, 40])
+@pytest.mark.parametrize("tokens", [1, pytest.param(8, marks=pytest.mark.slow), 40])
 def test_labels_are_legible_at_any_length(tokens: int, tokenizer: TriviumTokenizer) -> None:
     model = model_of(TriviumForConditionalGeneration, tokenizer)
     figure = plot_attention(model, tokenizer, " ".join(["Winter"] * tokens), " ".join(["Winter"] * tokens))

@@ -271,7 +271,9 @@ def test_chinese_characters_follow_the_language() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "start"), [("a.png", b"\x89PNG"), ("b.SVG", b"<?xml"), ("c.pdf", b"%PDF")], ids=["png", "svg", "pdf"]
+    ("name", "start"),
+    [("a.png", b"\x89PNG"), ("b.SVG", b"<?xml"), pytest.param("c.pdf", b"%PDF", marks=pytest.mark.slow)],
+    ids=["png", "svg", "pdf"],
 )
 def test_file_format_follows_name_and_is_reproducible(name: str, start: bytes, tmp_path: Path) -> None:
     contents = set()
@@ -364,7 +366,10 @@ def expected(command: str, folder: Path) -> Figure:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_match_plot_functions(command: str, folder: Path, tmp_path: Path) -> None:
+def test_commands_match_plot_functions(
+    command: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trivium.inspection.drawing.DOTS_PER_INCH", 30)  # draws in less time
     picture = tmp_path / "picture.png"
     arguments = [str(folder) if each == "FOLDER" else each for each in COMMANDS[command]]
     code, output, errors = trivium(command, *arguments, "--output", picture)

@@ -36,7 +36,7 @@ def visibility_by_gradient(model: Any, inputs: dict[str, torch.Tensor], read: st
     return seen
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("side", [pytest.param("right", marks=pytest.mark.slow), "left"])
 def test_masks_match_influence_between_positions(side: str) -> None:
     """Compare plotted masks with the measured influence, in one layer: more layers mix positions indirectly."""
     sources, targets = mask_of([6, 4, 1], side), mask_of([5, 3, 2], side)

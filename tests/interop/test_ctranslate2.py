@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matrices import slow_unless
 from tiny import EOS, VARIANTS, all_variants, mask_of, random_ids, shake, tiny_config, tiny_model, train_to_copy
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -70,7 +71,7 @@ def copier() -> TriviumForConditionalGeneration:
     torch.manual_seed(0)
     shape = {"d_model": 32, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 1, "label_smoothing": 0.0}
     model = TriviumForConditionalGeneration(tiny_config(norm_position="pre", **ROTARY, **shape))
-    return train_to_copy(model, steps=300, learning_rate=1e-2, sentences=32, longest=5)
+    return train_to_copy(model, steps=150, learning_rate=1e-2, sentences=32, longest=5)
 
 
 def converted(model: PreTrainedModel, tokenizer: TriviumTokenizer, folder: Path, **options: Any) -> Path:
@@ -122,7 +123,7 @@ def test_encoder_decoder_scores_match_other_options(other, tokenizer, two_tokeni
     assert_same_scores(tiny_model(std=0.2, **other), tokenizer, tmp_path)
 
 
-@pytest.mark.parametrize("gated_ffn", [False, True])
+@pytest.mark.parametrize("gated_ffn", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_match(activation, gated_ffn, tokenizer, tmp_path):
     model = tiny_model(std=0.3, activation_function=activation, gated_ffn=gated_ffn)
@@ -185,7 +186,9 @@ SEARCHES: list[dict[str, Any]] = [
         for stopping, penalty in ((True, 1.0), (True, 0.6), (False, 0.0), ("never", 0.0), ("never", 2.0))
     ),
 ]
-all_searches = pytest.mark.parametrize("search", SEARCHES, ids=str)
+# Greedy search, and beam search with every stopping rule.
+DEFAULT_SEARCHES = [SEARCHES[index] for index in (0, 2, 8, 10)]
+all_searches = pytest.mark.parametrize("search", slow_unless(SEARCHES, DEFAULT_SEARCHES), ids=str)
 
 
 @all_searches

@@ -15,10 +15,12 @@ import sentencepiece
 import torch
 import transformers
 from huggingface_hub.utils import filter_repo_objects
+from matrices import slow_unless
 from native import (
     IDS,
     OURS,
     PAIRS,
+    ROUND_TRIPS,
     THEIRS,
     Pair,
     conversion_error,
@@ -155,16 +157,16 @@ GENERATING = ["llama", "mistral-window", "qwen2-tied-window", "gpt2", "marian", 
 
 
 @exact
-@pytest.mark.parametrize("options", GENERATION.values(), ids=GENERATION)
+@pytest.mark.parametrize("search", slow_unless(GENERATION, ["beam-forced"]))
 @pytest.mark.parametrize("name", GENERATING)
-def test_generation_matches_native(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_generation_matches_native(name: str, search: str, tmp_path: Path) -> None:
     """Use several EOS tokens and ban repetitions, because random models rarely end a text and often loop."""
     native = native_model(name)
     native.generation_config = GenerationConfig(
         **{**IDS, "eos_token_id": [EOS, 7], "decoder_start_token_id": BOS},
         max_new_tokens=12,
         no_repeat_ngram_size=1,
-        **options,
+        **GENERATION[search],
     )
     native.save_pretrained(tmp_path / "native")
     convert(tmp_path / "native", tmp_path / "ours")
@@ -183,7 +185,7 @@ def test_generation_matches_native(name: str, options: dict[str, Any], tmp_path:
 # --- Round trips -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("name", slow_unless(THEIRS, ROUND_TRIPS))
 def test_conversion_round_trips(name: str, tmp_path: Path) -> None:
     """Compare the Trivium folder, and the native model's weights and configuration, bit by bit."""
     native_model(name, dtype="float64").save_pretrained(tmp_path / "native")
@@ -418,7 +420,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", [FOLDERS[0], pytest.param("gpt2_folder", marks=pytest.mark.slow), FOLDERS[2]])
 def test_train_converted_model(folder: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     start, recipe = request.getfixturevalue(folder), RECIPES[folder]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in recipe["rows"]))

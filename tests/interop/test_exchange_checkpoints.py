@@ -154,7 +154,7 @@ def test_marian_with_position_table(tmp_path: Path, dtype: torch.dtype) -> None:
 
 
 @exact
-@pytest.mark.parametrize("name", ["marian", "bart"])
+@pytest.mark.parametrize("name", ["marian", pytest.param("bart", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("bias", ["absent", "zeros", "numbers"])
 def test_head_bias_is_kept_if_nonzero(name: str, bias: str, tmp_path: Path) -> None:
     native = native_model(name)

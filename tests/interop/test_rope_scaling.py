@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from matrices import slow_unless
 from native import THEIRS, conversion_error, native_model
 from tiny import mask_of, random_ids, tiny_config
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
@@ -59,7 +60,7 @@ def test_logits_match_llama_both_ways(rope_type: str, tmp_path: Path) -> None:
                 assert not torch.allclose(unscaled.double()(input_ids=ids).logits, expected, atol=1e-3)
 
 
-@every_type
+@pytest.mark.parametrize("rope_type", slow_unless(SCALED, ["llama3", "longrope"]))
 def test_generation_matches_llama(rope_type: str, tmp_path: Path) -> None:
     """Compare cached generation with left padding, beyond the trained context."""
     native = native_model("llama", rope_parameters=parameters(rope_type)).double().eval()

@@ -48,7 +48,7 @@ def trivium(*arguments: str | Path) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, " ".join(result.stderr.split())
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["tied", "untied"])
 @pytest.mark.parametrize("shared", [True, False], ids=["one-vocabulary", "two-vocabularies"])
 def test_folders_are_split_and_joined(shared: bool, tied: bool, tmp_path: Path) -> None:
     whole = saved(tmp_path / "whole", shared, tie_word_embeddings=tied)

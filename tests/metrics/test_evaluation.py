@@ -123,7 +123,7 @@ PAIRS = [{"source": source, "target": target} for source, target in CAPITALS]
 PROMPT = InputArguments(prompt="of {source}:")
 
 
-@pytest.fixture(scope="module", params=["sinusoidal", "learned"])
+@pytest.fixture(scope="module", params=[pytest.param("sinusoidal", marks=pytest.mark.slow), "learned"])
 def completer(request: pytest.FixtureRequest, tokenizer: TriviumTokenizer) -> PreTrainedModel:
     """Return a model that memorized four answers, and has too few positions to generate 50 more tokens."""
     config = tiny_config(

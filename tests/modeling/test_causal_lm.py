@@ -99,7 +99,7 @@ def feed(model: TriviumForCausalLM, inputs: Tensors, cache: Cache, start: int, e
     ).logits
 
 
-@both_attentions
+@pytest.mark.parametrize("attention", [pytest.param("eager", marks=pytest.mark.slow), "sdpa"])
 @pytest.mark.parametrize("cache_kind", ["dynamic", "static"])
 @pytest.mark.parametrize("chunks", [[1] * 6, [3, 1, 2]], ids=str)
 @all_variants

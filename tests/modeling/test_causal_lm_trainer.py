@@ -121,7 +121,7 @@ def test_trainer_label_smoothing_shifts_labels(size: int, tmp_path: Path) -> Non
 
 
 class WithoutPadding(Rows):
-    """The same texts, but without padding."""
+    """Rows without their padding."""
 
     def __getitem__(self, index: int) -> Tensors:
         real = self.columns["attention_mask"][index].bool()

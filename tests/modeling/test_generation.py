@@ -122,7 +122,9 @@ def test_any_of_several_eos_tokens_ends_generation(half_trained: TriviumForCondi
     assert stopped[0].tolist() == [*free[0, :end].tolist(), *[PAD] * (stopped.shape[1] - end)]
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize(
+    "length_penalty", [pytest.param(0.0, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow), 2.0]
+)
 @torch.no_grad()
 def test_full_width_beam_search_is_exhaustive(length_penalty: float) -> None:
     """With as many beams as there are sentences of three tokens, beam search must equal exhaustive search."""
@@ -279,7 +281,7 @@ def test_offloaded_cache_matches_default(cache: str, num_beams: int) -> None:
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", [pytest.param("eager", marks=pytest.mark.slow), "sdpa"])
 @all_variants
 def test_cached_generation_matches_uncached(variant: dict[str, Any], attention: str, cache: str) -> None:
     model = tiny_model(**variant, attn_implementation=attention, std=0.3)

@@ -156,7 +156,7 @@ def feed(
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("chunks", [[1] * 6, [3, 1, 2], [2, 4]], ids=str)
+@pytest.mark.parametrize("chunks", [[1] * 6, [3, 1, 2], pytest.param([2, 4], marks=pytest.mark.slow)], ids=str)
 @all_variants
 @torch.no_grad()
 def test_cached_logits_match_uncached(variant: dict[str, Any], chunks: list[int], attention: str) -> None:

@@ -132,7 +132,7 @@ def torch_logits(transformer: nn.Module, inputs: Tensors) -> torch.Tensor:
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")  # disables torch's fast path
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("activation", ["relu", pytest.param("gelu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm_position", ["post", "pre"])
 def test_logits_match_torch_nn_transformer(norm_position: str, activation: str, attention: str, side: str) -> None:
     config = tiny_config(

@@ -25,7 +25,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "untied": {"num_key_value_heads": 2, "tie_word_embeddings": False, "gated_ffn": True, "qk_norm": True},
 }
 ALL = [(way, shape) for way in WAYS for shape in SHAPES]
-QUICK = [*zip(WAYS, ("tied", "untied", "untied"), strict=True)]
+QUICK = [("TriviumForConditionalGeneration", "tied"), ("TriviumForCausalLM", "untied")]
 
 
 def outputs_of(model: nn.Module, inputs: Tensors) -> dict[str, torch.Tensor]:
@@ -55,7 +55,7 @@ def sharded_outputs(folders: list[str]) -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore:Passing `tp_plan`:FutureWarning")
 @pytest.mark.parametrize("cases", [QUICK, pytest.param(ALL, marks=pytest.mark.slow)], ids=["some", "all"])
 def test_two_devices_match_one(cases: list[tuple[str, str]], tmp_path: Path) -> None:
-    """Compare logits, losses and generated tokens in float64, for all three architectures."""
+    """Compare logits, losses and generated tokens in float64."""
     expected = {}
     for way, shape in cases:
         model = tiny_model(getattr(trivium, way), **WAYS[way], **SHAPES[shape])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from matrices import slow_unless
 from model_classes import BOTH, CLASSES, DECODER_ONLY, ENCODER_ONLY, LAYERS, WAYS
 from safetensors import safe_open
 from tiny import NORM_POSITIONS, SAME_WEIGHTS, random_ids, tiny_config, tiny_model
@@ -34,7 +35,11 @@ TYING: dict[str, dict[str, Any]] = {
     "two-vocabularies-tied": {"decoder_vocab_size": 23},
     "two-vocabularies-untied": {"decoder_vocab_size": 23, "tie_word_embeddings": False},
 }
-tying_modes = pytest.mark.parametrize("tying", TYING.values(), ids=TYING)
+tying_modes = pytest.mark.parametrize(
+    "tying",
+    slow_unless(TYING.values(), [TYING["one-vocabulary-tied"], TYING["two-vocabularies-untied"]]),
+    ids=TYING,
+)
 
 
 def by_name(argument: str, classes: list[Any]) -> pytest.MarkDecorator:
@@ -393,7 +398,7 @@ def test_save_and_load_keep_everything(model_class: type[Any], tied: bool, tmp_p
     assert loaded.config.num_labels == 3
 
 
-@pytest.mark.parametrize("new_size", [37, 26])
+@pytest.mark.parametrize("new_size", [37, pytest.param(26, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("tied", [True, False])
 @by_name("model_class", CLASSES)
 def test_embeddings_are_tied_set_and_resized(

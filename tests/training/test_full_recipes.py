@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matrices import slow_unless
 from torch import nn
 from transformers import get_scheduler
 from typer.testing import CliRunner
@@ -51,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", slow_unless(RECIPES, ["wmt14-base", "multi30k-tiny", "fineweb"]))
 def test_recipe_runs(name: str, folder: Path, tmp_path: Path) -> None:
     """Train for two steps with an evaluation; average the checkpoints, and check the signature of their score."""
     overrides = [each.replace("FOLDER", str(folder)) for each in RECIPES[name]]

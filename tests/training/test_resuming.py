@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from killed_runs import KillMoment, folder_of, log_of, run_training
+from matrices import slow_unless
 from safetensors.torch import load_file
 
 from trivium.recipe import load_recipe
@@ -300,7 +301,7 @@ def steps_of(folder: Path, *more: str, resume: bool = False) -> dict[str, torch.
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("steps", [6, 7, 8])
+@pytest.mark.parametrize("steps", slow_unless([6, 7, 8], [8]))
 def test_repeated_stream_resumes_at_its_position(tmp_path: Path, steps: int) -> None:
     """Resume before, at, and after the end of the first epoch, which has 7 steps."""
     stream = ("data.streaming=true", "training.train_sampling_strategy=null", f"training.save_steps={steps}")

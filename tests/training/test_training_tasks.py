@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from matrices import slow_unless
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, Seq2SeqTrainer
 from typer.testing import CliRunner
@@ -251,7 +252,7 @@ def test_resumed_task_matches_unbroken_run(corpus: Corpus, tmp_path: Path, task:
     assert_same_weights(whole.model, resumed.model)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", slow_unless(TASKS, ["translation", "denoising", "causal-lm", "question-answering"]))
 def test_streaming_trains(corpus: Corpus, tmp_path: Path, task: str) -> None:
     trainer = train(corpus.recipe(task, tmp_path / "run", data={"streaming": True}, training={"max_steps": 3}))
     assert len(losses(trainer)) == 3
@@ -303,7 +304,9 @@ def test_trainer_loss_matches_evaluator(corpus: Corpus, tmp_path: Path, task: st
 # --- Initialization from a saved model -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokenizer_options", [{}, {"add_bos_token": True}, {"add_eos_token": False}], ids=repr)
+@pytest.mark.parametrize(
+    "tokenizer_options", slow_unless([{}, {"add_bos_token": True}, {"add_eos_token": False}], [{}]), ids=repr
+)
 def test_start_from_tokenizer_saved_by_transformers(
     corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, tokenizer_options: dict[str, bool]
 ) -> None:
@@ -324,7 +327,11 @@ def test_start_from_tokenizer_saved_by_transformers(
 
 
 @pytest.mark.parametrize(
-    "task", [task for task in TASKS if task not in (*ENCODER_DECODER_TASKS, "denoising", "prefix-lm")]
+    "task",
+    slow_unless(
+        [task for task in TASKS if task not in (*ENCODER_DECODER_TASKS, "denoising", "prefix-lm")],
+        ["causal-lm", "token-classification"],
+    ),
 )
 def test_start_from_half_of_encoder_decoder(
     corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, task: str
@@ -429,7 +436,7 @@ def test_classifier_learns_a_keyword(corpus: Corpus, tmp_path: Path, kind: str) 
     assert hits / len(rows) == scores["accuracy"]["score"]
 
 
-@pytest.mark.parametrize("start", ["new", "language model"])
+@pytest.mark.parametrize("start", ["new", pytest.param("language model", marks=pytest.mark.slow)])
 def test_classifier_of_decoder_reads_last_token(
     corpus: Corpus, runs: dict[str, Seq2SeqTrainer], tmp_path: Path, start: str
 ) -> None:

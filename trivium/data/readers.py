@@ -28,7 +28,7 @@ class FileFormat:
     Attributes:
         languages: Languages to read from a translation memory.
         delimiter: Delimiter of a CSV or TSV file; None for the default of the suffix.
-        encoding: Encoding of a text file; None for UTF-8.
+        encoding: Encoding of a text file, by its Python name.
     """
 
     languages: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ function make(tag, name, text, ...children) {
 
 const percent = (share) => (share < 0.001 && share > 0 ? "<0.1 %" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`);
 
-// Replace leading and trailing whitespace, which would be invisible, by symbols.
+// Replace leading and trailing whitespace, which would be invisible, with symbols.
 function visible(text) {
   const marks = { "\n": "↵", "\r": "↵", "\t": "⇥" };
   return (text || "∅").replace(/^\s+|\s+$/g, (spaces) => [...spaces].map((space) => marks[space] ?? "␣").join(""));

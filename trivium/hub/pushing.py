@@ -27,7 +27,7 @@ from trivium.storage.names import RECIPE_FILE
 
 logger = logging.getLogger(__name__)
 
-# Files that are published besides the weights: no checkpoints, optimizer states, logs or texts.
+# Files that are published in addition to the weights: no checkpoints, optimizer states, logs or texts.
 PUBLISHED_MODEL = (
     "config.json",
     "generation_config.json",
@@ -204,7 +204,7 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class _Repository:
-    """Current state of a repository: head commit, missing repository or branch, and files."""
+    """Current state of a repository: its head commit and files, and whether it or its branch is missing."""
 
     head: str | None
     creates: str | None

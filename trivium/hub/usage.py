@@ -119,7 +119,7 @@ def usage_of(config: TriviumConfig) -> Usage:
     """Return the usage of a saved model.
 
     Raises:
-        ValueError: The model class is not one of Trivium's.
+        ValueError: The model class is not a Trivium class.
     """
     name = (config.architectures or ["model of no known class"])[0]
     if name.removeprefix("Trivium") not in USAGES:

@@ -320,7 +320,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase, side: str, size: int) -> lis
 
 
 class CTranslate2Model:
-    """Converted encoder-decoder or decoder-only model with a `generate()` compatible with that of transformers.
+    """Encoder-decoder or decoder-only model converted to CTranslate2, with the `generate()` of transformers.
 
     It is a drop-in replacement for a model in `trivium.translation.translate` and the commands.
 

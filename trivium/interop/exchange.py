@@ -58,7 +58,7 @@ class Link(NamedTuple):
 
 
 class Exchange:
-    """Tensor conversion between two equivalent models, one native and one of Trivium.
+    """Tensor conversion between a native model and its Trivium equivalent.
 
     Args:
         family: Mapping of the native model's family.

@@ -151,7 +151,7 @@ class Family:
     # --- To Trivium --------------------------------------------------------------------------------------------------
 
     def to_trivium(self, native: PreTrainedConfig, model_class: str, **presence_flags: bool) -> TriviumConfig:
-        """Convert a native configuration to that of a Trivium class.
+        """Convert a native configuration to a Trivium configuration.
 
         Args:
             native: Native configuration.

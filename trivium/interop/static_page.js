@@ -1,4 +1,4 @@
-// Translates in the browser: the model, the library and its WebAssembly are files beside this page.
+// Translates in the browser: the model, the library and its WebAssembly are files next to this page.
 
 import { env, pipeline } from "./library/transformers.min.js";
 

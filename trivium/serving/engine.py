@@ -98,7 +98,7 @@ class Translator:
 
 
 class Embedder:
-    """Engine that computes text embeddings: the token-wise mean of the last hidden states, with unit length.
+    """Engine that computes text embeddings: the last hidden states, averaged over tokens and scaled to unit length.
 
     Args:
         model: An encoder without a head.

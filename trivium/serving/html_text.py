@@ -43,7 +43,7 @@ class HtmlText:
         self.texts = [str(node) for node in self._nodes]
 
     def replaced(self, texts: list[str]) -> str:
-        """Replace the text nodes by `texts` and return the HTML. The document can be rendered only once."""
+        """Replace the text nodes with `texts` and return the HTML. The document can be rendered only once."""
         for node, text in zip(self._nodes, texts, strict=True):
             node.replace_with(NavigableString(text))
         return str(self._soup)

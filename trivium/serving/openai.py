@@ -54,7 +54,7 @@ class _Routes:
         return body
 
     def texts(self, value: Any, name: str) -> list[str]:
-        """Return a parameter that may be one text or a list of texts as a list."""
+        """Return a parameter, one text or a list of texts, as a list."""
         texts = value if isinstance(value, list) else [value]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise Refusal(400, f"{name} must be a text or a list of texts; token ids are not accepted.")

@@ -1,6 +1,7 @@
 """Metrics that the Trainer computes at each evaluation, for tasks whose outputs it gathers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +36,7 @@ def make_compute_label_metrics(
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         predictions = labels_of_logits(torch.from_numpy(prediction.predictions), config)
         references = labels_of_targets(torch.from_numpy(prediction.label_ids), config)
-        return {
-            name: metric.compute(predictions=predictions, references=references)["score"]
-            for name, metric in metrics.items()
-        }
+        return _compute_scores(metrics, predictions, references)
 
     return compute
 
@@ -68,9 +66,15 @@ def make_compute_text_metrics(
             tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
             for ids in (prediction.predictions, prediction.label_ids)
         )
-        return {
-            name: metric.compute(predictions=predictions, references=references)["score"]
-            for name, metric in metrics.items()
-        }
+        return _compute_scores(metrics, predictions, references)
 
     return compute
+
+
+def _compute_scores(
+    metrics: Mapping[str, Any], predictions: Sequence[Any], references: Sequence[Any]
+) -> dict[str, float]:
+    return {
+        name: metric.compute(predictions=predictions, references=references)["score"]
+        for name, metric in metrics.items()
+    }

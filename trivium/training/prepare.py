@@ -175,7 +175,7 @@ def encode_group(
 
 
 def _compact(kind: Any) -> Any:
-    """Replace int64 by int32 in a list feature; int32 suffices for tokens, positions and labels."""
+    """Replace int64 with int32 in a list feature; int32 suffices for tokens, positions and labels."""
     return List(Value("int32")) if kind == List(Value("int64")) else kind
 
 

@@ -1,4 +1,4 @@
-"""Manifest of data tokenized and packed by `trivium prepare`; check it against a recipe and a model."""
+"""Read and write the manifest of data prepared by `trivium prepare`, and check it against a recipe and a model."""
 
 import hashlib
 import json

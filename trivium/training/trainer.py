@@ -350,7 +350,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         return super()._get_num_items_in_batch(weighed, device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the throughput to logs with a loss; for streams, drop samples per second (unknown batch sizes)."""
+        """Add the throughput to logs with a loss; for streams, whose batch sizes vary, drop samples per second."""
         if "loss" in logs:
             logs.update(self.throughput.since_last_log())
         if self.batch_stream is not None:

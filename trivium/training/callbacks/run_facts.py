@@ -39,7 +39,7 @@ class RunFacts(TrainerCallback, ExportableState):
         data: Fingerprint of the training data; None skips the check on resumption.
 
     Raises:
-        ValueError: When training begins: the checkpoint was trained on different data.
+        ValueError: The checkpoint was trained on different data (raised when training begins).
     """
 
     def __init__(self, data: str | None = None) -> None:
