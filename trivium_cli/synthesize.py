@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+CONTINUE = "Repeat the command to continue."  # after an interruption
+
 TextsFile = Annotated[
     Path,
     typer.Argument(
@@ -94,7 +96,7 @@ def backtranslate(
         top_p=top_p,
         max_length=max_length,
     )
-    with report_errors():
+    with report_errors(CONTINUE):
         own = _languages_of(model, source, target)
         counts = _write(
             model,
@@ -141,7 +143,7 @@ def distil(
     After an interruption, repeat the command to continue. An existing file is not overwritten.
     """
     options = drop_none(num_beams=beams, length_penalty=length_penalty, max_length=max_length)
-    with report_errors():
+    with report_errors(CONTINUE):
         own = _languages_of(model, source, target)
         counts = _write(
             model,
