@@ -103,7 +103,8 @@ def backtranslate(
             texts_file,
             output,
             (engine, trust_remote_code),
-            {"to": to, "batch_size": batch_size, **options},
+            batch_size,
+            {"to": to, **options},
             given=target or own[0],
             generated=source or own[1],
             column=text_column,
@@ -150,7 +151,8 @@ def distil(
             texts_file,
             output,
             (engine, trust_remote_code),
-            {"to": to, "batch_size": batch_size, **options},
+            batch_size,
+            {"to": to, **options},
             given=source or own[0],
             generated=target or own[1],
             column=text_column,
@@ -163,14 +165,15 @@ def _write(
     texts_file: Path,
     output: Path,
     loading: tuple[str, bool],
+    batch_size: int | None,
     options: dict[str, Any],
     **columns: Any,
 ) -> "PairCounts":
-    """Load the model in `folder`, and write the pairs of all texts."""
+    """Load the model in `folder`, and write the pairs of all texts; only `batch_size` may change on resumption."""
     from trivium.storage.checksums import checksum
     from trivium.training.synthetic import write_pairs
 
-    translate = _translator(folder, *loading, options)
+    translate = _translator(folder, *loading, {**options, "batch_size": batch_size})
     weights = [path for pattern in ("*.safetensors", "model.bin") for path in sorted(folder.glob(pattern))]
     settings = {"model": [checksum(path) for path in weights], "engine": loading[0], **options}
     return write_pairs(translate, texts_file, output, settings=settings, show_progress=True, **columns)
