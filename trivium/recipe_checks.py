@@ -210,6 +210,11 @@ def _check_distillation(recipe: "Recipe") -> None:
             f"distillation.teacher is {recipe.distillation.teacher!r}, but is only for {', '.join(tasks)}; the task "
             f"is {recipe.task}."
         )
+    if recipe.distillation.teacher is not None and (smoothing := recipe.training.get("label_smoothing_factor")):
+        raise ValueError(
+            f"training.label_smoothing_factor is {smoothing}, but with distillation.teacher it must be 0. Set "
+            "model.label_smoothing instead."
+        )
     learning = recipe.learning
     if recipe.distillation.teacher is not None and (learning.r_drop or learning.simcut):
         name = "r_drop" if learning.r_drop else "simcut"

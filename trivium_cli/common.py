@@ -159,7 +159,9 @@ def as_lines(texts: Iterable[str]) -> str:
 
 
 @contextmanager
-def report_errors() -> Iterator[None]:
+def report_errors(
+    after_interruption: str = "A training run with a checkpoint can be resumed with --resume.",
+) -> Iterator[None]:
     """Print user errors as one line, with exit code 1; other errors keep their traceback."""
     from huggingface_hub.errors import StrictDataclassError  # raised for an invalid configuration
 
@@ -176,7 +178,7 @@ def report_errors() -> Iterator[None]:
         print_error(message)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        print_error("Interrupted. A training run with a checkpoint can be resumed with --resume.")
+        print_error(f"Interrupted. {after_interruption}")
         raise typer.Exit(130) from None
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+CONTINUE = "Repeat the command to continue."  # after an interruption
+
 TextsFile = Annotated[
     Path,
     typer.Argument(
@@ -94,14 +96,15 @@ def backtranslate(
         top_p=top_p,
         max_length=max_length,
     )
-    with report_errors():
+    with report_errors(CONTINUE):
         own = _languages_of(model, source, target)
         counts = _write(
             model,
             texts_file,
             output,
             (engine, trust_remote_code),
-            {"to": to, "batch_size": batch_size, **options},
+            batch_size,
+            {"to": to, **options},
             given=target or own[0],
             generated=source or own[1],
             column=text_column,
@@ -141,14 +144,15 @@ def distil(
     After an interruption, repeat the command to continue. An existing file is not overwritten.
     """
     options = drop_none(num_beams=beams, length_penalty=length_penalty, max_length=max_length)
-    with report_errors():
+    with report_errors(CONTINUE):
         own = _languages_of(model, source, target)
         counts = _write(
             model,
             texts_file,
             output,
             (engine, trust_remote_code),
-            {"to": to, "batch_size": batch_size, **options},
+            batch_size,
+            {"to": to, **options},
             given=source or own[0],
             generated=target or own[1],
             column=text_column,
@@ -161,14 +165,15 @@ def _write(
     texts_file: Path,
     output: Path,
     loading: tuple[str, bool],
+    batch_size: int | None,
     options: dict[str, Any],
     **columns: Any,
 ) -> "PairCounts":
-    """Load the model in `folder`, and write the pairs of all texts."""
+    """Load the model in `folder`, and write the pairs of all texts; only `batch_size` may change on resumption."""
     from trivium.storage.checksums import checksum
     from trivium.training.synthetic import write_pairs
 
-    translate = _translator(folder, *loading, options)
+    translate = _translator(folder, *loading, {**options, "batch_size": batch_size})
     weights = [path for pattern in ("*.safetensors", "model.bin") for path in sorted(folder.glob(pattern))]
     settings = {"model": [checksum(path) for path in weights], "engine": loading[0], **options}
     return write_pairs(translate, texts_file, output, settings=settings, show_progress=True, **columns)

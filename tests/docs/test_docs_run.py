@@ -9,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from pages import CLIENTS, EXTEND, KOREAN_WALK, PAGES, ROOT, WALK, Block, blocks
 from typer.testing import CliRunner
 
 from trivium.data import numbers_corpus
+from trivium.translation import translate
 from trivium_cli import app
 
 pytestmark = [pytest.mark.trains, pytest.mark.subprocess, pytest.mark.slow]
@@ -55,8 +58,20 @@ def run_commands(code: str) -> None:
             short = (
                 [*IN_SHORT, "training.max_steps=8"] if goes_on else ["--overwrite", *IN_SHORT, "training.max_steps=6"]
             )
-        result = CliRunner().invoke(app, [*call, *short], input="three point one four\n")
+        with translating_something() if call[0] in ("backtranslate", "distil") else nullcontext():
+            result = CliRunner().invoke(app, [*call, *short], input="three point one four\n")
         assert result.exit_code == 0, f"{call}: {result.output[-3000:]} {result.exception!r}"
+
+
+@contextmanager
+def translating_something() -> Iterator[None]:
+    """Replace empty translations, since a model after six steps may have no others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "trivium.translation.translate",
+            lambda *args, **options: (text or "eins" for text in translate(*args, **options)),
+        )
+        yield
 
 
 def runs(block: Block) -> bool:

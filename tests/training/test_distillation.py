@@ -130,6 +130,7 @@ def test_teacher_with_another_tokenizer_is_refused(tmp_path: Path, monkeypatch: 
         (["distillation.teacher=runs/a", "distillation.temperature=0"], "temperature is 0.0, but must be above 0"),
         (["distillation.weight=0.9"], "distillation.weight is 0.9, but there is no teacher"),
         (["distillation.teacher=runs/a", "task=classification", "metrics=null"], "is only for translation, "),
+        (["distillation.teacher=runs/a", "training.label_smoothing_factor=0.1"], "Set model.label_smoothing instead"),
     ],
 )
 def test_impossible_distillation_is_refused(overrides: list[str], message: str) -> None:

@@ -101,6 +101,9 @@ def test_texts_are_read_lazily_and_nothing_is_overwritten(texts_file: Path, tmp_
     with pytest.raises(ValueError, match=r"bad\.de, line 10: byte 0xff"):
         write(tmp_path / "bad.de", tmp_path / "bad.jsonl", lambda texts: [str(1 // 0)])
     assert not (tmp_path / "bad.jsonl.partial").exists()
+    with pytest.raises(ValueError, match=r"no translation for any of the 13 texts"):
+        write(texts_file, tmp_path / "empty.jsonl", lambda texts: [""] * len(texts))
+    assert not list(tmp_path.glob("empty*"))
     rows = [json.dumps({"doc": {"de": text}}) for text in ("eins", "zwei")]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     assert list(read_texts(tmp_path / "rows.jsonl", "doc.de")) == ["eins", "zwei"]

@@ -87,8 +87,8 @@ def write_pairs(
 
     Raises:
         FileNotFoundError: There is no file of texts.
-        ValueError: The output exists or does not end in `.jsonl`, the columns are the same, there are no texts,
-            settings have changed since the interruption, or another process writes the same output.
+        ValueError: The output exists or does not end in `.jsonl`, the columns are the same, there are no texts, or no
+            translations, settings have changed since the interruption, or another process writes the same output.
     """
     if output.suffix != ".jsonl":
         raise ValueError(f"output is {output}, but must end in .jsonl, because it has one JSON object per line.")
@@ -128,9 +128,12 @@ def write_pairs(
                 sync(partial / PAIRS)
                 write_whole(partial / STATE, json.dumps({"settings": settings, "counts": asdict(counts)}) + "\n")
                 progress.update(len(chunk))
-        _check_new(output)
-        (partial / PAIRS).rename(output)
+        if counts.pairs:
+            _check_new(output)
+            (partial / PAIRS).rename(output)
     shutil.rmtree(partial)
+    if not counts.pairs:
+        raise ValueError(f"{texts_file}: the model has no translation for any of the {counts.texts:,} texts.")
     return counts
 
 
