@@ -104,7 +104,7 @@ class Consistency:
         if self._model.config.is_encoder_decoder and "decoder_input_ids" not in batch:
             batch["decoder_input_ids"] = self._model.prepare_decoder_input_ids_from_labels(labels)
         inputs = {name: torch.cat((value, value)) for name, value in batch.items()}
-        if self._model.can_generate():
+        if self._model.config.decoder_layers:
             inputs["use_cache"] = False
         with self._cut_embeddings():
             logits = model(**inputs).logits  # (2 * batch, ..., classes)
