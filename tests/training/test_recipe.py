@@ -125,7 +125,7 @@ def test_invalid_fields_are_named(overrides: list[str], message: str) -> None:
         (["data=[5]"], r"data is \[5\], but must be a mapping"),
         (["model=5"], r"model is 5, but must be a mapping"),
         (["training=null"], r"training is None, but must be a mapping"),
-        (["traning.max_steps=5"], r"traning is unknown\. Did you mean training\?"),
+        (["traning.max_steps=5"], r"traning is unknown\. Did you mean training"),
         (["=5"], r"is not an override"),
         (["training.max_steps=["], r"numbers\.yaml"),
     ],

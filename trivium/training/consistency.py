@@ -103,7 +103,7 @@ class Consistency:
         labels, num_items = batch.pop("labels"), batch.pop("num_items_in_batch", None)
         if self._model.config.is_encoder_decoder and "decoder_input_ids" not in batch:
             batch["decoder_input_ids"] = self._model.prepare_decoder_input_ids_from_labels(labels)
-        inputs = {name: torch.cat((value, value)) for name, value in batch.items()}
+        inputs: dict[str, Any] = {name: torch.cat((value, value)) for name, value in batch.items()}
         if self._model.config.decoder_layers:
             inputs["use_cache"] = False
         with self._cut_embeddings():
