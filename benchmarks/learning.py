@@ -1,8 +1,8 @@
 """Measure what the section `learning` of a recipe costs, on Multi30k with the model of the recipe `multi30k-tiny`.
 
 One model takes a training step with each loss in turn, on the same token batch: forward pass, loss, backward pass and
-AdamW. Before, the training texts are segmented for some epochs of subword dropout, in seconds of CPU time. FOLDER
-contains the sentences, one per line, in `train.en` and `train.de`:
+AdamW. Before, the training texts are segmented for some epochs of subword dropout, in seconds of CPU time, and once
+with the dropout of `tokenizers`. FOLDER contains the sentences, one per line, in `train.en` and `train.de`:
 
     OMP_NUM_THREADS=1 python benchmarks/learning.py --data FOLDER
 """
@@ -53,14 +53,19 @@ def main(
         print(
             f"subword_dropout={dropout}: words of {len(rows):,} pairs in {time.process_time() - start:.1f} s", end=""
         )
-        tokens, times = [], []
+        counts, times = [], []
         for epoch in range(epochs):
             start = time.process_time()
-            tokens.append(sum(int(side.sum()) for side in datasets[dropout].lengths(epoch)))
+            counts.append(sum(int(side.sum()) for side in datasets[dropout].lengths(epoch)))
             times.append(time.process_time() - start)
         print(
-            f", each epoch in {min(times):.2f} to {max(times):.2f} s, {sum(tokens) / epochs:,.0f} tokens", flush=True
+            f", each epoch in {min(times):.2f} to {max(times):.2f} s, {sum(counts) / epochs:,.0f} tokens", flush=True
         )
+    backend = tokenizer.backend_tokenizer
+    backend.model.dropout = DROPOUTS[-1]
+    tokens = sum(len(encoding.ids) for side in pairs.values() for encoding in backend.encode_batch(side))
+    backend.model.dropout = None
+    print(f"tokenizers, dropout={DROPOUTS[-1]}: {tokens:,} tokens", flush=True)
 
     collator = make_collator(recipe.kind, tokenizer, model, recipe.inputs)
     trainer = RunTrainer(model, args, collator, datasets[0.0], processing_class=tokenizer, max_tokens=max_tokens)

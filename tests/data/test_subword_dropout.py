@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distributed_runs import run_distributed
 from tiny import tiny_model
 from token_batching import recipe_for
 from trained_tokenizers import KINDS, SOURCE, TARGET, TRAINED
@@ -22,6 +23,7 @@ from trivium.data.token_batches import EpochTokenBatchSampler
 from trivium.recipe import load_recipe
 from trivium.tokenization import train_tokenizer
 from trivium.training import train
+from trivium.training.distributed import launch_configs
 from trivium.training.trainer import RunTrainer
 
 NUMBERS = {
@@ -196,6 +198,26 @@ def test_resumed_run_is_bit_identical(accumulation: int, workers: int, tmp_path:
         assert resumed.state.global_step == 2 * steps
         for name, weight in whole.model.state_dict().items():
             assert torch.equal(resumed.model.state_dict()[name], weight), (step, name)
+
+
+def train_and_resume(folder: Path) -> list[dict[str, torch.Tensor]]:
+    """Return the weights of a whole run, and of one resumed in the second epoch."""
+    whole = make_trainer(folder, save_strategy="steps", save_steps=1)
+    whole.train()
+    resumed = make_trainer(folder, save_strategy="no")
+    resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{whole.state.max_steps // 2 + 1}"))
+    models = [trainer.accelerator.unwrap_model(trainer.model) for trainer in (whole, resumed)]
+    return [{name: weight.detach().clone() for name, weight in model.named_parameters()} for model in models]
+
+
+@pytest.mark.trains
+@pytest.mark.slow(reason="two processes")
+def test_two_processes_resume_bit_identical(tmp_path: Path) -> None:
+    results = run_distributed(train_and_resume, tmp_path, folder=tmp_path, config=launch_configs()["cpu"])
+    [first, *others] = [weights for result in results for weights in result]
+    assert len(others) == 3
+    for weights in others:
+        assert [name for name in first if not torch.equal(weights[name], first[name])] == []
 
 
 @pytest.mark.trains

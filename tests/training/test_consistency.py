@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainingArguments, set_seed
 
 from trivium import (
+    TriviumDecoderForSequenceClassification,
     TriviumForCausalLM,
     TriviumForConditionalGeneration,
     TriviumForMaskedLM,
@@ -34,6 +35,10 @@ KINDS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "translation": (TriviumForConditionalGeneration, {}),
     "causal-lm": (TriviumForCausalLM, {"encoder_layers": 0}),
     "masked-lm": (TriviumForMaskedLM, {"decoder_layers": 0}),
+    "classification by a decoder": (
+        TriviumDecoderForSequenceClassification,
+        {"encoder_layers": 0, "num_labels": 4},
+    ),
     "classification": (TriviumForSequenceClassification, {"decoder_layers": 0, "num_labels": 4}),
 }
 
@@ -43,7 +48,7 @@ def model_and_batch(kind: str, rows: int = 6, **config: Any) -> tuple[Any, dict[
     model_class, layers = KINDS[kind]
     model = tiny_model(model_class, label_smoothing=0.1, **layers, **config).train()
     batch = copying_batch(rows)
-    if kind == "classification":
+    if kind.startswith("classification"):
         batch["labels"] = torch.randint(4, (rows,))
     elif kind != "translation":
         batch["labels"] = batch["input_ids"].masked_fill(batch["input_ids"] == PAD, -100)

@@ -103,8 +103,8 @@ class Consistency:
         labels, num_items = batch.pop("labels"), batch.pop("num_items_in_batch", None)
         if self._model.config.is_encoder_decoder and "decoder_input_ids" not in batch:
             batch["decoder_input_ids"] = self._model.prepare_decoder_input_ids_from_labels(labels)
-        inputs = {name: torch.cat((value, value)) for name, value in batch.items()}
-        if self._model.can_generate():
+        inputs: dict[str, Any] = {name: torch.cat((value, value)) for name, value in batch.items()}
+        if self._model.config.decoder_layers:
             inputs["use_cache"] = False
         with self._cut_embeddings():
             logits = model(**inputs).logits  # (2 * batch, ..., classes)
@@ -133,7 +133,7 @@ class Consistency:
 
 
 class _ConsistencyLoss(torch.autograd.Function):
-    """Weighted sum of the cross entropies and divergences of two passes, over all labeled positions.
+    """Weighted sum of the cross entropies and divergences of two passes; overwrites the logits by their gradient.
 
     With a and b as the logarithms of p and q, d = a - b, and t as the smoothed target, the gradients are
 
@@ -141,7 +141,7 @@ class _ConsistencyLoss(torch.autograd.Function):
         of the logits of q: entropy_q * (q - t) + p_to_q * (q - p) - q_to_p * q * (d + KL(q || p)).
 
     They are computed in the forward pass, a few rows at a time: with autograd, a step of a small model on a CPU would
-    spend most of its time on tensors of the size of all logits.
+    spend most of its time on tensors of the size of all logits. Unlabeled positions count as zero.
     """
 
     @staticmethod
@@ -150,7 +150,7 @@ class _ConsistencyLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         positions, classes = len(labels), logits.shape[-1]
         total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
-        gradient = torch.empty_like(logits)
+        logits = logits.detach()
         # Small chunks fit the cache of a CPU; on a GPU, large ones need fewer kernels.
         chunk_size = max(1, CHUNK_LOGITS * (1 if logits.device.type == "cpu" else 16) // classes)
         for start in range(0, positions, chunk_size):
@@ -177,8 +177,8 @@ class _ConsistencyLoss(torch.autograd.Function):
                     part.scatter_add_(1, label, part.new_full((1, 1), weight * (smoothing - 1)).expand_as(label))
             total += loss.masked_fill(~is_labeled, 0).sum()
             for rows, part in zip(halves, (of_p, of_q), strict=True):
-                gradient[rows] = part.masked_fill_(~is_labeled, 0)
-        ctx.save_for_backward(gradient)
+                logits[rows] = part.masked_fill_(~is_labeled, 0)
+        ctx.save_for_backward(logits)
         return total
 
     @staticmethod
