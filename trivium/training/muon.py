@@ -156,7 +156,8 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """
     layers = [module for module in model.modules() if isinstance(module, EncoderLayer | DecoderLayer)]
     projections = [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
-    return [projection.weight for projection in projections if projection.weight.requires_grad]
+    weights = [projection.get_parameter("weight") for projection in projections]
+    return [weight for weight in weights if weight.requires_grad]
 
 
 def check_arguments(args: TrainingArguments) -> None:
