@@ -13,6 +13,8 @@ from distributed_runs import run_distributed
 from small_recipes import small_recipe
 from tiny import tiny_model
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.testing import assert_close
 from transformers import Seq2SeqTrainingArguments, get_scheduler
 from weights import assert_equal, saved
@@ -214,6 +216,14 @@ def test_sharded_matrices_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path:
     args = Seq2SeqTrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match=r"whole matrices.*learning\.muon_learning_rate=null"):
         check_arguments(args)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        matrix = nn.Parameter(distribute_tensor(torch.ones(2, 2), init_device_mesh("cpu", (1,)), [Shard(0)]))
+        matrix.grad = torch.ones_like(matrix)
+        with pytest.raises(ValueError, match="whole matrices"):
+            MuonWithAdamW([{"params": []}], [matrix], LR).step()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(
