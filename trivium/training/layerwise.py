@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ class LayerwiseFactory:
     def __call__(
         self,
         model: Any,
-        optimizer_class: type[Optimizer],
+        optimizer_class: Callable[..., Optimizer],
         layer_decay: float,
         lr: float,
         weight_decay: float,

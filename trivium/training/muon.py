@@ -18,9 +18,16 @@ from trivium.modeling.layers import DecoderLayer, EncoderLayer
 from trivium.training.distributed import uses_fsdp
 
 MOMENTUM = 0.95
-NEWTON_SCHULZ_STEPS = 5
-# Coefficients of Jordan's quintic iteration: after five steps, singular values from 0.002 to 1 are about 0.7 to 1.2.
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# Coefficients (a, b, c) of the polynomials a x + b x^3 + c x^5 of the Newton-Schulz steps. Each minimizes the largest
+# distance to 1 of what the steps before it make of singular values in [0.003, 1], as Amsel et al. (2025, "The Polar
+# Express") propose: together, they map [0.003, 1] into [0.80, 1.20]. Jordan's single polynomial needs a fifth step.
+COEFFICIENTS = (
+    (8.3837, -24.7659, 18.3571),
+    (4.0434, -3.0114, 0.5695),
+    (3.5056, -2.6267, 0.5257),
+    (2.4901, -1.8343, 0.4368),
+)
+MARGIN = 1.01  # keeps singular values below 1 in bfloat16, too
 # AdamW's updates have a root mean square of about 0.2 times the learning rate (Liu et al. 2025, section 2.2).
 UPDATE_RMS = 0.2
 
@@ -105,10 +112,11 @@ class MuonWithAdamW(Optimizer):
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """Return about U V^T of each matrix U S V^T, by five Newton-Schulz steps.
+    """Return about U V^T of each matrix U S V^T, by Newton-Schulz steps.
 
-    All singular values become about 0.7 to 1.2, except those below a thousandth of the Frobenius norm, which stay
-    smaller. Products are computed in bfloat16 on a GPU, in float32 elsewhere, where bfloat16 is slow.
+    Singular values are divided by (sum of their 4th powers)^(1/4), which the first product gives. All become 0.80 to
+    1.20, except those below 0.003, which stay smaller. Products are computed in bfloat16 on a GPU, in float32
+    elsewhere, where bfloat16 is slow.
 
     Args:
         matrices: (batch, rows, columns), with rows <= columns.
@@ -116,11 +124,14 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     Returns:
         (batch, rows, columns), of the dtype of `matrices`.
     """
-    a, b, c = COEFFICIENTS
     x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.promote_types(matrices.dtype, torch.float32))
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT  # (batch, rows, rows)
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-20)  # squares would underflow
+    gram = x @ x.mT  # (batch, rows, rows)
+    scale = MARGIN**2 * torch.linalg.matrix_norm(gram, keepdim=True).clamp_min(1e-20)
+    x, gram = x / scale.sqrt(), gram / scale
+    for step, (a, b, c) in enumerate(COEFFICIENTS):
+        if step:
+            gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.to(matrices.dtype)
 
@@ -156,7 +167,8 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """
     layers = [module for module in model.modules() if isinstance(module, EncoderLayer | DecoderLayer)]
     projections = [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
-    return [projection.weight for projection in projections if projection.weight.requires_grad]
+    weights = [projection.get_parameter("weight") for projection in projections]
+    return [weight for weight in weights if weight.requires_grad]
 
 
 def check_arguments(args: TrainingArguments) -> None:
