@@ -25,6 +25,7 @@ from trivium_cli import (
     summarize,
     tag,
     texts,
+    tune,
 )
 
 app = typer.Typer(
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     epilog="Start with `trivium train numbers`, which needs no external data.",
 )
-COMMANDS = (runs, recipes, prepare, data, texts, summarize, tag, answer, demo, serve, plot, parts, convert, hub)
+COMMANDS = (runs, tune, recipes, prepare, data, texts, summarize, tag, answer, demo, serve, plot, parts, convert, hub)
 for module in COMMANDS:
     app.add_typer(module.commands)
 
