@@ -53,7 +53,7 @@ def test_search_prunes_and_keeps_best_weights(tmp_path: Path, monkeypatch: pytes
     weights = list((tmp_path / "search").rglob("*.safetensors"))
     assert weights
     assert len({path.relative_to(tmp_path / "search").parts[0] for path in weights}) == 1
-    printed = result.output.splitlines()[-1]
+    printed = result.stdout.splitlines()[-1]
     assert printed.startswith("trivium train numbers ")
     assert printed.endswith(" training.learning_rate=1e-2")
 
