@@ -1,13 +1,16 @@
 """Test `trivium tune`: ranges, pruning, resumption, what a search keeps, and its errors."""
 
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from small_recipes import SMALL
 from typer.testing import CliRunner
 
+from trivium.recipe import Recipe, load_recipe
 from trivium.training import tuning
 from trivium.training.ranges import Range, split_ranges
 from trivium.training.tuning import tune
@@ -24,6 +27,24 @@ TINY += [
 ]
 TINY += ["training.load_best_model_at_end=false", "metrics=[]", "training.metric_for_best_model=null"]
 RANGES = ["training.learning_rate=log(1e-4,1e-2)", "model.dropout=float(0,0.4)"]
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace loading, training and plotting by functions that take no time."""
+    base = load_recipe("numbers")
+
+    def load(recipe: str, overrides: list[str]) -> Recipe:
+        copied = deepcopy(base)
+        for override in overrides:
+            name, _, value = override.partition("=")
+            section, _, field = name.partition(".")
+            getattr(copied, section)[field] = yaml.safe_load(value)
+        return copied
+
+    monkeypatch.setattr(tuning, "_load", load)
+    monkeypatch.setattr(tuning, "train", fake_train)
+    monkeypatch.setattr("trivium.inspection.save_figure", lambda *args: None)
 
 
 def fake_train(recipe: Any, callbacks: Any) -> Any:
@@ -58,32 +79,30 @@ def test_search_prunes_and_keeps_best_weights(tmp_path: Path, monkeypatch: pytes
     assert printed.endswith(" training.learning_rate=1e-2")
 
 
-def test_interrupted_search_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "train", fake_train)
-    whole = tune("numbers", RANGES, tmp_path / "whole", trials=8, startup=2, seed=3)
+def test_interrupted_search_resumes(tmp_path: Path, fakes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tune("numbers", RANGES, tmp_path / "whole", trials=5, startup=2, seed=3)
     states = [row["state"] for row in whole.trials]
     assert states[:2] == ["complete", "complete"]
     assert "pruned" in states
 
     def interrupt(recipe: Any, callbacks: Any) -> Any:
-        if recipe.training["output_dir"].endswith("0003"):
+        if recipe.training["output_dir"].endswith("0002"):
             raise KeyboardInterrupt
         return fake_train(recipe, callbacks)
 
     monkeypatch.setattr(tuning, "train", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        tune("numbers", RANGES, tmp_path / "cut", trials=8, startup=2, seed=3)
+        tune("numbers", RANGES, tmp_path / "cut", trials=5, startup=2, seed=3)
     monkeypatch.setattr(tuning, "train", fake_train)
-    resumed = tune("numbers", RANGES, tmp_path / "cut", trials=8, startup=2, seed=3)
-    assert resumed.trials[3]["state"] == "fail"
-    del resumed.trials[3]
+    resumed = tune("numbers", RANGES, tmp_path / "cut", trials=5, startup=2, seed=3)
+    assert resumed.trials[2]["state"] == "fail"
+    del resumed.trials[2]
     columns = ("state", "value", "model.dropout", "training.learning_rate")
     assert [[row[c] for c in columns] for row in resumed.trials] == [[row[c] for c in columns] for row in whole.trials]
     assert resumed.value == whole.value == min(row["value"] for row in whole.trials)
 
 
-def test_changed_search_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "train", fake_train)
+def test_changed_search_is_refused(tmp_path: Path, fakes: None) -> None:
     tune("numbers", RANGES, tmp_path, trials=1)
     with pytest.raises(ValueError, match=r"changed ranges: it was .*dropout=float.0.0,0.4"):
         tune("numbers", [RANGES[0], "model.dropout=float(0,0.5)"], tmp_path, trials=2)
@@ -91,6 +110,7 @@ def test_changed_search_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         tune("numbers", [*RANGES, "training.weight_decay=0.5"], tmp_path, trials=2)
 
 
+@pytest.mark.slow
 def test_values_that_do_not_fit_together_fail_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "train", fake_train)
     search = ["model.d_model=choice(64,120)", "model.num_attention_heads=choice(4,16)", *RANGES]
