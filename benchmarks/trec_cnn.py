@@ -59,6 +59,24 @@ def train_and_measure(
         return (model.eval()(test[0]).argmax(dim=-1) == test[1]).double().mean().item()
 
 
+def encode(
+    train: tuple[list[str], list[str]], test: tuple[list[str], list[str]]
+) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor], int]:
+    """Encode texts and labels as ids of the training words and labels; return both splits and the vocabulary size."""
+    words = sorted({word for text in train[0] for word in text.split()})
+    index = {word: i for i, word in enumerate(words, start=2)}
+    names = sorted(set(train[1]))
+    longest = max(len(text.split()) for texts, _ in (train, test) for text in texts)
+    encoded = []
+    for texts, labels in (train, test):
+        ids = torch.full((len(texts), longest + 8), PAD)  # pad so that the widest filter covers both ends
+        for row, text in zip(ids, texts, strict=True):
+            word_ids = [index.get(word, UNKNOWN) for word in text.split()]
+            row[4 : 4 + len(word_ids)] = torch.tensor(word_ids)
+        encoded.append((ids, torch.tensor([names.index(label) for label in labels])))
+    return encoded[0], encoded[1], len(words) + 2
+
+
 def main(
     train: Annotated[str, typer.Option(help="Training questions, with columns `text` and `label`.")],
     validation: Annotated[str, typer.Option(help="Questions to evaluate on.")],
@@ -66,21 +84,11 @@ def main(
 ) -> None:
     """Train with each seed and print the accuracies."""
     data = load_data(DataArguments(train=train, validation=validation), ("text", "label"))
-    words = sorted({word for row in data["train"] for word in row["text"].split()})
-    index = {word: i for i, word in enumerate(words, start=2)}
-    names = sorted(set(data["train"]["label"]))
-    longest = max(len(row["text"].split()) for split in data.values() for row in split)
-
-    def encode(split: str) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.full((len(data[split]), longest + 8), PAD)  # pad so that the widest filter covers both ends
-        for row, text in zip(ids, data[split]["text"], strict=True):
-            word_ids = [index.get(word, UNKNOWN) for word in text.split()]
-            row[4 : 4 + len(word_ids)] = torch.tensor(word_ids)
-        return ids, torch.tensor([names.index(label) for label in data[split]["label"]])
-
+    splits = [(list(data[split]["text"]), list(data[split]["label"])) for split in ("train", "validation")]
+    train_tensors, validation_tensors, vocab_size = encode(*splits)
     accuracies = []
     for seed in range(1, seeds + 1):
-        accuracies.append(train_and_measure(encode("train"), encode("validation"), len(words) + 2, seed))
+        accuracies.append(train_and_measure(train_tensors, validation_tensors, vocab_size, seed))
         print(f"seed {seed}: {accuracies[-1]:.3f}", flush=True)
     print(f"mean {statistics.mean(accuracies):.3f}, standard deviation {statistics.stdev(accuracies):.3f}")
 

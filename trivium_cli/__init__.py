@@ -26,6 +26,7 @@ from trivium_cli import (
     synthesize,
     tag,
     texts,
+    tune,
 )
 
 app = typer.Typer(
@@ -34,7 +35,24 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     epilog="Start with `trivium train numbers`, which needs no external data.",
 )
-for module in (runs, recipes, prepare, data, synthesize, texts, summarize, tag, answer, demo, serve, plot, parts, convert, hub):
+for module in (
+    runs,
+    tune,
+    recipes,
+    prepare,
+    data,
+    synthesize,
+    texts,
+    summarize,
+    tag,
+    answer,
+    demo,
+    serve,
+    plot,
+    parts,
+    convert,
+    hub,
+):
     app.add_typer(module.commands)
 
 

@@ -12,6 +12,7 @@ FILES = {"--input", "--output", "--batch-size"}
 SAMPLING = {"--sample", "--temperature", "--top-k", "--top-p", "--seed", "--beams"}
 OPTIONS = {
     "train": {"--resume", "--overwrite"},
+    "tune": {"--output", "--trials", "--seed", "--metric", "--direction", "--timeout", "--startup"},
     "recipes": set[str](),
     "prepare": {"--processes", "--overwrite"},
     "data": {"--output", "--max-rows"},

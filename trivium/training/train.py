@@ -1,6 +1,7 @@
 """Train a model from a recipe, with transformers' Trainer: validate, build, run."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    TrainerCallback,
     TrainerState,
     set_seed,
 )
@@ -51,7 +53,9 @@ from trivium.translation import default_lengths
 MAX_LISTED = 5  # maximum number of foreign files to list in an error
 
 
-def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Seq2SeqTrainer:
+def train(
+    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, callbacks: Sequence[TrainerCallback] = ()
+) -> Seq2SeqTrainer:
     """Train a model from a recipe, and save model, tokenizer, recipe and logs in `training.output_dir`.
 
     Args:
@@ -60,6 +64,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
             run.
         overwrite: Start a new run in a folder that is not empty. Files of an earlier run are deleted, other files are
             kept.
+        callbacks: Callbacks to add to the trainer.
 
     Returns:
         The trainer, with the trained model as `.model` and the tokenizer as `.processing_class`.
@@ -77,6 +82,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> S
     with lock_run(Path(args.output_dir)):
         start = broadcast_from_main(lambda: choose_start(recipe, args, resume, overwrite))
         trainer = build_trainer(recipe, args, start)
+        for callback in callbacks:
+            trainer.add_callback(callback)
         if args.should_save:  # on the main process only
             prepare_folder(recipe, start)
         return run_training(trainer, start.checkpoint)
