@@ -20,7 +20,8 @@ from transformers import set_seed
 
 from trivium.data import load_data
 from trivium.data.subword_dropout import SubwordDropoutPairs
-from trivium.recipe import LearningArguments, load_recipe
+from trivium.recipe import load_recipe
+from trivium.recipe_sections import LearningArguments
 from trivium.tasks import make_collator
 from trivium.training import load_or_build
 from trivium.training.consistency import Consistency

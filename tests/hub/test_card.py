@@ -24,7 +24,8 @@ from trivium import (
 )
 from trivium.hub.card import MARK, has_own_card, render_card
 from trivium.metrics import METRICS
-from trivium.recipe import CardArguments, available_recipes, load_recipe
+from trivium.recipe import available_recipes, load_recipe
+from trivium.recipe_sections import CardArguments
 from trivium_cli import app
 
 RUN = {

@@ -22,7 +22,8 @@ from trivium import (
     TriviumForSequenceClassification,
 )
 from trivium.modeling.embeddings import TokenEmbedding
-from trivium.recipe import LearningArguments, load_recipe
+from trivium.recipe import load_recipe
+from trivium.recipe_sections import LearningArguments
 from trivium.training import consistency as module
 from trivium.training import train
 from trivium.training.consistency import Consistency, check_consistency

@@ -15,7 +15,8 @@ from tiny import EXACT, random_ids, tiny_config, tiny_model
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM
 from trivium.hub import render_card
-from trivium.recipe import DistillationArguments, load_recipe
+from trivium.recipe import load_recipe
+from trivium.recipe_sections import DistillationArguments
 from trivium.training import load_or_build, train
 from trivium.training.distillation import Distillation, load_distillation, teacher_divergence
 

@@ -10,7 +10,8 @@ from tiny import tiny_config
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration
 from trivium.data import DataArguments
 from trivium.evaluation import evaluate
-from trivium.recipe import Recipe, TokenizerArguments
+from trivium.recipe import Recipe
+from trivium.recipe_sections import TokenizerArguments
 from trivium.tasks import TASKS, InputArguments, encode_rows, make_collator
 from trivium.tasks.noise import split_prefix
 from trivium.tokenization import train_tokenizer

@@ -20,7 +20,8 @@ from trivium.evaluation import evaluate, predict_answers
 from trivium.hub import render_card
 from trivium.metrics import load_metric
 from trivium.modeling.pipeline_question_answering import QuestionAnsweringPipeline, best_answers, encode_windows
-from trivium.recipe import Recipe, TokenizerArguments
+from trivium.recipe import Recipe
+from trivium.recipe_sections import TokenizerArguments
 from trivium.tasks import TASKS, InputArguments, encode_rows, make_collator
 from trivium.tokenization import train_tokenizer
 from trivium.training import train

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from trivium.hub.public import load_card_arguments
-from trivium.recipe import CardArguments, Recipe, available_recipes, load_recipe
+from trivium.recipe import Recipe, available_recipes, load_recipe
+from trivium.recipe_sections import CardArguments
 from trivium.tasks import TASKS, InputArguments
 
 FILES = ["data.train=a", "data.validation=b", "data.test=c"]

@@ -17,7 +17,8 @@ from trivium.evaluation import evaluate
 from trivium.hub import render_card
 from trivium.hub.usage import usage_of
 from trivium.metrics import ROUGE_METRICS, load_metric
-from trivium.recipe import Recipe, TokenizerArguments
+from trivium.recipe import Recipe
+from trivium.recipe_sections import TokenizerArguments
 from trivium.tokenization import train_tokenizer
 from trivium.training import train
 from trivium_cli import app

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from trivium import TriviumTokenizer
 from trivium.data.directions import untagged_texts
 from trivium.data.numbers import english_cardinal, german_cardinal
-from trivium.recipe import TokenizerArguments, load_recipe
+from trivium.recipe import load_recipe
+from trivium.recipe_sections import TokenizerArguments
 from trivium.training import load_or_build, synthetic, train
 from trivium.training.synthetic import PairCounts, read_texts, write_pairs
 from trivium_cli import app

@@ -16,7 +16,8 @@ from trivium.data.structured import TAGGED_WORDS
 from trivium.evaluation import evaluate, predict_tags
 from trivium.metrics import load_metric
 from trivium.modeling.loss import IGNORE_INDEX
-from trivium.recipe import Recipe, TokenizerArguments
+from trivium.recipe import Recipe
+from trivium.recipe_sections import TokenizerArguments
 from trivium.tasks import TASKS, InputArguments, encode_rows, make_collator
 from trivium.tasks.tags import align_words, marks_entities, tag_facts
 from trivium.tokenization import train_tokenizer

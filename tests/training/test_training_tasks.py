@@ -18,8 +18,9 @@ from trivium import TriviumDecoderForSequenceClassification, TriviumTokenizer
 from trivium.data import DataArguments
 from trivium.evaluation import evaluate
 from trivium.hub import render_card
-from trivium.recipe import Recipe, TokenizerArguments, load_recipe
+from trivium.recipe import Recipe, load_recipe
 from trivium.recipe_checks import ENCODER_DECODER_TASKS
+from trivium.recipe_sections import TokenizerArguments
 from trivium.tasks import TASKS, InputArguments
 from trivium.training import train
 from trivium_cli import app

@@ -25,7 +25,8 @@ from trivium.hub.card_facts import CardFacts, hub_data_set, hub_model, read_fact
 from trivium.hub.card_pictures import draw_attention, draw_curves
 from trivium.hub.public import data_name, public_recipe, without_home
 from trivium.hub.usage import auto_code, command_code, pipeline_code
-from trivium.recipe import CardArguments, Recipe
+from trivium.recipe import Recipe
+from trivium.recipe_sections import CardArguments
 
 CARD_FILE = "README.md"
 PICTURE_FILE = "attention.png"

@@ -18,7 +18,8 @@ from trivium.hub.card_examples import validation_texts
 from trivium.hub.checking import weights_of
 from trivium.hub.public import data_name, load_card_arguments
 from trivium.hub.usage import Usage, usage_of
-from trivium.recipe import CardArguments, Recipe, load_recipe
+from trivium.recipe import Recipe, load_recipe
+from trivium.recipe_sections import CardArguments
 from trivium.storage.names import RECIPE_FILE
 from trivium.storage.saved_model import check_model_files
 from trivium.tasks import prompts_of

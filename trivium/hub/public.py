@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 
 from trivium.data import DataArguments
 from trivium.data.loading import sources_of
-from trivium.recipe import CardArguments, Recipe, _read_overrides, _yaml_errors
+from trivium.recipe import Recipe, _read_overrides, _yaml_errors
+from trivium.recipe_sections import CardArguments
 
 
 def load_card_arguments(overrides: Sequence[str]) -> CardArguments:

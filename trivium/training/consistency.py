@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from trivium.modeling import TriviumForCausalLM
 from trivium.modeling.embeddings import TokenEmbedding
 from trivium.modeling.loss import IGNORE_INDEX, shift_left
-from trivium.recipe import LearningArguments
+from trivium.recipe_sections import LearningArguments
 
 CHUNK_LOGITS = 2**20  # compute the loss of at most this many logits at a time, in each pass
 CUTOFF = 0.05  # probability with which SimCut sets the embedding of a token to zero, as in the paper
