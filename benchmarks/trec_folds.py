@@ -9,6 +9,7 @@ read.
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 import time
@@ -56,7 +57,7 @@ def measure_cnn(training: list[Question], held_out: list[Question], seed: int) -
 
 
 def measure_recipe(
-    training: list[Question], held_out: list[Question], seed: int, options: argparse.Namespace
+    training: list[Question], held_out: list[Question], fold: int, seed: int, options: argparse.Namespace
 ) -> float:
     """Return the accuracy of the recipe, after pre-training on the training questions if `--pretrain` is given."""
     with TemporaryDirectory() as folder:
@@ -64,15 +65,25 @@ def measure_recipe(
         for file, rows in zip(files, (training, held_out), strict=True):
             write_table(Path(file), rows)
         fixed = [f"data.train={files[0]}", f"data.validation={files[1]}", f"training.seed={seed}", *QUIET]
-        start = []
-        if options.pretrain is not None:
-            pretraining = [*fixed, f"training.output_dir={folder}/pretrained", *options.pretrain_settings]
-            train(load_recipe(options.pretrain, pretraining))
-            start = [f"init_from={folder}/pretrained"]
+        start = [f"init_from={pretrained(files, fold, options)}"] if options.pretrain is not None else []
         trainer = train(
             load_recipe(options.recipe, [*fixed, f"training.output_dir={folder}/run", *start, *options.settings])
         )
         return trainer.evaluate()["eval_accuracy"]
+
+
+def pretrained(files: list[str], fold: int, options: argparse.Namespace) -> Path:
+    """Return the model pre-trained on the training questions of a fold, which all seeds and settings share."""
+    digest = hashlib.sha256(" ".join([options.pretrain, *options.pretrain_settings]).encode()).hexdigest()[:8]
+    run = options.output / f"{options.pretrain}-{digest}-fold-{fold}-of-{options.folds}"
+    if not (run / "trainer_state.json").is_file():
+        data = run.with_suffix(".tsv")  # at a fixed place, so that an interrupted run resumes
+        data.write_bytes(Path(files[0]).read_bytes())
+        settings = [*QUIET, "training.save_strategy=steps", "training.save_steps=1000", "training.save_total_limit=1"]
+        settings += [f"data.train={data}", "data.validation=null", f"training.output_dir={run}"]
+        recipe = load_recipe(options.pretrain, [*settings, *options.pretrain_settings])
+        train(recipe, resume=any(run.glob("checkpoint-*")), overwrite=not any(run.glob("checkpoint-*")))
+    return run
 
 
 def main() -> None:
@@ -106,7 +117,7 @@ def main() -> None:
             accuracy = (
                 measure_cnn(training, held_out, seed)
                 if options.cnn
-                else measure_recipe(training, held_out, seed, options)
+                else measure_recipe(training, held_out, number, seed, options)
             )
             results.append({**key, "accuracy": accuracy, "seconds": round(time.monotonic() - began)})
             with log.open("a", encoding="utf-8") as file:

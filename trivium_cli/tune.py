@@ -68,10 +68,10 @@ def tune(
         typer.echo(f"Trial {row['trial']}: {row['state']}{value}{reason}, {row['seconds']} s.")
 
     with report_errors():
-        from trivium.training.tuning import tune as search
+        from trivium import training
 
         try:
-            found = search(
+            found = training.tune(
                 recipe,
                 fields,
                 output,
