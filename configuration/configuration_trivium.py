@@ -78,7 +78,6 @@ class TriviumConfig(PreTrainedConfig):
         dropout: Dropout rate on the output of every sub-layer and on the embedded input (section 5.4).
         attention_dropout: Dropout rate on the attention weights.
         activation_dropout: Dropout rate on the inner activations of the feed-forward network.
-        stochastic_depth: Rate at which a sub-layer is skipped in a training step (Huang et al. 2016).
         position_embedding_type: "sinusoidal" (section 3.5), "learned", or "rotary" (in self-attention only).
         max_position_embeddings: Maximum sequence length with learned positions. Sinusoidal and rotary positions have
             no limit; for them it is the length that the model is intended for.
@@ -101,8 +100,7 @@ class TriviumConfig(PreTrainedConfig):
             (section 3.4); otherwise each has its own.
         lm_head_bias: Whether the output projection has a bias, as in Marian; there is none in the paper.
         label_smoothing: Epsilon of label smoothing, in training only (section 5.4).
-        classifier_pooling: Pooling of the sequence classifier: the "mean" or "max" of the encoded tokens, or the first
-            ("cls").
+        classifier_pooling: Pooling of the sequence classifier: the "mean" of the encoded tokens, or the first ("cls").
         seq2seq_task: Task for which an encoder-decoder was trained, "translation" or "summarization"; selects the
             pipeline that is saved with the model.
         is_encoder_decoder: Derived from the number of layers; an explicit value must agree with them.
@@ -129,7 +127,6 @@ class TriviumConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.0
     activation_dropout: float | int = 0.0
-    stochastic_depth: float | int = 0.0
     position_embedding_type: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
     max_position_embeddings: int = 1024
     rope_parameters: dict[str, Any] | None = None
@@ -146,7 +143,7 @@ class TriviumConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     lm_head_bias: bool = False
     label_smoothing: float | int = 0.1
-    classifier_pooling: Literal["mean", "max", "cls"] = "mean"
+    classifier_pooling: Literal["mean", "cls"] = "mean"
     seq2seq_task: Literal["translation", "summarization"] = "translation"
     use_cache: bool = True
     is_encoder_decoder: bool | None = None
@@ -336,7 +333,7 @@ class TriviumConfig(PreTrainedConfig):
                 f"sliding_window is {self.sliding_window}, but must be at least 2 tokens, or None for full attention."
             )
         self._validate_variant()
-        for name in ("dropout", "attention_dropout", "activation_dropout", "stochastic_depth", "label_smoothing"):
+        for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}, but must be in [0, 1).")
         if not _is_positive(self.norm_eps):

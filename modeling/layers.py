@@ -29,7 +29,6 @@ class Residual(nn.Module):
         self.norm = NORMS[config.norm_type](config)
         self.norm_first = config.norm_position == "pre"
         self.dropout = nn.Dropout(config.dropout)
-        self.stochastic_depth = config.stochastic_depth
 
     def forward(self, hidden_states: torch.Tensor, sublayer: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Apply `sublayer`, which maps (batch, length, d_model) to the same shape, inside the residual connection.
@@ -43,14 +42,7 @@ class Residual(nn.Module):
 
     def _drop(self, states: torch.Tensor) -> torch.Tensor:
         # In generation a step is so short that even calling a disabled dropout module takes a measurable share.
-        if not self.dropout.training:
-            return states
-        states = self.dropout(states)
-        if self.stochastic_depth:
-            # A product instead of a branch: every parameter gets a gradient, as DDP requires.
-            kept = 1 - self.stochastic_depth
-            states = states * (torch.rand((), device=states.device) < kept) / kept
-        return states
+        return self.dropout(states) if self.dropout.training else states
 
 
 def final_norm(config: TriviumConfig) -> nn.Module | None:

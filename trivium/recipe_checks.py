@@ -179,22 +179,7 @@ def _check_learning(recipe: "Recipe") -> None:
             )
 
 
-def _check_optimization(recipe: "Recipe") -> None:
-    if recipe.learning.zero_output_projections and recipe.init_from:
-        raise ValueError(
-            f"learning.zero_output_projections is True, but must be False with init_from={recipe.init_from!r}, whose "
-            "weights are trained. Change one."
-        )
-    if recipe.learning.reinitialized_layers and not recipe.init_from:
-        raise ValueError(
-            f"learning.reinitialized_layers is {recipe.learning.reinitialized_layers}, but must be 0 without "
-            "init_from: all weights of a new model are new. Set init_from."
-        )
-    if recipe.learning.layer_decay != 1 and recipe.learning.muon_learning_rate is not None:
-        raise ValueError(
-            f"learning.layer_decay is {recipe.learning.layer_decay}, but must be 1 with "
-            f"learning.muon_learning_rate={recipe.learning.muon_learning_rate}. Change one."
-        )
+def _check_muon(recipe: "Recipe") -> None:
     optimizer = recipe.training.get("optim")
     if recipe.learning.muon_learning_rate is not None and optimizer not in (None, "adamw_torch", "adamw_torch_fused"):
         raise ValueError(
@@ -239,7 +224,7 @@ SECTION_CHECKS = (
     _check_averaging,
     _check_distillation,
     _check_learning,
-    _check_optimization,
+    _check_muon,
 )
 
 

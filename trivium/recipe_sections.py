@@ -105,21 +105,12 @@ class LearningArguments:
         muon_learning_rate: Peak learning rate of the weight matrices inside the layers, which Muon then trains instead
             of AdamW. All other parameters keep AdamW and `training.learning_rate`; both follow the same schedule. None
             for AdamW alone.
-        zero_output_projections: Whether the output projections of attention and feed-forward networks start at zero,
-            so that each sub-layer starts without an effect.
-        reinitialized_layers: Number of layers at the end of each stack of the model in `init_from` that start with new
-            weights.
-        layer_decay: Factor by which the learning rate falls from the head to the last layer, and from each layer to
-            the one before it, down to the embeddings; 1 for one learning rate.
     """
 
     r_drop: float = 0.0
     simcut: float = 0.0
     subword_dropout: float = 0.0
     muon_learning_rate: float | None = None
-    zero_output_projections: bool = False
-    reinitialized_layers: int = 0
-    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the values of the fields.
@@ -145,14 +136,6 @@ class LearningArguments:
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(
                 f"learning.muon_learning_rate is {rate}, but must be greater than 0 and finite, or null for AdamW."
-            )
-        if self.reinitialized_layers < 0:
-            raise ValueError(
-                f"learning.reinitialized_layers is {self.reinitialized_layers}, but must be at least 0, which is none."
-            )
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(
-                f"learning.layer_decay is {self.layer_decay}, but must be greater than 0 and at most 1, which is none."
             )
 
 

@@ -232,7 +232,7 @@ class Family:
         """Return a note for each training-only field whose value the family cannot represent."""
         return [
             f"{name}={value!r} is dropped: {self.model_type} has no such field, and it only affects training"
-            for name, expected in {"label_smoothing": 0.0, "stochastic_depth": 0.0, **self.training_fields}.items()
+            for name, expected in {"label_smoothing": 0.0, **self.training_fields}.items()
             if (value := getattr(config, name)) != expected
         ]
 

@@ -78,7 +78,6 @@ CHANGEABLE_FIELDS = (
 CHANGEABLE_WITH_INIT_FROM = (
     *("training.", "data.", "inputs.", "generation.", "learning.", "ema_decay", "distillation."),
     *("model.dropout", "model.attention_dropout", "model.activation_dropout", "model.label_smoothing"),
-    "model.stochastic_depth",
 )
 # These two may change as long as the number of rows per optimizer step stays the same (`check_same_batch_size`).
 BATCH_SIZE_FIELDS = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")

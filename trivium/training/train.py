@@ -41,8 +41,6 @@ from trivium.training.compute_metrics import make_compute_metrics
 from trivium.training.consistency import Consistency, check_consistency
 from trivium.training.distillation import load_distillation
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
-from trivium.training.initial_weights import reinitialize_layers, zero_output_projections
-from trivium.training.layerwise import LayerwiseFactory
 from trivium.training.muon import MuonFactory
 from trivium.training.muon import check_arguments as check_muon_arguments
 from trivium.training.prepared import Prepared, load_prepared
@@ -245,10 +243,6 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         _, options = trainer.get_optimizer_cls_and_kwargs(args)
         options |= {"muon_learning_rate": recipe.learning.muon_learning_rate, "weight_decay": args.weight_decay}
         trainer.optimizer_cls_and_kwargs = (MuonFactory, options)
-    if recipe.learning.layer_decay != 1:
-        optimizer_class, options = trainer.get_optimizer_cls_and_kwargs(args, model)
-        options |= {"optimizer_class": optimizer_class, "weight_decay": args.weight_decay}
-        trainer.optimizer_cls_and_kwargs = (LayerwiseFactory, {**options, "layer_decay": recipe.learning.layer_decay})
     if facts.packing is not None:
         statistics = {f"packed_{name}": facts.packing[name] for name in ("rows", "cuts")}
         trainer.add_callback(DataReport({**statistics, "padding": facts.packing["padding"]}, trainer.log))
@@ -331,8 +325,6 @@ def load_or_build(
     tags = [*tags_of(recipe.data), *recipe.tokenizer.special_tokens]
     if recipe.init_from:
         model = load_initial_model(recipe, facts)
-        if recipe.learning.reinitialized_layers:
-            reinitialize_layers(model, recipe.learning.reinitialized_layers)
         tokenizer = load_tokenizer(recipe.init_from, tags, recipe)
         # Encode an empty text instead of reading the attributes `add_bos_token` and `add_eos_token`: if transformers'
         # own class has saved the tokenizer, they do not say which special tokens it adds.
@@ -375,10 +367,7 @@ def load_or_build(
         **facts,
     )
     tokenizer.model_max_length = config.max_position_embeddings
-    model = task.model_class_for(config)(config)
-    if recipe.learning.zero_output_projections:
-        zero_output_projections(model)
-    return model, tokenizer
+    return task.model_class_for(config)(config), tokenizer
 
 
 def load_tokenizer(model: str, tags: list[str], recipe: Recipe) -> PreTrainedTokenizerBase:
