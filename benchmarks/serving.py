@@ -1,4 +1,4 @@
-"""Measure throughput and latency of `trivium serve` against the number of clients, for each engine.
+"""Measure throughput and latency of `trivium serve` for each engine, with an increasing number of clients.
 
     python benchmarks/serving.py runs/numbers --results benchmarks/results/serving.json --picture serving.png
 

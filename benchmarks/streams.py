@@ -30,7 +30,7 @@ SHARDS = 100
 
 
 def write_data(folder: Path, rows: int) -> dict[str, DataArguments]:
-    """Write the rows both to one file and to `SHARDS` shards; return the data arguments to stream either, by name."""
+    """Write the rows to a single file and to `SHARDS` shards; return the data arguments of both, keyed by name."""
     (folder / "shards").mkdir()
     pairs = [{"en": row["source"], "de": row["target"]} for row in numbers_corpus()["train"]]
     lines = cycle([f"{json.dumps(pair)}\n" for pair in pairs])

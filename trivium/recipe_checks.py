@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Arguments of TriviumConfig besides its fields.
 CONFIG_ARGUMENTS = ("problem_type", "label2id", "id2label", "num_labels", "rope_theta")
 ENCODER_DECODER_TASKS = ("translation", "summarization")
-# Training arguments that apply only to batches of rows, and the values that they may have with token batches.
+# Training arguments that apply only to batches of rows, with the values allowed for token batches.
 ROW_BATCH_ARGUMENTS: tuple[tuple[str, list[Any]], ...] = (
     ("per_device_train_batch_size", [None]),
     ("train_sampling_strategy", [None, "random"]),

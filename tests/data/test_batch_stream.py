@@ -1,4 +1,4 @@
-"""Test token-budget batches from a stream: their contents, shares of processes, and exact resumption."""
+"""Test token batches from a stream: contents, the share of each process, and exact resumption."""
 
 import json
 import shutil

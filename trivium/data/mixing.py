@@ -36,7 +36,7 @@ class MixedSource:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Return the fields of `data` that the source sets."""
+        """Return the `data` fields that this source sets."""
         return {name: value for name, value in vars(self).items() if name != "weight" and value is not None}
 
 

@@ -207,7 +207,7 @@ def _decimal(index: int) -> Pair:
     return english, f"{german_cardinal(whole)} Komma {german_cardinal(tenths)} {german_cardinal(hundredths)}"
 
 
-# Hours with and without a part of the day, except eleven in the morning and noon, whose German is irregular.
+# Hours with and without a part of the day, except 11 a.m. and noon, which are irregular in German.
 CLOCK_HOURS = (
     [(hour, "", "") for hour in range(12)]
     + [(hour, " in the morning", " morgens") for hour in range(5, 11)]

@@ -36,7 +36,7 @@ class Merges:
     parts: Mapping[int, tuple[int, int]]
 
     def symbols_of(self, token: int) -> list[int]:
-        """Return the characters or bytes of a token, as token ids; special tokens are symbols themselves."""
+        """Split a token into the ids of its characters or bytes; a special token is not split."""
         if token not in self.parts:
             return [token]
         first, second = self.parts[token]
@@ -202,7 +202,7 @@ class SubwordDropoutPairs(Dataset):
         return {"input_ids": texts[0], "attention_mask": [1] * len(texts[0]), "labels": texts[1]}
 
     def lengths(self, epoch: int) -> list[np.ndarray]:
-        """Return the number of tokens of all sources and of all targets in an epoch, with special tokens."""
+        """Return the token counts of all sources and all targets in an epoch, including special tokens."""
         self._segment(epoch)
         return [
             np.minimum(np.diff(ends), self._room(side)) + len(side.prefix) + len(side.suffix)

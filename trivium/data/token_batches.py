@@ -72,9 +72,10 @@ class TokenBatchSampler(Sampler[list[int]]):
 class EpochTokenBatchSampler(TokenBatchSampler):
     """Sample token batches of rows whose lengths differ in each epoch, with the same number of batches in each.
 
-    That number is the one of epoch 0 with `SLACK` fewer tokens per batch. An epoch that needs fewer batches splits its
-    largest ones; an epoch that needs more, which happens with few rows only, exceeds `max_tokens` as little as
-    possible. A schedule in epochs and the position of a resumed run are therefore as exact as with constant lengths.
+    The number of batches is computed for epoch 0, with `SLACK` fewer tokens per batch. An epoch that needs fewer
+    batches splits its largest ones; an epoch that needs more, which happens with few rows only, exceeds `max_tokens`
+    as little as possible. A schedule in epochs and the position of a resumed run are therefore as exact as with
+    constant lengths.
 
     Row r of epoch e has the index e * rows + r, as in `SubwordDropoutPairs`.
     """

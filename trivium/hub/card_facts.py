@@ -102,7 +102,7 @@ class CardFacts:
 
     @property
     def work(self) -> dict[str, Any]:
-        """Return the amount of computation in training: `tokens`, `padded`, `flops`, `seconds`."""
+        """Return the total training compute: `tokens`, `padded`, `flops`, `seconds`."""
         return self._state_of("Throughput").get("work", {})
 
     def _state_of(self, callback: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Limits of the service, the error that refuses a request, and API keys."""
+"""Limits of the service, the error for rejected requests, and API keys."""
 
 import hashlib
 import hmac

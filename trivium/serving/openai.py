@@ -31,7 +31,7 @@ UNSUPPORTED = (
 
 
 class _Routes:
-    """Base of the interfaces: model list, request parsing and limits."""
+    """Base class of the OpenAI routes: model list, request parsing and limits."""
 
     def __init__(self, name: str, limits: Limits, keys: Keys) -> None:
         self.name, self.limits, self.keys = name, limits, keys

@@ -87,7 +87,7 @@ def check_relative(name: str, manifest: Path) -> None:
 
 
 def checkpoint_of(args: TrainingArguments, state: TrainerState) -> Path:
-    """Return the folder of the checkpoint of the Trainer's current step."""
+    """Return the checkpoint folder of the Trainer's current step."""
     assert args.output_dir is not None  # set by the Trainer
     return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 

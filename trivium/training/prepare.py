@@ -33,7 +33,7 @@ from trivium.training.prepared import (
 )
 from trivium.training.train import load_or_build
 
-FACTS_FILE = "facts.json"  # counts of a piece
+FACTS_FILE = "facts.json"  # counts per piece
 PIECE_ROWS = 100 * ENCODED_ROWS  # rows per piece, the unit of resumption
 
 

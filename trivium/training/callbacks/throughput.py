@@ -83,7 +83,7 @@ class Throughput(TrainerCallback, ExportableState):
         state.stateful_callbacks[type(self).__name__] = self.state()
 
     def begin_step(self, batches: Sequence[dict[str, torch.Tensor]], start: float) -> None:
-        """Start the clock of an optimizer step, and count the tokens of its batches.
+        """Start timing an optimizer step, and count the tokens in its batches.
 
         Args:
             batches: The batches of the step, one per gradient accumulation step.
