@@ -24,6 +24,9 @@ commands = typer.Typer()
 PACKAGES = ("babel", "bs4", "fastapi", "prometheus_client", "python_multipart", "uvicorn")
 
 MAX_CONNECTIONS = 1000  # per worker; requests on further connections are answered with status 503
+# Longer than clients and proxies usually keep idle connections (5 to 60 seconds), because a request that is sent while
+# the service closes its connection is lost.
+KEEP_ALIVE_SECONDS = 75
 UNRESPONSIVE_SECONDS = 60  # a worker that does not answer its supervisor for so long is replaced
 
 
@@ -120,6 +123,7 @@ def serve(
             "log_config": None,
             "server_header": False,
             "limit_concurrency": MAX_CONNECTIONS,
+            "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         }
         if workers == 1:
             uvicorn.run(service.create_app(), **options)

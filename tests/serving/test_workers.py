@@ -62,6 +62,13 @@ def test_options_are_checked_before_workers_start(folder: Path) -> None:
     assert "must be SOURCE:TARGET" in result.output
 
 
+def test_idle_connections_outlive_those_of_clients(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {}
+    monkeypatch.setattr("uvicorn.run", lambda app, **rest: options.update(rest))
+    assert CliRunner().invoke(app, ["serve", str(folder), "--pair", "en:de"]).exit_code == 0
+    assert options["timeout_keep_alive"] > 60  # a request sent while its connection is being closed would be lost
+
+
 def test_metrics_are_added_up_over_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     workers = []
