@@ -41,6 +41,9 @@ def main(
     model: Annotated[Path, typer.Option(help="Folder of a saved encoder-decoder.")],
     output: Annotated[Path, typer.Option(help="JSON file for the results.")] = Path("engines.json"),
     split: Annotated[str, typer.Option(help="Name of the files, without the language.")] = "test_2016_flickr",
+    searches: Annotated[
+        list[str] | None, typer.Option("--search", help="Search to run, by default all. Repeatable.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds per engine.")] = 3,
     sentences: Annotated[int, typer.Option(help="Use only this many sentences, from the first.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Batch size, in sentences.")] = 64,
@@ -63,13 +66,13 @@ def main(
             engines[f"CTranslate2 {quantization}"] = CTranslate2Model(folder, inter_threads=1, intra_threads=threads)
 
     results = []
-    for search, options in SEARCHES.items():
+    for search in searches or SEARCHES:
         seconds: dict[str, list[float]] = {name: [] for name in engines}
         texts: dict[str, list[str]] = {}
         for _ in range(rounds):
             for name, engine in engines.items():
                 start = time.perf_counter()
-                texts[name] = list(translate(engine, tokenizer, sources, batch_size=batch_size, **options))
+                texts[name] = list(translate(engine, tokenizer, sources, batch_size=batch_size, **SEARCHES[search]))
                 seconds[name].append(time.perf_counter() - start)
         for name in engines:
             same = sum(a == b for a, b in zip(texts[name], texts["transformers"], strict=True))
@@ -79,16 +82,9 @@ def main(
             row = (search, name, same / len(sources), bleu, fastest, tokens / fastest, baseline / fastest)
             results.append(dict(zip(COLUMNS, row, strict=True)))
     print(as_table(results))
-    setting = {
-        "split": split,
-        "sentences": len(sources),
-        "batch_size": batch_size,
-        "threads": threads,
-        "rounds": rounds,
-    }
-    write_whole(
-        output, json.dumps({**setting, "rounds": rounds, "load": os.getloadavg(), "results": results}, indent=2) + "\n"
-    )
+    setting = {"split": split, "sentences": len(sources), "batch_size": batch_size, "threads": threads}
+    content = {**setting, "rounds": rounds, "load": os.getloadavg(), "results": results}
+    write_whole(output, json.dumps(content, indent=2) + "\n")
 
 
 def as_table(results: list[dict[str, Any]]) -> str:
