@@ -34,6 +34,7 @@ from timing import environment
 
 WARM_UP = 0.2  # share of the requests after which memory should not grow
 TEXTS = 500
+READY = "Application startup complete"  # in the log, once per worker
 SHOWN = 5  # details of this many problems are kept
 
 
@@ -156,24 +157,26 @@ async def _request(
     report.answered.append(time.monotonic())
 
 
-async def kill_workers(log: Path, kills: int, pause: float) -> list[tuple[float, float]]:
-    """Kill the oldest worker several times; return the time of each kill, and the seconds until it is replaced.
+async def kill_workers(log: Path, workers: int, kills: int, pause: float) -> list[float]:
+    """Kill the oldest worker several times; return the seconds until each is replaced.
 
     Args:
         log: Log of the service.
+        workers: Number of workers that must be ready before the first kill.
         kills: Number of kills.
         pause: Seconds before each kill.
     """
     replaced = []
     for number in range(kills):
+        while (ready := log.read_text().count(READY)) < workers:
+            await asyncio.sleep(0.1)
         await asyncio.sleep(pause)
-        ready = log.read_text().count("Application startup complete")
         pids = re.findall(r"Started server process \[(\d+)\]", log.read_text())
         os.kill(int(pids[number]), signal.SIGKILL)
         start = time.monotonic()
-        while log.read_text().count("Application startup complete") == ready:
+        while log.read_text().count(READY) == ready:
             await asyncio.sleep(0.1)
-        replaced.append((start, time.monotonic() - start))
+        replaced.append(time.monotonic() - start)
     return replaced
 
 
@@ -204,7 +207,7 @@ async def measure(
     process_id: int, url: str, log: Path, expected: Mapping[str, str], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Send the requests to a running service, kill workers meanwhile, and summarize the results."""
-    killer = asyncio.create_task(kill_workers(log, options.kills, options.pause))
+    killer = asyncio.create_task(kill_workers(log, options.workers, options.kills, options.pause))
     start = time.monotonic()
     report = await soak(
         url,
@@ -215,10 +218,9 @@ async def measure(
         memory=lambda: memory_of(process_id),
     )
     row = {"seconds": time.monotonic() - start, **report.summary()}
-    kills = await killer
-    if kills:
+    if replaced := await killer:
         gaps = np.diff([start, *sorted(report.answered)])
-        row |= {"replaced_seconds": [seconds for _, seconds in kills], "longest_gap_seconds": float(gaps.max())}
+        row |= {"replaced_seconds": replaced, "longest_gap_seconds": float(gaps.max())}
     return row
 
 
