@@ -27,7 +27,9 @@ MAX_CONNECTIONS = 1000  # per worker; requests on further connections are answer
 # Longer than clients and proxies usually keep idle connections (5 to 60 seconds), because a request that is sent while
 # the service closes its connection is lost.
 KEEP_ALIVE_SECONDS = 75
-UNRESPONSIVE_SECONDS = 60  # a worker that does not answer its supervisor for so long is replaced
+# A worker that does not answer its supervisor for so long is replaced. Only then does uvicorn notice that a worker was
+# killed between a ping and its answer. A new worker answers after half a second of CPU time.
+UNRESPONSIVE_SECONDS = 10
 
 
 @commands.command(epilog="Example: `trivium serve runs/numbers --pair en:de --engine ctranslate2`")
