@@ -1,8 +1,8 @@
-"""Compare inference engines (torch, ONNX Runtime, CTranslate2) on one model and the 1,000 test sentences of Multi30k.
+"""Compare inference engines (torch, ONNX Runtime, CTranslate2) on one model and sentences of Multi30k.
 
 All engines run under the same code (`trivium.translation.translate`), with the same batches, maximum length and
-tokenizer. FOLDER contains `test_2016_flickr.en` and `test_2016_flickr.de`; the model is one saved by
-`trivium train recipes/multi30k.yaml`:
+tokenizer, in float32 and with weights of 8 bits. FOLDER contains `test_2016_flickr.en` and `test_2016_flickr.de`; the
+model is one saved by `trivium train recipes/multi30k.yaml`:
 
     OMP_NUM_THREADS=1 python benchmarks/engines_multi30k.py --data FOLDER --model runs/multi30k
 
@@ -23,7 +23,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from trivium.data import read_lines
 from trivium.interop.ctranslate2 import CTranslate2Model, to_ctranslate2
-from trivium.interop.onnx import OnnxModel
+from trivium.interop.onnx import OnnxModel, to_onnx
 from trivium.metrics import load_metric
 from trivium.storage.atomic import write_whole
 from trivium.translation import translate
@@ -40,33 +40,39 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder of the sentences of Multi30k, one per line.")],
     model: Annotated[Path, typer.Option(help="Folder of a saved encoder-decoder.")],
     output: Annotated[Path, typer.Option(help="JSON file for the results.")] = Path("engines.json"),
+    split: Annotated[str, typer.Option(help="Name of the files, without the language.")] = "test_2016_flickr",
+    searches: Annotated[
+        list[str] | None, typer.Option("--search", help="Search to run, by default all. Repeatable.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds per engine.")] = 3,
     sentences: Annotated[int, typer.Option(help="Use only this many sentences, from the first.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Batch size, in sentences.")] = 64,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
-    """Translate test_2016_flickr from English to German with every engine, and compare speed and outputs."""
+    """Translate sentences from English to German with every engine, and compare speed and outputs."""
     torch.set_num_threads(threads)
-    sources, references = (list(read_lines(data / f"test_2016_flickr.{side}"))[:sentences] for side in ("en", "de"))
+    sources, references = (list(read_lines(data / f"{split}.{side}"))[:sentences] for side in ("en", "de"))
     tokenizer = AutoTokenizer.from_pretrained(model)
     engines: dict[str, Any] = {
         "transformers": AutoModelForSeq2SeqLM.from_pretrained(model).eval(),
         "ONNX": OnnxModel.from_pretrained(model),
     }
     with TemporaryDirectory() as temporary:
+        to_onnx(model, Path(temporary) / "onnx", quantization="int8")
+        engines["ONNX int8"] = OnnxModel.from_pretrained(Path(temporary) / "onnx")
         for quantization in ("float32", "int8"):
             folder = Path(temporary) / quantization
             to_ctranslate2(model, folder, quantization)
             engines[f"CTranslate2 {quantization}"] = CTranslate2Model(folder, inter_threads=1, intra_threads=threads)
 
     results = []
-    for search, options in SEARCHES.items():
+    for search in searches or SEARCHES:
         seconds: dict[str, list[float]] = {name: [] for name in engines}
         texts: dict[str, list[str]] = {}
         for _ in range(rounds):
             for name, engine in engines.items():
                 start = time.perf_counter()
-                texts[name] = list(translate(engine, tokenizer, sources, batch_size=batch_size, **options))
+                texts[name] = list(translate(engine, tokenizer, sources, batch_size=batch_size, **SEARCHES[search]))
                 seconds[name].append(time.perf_counter() - start)
         for name in engines:
             same = sum(a == b for a, b in zip(texts[name], texts["transformers"], strict=True))
@@ -76,8 +82,9 @@ def main(
             row = (search, name, same / len(sources), bleu, fastest, tokens / fastest, baseline / fastest)
             results.append(dict(zip(COLUMNS, row, strict=True)))
     print(as_table(results))
-    setting = {"sentences": len(sources), "batch_size": batch_size, "threads": threads, "rounds": rounds}
-    write_whole(output, json.dumps({**setting, "load": os.getloadavg(), "results": results}, indent=2) + "\n")
+    setting = {"split": split, "sentences": len(sources), "batch_size": batch_size, "threads": threads}
+    content = {**setting, "rounds": rounds, "load": os.getloadavg(), "results": results}
+    write_whole(output, json.dumps(content, indent=2) + "\n")
 
 
 def as_table(results: list[dict[str, Any]]) -> str:

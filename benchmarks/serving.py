@@ -10,11 +10,13 @@ requests per second (the median over the rounds) and the 50th and 95th percentil
 import argparse
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +35,31 @@ START_SECONDS = 300
 LATENCY_TICKS = (20, 50, 100, 200, 500, 1000)  # ms
 
 
-def start(folder: Path, engine: str) -> tuple["subprocess.Popen[bytes]", str]:
-    """Start a service on a free port and wait until it answers; return the process and its address."""
+def start(
+    folder: Path, engine: str, arguments: Sequence[str] = (), log: Path = Path(os.devnull)
+) -> tuple["subprocess.Popen[bytes]", str]:
+    """Start a service on a free port and wait until it answers; return the process and its address.
+
+    Args:
+        folder: Folder of a saved translation model.
+        engine: Name of the engine.
+        arguments: Further arguments of `trivium serve`.
+        log: File to write the log to.
+    """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    options = ["--pair", "en:de", "--engine", engine, "--port", str(port)]
+    options = ["--pair", "en:de", "--engine", engine, "--port", str(port), *arguments]
     command = [sys.executable, "-m", "trivium_cli", "serve", str(folder), *options]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stderr=stream)
     url = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         try:
             httpx.get(f"{url}/health").raise_for_status()
             return process, url
-        except httpx.ConnectError:
+        except httpx.TransportError:
             time.sleep(0.2)
     process.kill()
     raise RuntimeError(f"The service of {folder} with {engine} has not started.")

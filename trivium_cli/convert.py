@@ -8,7 +8,7 @@ import typer
 from trivium_cli.common import KINDS, architecture_of, check_saved_model, report_errors
 
 ENGINES = ("ctranslate2", "gguf", "onnx")
-QUANTIZED = ("ctranslate2", "gguf")
+QUANTIZED = ("ctranslate2", "gguf", "onnx")
 TRANSFORMERS_JS = "transformers.js"
 
 commands = typer.Typer()
@@ -37,7 +37,7 @@ def convert(
     quantization: Annotated[
         str | None,
         typer.Option(
-            help="CTranslate2: int8, int8_float16, float16, ...; GGUF: q8_0 or f16. By default weights are float32."
+            help="CTranslate2: int8, int8_float16, float16, ...; GGUF: q8_0 or f16; ONNX: int8. By default float32."
         ),
     ] = None,
 ) -> None:
@@ -51,6 +51,8 @@ def convert(
         raise typer.BadParameter(f"--layout is {layout!r}, but must be {TRANSFORMERS_JS!r}, with --to onnx.")
     if quantization and to not in QUANTIZED:
         raise typer.BadParameter(f"--quantization requires --to {' or '.join(QUANTIZED)}.")
+    if quantization and layout:
+        raise typer.BadParameter(f"--quantization is not for --layout {layout}, which has both float32 and 8 bits.")
     with report_errors():
         if to in ENGINES:
             _convert_for_engine(Path(model), output, layout or to, quantization)
@@ -72,7 +74,7 @@ def _convert_for_engine(folder: Path, output: Path, engine: str, quantization: s
         if engine == "onnx":
             from trivium.interop.onnx import to_onnx
 
-            to_onnx(folder, output)
+            to_onnx(folder, output, quantization)
         elif engine == TRANSFORMERS_JS:
             from trivium.interop.transformers_js import to_transformers_js
 

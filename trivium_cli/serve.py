@@ -1,8 +1,12 @@
 """Serving command: `trivium serve`, with the HTTP APIs of LibreTranslate and OpenAI."""
 
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,15 +14,22 @@ from trivium_cli.common import Beams, Model, architecture_of, check_saved_model,
 from trivium_cli.texts import Engine, load_for_engine
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from trivium.serving import Pair
+    from trivium.serving import Keys, Languages, Limits, Pair
 
 commands = typer.Typer()
 
 PACKAGES = ("babel", "bs4", "fastapi", "prometheus_client", "python_multipart", "uvicorn")
 
-MAX_CONNECTIONS = 1000  # further connections are answered with status 503
+MAX_CONNECTIONS = 1000  # per worker; requests on further connections are answered with status 503
+# Longer than clients and proxies usually keep idle connections (5 to 60 seconds), because a request that is sent while
+# the service closes its connection is lost.
+KEEP_ALIVE_SECONDS = 75
+# A worker that does not answer its supervisor for so long is replaced. Only then does uvicorn notice that a worker was
+# killed between a ping and its answer. A new worker answers after half a second of CPU time.
+UNRESPONSIVE_SECONDS = 10
 
 
 @commands.command(epilog="Example: `trivium serve runs/numbers --pair en:de --engine ctranslate2`")
@@ -66,6 +77,9 @@ def serve(
         int, typer.Option(min=1, help="Number of texts that may wait; further requests get status 429.")
     ] = 512,
     batch_size: Annotated[int, typer.Option(min=1, help="Maximum number of texts per batch.")] = 32,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Number of processes that each load the model; a process that dies is replaced.")
+    ] = 1,
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Log texts and translations.")] = False,
 ) -> None:
     """Serve a model over HTTP.
@@ -81,54 +95,146 @@ def serve(
             raise ValueError(
                 f"`trivium serve` needs {', '.join(missing)}, which is not installed: `pip install 'trivium[serve]'`."
             )
-        import logging
-
         import uvicorn
 
-        from trivium.serving import Embedder, Keys, Languages, Limits, Pair, Translator, Writer, create_app
-
-        limits = Limits(
-            body_bytes=max_body,
-            characters=max_characters,
-            texts=max_texts,
-            tokens=max_tokens,
-            new_tokens=max_new_tokens,
-            timeout=timeout,
-            queue=queue,
-            batch=batch_size,
-        )
-        keys = Keys.from_file(api_keys) if api_keys else Keys()
-        architecture = architecture_of(check_saved_model(model))
-        languages = None
-        served: Translator | Writer | Embedder
-        if engine != "torch" or architecture.endswith("ForConditionalGeneration"):
-            languages = Languages([Pair.parse(pair) for pair in pairs] if pairs else [_pair_of_card(model)])
-            loaded, tokenizer = load(model, "translate") if engine == "torch" else load_for_engine(model, engine)
-            served = Translator(loaded, tokenizer, limits.tokens, beams)
-        elif architecture.endswith("ForCausalLM"):
-            served = Writer(*load(model, "generate"), limits.tokens, limits.new_tokens)
-        else:
-            served = Embedder(*_load_encoder(model), limits.tokens)
-        app = create_app(
-            served,
-            languages,
+        service = _Service(
+            model=model,
+            engine=engine,
+            beams=beams,
+            pairs=pairs or (),
             name=name or model.resolve().name,
-            limits=limits,
-            keys=keys,
+            api_keys=api_keys,
             cors_origins=cors_origins or (),
             log_texts=log_texts,
+            limits={
+                "body_bytes": max_body,
+                "characters": max_characters,
+                "texts": max_texts,
+                "tokens": max_tokens,
+                "new_tokens": max_new_tokens,
+                "timeout": timeout,
+                "queue": queue,
+                "batch": batch_size,
+            },
         )
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         # uvicorn's access log would contain the query string, which may include texts and keys.
-        uvicorn.run(
-            app,
-            host=host,
-            port=port,
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
+        options: dict[str, Any] = {
+            "host": host,
+            "port": port,
+            "access_log": False,
+            "log_config": None,
+            "server_header": False,
+            "limit_concurrency": MAX_CONNECTIONS,
+            "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        }
+        if workers == 1:
+            uvicorn.run(service.create_app(), **options)
+        else:
+            _supervise(service, workers, options)
+
+
+@dataclass(frozen=True)
+class _Service:
+    """Options of a service.
+
+    Workers receive them by pickle. They have only plain types, because unpickling a class of `trivium.serving` would
+    import torch before the worker can answer its supervisor.
+    """
+
+    model: Path
+    engine: Engine
+    beams: int | None
+    pairs: Sequence[str]
+    name: str
+    api_keys: Path | None
+    cors_origins: Sequence[str]
+    log_texts: bool
+    limits: dict[str, Any]
+
+    def check(self) -> "tuple[Limits, Keys, Languages | None]":
+        """Check the options and the model's files without loading the model; return the parsed options.
+
+        Raises:
+            OSError: There is no saved model, or the keys cannot be read.
+            ValueError: An option has an invalid value, or a file of the model is corrupt.
+        """
+        from trivium.serving import Keys, Languages, Limits, Pair
+
+        limits = Limits(**self.limits)
+        keys = Keys.from_file(self.api_keys) if self.api_keys else Keys()
+        languages = None
+        if self.engine != "torch" or self._architecture().endswith("ForConditionalGeneration"):
+            languages = Languages([Pair.parse(pair) for pair in self.pairs] or [_pair_of_card(self.model)])
+        return limits, keys, languages
+
+    def create_app(self) -> "FastAPI":
+        """Load the model and return the application.
+
+        Raises:
+            OSError, ValueError: As for `check`, or the model cannot be served with this engine.
+        """
+        import logging
+
+        from trivium.serving import Embedder, Translator, Writer, create_app
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        limits, keys, languages = self.check()
+        served: Translator | Writer | Embedder
+        if languages is not None:
+            is_torch = self.engine == "torch"
+            loaded = load(self.model, "translate") if is_torch else load_for_engine(self.model, self.engine)
+            served = Translator(*loaded, limits.tokens, self.beams)
+        elif self._architecture().endswith("ForCausalLM"):
+            served = Writer(*load(self.model, "generate"), limits.tokens, limits.new_tokens)
+        else:
+            served = Embedder(*_load_encoder(self.model), limits.tokens)
+        return create_app(
+            served,
+            languages,
+            name=self.name,
+            limits=limits,
+            keys=keys,
+            cors_origins=self.cors_origins,
+            log_texts=self.log_texts,
         )
+
+    def create_in_worker(self) -> "FastAPI":
+        """Return the application, or end the worker with the status that makes its supervisor stop."""
+        from uvicorn.config import STARTUP_FAILURE
+
+        try:
+            with report_errors():
+                return self.create_app()
+        except typer.Exit:
+            raise SystemExit(STARTUP_FAILURE) from None
+
+    def _architecture(self) -> str:
+        return architecture_of(check_saved_model(self.model))
+
+
+def _supervise(service: _Service, workers: int, options: dict[str, Any]) -> None:
+    """Serve with several worker processes that share the port; replace a worker that dies or hangs."""
+    import logging
+
+    import uvicorn
+    from uvicorn.config import STARTUP_FAILURE
+    from uvicorn.supervisors import Multiprocess
+
+    service.check()  # report errors once, not in every worker
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    config = uvicorn.Config(
+        service.create_in_worker,
+        factory=True,
+        workers=workers,
+        timeout_worker_healthcheck=UNRESPONSIVE_SECONDS,
+        **options,
+    )
+    with TemporaryDirectory() as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # the workers add up their metrics in its files
+        supervisor = Multiprocess(config, sockets=[config.bind_socket()])
+        supervisor.run()
+    if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+        raise typer.Exit(1)
 
 
 def _pair_of_card(model: Path) -> "Pair":

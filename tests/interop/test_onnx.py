@@ -312,6 +312,26 @@ def test_failed_write_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == [folder]
 
 
+@pytest.mark.slow(reason=LONG)
+def test_logits_with_8_bit_weights_are_close(tokenizer: TriviumTokenizer, tmp_path: Path) -> None:
+    model = make_model(TriviumForConditionalGeneration)
+    to_onnx(saved(model, tokenizer, tmp_path), tmp_path / "exported", quantization="int8")
+    engine = OnnxModel.from_pretrained(tmp_path / "exported")
+    ids, mask = padded([9, 4])
+    targets = random_ids(2, 4)
+    with torch.no_grad():
+        expected = model(ids, mask, decoder_input_ids=targets).logits
+    logits = engine(ids, mask, decoder_input_ids=targets).logits
+    assert not torch.allclose(logits, expected, **CLOSE)  # the weights are not those of float32
+    assert torch.cosine_similarity(logits, expected, dim=-1).min() > 0.98
+    assert {path.suffix for path in (tmp_path / "exported").glob("*coder*")} == {".onnx"}
+
+
+def test_unknown_quantization_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="quantization is 'int4', but must be 'int8'"):
+        to_onnx(tmp_path, tmp_path / "exported", quantization="int4")
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_missing_package_error_says_what_to_install(
     package: str, tokenizer: TriviumTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

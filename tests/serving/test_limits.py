@@ -163,6 +163,22 @@ def test_timeout_and_full_queue_are_answered() -> None:
         assert client.post("/translate", json={"q": "ab", **PAIR}).json() == {"translatedText": "ba"}
 
 
+def test_body_that_does_not_arrive_is_the_clients_error() -> None:
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/translate", "query_string": b"", "headers": []}
+    asyncio.run(service(limits=Limits(timeout=1)).app(scope, receive, send))
+    assert sent[0]["status"] == 408
+    assert b"has not arrived within 1 seconds" in sent[1]["body"]
+
+
 def test_bodies_over_the_limit_are_refused() -> None:
     with service(limits=Limits(body_bytes=1000)) as client:
         response = client.post("/translate", json={"q": "a" * 1000, **PAIR})

@@ -39,6 +39,7 @@ OUTPUTS: dict[str, type[ModelOutput]] = {
     "TriviumForQuestionAnswering": QuestionAnsweringModelOutput,
 }
 MODEL, ENCODER, DECODER = "model.onnx", "encoder.onnx", "decoder.onnx"
+INT8 = "int8"
 Tensors = dict[str, torch.Tensor]
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -51,20 +52,25 @@ def require_onnx(name: str) -> ModuleType:
         raise ImportError("This needs ONNX: `pip install onnx onnxscript onnxruntime`.") from error
 
 
-def to_onnx(source: str | Path, output: str | Path) -> None:
+def to_onnx(source: str | Path, output: str | Path, quantization: str | None = None) -> None:
     """Export a saved model to ONNX, with its configuration, generation settings and tokenizer.
 
     Args:
         source: Folder of a saved model with a head, or of an encoder-only model without one.
         output: A new or empty folder.
+        quantization: "int8" for weights of 8 bits; None for float32.
 
     Raises:
         FileNotFoundError: The model or its tokenizer does not exist.
-        ImportError: onnx or onnxscript is not installed.
-        ValueError: The model class is not in `OUTPUTS`, or `output` is not empty.
+        ImportError: onnx or onnxscript is not installed, or onnxruntime for int8.
+        ValueError: The model class is not in `OUTPUTS`, `output` is not empty, or `quantization` is unknown.
     """
-    require_onnx("onnx")
-    require_onnx("onnxscript")
+    if quantization not in (None, INT8):
+        raise ValueError(
+            f"quantization is {quantization!r}, but must be {INT8!r} for ONNX. Drop it to keep the weights in float32."
+        )
+    for package in ("onnx", "onnxscript", *(["onnxruntime"] if quantization else [])):
+        require_onnx(package)
     output = Path(output)
     check_free(output)
     model, tokenizer = load_for_export(Path(source))
@@ -76,10 +82,21 @@ def to_onnx(source: str | Path, output: str | Path) -> None:
             model.generation_config.save_pretrained(partial)
         else:
             export_model(model, partial / MODEL)
+        if quantization:
+            for path in sorted(partial.glob("*.onnx")):
+                quantize_graph(path, path.with_suffix(".int8"))
+                path.with_suffix(".int8").replace(path)
         tokenizer.save_pretrained(partial)
         for name in ("auto_map", "custom_pipelines"):  # these entries refer to modeling code, which is not exported
             vars(model.config).pop(name, None)
         model.config.to_json_file(partial / "config.json")
+
+
+def quantize_graph(path: Path, output: Path) -> None:
+    """Write a copy of a graph whose weights are quantized to 8 bits; activations are quantized while it runs."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(path, output, weight_type=QuantType.QInt8)
 
 
 def load_for_export(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

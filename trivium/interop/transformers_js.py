@@ -35,6 +35,7 @@ from trivium.interop.onnx_export import (
     export_graph,
     export_model,
     load_for_export,
+    quantize_graph,
     require_onnx,
     silence_exporter,
     zero_pairs,
@@ -108,7 +109,7 @@ def to_transformers_js(source: str | Path, output: str | Path) -> list[str]:
         else:
             _export_decoder(model, partial / GRAPHS / "model.onnx")
         for path in sorted((partial / GRAPHS).iterdir()):
-            _quantize(path)
+            quantize_graph(path, path.with_stem(path.stem + QUANTIZED))
         if model.can_generate():
             model.generation_config.save_pretrained(partial)
         _save_tokenizer(tokenizer, partial)
@@ -148,13 +149,6 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     added = {"add_bos_token": tokenizer.add_bos_token, "add_eos_token": tokenizer.add_eos_token}
     write_whole(path, json.dumps({**read_json_object(path), **added}, indent=2) + "\n")
-
-
-def _quantize(path: Path) -> None:
-    """Write a copy of a graph whose weights are quantized to 8 bits."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    quantize_dynamic(path, path.with_stem(path.stem + QUANTIZED), weight_type=QuantType.QInt8)
 
 
 # --- Graphs ----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class Guard:
     Args:
         app: The wrapped ASGI application.
         metrics: Metrics that count the requests.
-        timeout: Seconds until a request is answered with status 504.
+        timeout: Seconds until a request is answered with status 504, or with 408 if its body has not arrived.
         max_body: Maximum size of a request body in bytes; larger bodies are refused with status 413.
         log_texts: Whether to log texts and translations.
     """
@@ -47,15 +47,17 @@ class Guard:
             await send(message)
 
         # Starlette's own limit answers in plain text and raises through middleware.
-        received = 0
+        received, is_complete, is_waiting = 0, False, False
         stated = Headers(scope=scope).get("content-length", "")
 
         async def limited() -> Message:
-            nonlocal received
+            nonlocal received, is_complete, is_waiting
             if stated.isdecimal() and len(stated) < 20 and int(stated) > self.max_body:
                 received = self.max_body + 1  # refuse the body before it is received
             else:
+                is_waiting = not is_complete
                 message = await receive()
+                is_complete, is_waiting = not message.get("more_body", False), False
                 received += len(message.get("body", b""))
             if received > self.max_body:
                 raise Refusal(413, f"The body is too large: it may have at most {self.max_body:,} bytes.")
@@ -66,9 +68,12 @@ class Guard:
             async with asyncio.timeout(self.timeout):
                 await self.app(scope, limited, observe)
         except TimeoutError:
-            if not status:
-                message = f"The request took longer than {self.timeout:g} seconds. Send shorter texts, or try later."
-                await error_response(scope["path"], 504, message)(scope, receive, observe)
+            if not status and is_waiting:
+                text = f"The body has not arrived within {self.timeout:g} seconds. Send it at once."
+                await error_response(scope["path"], 408, text)(scope, receive, observe)
+            elif not status:
+                text = f"The request took longer than {self.timeout:g} seconds. Send shorter texts, or try later."
+                await error_response(scope["path"], 504, text)(scope, receive, observe)
         except ClientDisconnect:
             status = 499  # the status that nginx logs when a client disconnects
         except Exception as error:
