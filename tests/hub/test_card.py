@@ -25,7 +25,7 @@ from trivium import (
 from trivium.hub.card import MARK, has_own_card, render_card
 from trivium.metrics import METRICS
 from trivium.recipe import available_recipes, load_recipe
-from trivium.recipe_sections import CardArguments
+from trivium.recipe_sections import CardArguments, LearningArguments
 from trivium_cli import app
 
 RUN = {
@@ -148,6 +148,16 @@ def test_every_statement_matches_its_source(run: Path, card_tokenizer: TriviumTo
     assert "Captions." in text
     assert "Nothing but captions." in text
     assert "attention.png" in text
+
+
+def test_learning_methods_are_stated(run: Path) -> None:
+    recipe = load_recipe(run)
+    recipe.learning = LearningArguments(r_drop=5.0, muon_learning_rate=0.004)
+    recipe.save(run)
+    table = table_of(card_of(run).text)
+    assert "Muon" in table["optimizer"][0]
+    assert "0.004" in table["optimizer"][0]
+    assert table["regularization"] == ["dropout 0.3, label smoothing 0.2, R-Drop 5.0"]
 
 
 def test_recipe_on_card_matches_run(run: Path, tmp_path: Path) -> None:

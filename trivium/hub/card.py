@@ -315,11 +315,16 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
             batch.append(f"{settings['gradient_accumulation_steps']} gradient accumulation steps")
         if processes := facts.run.get("processes"):
             batch.append(_count(processes, "process", "processes"))
+        learning = recipe.learning
+        muon = ""
+        if learning.muon_learning_rate is not None:
+            muon = f"Muon for the matrices inside the layers, learning rate {learning.muon_learning_rate}; others: "
+        methods = {"R-Drop": learning.r_drop, "SimCut": learning.simcut, "subword dropout": learning.subword_dropout}
         rows += [
             ("batch", ", ".join(batch)),
             (
                 "optimizer",
-                f"{_code(settings['optim'])}, β₁ {settings['adam_beta1']}, β₂ {settings['adam_beta2']}, "
+                f"{muon}{_code(settings['optim'])}, β₁ {settings['adam_beta1']}, β₂ {settings['adam_beta2']}, "
                 f"ε {settings['adam_epsilon']}, weight decay {settings['weight_decay']}",
             ),
             (
@@ -327,7 +332,16 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
                 f"{settings['learning_rate']}, schedule {_code(settings['lr_scheduler_type'])}, "
                 f"{settings['warmup_steps']:,} warm-up steps",
             ),
-            ("regularization", f"dropout {config.dropout}, label smoothing {config.label_smoothing}"),
+            (
+                "regularization",
+                ", ".join(
+                    [
+                        f"dropout {config.dropout}",
+                        f"label smoothing {config.label_smoothing}",
+                        *(f"{name} {value}" for name, value in methods.items() if value),
+                    ]
+                ),
+            ),
         ]
     if state:
         rows.append(("steps", f"{state.global_step:,} ({state.epoch or 0:.1f} epochs)"))
