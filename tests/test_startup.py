@@ -154,7 +154,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("orders", [ORDERS, pytest.param(MORE_ORDERS, marks=pytest.mark.slow)], ids=["some", "more"])
+@pytest.mark.slow(reason="an interpreter for each order")
+@pytest.mark.parametrize("orders", [ORDERS, MORE_ORDERS], ids=["some", "more"])
 def test_registration_in_every_import_order(orders: list[str], folder: Path) -> None:
     run(PROMISES, folder, *orders)
 

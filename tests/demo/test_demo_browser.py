@@ -188,6 +188,7 @@ def test_translation_with_alternatives_and_attention(
     expect(drawing.locator("#details")).to_contain_text("Input token:")
 
 
+@pytest.mark.slow(reason="a page of its own in the browser")
 def test_typed_text_is_never_markup(page: Page) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text(f"A {HTML} title")
     drawing = send(page, HTML)
@@ -258,7 +259,7 @@ def test_right_to_left_text(page: Page) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        TriviumForCausalLM,
+        pytest.param(TriviumForCausalLM, marks=pytest.mark.slow),
         pytest.param(TriviumForMaskedLM, marks=pytest.mark.slow),
         pytest.param(TriviumForSequenceClassification, marks=pytest.mark.slow),
         pytest.param(TriviumForTokenClassification, marks=pytest.mark.slow),

@@ -77,6 +77,7 @@ def run_page() -> dict[str, Any]:
     return variables
 
 
+@pytest.mark.slow(reason="an interpreter without the package")
 def test_extensions_load_without_the_package(here: Path, hub: HubServer) -> None:
     variables = run_page()
     model = variables["model"]

@@ -205,6 +205,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow(reason="an interpreter without the package")
 def test_models_load_from_any_location(tmp_path: Path) -> None:
     """Load from a relative path, odd folder names, a read-only folder, shards, and a pinned Hub revision."""
     first, second = (tiny_model() for _ in range(2))

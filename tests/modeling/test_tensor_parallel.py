@@ -53,7 +53,8 @@ def sharded_outputs(folders: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:Passing `tp_plan`:FutureWarning")
-@pytest.mark.parametrize("cases", [QUICK, pytest.param(ALL, marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.slow(reason="two processes")
+@pytest.mark.parametrize("cases", [QUICK, ALL], ids=["some", "all"])
 def test_two_devices_match_one(cases: list[tuple[str, str]], tmp_path: Path) -> None:
     """Compare logits, losses and generated tokens in float64."""
     expected = {}

@@ -74,7 +74,7 @@ def test_processes_use_every_row_once(processes: int, sizes: tuple[int, ...], wo
 
 @pytest.mark.parametrize(
     ("processes", "sizes", "workers"),
-    [(2, (150, 7, 40), 0), *(many(*case) for case in ((1, UNEVEN, 2), (2, ONE, 2), (2, UNEVEN, 2), (4, UNEVEN, 0)))],
+    [many(*case) for case in ((2, (150, 7, 40), 0), (1, UNEVEN, 2), (2, ONE, 2), (2, UNEVEN, 2), (4, UNEVEN, 0))],
 )
 def test_processes_resume_bit_identical(processes: int, sizes: tuple[int, ...], workers: int, tmp_path: Path) -> None:
     """Resume a run with dropout in the middle of its first epoch."""
