@@ -41,7 +41,7 @@ trivium train multi30k data.train=FOLDER/train data.validation=FOLDER/val data.t
 trivium train shakespeare data.train=train.txt data.validation=validation.txt
 trivium train shakespeare-gpt2 data.train=train.txt data.validation=validation.txt
 """
-NETWORK = re.compile(r"^.*#.*\bnetwork\b.*$", re.MULTILINE)
+NETWORK = re.compile(r"^(?:.*\\\n)*.*#.*\bnetwork\b.*$", re.MULTILINE)  # with its continuation lines
 TO_BE_FILLED_IN = re.compile(r"[(,] ?\.\.\.|^ *\.\.\.$", re.MULTILINE)
 
 
