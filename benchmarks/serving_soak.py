@@ -195,11 +195,10 @@ def translations_of(folder: Path, engine: str) -> dict[str, str]:
     """Translate the sentences with the engine, without the service."""
     from trivium.data.numbers import numbers_corpus
     from trivium.translation import translate
-    from trivium_cli.common import load
-    from trivium_cli.texts import load_for_engine
+    from trivium_cli.texts import load_translator
 
     texts = list(dict.fromkeys(numbers_corpus()["test"]["source"]))[:TEXTS]
-    model, tokenizer = load(folder, "translate") if engine == "torch" else load_for_engine(folder, engine)  # type: ignore[arg-type]
+    model, tokenizer = load_translator(folder, engine)
     return dict(zip(texts, translate(model, tokenizer, texts, num_beams=1), strict=True))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trivium_cli.common import Beams, Model, architecture_of, check_saved_model, load, report_errors
-from trivium_cli.texts import Engine, load_for_engine
+from trivium_cli.texts import Engine, load_translator
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -181,9 +181,7 @@ class _Service:
         limits, keys, languages = self.check()
         served: Translator | Writer | Embedder
         if languages is not None:
-            is_torch = self.engine == "torch"
-            loaded = load(self.model, "translate") if is_torch else load_for_engine(self.model, self.engine)
-            served = Translator(*loaded, limits.tokens, self.beams)
+            served = Translator(*load_translator(self.model, self.engine), limits.tokens, self.beams)
         elif self._architecture().endswith("ForCausalLM"):
             served = Writer(*load(self.model, "generate"), limits.tokens, limits.new_tokens)
         else:

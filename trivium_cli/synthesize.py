@@ -6,17 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trivium_cli.common import Beams, LengthPenalty, Model, TrustRemoteCode, as_line, drop_none, load, report_errors
+from trivium_cli.common import Beams, LengthPenalty, Model, TrustRemoteCode, as_line, drop_none, report_errors
 from trivium_cli.texts import (
     Engine,
     Sample,
     Seed,
     Temperature,
+    To,
     TopK,
     TopP,
+    TranslationBatchSize,
+    TranslationLength,
+    check_engine,
     check_sampling,
     check_tags,
-    load_for_engine,
+    load_translator,
 )
 
 if TYPE_CHECKING:
@@ -37,15 +41,6 @@ PairsFile = Annotated[
     Path, typer.Argument(help="File to write, with one JSON object per line: NAME.jsonl.", show_default=False)
 ]
 TextColumn = Annotated[str, typer.Option("--text", help="Column of the texts, if the format of the file has columns.")]
-To = Annotated[
-    str | None, typer.Option(help="Target language of a model with several, such as `fr`.", show_default=False)
-]
-Length = Annotated[
-    int | None, typer.Option(min=2, help="Maximum translation length in tokens; by default that of the text plus 50.")
-]
-TextsPerBatch = Annotated[
-    int | None, typer.Option(min=1, help="Batch size, in texts; by default as many as have 4,096 tokens.")
-]
 
 
 @commands.command(epilog="Example: `trivium backtranslate runs/de-en monolingual.de.gz synthetic.jsonl --sample`")
@@ -72,8 +67,8 @@ def backtranslate(
     top_k: TopK = None,
     top_p: TopP = None,
     seed: Seed = 0,
-    max_length: Length = None,
-    batch_size: TextsPerBatch = None,
+    max_length: TranslationLength = None,
+    batch_size: TranslationBatchSize = None,
     engine: Engine = "torch",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -130,8 +125,8 @@ def distil(
     to: To = None,
     beams: Beams = None,
     length_penalty: LengthPenalty = None,
-    max_length: Length = None,
-    batch_size: TextsPerBatch = None,
+    max_length: TranslationLength = None,
+    batch_size: TranslationBatchSize = None,
     engine: Engine = "torch",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -183,12 +178,8 @@ def _translator(
     folder: Path, engine: str, trust_remote_code: bool, options: dict[str, Any]
 ) -> Callable[[list[str]], Iterator[str]]:
     """Return a function that translates texts with the model in a folder, each into one line."""
-    if trust_remote_code and engine != "torch":
-        raise typer.BadParameter("--trust-remote-code requires --engine torch.")
-    if engine == "torch":
-        model, tokenizer = load(folder, "translate", trust_remote_code=trust_remote_code)
-    else:
-        model, tokenizer = load_for_engine(folder, engine)
+    check_engine(engine, trust_remote_code)
+    model, tokenizer = load_translator(folder, engine, trust_remote_code=trust_remote_code)
     from trivium.modeling.pipeline_translation import target_languages
     from trivium.translation import translate
 

@@ -48,6 +48,15 @@ Engine = Annotated[
     Literal["torch", "ctranslate2", "onnx"],
     typer.Option(help="Inference engine; CTranslate2 is faster, especially on a CPU."),
 ]
+To = Annotated[
+    str | None, typer.Option(help="Target language of a model with several, such as `fr`.", show_default=False)
+]
+TranslationLength = Annotated[
+    int | None, typer.Option(min=2, help="Maximum translation length in tokens; by default 50 more than the text.")
+]
+TranslationBatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Batch size, in texts; by default as many as have 4,096 tokens.")
+]
 Seed = Annotated[int, typer.Option(help="With --sample: random seed.")]
 
 
@@ -57,9 +66,7 @@ def translate(
     texts: Texts = None,
     input_file: Input = None,
     output_file: Output = None,
-    to: Annotated[
-        str | None, typer.Option(help="Target language of a model with several, such as `fr`.", show_default=False)
-    ] = None,
+    to: To = None,
     beams: Beams = None,
     length_penalty: LengthPenalty = None,
     sample: Sample = False,
@@ -67,14 +74,8 @@ def translate(
     top_k: TopK = None,
     top_p: TopP = None,
     seed: Seed = 0,
-    max_length: Annotated[
-        int | None,
-        typer.Option(min=2, help="Maximum translation length in tokens; by default 50 more than the text."),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Batch size, in texts; by default as many as have 4,096 tokens."),
-    ] = None,
+    max_length: TranslationLength = None,
+    batch_size: TranslationBatchSize = None,
     n_best: Annotated[
         int | None,
         typer.Option(min=1, help="Number of translations per text, best first, as JSON lines; needs beam search."),
@@ -109,8 +110,7 @@ def translate(
     model is first converted to a temporary folder.
     """
     check_sampling(sample, temperature, top_k, top_p)
-    if trust_remote_code and engine != "torch":
-        raise typer.BadParameter("--trust-remote-code requires --engine torch.")
+    check_engine(engine, trust_remote_code)
     if language and not split_sentences:
         raise typer.BadParameter("--language requires --split-sentences.")
     if (n_best or scores) and (sample or split_sentences):
@@ -119,10 +119,7 @@ def translate(
         raise typer.BadParameter("--split-sentences needs sentencex, which is not installed: `pip install sentencex`.")
     with report_errors():
         check_files(texts, input_file, output_file)
-        if engine == "torch":
-            loaded, tokenizer = load(model, "translate", trust_remote_code=trust_remote_code)
-        else:
-            loaded, tokenizer = load_for_engine(model, engine)
+        loaded, tokenizer = load_translator(model, engine, trust_remote_code=trust_remote_code)
         from transformers import set_seed
 
         from trivium.modeling.pipeline_translation import target_languages
@@ -324,7 +321,22 @@ def _language_of(folder: Path) -> str:
     return load_recipe(folder).data.source if (folder / RECIPE_FILE).is_file() else "en"
 
 
-def load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokenizerBase"]:
+def check_engine(engine: str, trust_remote_code: bool) -> None:
+    """Raise a BadParameter if an engine other than torch should run code from a model's folder."""
+    if trust_remote_code and engine != "torch":
+        raise typer.BadParameter("--trust-remote-code requires --engine torch.")
+
+
+def load_translator(
+    folder: Path, engine: str, *, trust_remote_code: bool = False
+) -> tuple[Any, "PreTrainedTokenizerBase"]:
+    """Load a translation model for an engine, and its tokenizer."""
+    if engine == "torch":
+        return load(folder, "translate", trust_remote_code=trust_remote_code)
+    return _load_for_engine(folder, engine)
+
+
+def _load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokenizerBase"]:
     """Load a translation model for CTranslate2 or ONNX Runtime, and its tokenizer; a saved model is converted first.
 
     Raises:
