@@ -20,7 +20,8 @@ from typing import Annotated, Any
 import typer
 
 from trivium.data import DataArguments, load_data, numbers_corpus
-from trivium.data.loading import PAIR, has_shards
+from trivium.data.arguments import has_shards
+from trivium.data.columns import PAIR
 from trivium.data.shares import EncodedStream, RowReader
 from trivium.recipe import load_recipe
 from trivium.tasks import encode_stream

@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trivium.data.loading import TEXT
+from trivium.data.columns import TEXT
 from trivium.metrics import load_metric
 from trivium.modeling.loss import IGNORE_INDEX, shift_left
 from trivium.modeling.pipeline_question_answering import best_answers, encode_windows

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from trivium.data import DataArguments, load_data, read_lines
-from trivium.data.loading import LABELED_TEXT, TEXT
+from trivium.data.columns import LABELED_TEXT, TEXT
 
 PAIRS = [{"en": "A dog.", "de": "Ein Hund."}, {"en": "NA", "de": '"Zwei" Hunde, drei Katzen.'}, {"en": "3", "de": "3"}]
 EXPECTED = [{"source": pair["en"], "target": pair["de"]} for pair in PAIRS]

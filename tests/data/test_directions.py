@@ -8,8 +8,9 @@ import datasets
 import pytest
 
 from trivium.data import DataArguments, load_data
+from trivium.data.columns import TEXT
 from trivium.data.directions import mix, tags_of
-from trivium.data.loading import TEXT, load_and_count
+from trivium.data.loading import load_and_count
 
 ENGLISH, GERMAN, FRENCH = ["one", "two", "three"], ["eins", "zwei", "drei"], ["un", "deux", "trois"]
 

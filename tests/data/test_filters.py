@@ -8,8 +8,9 @@ import datasets
 import pytest
 
 from trivium.data import DataArguments, load_data
+from trivium.data.columns import LABELED_TEXT, TEXT
 from trivium.data.filters import is_in_scripts
-from trivium.data.loading import LABELED_TEXT, TEXT, load_and_count
+from trivium.data.loading import load_and_count
 
 PAIRS = [
     ("A dog.", "Ein Hund."),

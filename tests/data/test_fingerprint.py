@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset
 
 from trivium.data import DataArguments, fingerprint, load_data
+from trivium.data.columns import PAIR, TEXT
 from trivium.data.fingerprints import later_fields
-from trivium.data.loading import PAIR, TEXT
 from trivium.recipe import load_recipe
 from trivium.training import train
 

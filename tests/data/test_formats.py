@@ -16,7 +16,7 @@ import pyarrow
 import pytest
 
 from trivium.data import DataArguments, load_data
-from trivium.data.loading import LABELED_TEXT, TEXT
+from trivium.data.columns import LABELED_TEXT, TEXT
 from trivium.data.tmx import tmx_rows
 
 EXPECTED = [{"source": "A dog.", "target": "Ein Hund."}, {"source": "Größe", "target": "Maß; „groß“"}]

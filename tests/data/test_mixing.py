@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 from trivium.data import DataArguments, fingerprint, load_data
+from trivium.data.arguments import has_shards
 from trivium.data.batch_stream import BatchStream
-from trivium.data.loading import has_shards
+from trivium.data.columns import TEXT
 from trivium.data.mixing import MixArguments, MixedSource
 from trivium.data.shares import EncodedStream
 from trivium.hub.public import data_name, public_recipe
 from trivium.recipe import load_recipe
-
-TEXT = ("text",)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import typer
 from pages import KOREAN_WALK, PAGES, ROOT, WALK, Block, anchors, blocks, commands, is_in, links, outputs
 
 from trivium.data import load_data
-from trivium.data.loading import SPLITS
+from trivium.data.arguments import SPLITS
 from trivium.recipe import available_recipes, load_recipe
 from trivium.training import load_or_build
 from trivium_cli import app

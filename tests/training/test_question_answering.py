@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from trivium import TriviumForQuestionAnswering, TriviumTokenizer
 from trivium.data import DataArguments, load_data
-from trivium.data.structured import QUESTION
+from trivium.data.columns import QUESTION
 from trivium.demo.introspect import read
 from trivium.demo.judging import answer
 from trivium.evaluation import evaluate, predict_answers

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from trivium import TriviumConfig, TriviumForConditionalGeneration
 from trivium.data import DataArguments, load_data
-from trivium.data.structured import DOCUMENT
+from trivium.data.columns import DOCUMENT
 from trivium.demo.page import SUMMARIZE, _labels_of
 from trivium.evaluation import evaluate
 from trivium.hub import render_card

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from trivium import TriviumForTokenClassification, TriviumTokenizer
 from trivium.data import DataArguments, load_data
-from trivium.data.structured import TAGGED_WORDS
+from trivium.data.columns import TAGGED_WORDS
 from trivium.evaluation import evaluate, predict_tags
 from trivium.metrics import load_metric
 from trivium.modeling.loss import IGNORE_INDEX

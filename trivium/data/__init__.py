@@ -1,7 +1,8 @@
 """Training data: loading from files and from the Hub, the bundled `numbers` corpus, and fingerprints."""
 
+from trivium.data.arguments import DataArguments
 from trivium.data.fingerprints import fingerprint
-from trivium.data.loading import DataArguments, load_data, load_split
+from trivium.data.loading import load_data, load_split
 from trivium.data.numbers import numbers_corpus
 from trivium.data.readers import decode_lines, read_lines
 

@@ -4,15 +4,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from trivium.data.filters import PAIR
+from trivium.data.arguments import DataArguments
+from trivium.data.columns import PAIR
 from trivium.modeling.pipeline_translation import language_tag
-
-if TYPE_CHECKING:
-    from trivium.data.loading import DataArguments
 
 DIRECTION = re.compile(r"([A-Za-z][A-Za-z0-9_]*)-([A-Za-z][A-Za-z0-9_]*)")
 PLACEHOLDER = "{direction}"
@@ -21,7 +19,7 @@ PATHS = ("config_name", "train", "validation", "test")  # fields in which `{dire
 Loaded = tuple[Any, dict[str, Counter[str]]]
 
 
-def check_directions(args: "DataArguments", columns: Sequence[str]) -> None:
+def check_directions(args: DataArguments, columns: Sequence[str]) -> None:
     """Check the fields that configure several directions.
 
     Raises:
@@ -55,7 +53,7 @@ def check_directions(args: "DataArguments", columns: Sequence[str]) -> None:
         raise ValueError(f"data.temperature is {args.temperature}, but must be at least 1.")
 
 
-def split_directions(args: "DataArguments") -> list["DataArguments"]:
+def split_directions(args: DataArguments) -> list[DataArguments]:
     """Return the arguments of each direction, or only `args` if there are no directions."""
     if args.directions is None:
         return [args]
@@ -68,7 +66,7 @@ def split_directions(args: "DataArguments") -> list["DataArguments"]:
     return parts
 
 
-def tags_of(args: "DataArguments") -> list[str]:
+def tags_of(args: DataArguments) -> list[str]:
     """Return the tags of the target languages, without duplicates, in the order of the directions."""
     if args.directions is None:
         return []
@@ -84,7 +82,7 @@ def untagged_texts(texts: Iterable[str], tags: Sequence[str]) -> Iterator[str]:
 
 
 def load_directions(
-    args: "DataArguments", columns: Sequence[str], load: Callable[["DataArguments", Sequence[str]], Loaded]
+    args: DataArguments, columns: Sequence[str], load: Callable[[DataArguments, Sequence[str]], Loaded]
 ) -> tuple[DatasetDict, dict[str, Counter[str]]]:
     """Load and tag every direction, mix the training rows, and concatenate the validation and test splits.
 

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trivium.data.columns import FIELDS, PAIR, QUESTION
 from trivium.data.compressed import content_suffix
 from trivium.data.conll import conll_rows
-from trivium.data.filters import PAIR
 from trivium.data.readers import (
     READERS,
     FileFormat,
@@ -17,7 +17,7 @@ from trivium.data.readers import (
     parallel_rows,
     separator_hint,
 )
-from trivium.data.structured import FIELDS, QUESTION, READ, as_text, check_example, name_tags
+from trivium.data.structured import READ, as_text, check_example, name_tags
 
 # Control characters except tabs and line breaks; those above U+007F are often text in cp1252 read as Latin-1.
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")

@@ -15,7 +15,6 @@ from typing import Any
 import regex
 from datasets import Dataset, Features, IterableDataset, Value
 
-PAIR = ("source", "target")
 REASONS = ("empty", "length ratio", "identical sides", "script", "duplicate")
 WORDS = re.compile(r"\w+|[^\w\s]")  # Each punctuation mark counts as a word.
 # Letters shared by several scripts, such as the Japanese prolonged sound mark, belong to no single script.

@@ -8,8 +8,9 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset_builder
 
+from trivium.data.arguments import SLICE, DataArguments, sources_of
 from trivium.data.compressed import content_suffix
-from trivium.data.loading import SLICE, DataArguments, files_of, load_data, sources_of
+from trivium.data.loading import files_of, load_data
 from trivium.data.readers import READERS
 
 BATCH_SIZE = 1000  # number of rows to hash at once

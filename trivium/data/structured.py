@@ -5,11 +5,6 @@ from typing import Any
 
 from datasets import List, Value
 
-TAGGED_WORDS = ("words", "tags")
-DOCUMENT = ("document", "references")
-QUESTION = ("question", "context", "answers")
-# Maps columns of a task to the fields of the `data:` section that name them; by default the field has the same name.
-FIELDS = {"words": "text", "tags": "label", "document": "source", "references": "target"}
 FEATURES: dict[str, Any] = dict.fromkeys(("words", "tags", "references"), List(Value("string")))
 FEATURES["answers"] = {"text": List(Value("string")), "answer_start": List(Value("int64"))}
 

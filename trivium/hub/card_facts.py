@@ -12,8 +12,9 @@ from huggingface_hub.errors import HFValidationError
 from transformers import GenerationConfig, TrainerState
 
 from trivium.configuration import TriviumConfig
+from trivium.data.arguments import SPLITS
+from trivium.data.columns import PAIR
 from trivium.data.directions import split_directions, tags_of
-from trivium.data.loading import PAIR, SPLITS
 from trivium.hub.card_examples import validation_texts
 from trivium.hub.checking import weights_of
 from trivium.hub.public import data_name, load_card_arguments

@@ -6,8 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from trivium.data import DataArguments
-from trivium.data.loading import sources_of
+from trivium.data.arguments import DataArguments, sources_of
 from trivium.recipe import Recipe, _read_overrides, _yaml_errors
 from trivium.recipe_sections import CardArguments
 

@@ -11,9 +11,9 @@ from transformers import (
 )
 
 from trivium.configuration import TriviumConfig
-from trivium.data.loading import LABELED_TEXT, PAIR, TEXT
+from trivium.data.columns import DOCUMENT, LABELED_TEXT, PAIR, QUESTION, TAGGED_WORDS, TEXT
 from trivium.data.shares import ENCODED_ROWS, EncodedStream
-from trivium.data.structured import DOCUMENT, QUESTION, TAGGED_WORDS, as_text
+from trivium.data.structured import as_text
 from trivium.metrics import (
     ANSWER_METRICS,
     LABEL_METRICS,

@@ -10,9 +10,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trivium.configuration import TriviumConfig
+from trivium.data.arguments import DataArguments
 from trivium.data.directions import split_directions
 from trivium.data.examples import find_control, placed_examples
-from trivium.data.loading import DataArguments, file_arguments, load_and_count
+from trivium.data.loading import file_arguments, load_and_count
 from trivium.data.structured import as_text
 from trivium.recipe import Recipe
 from trivium.tasks.encode import max_length_of

@@ -14,9 +14,10 @@ from datasets import DatasetDict, concatenate_datasets, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from trivium.configuration import TriviumConfig
+from trivium.data.arguments import sources_of
 from trivium.data.directions import split_directions
 from trivium.data.fingerprints import LATER_FIELDS, hash_file, later_fields
-from trivium.data.loading import files_of, sources_of
+from trivium.data.loading import files_of
 from trivium.recipe import Recipe
 from trivium.storage.atomic import write_whole
 from trivium.storage.json_object import describe_changes, read_json_object

@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import set_seed
 
+from trivium.data.columns import TEXT
 from trivium.data.compressed import find_file
 from trivium.data.examples import placed_examples
-from trivium.data.loading import TEXT
 from trivium.data.readers import FileFormat
 from trivium.storage.atomic import sync, write_whole
 from trivium.storage.checksums import checksum

@@ -21,8 +21,8 @@ from transformers import (
 
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
+from trivium.data.arguments import has_shards
 from trivium.data.directions import tags_of, untagged_texts
-from trivium.data.loading import has_shards
 from trivium.data.packing import packing_facts
 from trivium.data.shares import EncodedStream
 from trivium.data.subword_dropout import SubwordDropoutPairs
