@@ -11,8 +11,8 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.deprecation import deprecate_kwarg
 
 from .configuration_trivium import TriviumConfig
-from .decoding import TriviumGenerationMixin
 from .embeddings import TokenEmbedding
+from .generation import TriviumGenerationMixin
 from .loss import IGNORE_INDEX, mask_after_last_label
 from .positions import LearnedPositions, token_positions
 from .pretrained import TriviumPreTrainedModel

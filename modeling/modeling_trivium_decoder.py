@@ -16,8 +16,8 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.deprecation import deprecate_kwarg
 
 from .configuration_trivium import TriviumConfig
-from .decoding import TriviumGenerationMixin
 from .embeddings import TokenEmbedding
+from .generation import TriviumGenerationMixin
 from .loss import classification_loss, shift_left
 from .positions import LearnedPositions
 from .pretrained import TriviumPreTrainedModel

@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from trivium.modeling.decoding import TriviumGenerationMixin
+from trivium.modeling.generation import TriviumGenerationMixin
 from trivium.modeling.pipeline_translation import EXTRA_LENGTH, cap_length, find_tag
 
 SORT_WINDOW = 2048  # number of texts that are read and sorted by length together

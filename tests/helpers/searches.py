@@ -7,7 +7,7 @@ from unittest.mock import patch
 import torch
 from transformers import GenerationMixin
 
-from trivium.modeling import decoding
+from trivium.modeling import generation
 
 
 def search(model: Any, **inputs: Any) -> tuple[torch.Tensor, int]:
@@ -23,8 +23,8 @@ def search(model: Any, **inputs: Any) -> tuple[torch.Tensor, int]:
 
         return counted
 
-    searches = {name: count(getattr(decoding, name)) for name in ("greedy_search", "beam_search")}
-    with patch.multiple(decoding, **searches):
+    searches = {name: count(getattr(generation, name)) for name in ("greedy_search", "beam_search")}
+    with patch.multiple(generation, **searches):
         return model.generate(**inputs), found
 
 
