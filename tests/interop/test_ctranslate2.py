@@ -23,7 +23,8 @@ from trivium import (
     TriviumModel,
     TriviumTokenizer,
 )
-from trivium.interop.ctranslate2 import ACTIVATIONS, CTranslate2Model, to_ctranslate2
+from trivium.interop.ctranslate2 import CTranslate2Model, to_ctranslate2
+from trivium.interop.ctranslate2_export import ACTIVATIONS
 from trivium.tokenization import train_tokenizer
 from trivium.translation import translate
 
