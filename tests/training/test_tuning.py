@@ -59,8 +59,8 @@ def fake_train(recipe: Any, callbacks: Any) -> Any:
 
 @pytest.mark.trains
 def test_search_prunes_and_keeps_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler = tuning._sampler  # at random, and from this seed, it draws 1e-2, then 1e-9
-    monkeypatch.setattr(tuning, "_sampler", lambda seed, startup, number: sampler(2, 9, number))
+    sampler = tuning.make_sampler  # at random, and from this seed, it draws 1e-2, then 1e-9
+    monkeypatch.setattr(tuning, "make_sampler", lambda seed, startup, number: sampler(2, 9, number))
     command = ["tune", "numbers", *TINY, "training.learning_rate=choice(1e-2,1e-9)", "--trials", "2", "--startup", "1"]
     result = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "search")])
     assert result.exit_code == 0, result.output

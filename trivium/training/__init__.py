@@ -1,8 +1,9 @@
 """Train a model from a recipe, with exact resumption, token batches and callbacks; search for good settings."""
 
 from trivium.training.data_report import DataReport, report_data
+from trivium.training.initial_model import load_or_build
 from trivium.training.prepare import prepare
-from trivium.training.train import load_or_build, train
+from trivium.training.train import train
 from trivium.training.trainer import RunTrainer
 from trivium.training.tuning import Search, tune
 

@@ -18,7 +18,7 @@ from trivium.data.structured import as_text
 from trivium.recipe import Recipe
 from trivium.tasks.encode import max_length_of
 from trivium.tasks.task import ENCODED_ROWS
-from trivium.training.train import load_or_build
+from trivium.training.initial_model import load_or_build
 
 MAX_ROWS = 100_000  # default number of rows to examine per split
 SAMPLES = 5

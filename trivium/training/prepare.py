@@ -20,6 +20,7 @@ from trivium.storage.lock import lock_folder
 from trivium.storage.manifest import ROOM
 from trivium.tasks import TASKS, InputArguments
 from trivium.tasks.task import ENCODED_ROWS
+from trivium.training.initial_model import load_or_build
 from trivium.training.prepared import (
     MANIFEST_FILE,
     SPLITS,
@@ -31,7 +32,6 @@ from trivium.training.prepared import (
     read_unfinished,
     write_manifest,
 )
-from trivium.training.train import load_or_build
 
 FACTS_FILE = "facts.json"  # counts per piece
 PIECE_ROWS = 100 * ENCODED_ROWS  # rows per piece, the unit of resumption

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict
 from transformers import (
-    AutoTokenizer,
     EarlyStoppingCallback,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -22,7 +20,7 @@ from transformers import (
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
 from trivium.data.arguments import has_shards
-from trivium.data.directions import tags_of, untagged_texts
+from trivium.data.columns import PAIR
 from trivium.data.packing import packing_facts
 from trivium.data.shares import EncodedStream
 from trivium.data.subword_dropout import SubwordDropoutPairs
@@ -32,7 +30,6 @@ from trivium.storage.manifest import CARD, MANIFEST, RunFolder, record, start_ma
 from trivium.storage.names import RECIPE_FILE
 from trivium.tasks import encode_data, encode_stream, make_collator
 from trivium.tasks.encode import max_length_of
-from trivium.tokenization import train_tokenizer
 from trivium.training.callbacks import ExponentialAverage, RunFacts
 from trivium.training.callbacks.push import check_hub_arguments
 from trivium.training.callbacks.run_facts import encoding_rates
@@ -41,6 +38,7 @@ from trivium.training.compute_metrics import make_compute_metrics
 from trivium.training.consistency import Consistency, check_consistency
 from trivium.training.distillation import load_distillation
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
+from trivium.training.initial_model import load_or_build
 from trivium.training.muon import MuonFactory
 from trivium.training.muon import check_arguments as check_muon_arguments
 from trivium.training.prepared import Prepared, load_prepared
@@ -172,20 +170,11 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
     Raises:
         ValueError: The data does not match the recipe, or differs from the data with which the run was started.
     """
-    task = recipe.kind
     prepared = None
     if recipe.data.prepared is not None:
         folder = Path(recipe.data.prepared)
         prepared = broadcast_from_main(lambda: load_prepared(folder, recipe))
-    data = load_data(recipe.data, task.columns) if prepared is None else prepared.load()
-    data.pop("test", None)  # Only `trivium evaluate` reads the test split.
-    if "train" not in data:
-        raise ValueError(f"data has the splits {', '.join(data)}, but no training split. Set data.train.")
-    if args.eval_strategy != "no" and "validation" not in data:
-        raise ValueError(
-            f"training.eval_strategy is {args.eval_strategy.value}, but data has no validation split. Set "
-            "data.validation, or training.eval_strategy=no."
-        )
+    data = _load_splits(recipe, args, prepared)
     data_hash = None
     if args.should_save:
         data_hash = fingerprint(recipe.data, data["train"]) if prepared is None else prepared.manifest["data"]
@@ -194,34 +183,17 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         facts.check_data(TrainerState.load_from_json(str(start.checkpoint / STATE_FILE)))
     set_seed(args.seed)
     model, tokenizer = load_or_build(recipe, data["train"], start.checkpoint, prepared)
-    task.check_metrics(recipe.metrics or [], model.config)
+    recipe.kind.check_metrics(recipe.metrics or [], model.config)
     if model.can_generate():
         settings = model.generation_config
         settings.update(**recipe.generation)
         if settings.max_length is settings.max_new_tokens is None:
             settings.update(**default_lengths(model.config, max_length_of(model.config, recipe.inputs)))
     if prepared is None:
-        began = time.time()
-        encoded = encode_data(data, task, tokenizer, model.config, recipe.inputs)
-        train_rows: Dataset | EncodedStream | SubwordDropoutPairs = encoded["train"]
-        if recipe.data.streaming:
-            train_rows = encode_stream(
-                data["train"], task, tokenizer, model.config, recipe.inputs, has_shards(recipe.data)
-            )
-        if recipe.learning.subword_dropout:
-            train_rows = SubwordDropoutPairs(
-                {name: data["train"][name] for name in ("source", "target")},
-                tokenizer,
-                max_length_of(model.config, recipe.inputs),
-                recipe.learning.subword_dropout,
-                args.seed if args.data_seed is None else args.data_seed,
-            )
-        if isinstance(encoded, DatasetDict):
-            facts.encoding = encoding_rates(data, encoded, model.config, began)
+        train_rows, validation_rows = _encode(recipe, args, data, model.config, tokenizer, facts)
     else:
         prepared.check_model(model.config, tokenizer, recipe)
-        encoded = data
-        train_rows = encoded["train"]
+        train_rows, validation_rows = data["train"], data.get("validation")
     if recipe.inputs.packing and isinstance(train_rows, Dataset):
         facts.packing = packing_facts(train_rows)
     learning = recipe.learning
@@ -229,8 +201,8 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         model=model,
         args=args,
         train_dataset=train_rows,
-        eval_dataset=encoded.get("validation"),
-        data_collator=make_collator(task, tokenizer, model, recipe.inputs, epoch=lambda: trainer.current_epoch),
+        eval_dataset=validation_rows,
+        data_collator=make_collator(recipe.kind, tokenizer, model, recipe.inputs, epoch=lambda: trainer.current_epoch),
         processing_class=tokenizer,
         compute_metrics=make_compute_metrics(recipe, model, tokenizer),
         callbacks=[facts],
@@ -239,9 +211,9 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         consistency=Consistency(model, learning) if learning.r_drop or learning.simcut else None,
         distillation=load_distillation(recipe, model, tokenizer),
     )
-    if recipe.learning.muon_learning_rate is not None:
+    if learning.muon_learning_rate is not None:
         _, options = trainer.get_optimizer_cls_and_kwargs(args)
-        options |= {"muon_learning_rate": recipe.learning.muon_learning_rate, "weight_decay": args.weight_decay}
+        options |= {"muon_learning_rate": learning.muon_learning_rate, "weight_decay": args.weight_decay}
         trainer.optimizer_cls_and_kwargs = (MuonFactory, options)
     if facts.packing is not None:
         statistics = {f"packed_{name}": facts.packing[name] for name in ("rows", "cuts")}
@@ -253,6 +225,51 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
     if recipe.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
     return trainer
+
+
+def _load_splits(recipe: Recipe, args: Seq2SeqTrainingArguments, prepared: Prepared | None) -> Any:
+    """Load the training split and, if there is one, the validation split.
+
+    Raises:
+        ValueError: There is no training split, or no validation split although the recipe evaluates.
+    """
+    data = load_data(recipe.data, recipe.kind.columns) if prepared is None else prepared.load()
+    data.pop("test", None)  # Only `trivium evaluate` reads the test split.
+    if "train" not in data:
+        raise ValueError(f"data has the splits {', '.join(data)}, but no training split. Set data.train.")
+    if args.eval_strategy != "no" and "validation" not in data:
+        raise ValueError(
+            f"training.eval_strategy is {args.eval_strategy.value}, but data has no validation split. Set "
+            "data.validation, or training.eval_strategy=no."
+        )
+    return data
+
+
+def _encode(
+    recipe: Recipe,
+    args: Seq2SeqTrainingArguments,
+    data: Any,
+    config: TriviumConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: RunFacts,
+) -> tuple[Dataset | EncodedStream | SubwordDropoutPairs, Any]:
+    """Encode the splits, and record how fast; return the rows for training and for validation.
+
+    A stream, and pairs with subword dropout, are encoded anew in every epoch.
+    """
+    task, inputs, dropout = recipe.kind, recipe.inputs, recipe.learning.subword_dropout
+    began = time.time()
+    encoded = encode_data(data, task, tokenizer, config, inputs)
+    rows: Dataset | EncodedStream | SubwordDropoutPairs = encoded["train"]
+    if recipe.data.streaming:
+        rows = encode_stream(data["train"], task, tokenizer, config, inputs, has_shards(recipe.data))
+    if dropout:
+        pairs = {name: data["train"][name] for name in PAIR}
+        seed = args.seed if args.data_seed is None else args.data_seed
+        rows = SubwordDropoutPairs(pairs, tokenizer, max_length_of(config, inputs), dropout, seed)
+    if isinstance(encoded, DatasetDict):
+        facts.encoding = encoding_rates(data, encoded, config, began)
+    return rows, encoded.get("validation")
 
 
 # --- Run -------------------------------------------------------------------------------------------------------------
@@ -301,115 +318,3 @@ def run_training(trainer: RunTrainer, checkpoint: Path | None) -> RunTrainer:
             # Record the files that the push created, such as the model card.
             record(run, *(path.name for path in set(run.iterdir()) - before if path.is_file()))
     return trainer
-
-
-# --- Model and tokenizer ---------------------------------------------------------------------------------------------
-
-
-def load_or_build(
-    recipe: Recipe,
-    rows: Dataset | IterableDataset,
-    checkpoint: Path | None = None,
-    prepared: Prepared | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model and tokenizer from `init_from`, or build a new model and train a tokenizer on `rows`.
-
-    When resuming from a `checkpoint`, the tokenizer is loaded from it instead of being trained again. With `prepared`
-    data, the tokenizer and the labels are loaded from their folder, because encoded rows do not contain them.
-    """
-    task = recipe.kind
-    labels = task.label_facts(rows, recipe.model.get("problem_type")) if prepared is None else prepared.labels
-    facts = {**labels, **task.config}
-    set_by_recipe = {name: getattr(recipe.tokenizer, name) for name in ("add_bos_token", "add_eos_token")}
-    overrides = {name: value for name, value in set_by_recipe.items() if value is not None}
-    tags = [*tags_of(recipe.data), *recipe.tokenizer.special_tokens]
-    if recipe.init_from:
-        model = load_initial_model(recipe, facts)
-        tokenizer = load_tokenizer(recipe.init_from, tags, recipe)
-        # Encode an empty text instead of reading the attributes `add_bos_token` and `add_eos_token`: if transformers'
-        # own class has saved the tokenizer, they do not say which special tokens it adds.
-        special_ids = tokenizer("")["input_ids"]
-        adds_eos = tokenizer.eos_token_id in special_ids
-        defaults = task.special_tokens_for(model.config)
-        if not overrides and adds_eos and not defaults["add_eos_token"]:  # as with a translation model's tokenizer
-            overrides = defaults
-        if overrides:
-            options = {"add_bos_token": tokenizer.bos_token_id in special_ids, "add_eos_token": adds_eos, **overrides}
-            tokenizer = AutoTokenizer.from_pretrained(recipe.init_from, trust_remote_code=False, **options)
-        if not model.config.is_encoder_decoder and not getattr(tokenizer, "shared_vocabulary", True):
-            tokenizer = tokenizer.target if model.config.decoder_layers else tokenizer.source
-        return model, tokenizer
-    options = {**vars(recipe.tokenizer), **task.special_tokens_for(recipe.model_config()), **overrides}
-    sample = options.pop("sample")
-    del options["special_tokens"]
-    if checkpoint and (checkpoint / "tokenizer_config.json").is_file():  # missing in FSDP's sharded checkpoints
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    elif prepared is not None:
-        tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer, trust_remote_code=False)
-    elif recipe.distillation.teacher is not None:
-        tokenizer = load_tokenizer(recipe.distillation.teacher, tags, recipe)
-    else:
-        texts = rows if sample is None else rows.take(sample)
-        targets = (target for row in texts for target in task.targets_of(row)) if task.target else None
-        tokenizer = broadcast_from_main(
-            lambda: train_tokenizer(
-                untagged_texts((task.text_of(row) for row in texts), tags), target_texts=targets, **options
-            )
-        )
-        tokenizer.add_tokens(tags, special_tokens=True)
-    config = recipe.model_config(
-        vocab_size=len(tokenizer),
-        decoder_vocab_size=None if tokenizer.shared_vocabulary else tokenizer.target_vocab_size,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.bos_token_id,
-        **facts,
-    )
-    tokenizer.model_max_length = config.max_position_embeddings
-    return task.model_class_for(config)(config), tokenizer
-
-
-def load_tokenizer(model: str, tags: list[str], recipe: Recipe) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a saved model.
-
-    Raises:
-        ValueError: The tokenizer lacks a tag of the recipe.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    if missing := sorted(set(tags) - set(tokenizer.get_vocab())):
-        raise ValueError(
-            f"data.directions is {recipe.data.directions} and tokenizer.special_tokens is "
-            f"{recipe.tokenizer.special_tokens}, but the tokenizer of {model} does not have {', '.join(missing)}. "
-            "Start from a model that was trained with these tokens."
-        )
-    return tokenizer
-
-
-def load_initial_model(recipe: Recipe, facts: dict[str, Any]) -> PreTrainedModel:
-    """Load the model from `init_from`; a head that does not fit the task is newly initialized.
-
-    Raises:
-        ValueError: Parameters outside the head are missing, unexpected or of another shape.
-    """
-    config = {**facts, **recipe.config_fields}
-    try:
-        model_class = recipe.kind.model_class_for(TriviumConfig.from_pretrained(recipe.init_from, **config))
-        model, report = model_class.from_pretrained(
-            recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **config
-        )
-    except OSError as error:
-        if recipe.init_from is None or Path(recipe.init_from).is_dir():
-            raise
-        raise FileNotFoundError(
-            f"init_from is {recipe.init_from!r}, but there is no such folder, and no model of this name could be "
-            "loaded from the Hub. Set it to the folder of a saved model, or to the name of a model on the Hub."
-        ) from error
-    names = [*report["missing_keys"], *report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])]
-    if mismatches := sorted(name for name in names if name.startswith(f"{model.base_model_prefix}.")):
-        raise ValueError(
-            f"init_from is {recipe.init_from}, whose parameters do not match model={recipe.config_fields}: "
-            f"{len(mismatches)} differ, such as {mismatches[0]}. With init_from, set only model fields that do not "
-            "change the shape of the parameters, such as dropout."
-        )
-    return model

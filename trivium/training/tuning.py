@@ -1,12 +1,11 @@
 """Tune fields of a recipe with Optuna: sample values, train each trial, prune the poor ones, keep the best."""
 
-import csv
-import io
 import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,27 +14,31 @@ from omegaconf import OmegaConf
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trivium.recipe import Recipe, load_recipe
-from trivium.storage.atomic import write_whole
-from trivium.storage.manifest import ROOM, RunFolder
-from trivium.storage.names import checkpoints_of
+from trivium.storage.manifest import ROOM
 from trivium.training.callbacks.non_finite import NonFiniteError
 from trivium.training.distributed import lock_run
 from trivium.training.ranges import Range, split_ranges
+from trivium.training.study import (
+    REASON,
+    SECONDS,
+    STUDY_FILE,
+    check_completed,
+    discard_weights,
+    finished_trials,
+    folder_of,
+    make_sampler,
+    open_study,
+    row_of,
+    write_tables,
+)
 from trivium.training.train import check_arguments, train
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
-    from optuna.trial import FrozenTrial
 
-STUDY_FILE = "study.db"
-TABLE, MARKDOWN, PICTURE = "trials.csv", "trials.md", "trials.png"
-SETTINGS = "trivium"  # user attribute of the study with the settings that a resumed search must keep
-SECONDS, REASON = "seconds", "reason"  # user attributes of a trial
+PICTURE = "trials.png"
 
 Direction = Literal["minimize", "maximize"]
-
-
-# --- Search ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -133,18 +136,10 @@ def tune(
             another search, or no trial was completed.
     """
     _check_optuna()
-    import optuna
-
     ranges, overrides = split_ranges(arguments)
     output = Path(output)
     base = _check_search(recipe, ranges, overrides, output)
-    args = base.training_arguments()
-    if metric is None:
-        metric = args.metric_for_best_model or "loss"
-        if direction is None and args.greater_is_better is not None:
-            direction = "maximize" if args.greater_is_better else "minimize"
-    metric = metric if metric.startswith("eval_") else f"eval_{metric}"
-    direction = direction or ("minimize" if metric.endswith("loss") else "maximize")
+    metric, direction = _objective(base.training_arguments(), metric, direction)
     if output.exists() and not (output / STUDY_FILE).is_file() and any(path.name != ROOM for path in output.iterdir()):
         raise ValueError(f"output is {output}, which is not empty and holds no search. Choose a new or empty folder.")
     settings = {
@@ -155,40 +150,23 @@ def tune(
     distributions = {entry.field: entry.distribution() for entry in ranges}
     stop_at = math.inf if timeout is None else time.monotonic() + timeout
     with lock_run(output):
-        study = _open_study(output, settings, startup)
-        while len(_finished(study)) < trials and time.monotonic() < stop_at:
-            study.sampler = _sampler(seed, startup, len(_finished(study)))
+        study = open_study(output, settings, startup)
+        while len(finished_trials(study)) < trials and time.monotonic() < stop_at:
+            study.sampler = make_sampler(seed, startup, len(finished_trials(study)))
             trial = study.ask(distributions)
             report = ReportEvaluations(trial, metric)
-            began = time.monotonic()
-            try:
-                value = _run_trial(trial, recipe, ranges, overrides, output, report)
-                state = optuna.trial.TrialState.COMPLETE
-            except (NonFiniteError, _UnusableError) as error:
-                value, state = None, optuna.trial.TrialState.FAIL
-                trial.set_user_attr(REASON, str(error))
-            except optuna.TrialPruned as error:
-                value, state = None, optuna.trial.TrialState.PRUNED
-                trial.set_user_attr(REASON, str(error))
-            trial.set_user_attr(SECONDS, round(time.monotonic() - began, 1))
-            study.tell(trial, value, state)
-            _discard_weights(study, output)
-            _write_tables(study, output)
+            _record_trial(study, trial, partial(_run_trial, trial, recipe, ranges, overrides, output, report))
+            discard_weights(study, output)
+            write_tables(study, output)
             if on_trial is not None:
-                on_trial(_row(study.trials[trial.number]))
-        _discard_weights(study, output)
-        completed = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
-        if not completed:
-            reasons = [trial.user_attrs[REASON] for trial in study.trials if REASON in trial.user_attrs]
-            last = (
-                f" The last one ended with: {reasons[-1]}" if reasons else " Allow more trials, or a longer timeout."
-            )
-            raise ValueError(f"No trial of {output} was completed, so there are no best settings.{last}")
+                on_trial(row_of(study.trials[trial.number]))
+        discard_weights(study, output)
+        check_completed(study, output)
         from trivium.inspection import save_figure  # deferred: it imports the plotting libraries
         from trivium.inspection.tuning import plot_trials
 
-        _write_tables(study, output)
-        rows = [_row(trial) for trial in study.trials]
+        write_tables(study, output)
+        rows = [row_of(trial) for trial in study.trials]
         save_figure(plot_trials(rows, metric, direction), output / PICTURE)
     best = study.best_trial
     chosen = [entry.override(best.params[entry.field]) for entry in ranges]
@@ -196,9 +174,19 @@ def tune(
         trials=rows,
         best=best.number,
         value=study.best_value,
-        folder=_folder_of(output, best.number),
+        folder=folder_of(output, best.number),
         command=shlex.join(["trivium", "train", str(recipe), *overrides, *chosen]),
     )
+
+
+def _objective(args: TrainingArguments, metric: str | None, direction: Direction | None) -> tuple[str, Direction]:
+    """Return the metric to optimize, as evaluations name it, and the direction; None selects those of the recipe."""
+    if metric is None:
+        metric = args.metric_for_best_model or "loss"
+        if direction is None and args.greater_is_better is not None:
+            direction = "maximize" if args.greater_is_better else "minimize"
+    metric = metric if metric.startswith("eval_") else f"eval_{metric}"
+    return metric, direction or ("minimize" if metric.endswith("loss") else "maximize")
 
 
 class _UnusableError(ValueError):
@@ -256,7 +244,7 @@ def _run_trial(
     report: ReportEvaluations,
 ) -> float:
     """Train with the values of a trial, and return the metric of the weights that the run keeps."""
-    folder = _folder_of(output, trial.number)
+    folder = folder_of(output, trial.number)
     sampled = [entry.override(trial.params[entry.field]) for entry in ranges]
     try:
         loaded = _load(recipe, [*overrides, *sampled, f"training.output_dir={folder}"])
@@ -269,112 +257,20 @@ def _run_trial(
     return report.values[kept if kept in report.values else max(report.values)]
 
 
-# --- Study -----------------------------------------------------------------------------------------------------------
-
-
-def _sampler(seed: int, startup: int, number: int) -> Any:
-    """Return the sampler of the trial after `number` finished ones; a resumed search samples the same values."""
-    from optuna.samplers import TPESampler
-
-    return TPESampler(n_startup_trials=startup, seed=seed + number)
-
-
-def _open_study(output: Path, settings: dict[str, Any], startup: int) -> "Study":
-    """Create the study, or open it and enqueue the values of interrupted trials again.
-
-    Raises:
-        ValueError: The folder holds a search with other settings.
-    """
-    import optuna
-    from sqlalchemy import URL
-
-    url = URL.create("sqlite", database=str((output / STUDY_FILE).resolve()))
-    study = optuna.create_study(
-        storage=url.render_as_string(),
-        study_name=SETTINGS,
-        direction=settings["direction"],
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=startup),
-        load_if_exists=True,
-    )
-    saved = study.user_attrs.get(SETTINGS)
-    if saved is None:
-        study.set_user_attr(SETTINGS, settings)
-        saved = settings
-    for name, value in settings.items():
-        if saved[name] != value:
-            before, now = (saved[name], value) if name != "recipe" else _first_difference(saved[name], value)
-            raise ValueError(
-                f"{output} holds a search that cannot be resumed with a changed {name}: it was {before!r}, is now "
-                f"{now!r}. Revert the change, or choose another folder."
-            )
-    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-        # The lock of the folder is held, so the process of this trial has ended.
-        study.enqueue_trial(trial.params)
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    return study
-
-
-def _first_difference(before: str, now: str) -> tuple[str, str]:
-    """Return the first line of each of two recipes that the other one does not have."""
-    old, new = ([line.strip() for line in text.splitlines()] for text in (before, now))
-    removed = next((line for line in old if line not in new), "not set")
-    return removed, next((line for line in new if line not in old), "not set")
-
-
-def _finished(study: "Study") -> "list[FrozenTrial]":
-    """Return the trials that ended by themselves: completed, pruned, or failed for a reason."""
-    return [trial for trial in study.trials if trial.state.is_finished() and SECONDS in trial.user_attrs]
-
-
-def _folder_of(output: Path, number: int) -> Path:
-    return output / f"trial-{number:04d}"
-
-
-def _discard_weights(study: "Study", output: Path) -> None:
-    """Delete the weights and checkpoints of all trials but the best one; their recipes and logs stay."""
+def _record_trial(study: "Study", trial: "Trial", run: Callable[[], float]) -> None:
+    """Run a trial, and record its duration and its value, or the reason why it failed or was pruned."""
+    from optuna import TrialPruned
     from optuna.trial import TrialState
 
-    completed = study.get_trials(states=[TrialState.COMPLETE])
-    best = study.best_trial.number if completed else None
-    for trial in study.trials:
-        folder = _folder_of(output, trial.number)
-        if trial.number == best or not trial.state.is_finished() or not folder.is_dir():
-            continue
-        checkpoints = {path.name for path in checkpoints_of(folder)}
-        run = RunFolder(folder)
-        run.delete(path for path in run.own if path.parts[0] in checkpoints or path.suffix == ".safetensors")
-
-
-# --- Report ----------------------------------------------------------------------------------------------------------
-
-
-def _write_tables(study: "Study", output: Path) -> None:
-    """Write the table of trials as CSV and as Markdown."""
-    rows = [_row(trial) for trial in study.trials]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(output / TABLE, table.getvalue())
-    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    lines += ["| " + " | ".join(_cell(row.get(name)) for name in names) + " |" for row in rows]
-    write_whole(output / MARKDOWN, "\n".join(lines) + "\n")
-
-
-def _row(trial: "FrozenTrial") -> dict[str, Any]:
-    """Return a trial as a row of the table; a pruned trial has the value of its last evaluation."""
-    value = trial.value if trial.value is not None else trial.intermediate_values.get(trial.last_step or 0)
-    return {
-        "trial": trial.number,
-        "state": trial.state.name.lower(),
-        "value": value,
-        SECONDS: trial.user_attrs.get(SECONDS),
-        **trial.params,
-        REASON: trial.user_attrs.get(REASON),
-    }
-
-
-def _cell(value: Any) -> str:
-    text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    began = time.monotonic()
+    value, state, reason = None, TrialState.COMPLETE, None
+    try:
+        value = run()
+    except (NonFiniteError, _UnusableError) as error:
+        state, reason = TrialState.FAIL, str(error)
+    except TrialPruned as error:
+        state, reason = TrialState.PRUNED, str(error)
+    if reason is not None:
+        trial.set_user_attr(REASON, reason)
+    trial.set_user_attr(SECONDS, round(time.monotonic() - began, 1))
+    study.tell(trial, value, state)
