@@ -47,24 +47,7 @@ def train_backend(
         raise ValueError(f"vocab_size is {vocab_size!r}, but must be an integer.") from error
     special_tokens = list(SPECIAL_TOKENS.values())
     byte_level = sorted(ByteLevel.alphabet())
-    # The vocabulary must contain the whole alphabet, even pieces that do not occur in these texts.
-    make_trainer: Callable[..., trainers.Trainer] = trainers.BpeTrainer
-    pieces, alphabet = list[str](), byte_level
-    options: dict[str, Any] = {"vocab_size": vocab_size, "initial_alphabet": alphabet}
-    if isinstance(backend.model, models.WordPiece):
-        make_trainer = trainers.WordPieceTrainer
-        pieces = [backend.model.continuing_subword_prefix + character for character in byte_level]
-    elif isinstance(backend.model, models.Unigram):
-        make_trainer = trainers.UnigramTrainer
-        # The trainer would score the alphabet in random order; `_canonicalize_unigram` adds it instead.
-        options |= {"unk_token": SPECIAL_TOKENS["unk_token"], "initial_alphabet": []}
-    elif backend.model.byte_fallback:
-        pieces, alphabet = [f"<0x{byte:02X}>" for byte in range(256)], []
-        options["initial_alphabet"] = []
-    elif backend.model.unk_token is not None:
-        alphabet = []
-        options |= {"vocab_size": 0, "initial_alphabet": []}  # the characters of the texts, without merges
-
+    make_trainer, options, pieces, alphabet = _trainer_for(backend.model, vocab_size, byte_level)
     smallest = len(special_tokens) + len(pieces) + len(alphabet)
     if vocab_size < smallest:
         raise ValueError(
@@ -91,6 +74,30 @@ def train_backend(
             "texts."
         )
     return backend
+
+
+def _trainer_for(
+    model: Any, vocab_size: int, byte_level: list[str]
+) -> tuple[Callable[..., trainers.Trainer], dict[str, Any], list[str], list[str]]:
+    """Return the trainer of a model, its options, and pieces and characters that the vocabulary must contain.
+
+    The vocabulary contains the whole alphabet, even pieces that do not occur in the texts.
+    """
+    options: dict[str, Any] = {"vocab_size": vocab_size, "initial_alphabet": byte_level}
+    if isinstance(model, models.WordPiece):
+        pieces = [model.continuing_subword_prefix + character for character in byte_level]
+        return trainers.WordPieceTrainer, options, pieces, byte_level
+    if isinstance(model, models.Unigram):
+        # The trainer would score the alphabet in random order; `_canonicalize_unigram` adds it instead.
+        options |= {"unk_token": SPECIAL_TOKENS["unk_token"], "initial_alphabet": []}
+        return trainers.UnigramTrainer, options, [], byte_level
+    if model.byte_fallback:
+        options["initial_alphabet"] = []
+        return trainers.BpeTrainer, options, [f"<0x{byte:02X}>" for byte in range(256)], []
+    if model.unk_token is not None:
+        options |= {"vocab_size": 0, "initial_alphabet": []}  # the characters of the texts, without merges
+        return trainers.BpeTrainer, options, [], []
+    return trainers.BpeTrainer, options, [], byte_level
 
 
 def _canonicalize_unigram(vocab: list[list[Any]], alphabet: list[str], vocab_size: int) -> list[list[Any]]:

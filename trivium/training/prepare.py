@@ -78,21 +78,7 @@ def prepare(recipe: Recipe, *, processes: int = 1, overwrite: bool = False) -> d
         config = model.config
         del model
         if unfinished is None:
-            manifest = {
-                "version": 1,
-                "complete": False,
-                "recipe": fields_of(recipe),
-                "data": rows_hash,
-                "files": dict(raw_files(recipe)),
-                "model": model_facts(config, tokenizer, recipe),
-                "labels": labels_of(config) if recipe.kind.has_labels else {},
-            }
-            # The manifest comes first, so that a folder with an unfinished tokenizer is recognized.
-            write_manifest(folder, manifest)
-            partial = folder / f"{TOKENIZER}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            tokenizer.save_pretrained(partial)
-            partial.rename(folder / TOKENIZER)
+            manifest = start_folder(folder, recipe, rows_hash, tokenizer, config)
         else:
             manifest = unfinished.manifest
             unfinished.check_model(config, tokenizer, recipe)
@@ -103,6 +89,28 @@ def prepare(recipe: Recipe, *, processes: int = 1, overwrite: bool = False) -> d
         }
         manifest["complete"] = True
         write_manifest(folder, manifest)
+    return manifest
+
+
+def start_folder(
+    folder: Path, recipe: Recipe, rows_hash: str, tokenizer: PreTrainedTokenizerBase, config: TriviumConfig
+) -> dict[str, Any]:
+    """Write the manifest and the tokenizer of a new preparation, and return the manifest."""
+    manifest = {
+        "version": 1,
+        "complete": False,
+        "recipe": fields_of(recipe),
+        "data": rows_hash,
+        "files": dict(raw_files(recipe)),
+        "model": model_facts(config, tokenizer, recipe),
+        "labels": labels_of(config) if recipe.kind.has_labels else {},
+    }
+    # The manifest comes first, so that a folder with an unfinished tokenizer is recognized.
+    write_manifest(folder, manifest)
+    partial = folder / f"{TOKENIZER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    tokenizer.save_pretrained(partial)
+    partial.rename(folder / TOKENIZER)
     return manifest
 
 
@@ -124,39 +132,52 @@ def prepare_split(
         target = folder / f"{piece:05d}"
         names.append(target.name)
         if not target.exists():
-            partial = target.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            end = min(start + PIECE_ROWS, len(rows))
-            began = time.perf_counter()
-            # Each element is a group of rows that training would encode at once, so that packing gives the same rows.
-            encoded = Dataset.from_dict({"start": list(range(start, end, ENCODED_ROWS))}).map(
-                encode_group,
-                batched=True,
-                batch_size=1,
-                remove_columns=["start"],
-                features=features,
-                fn_kwargs={"end": end, **options},
-                num_proc=processes if processes > 1 else None,
-                cache_file_name=str(partial / "encoded.arrow"),
-                new_fingerprint=f"{recipe.task}-{piece}",
-                desc=f"Encoding {folder.name}, {start:,} to {end:,} of {len(rows):,} rows, in groups",
-            )
-            encoded.save_to_disk(partial / "saved")
-            facts = {"examples": end - start, "rows": len(encoded), "seconds": time.perf_counter() - began}
-            facts["tokens"] = tokens_of(encoded, config)
-            if recipe.inputs.packing:
-                packing = packing_facts(encoded)
-                facts |= {"padding": facts["tokens"] - packing["tokens"], "cuts": packing["cuts"]}
-                facts["tokens"] = packing["tokens"]
-            write_whole(partial / "saved" / FACTS_FILE, json.dumps(facts) + "\n")
-            for path in (partial / "saved").iterdir():
-                sync(path)
-            (partial / "saved").rename(target)
-            shutil.rmtree(partial)
-            sync(folder)
+            prepare_piece(target, range(start, min(start + PIECE_ROWS, len(rows))), features, options, processes)
         counts.append(read_json_object(target / FACTS_FILE))
     return {"pieces": names, **{name: sum(facts[name] for facts in counts) for name in counts[0]}}
+
+
+def prepare_piece(target: Path, span: range, features: Features, options: dict[str, Any], processes: int) -> None:
+    """Encode the rows of a span, and save them with their counts in the folder `target`.
+
+    Args:
+        target: Folder of the piece, which appears once it is complete.
+        span: Indices of the rows.
+        features: Types of the encoded columns.
+        options: Arguments of `encode_group`, except `end`.
+        processes: Number of encoding processes.
+    """
+    folder, inputs = target.parent, options["inputs"]
+    partial = target.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    began = time.perf_counter()
+    # Each element is a group of rows that training would encode at once, so that packing gives the same rows.
+    encoded = Dataset.from_dict({"start": list(span[::ENCODED_ROWS])}).map(
+        encode_group,
+        batched=True,
+        batch_size=1,
+        remove_columns=["start"],
+        features=features,
+        fn_kwargs={"end": span.stop, **options},
+        num_proc=processes if processes > 1 else None,
+        cache_file_name=str(partial / "encoded.arrow"),
+        new_fingerprint=f"{options['task']}-{target.name}",
+        desc=f"Encoding {folder.name}, {span.start:,} to {span.stop:,} of {len(options['rows']):,} rows, in groups",
+    )
+    encoded.save_to_disk(partial / "saved")
+    facts = {"examples": len(span), "rows": len(encoded), "seconds": time.perf_counter() - began}
+    facts["tokens"] = tokens_of(encoded, options["config"])
+    if inputs.packing:
+        packing = packing_facts(encoded)
+        facts |= {"padding": facts["tokens"] - packing["tokens"], "cuts": packing["cuts"]}
+        facts["tokens"] = packing["tokens"]
+    write_whole(partial / "saved" / FACTS_FILE, json.dumps(facts) + "\n")
+    for path in (partial / "saved").iterdir():
+        sync(path)
+    (partial / "saved").rename(target)
+    shutil.rmtree(partial)
+    sync(folder)
 
 
 def encode_group(
