@@ -195,7 +195,7 @@ def translations_of(folder: Path, engine: str) -> dict[str, str]:
     """Translate the sentences with the engine, without the service."""
     from trivium.data.numbers import numbers_corpus
     from trivium.translation import translate
-    from trivium_cli.texts import load_translator
+    from trivium_cli.translators import load_translator
 
     texts = list(dict.fromkeys(numbers_corpus()["test"]["source"]))[:TEXTS]
     model, tokenizer = load_translator(folder, engine)

@@ -22,14 +22,6 @@ def finite(value: float | None) -> float | None:
 
 
 Model = Annotated[Path, typer.Argument(help="Folder of a saved model.", show_default=False)]
-Beams = Annotated[int | None, typer.Option("--beams", "-b", min=1, help="Number of beams; 1 is greedy search.")]
-LengthPenalty = Annotated[
-    float | None,
-    typer.Option(
-        help="Exponent of the length normalization of beam scores; above 0 favors longer texts.",
-        callback=finite,
-    ),
-]
 BatchSize = Annotated[int, typer.Option(min=1, help="Batch size, in texts.")]
 TrustRemoteCode = Annotated[
     bool,
@@ -141,11 +133,6 @@ def architecture_of(config: dict[str, Any]) -> str:
         case [str(name), *_]:
             return name
     return "model of unknown class"
-
-
-def drop_none(**options: Any) -> dict[str, Any]:
-    """Drop unset options, so that the settings saved with the model apply."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def as_line(text: str) -> str:

@@ -1,7 +1,7 @@
 """Training commands: `trivium train`, `trivium launch-config`, `trivium average`, `trivium evaluate`."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import islice
@@ -13,17 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trivium_cli.common import (
-    Beams,
-    LengthPenalty,
-    Model,
-    TrustRemoteCode,
-    as_lines,
-    check_saved_model,
-    drop_none,
-    load,
-    report_errors,
-)
+from trivium_cli.common import Model, TrustRemoteCode, as_lines, check_saved_model, load, report_errors
+from trivium_cli.decoding import Beams, LengthPenalty, search_options
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -167,7 +158,7 @@ def evaluate(
 
         rows = list(load_split(recipe.data, split, recipe.kind.columns))
         loaded, tokenizer = load(model, trust_remote_code=trust_remote_code)
-        options = drop_none(num_beams=beams, length_penalty=length_penalty)
+        options = search_options(beams=beams, length_penalty=length_penalty)
         decoding = {}
         if recipe.kind.target:
             decoding = _decoding(loaded.generation_config, recipe.generation, options)
@@ -195,18 +186,27 @@ def evaluate(
     if predictions:
         write_whole(model / f"predictions_{split}.txt", as_lines(predictions))
     write_whole(model / f"evaluation_{split}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    table = Table("metric", "score", title=f"{split}: {len(rows)} texts")
+    _print_scores(scores, f"{split}: {len(rows)} texts")
+    if predictions:
+        _print_examples(rows, predictions, recipe.kind.columns)
+
+
+def _print_scores(scores: Mapping[str, dict[str, Any]], title: str) -> None:
+    table = Table("metric", "score", title=title)
     table.add_column("signature", overflow="fold")
     for name, result in scores.items():
         table.add_row(name, f"{result['score']:.4f}", result.get("signature", ""))
     Console().print(table)
-    if predictions:
-        examples = Table(title="First examples", show_lines=True)
-        for column in (*recipe.kind.columns, "prediction"):
-            examples.add_column(column, overflow="fold")
-        for row, prediction in islice(zip(rows, predictions, strict=True), EXAMPLES):
-            examples.add_row(*(Text(_cell(row[column])) for column in recipe.kind.columns), Text(prediction))
-        Console().print(examples)
+
+
+def _print_examples(rows: Sequence[Mapping[str, Any]], predictions: Sequence[str], columns: Sequence[str]) -> None:
+    """Print the first rows with their predictions."""
+    table = Table(title="First examples", show_lines=True)
+    for column in (*columns, "prediction"):
+        table.add_column(column, overflow="fold")
+    for row, prediction in islice(zip(rows, predictions, strict=True), EXAMPLES):
+        table.add_row(*(Text(_cell(row[column])) for column in columns), Text(prediction))
+    Console().print(table)
 
 
 def _cell(value: Any) -> str:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trivium_cli.common import Beams, Model, architecture_of, check_saved_model, load, report_errors
-from trivium_cli.texts import Engine, load_translator
+from trivium_cli.common import Model, architecture_of, check_saved_model, load, report_errors
+from trivium_cli.decoding import Beams
+from trivium_cli.translators import Engine, load_translator
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

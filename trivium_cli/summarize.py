@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from trivium_cli.common import Beams, LengthPenalty, Model, TrustRemoteCode, as_line, drop_none, load, report_errors
+from trivium_cli.common import Model, TrustRemoteCode, as_line, load, report_errors
+from trivium_cli.decoding import Beams, LengthPenalty, search_options
 from trivium_cli.text_files import Input, Output, Texts, check_files, process_all
 
 commands = typer.Typer()
@@ -37,7 +38,7 @@ def summarize(
         loaded, tokenizer = load(model, "summarize", trust_remote_code=trust_remote_code)
         from trivium.translation import translate
 
-        options = drop_none(num_beams=beams, length_penalty=length_penalty, max_length=max_length)
+        options = search_options(beams=beams, length_penalty=length_penalty, max_length=max_length)
 
         def process(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
             summaries = translate(

@@ -6,19 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trivium_cli.common import Beams, LengthPenalty, Model, TrustRemoteCode, as_line, drop_none, report_errors
-from trivium_cli.texts import (
+from trivium_cli.common import Model, TrustRemoteCode, as_line, report_errors
+from trivium_cli.decoding import Beams, LengthPenalty, Sample, Seed, Temperature, TopK, TopP, search_options
+from trivium_cli.translators import (
     Engine,
-    Sample,
-    Seed,
-    Temperature,
     To,
-    TopK,
-    TopP,
     TranslationBatchSize,
     TranslationLength,
     check_engine,
-    check_sampling,
     check_tags,
     load_translator,
 )
@@ -81,11 +76,10 @@ def backtranslate(
 
     After an interruption, repeat the command to continue. An existing file is not overwritten.
     """
-    check_sampling(sample, temperature, top_k, top_p)
-    options = drop_none(
-        num_beams=beams,
+    options = search_options(
+        beams=beams,
         length_penalty=length_penalty,
-        do_sample=sample or None,
+        sample=sample,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -138,7 +132,7 @@ def distil(
 
     After an interruption, repeat the command to continue. An existing file is not overwritten.
     """
-    options = drop_none(num_beams=beams, length_penalty=length_penalty, max_length=max_length)
+    options = search_options(beams=beams, length_penalty=length_penalty, max_length=max_length)
     with report_errors(CONTINUE):
         own = _languages_of(model, source, target)
         counts = _write(
@@ -186,8 +180,7 @@ def _translator(
     languages = [] if options["to"] else target_languages(tokenizer)
 
     def translate_lines(texts: list[str]) -> Iterator[str]:
-        checked = check_tags(texts, languages) if languages else texts
-        return map(as_line, translate(model, tokenizer, checked, **options))
+        return map(as_line, translate(model, tokenizer, check_tags(texts, languages), **options))
 
     return translate_lines
 

@@ -5,59 +5,38 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from itertools import chain, tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trivium_cli.common import (
-    BatchSize,
+from trivium_cli.common import BatchSize, Model, TrustRemoteCode, as_line, load, report_errors
+from trivium_cli.decoding import (
     Beams,
     LengthPenalty,
-    Model,
-    TrustRemoteCode,
-    as_line,
-    check_saved_model,
-    drop_none,
-    finite,
-    load,
-    report_errors,
+    Sample,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    search_options,
 )
 from trivium_cli.text_files import Input, Output, Texts, as_row, at_terminal, check_files, process_all
+from trivium_cli.translators import (
+    Engine,
+    To,
+    TranslationBatchSize,
+    TranslationLength,
+    check_engine,
+    check_tags,
+    load_translator,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-commands = typer.Typer()
+    from trivium.translation import Hypothesis
 
-Sample = Annotated[bool, typer.Option("--sample", help="Sample instead of searching for the most probable text.")]
-Temperature = Annotated[
-    float | None,
-    typer.Option(min=0.01, help="With --sample: softmax temperature; above 1 increases diversity.", callback=finite),
-]
-TopK = Annotated[int | None, typer.Option(min=1, help="With --sample: only from the k most probable tokens.")]
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        min=0,
-        max=1,
-        help="With --sample: nucleus sampling, only from the most probable tokens with this total probability.",
-        callback=finite,
-    ),
-]
-Engine = Annotated[
-    Literal["torch", "ctranslate2", "onnx"],
-    typer.Option(help="Inference engine; CTranslate2 is faster, especially on a CPU."),
-]
-To = Annotated[
-    str | None, typer.Option(help="Target language of a model with several, such as `fr`.", show_default=False)
-]
-TranslationLength = Annotated[
-    int | None, typer.Option(min=2, help="Maximum translation length in tokens; by default 50 more than the text.")
-]
-TranslationBatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Batch size, in texts; by default as many as have 4,096 tokens.")
-]
-Seed = Annotated[int, typer.Option(help="With --sample: random seed.")]
+commands = typer.Typer()
 
 
 @commands.command(epilog="Example: `trivium translate runs/numbers --input english.txt --output german.txt --beams 5`")
@@ -109,7 +88,15 @@ def translate(
     For an engine other than torch, the folder may be the output of `trivium convert` for this engine; any other saved
     model is first converted to a temporary folder.
     """
-    check_sampling(sample, temperature, top_k, top_p)
+    options = search_options(
+        beams=beams,
+        length_penalty=length_penalty,
+        sample=sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        max_length=max_length,
+    )
     check_engine(engine, trust_remote_code)
     if language and not split_sentences:
         raise typer.BadParameter("--language requires --split-sentences.")
@@ -126,22 +113,12 @@ def translate(
         from trivium.translation import translate as translations_of
 
         set_seed(seed)
-        options = drop_none(
-            num_beams=beams,
-            length_penalty=length_penalty,
-            do_sample=sample or None,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            max_length=max_length,
-        )
-
         options |= {"to": to, "batch_size": batch_size}
         languages = [] if to else target_languages(tokenizer)
         split_language = (language or _language_of(model)) if split_sentences else None
 
         def process(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
-            texts = check_tags(texts, languages) if languages else texts
+            texts = check_tags(texts, languages)
             if not (n_best or scores):
                 translations = translations_of(
                     loaded,
@@ -158,13 +135,7 @@ def translate(
                 loaded, tokenizer, texts, n_best=n_best or 1, show_progress=show_progress, **options
             )
             for hypotheses, source in zip(found, sources, strict=True):
-                row: dict[str, Any] = {
-                    "source": source,
-                    "translations": [hypothesis.text for hypothesis in hypotheses],
-                }
-                if scores:
-                    row["scores"] = [hypothesis.score for hypothesis in hypotheses]
-                yield json.dumps(row, ensure_ascii=False)
+                yield _as_json(source, hypotheses, scores)
 
         process_all(process, texts, input_file, output_file)
 
@@ -198,7 +169,15 @@ def generate(
     printed with their continuations, which may contain line breaks. `--output` therefore writes a JSON object
     `{"prompt": ..., "continuations": [...]}` per line.
     """
-    check_sampling(sample, temperature, top_k, top_p)
+    options = search_options(
+        beams=beams,
+        sample=sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        num_return_sequences=number,
+    )
     with report_errors():
         check_files(texts, input_file, output_file)
         loaded, tokenizer = load(model, "generate", trust_remote_code=trust_remote_code)
@@ -210,15 +189,6 @@ def generate(
         if number and number > (beams or saved.num_beams or 1) and not (sample or saved.do_sample):
             raise ValueError(f"--num is {number}: several continuations need --sample, or at least as many --beams.")
         set_seed(seed)
-        options = drop_none(
-            num_beams=beams,
-            do_sample=sample or None,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            num_return_sequences=number,
-        )
 
         def process(texts: Iterable[str], show_progress: bool) -> Iterator[str]:
             texts, prompts = tee(texts)
@@ -313,64 +283,20 @@ def fill_mask(
         process_all(process, texts, input_file, output_file)
 
 
+def _as_json(source: str, hypotheses: list["Hypothesis"], with_scores: bool) -> str:
+    """Format the translations of a text as a JSON object."""
+    row: dict[str, Any] = {"source": source, "translations": [hypothesis.text for hypothesis in hypotheses]}
+    if with_scores:
+        row["scores"] = [hypothesis.score for hypothesis in hypotheses]
+    return json.dumps(row, ensure_ascii=False)
+
+
 def _language_of(folder: Path) -> str:
     """Return the source language from the recipe in a model's folder, or "en" if there is none."""
     from trivium.recipe import load_recipe
     from trivium.storage.names import RECIPE_FILE
 
     return load_recipe(folder).data.source if (folder / RECIPE_FILE).is_file() else "en"
-
-
-def check_engine(engine: str, trust_remote_code: bool) -> None:
-    """Raise a BadParameter if an engine other than torch should run code from a model's folder."""
-    if trust_remote_code and engine != "torch":
-        raise typer.BadParameter("--trust-remote-code requires --engine torch.")
-
-
-def load_translator(
-    folder: Path, engine: str, *, trust_remote_code: bool = False
-) -> tuple[Any, "PreTrainedTokenizerBase"]:
-    """Load a translation model for an engine, and its tokenizer."""
-    if engine == "torch":
-        return load(folder, "translate", trust_remote_code=trust_remote_code)
-    return _load_for_engine(folder, engine)
-
-
-def _load_for_engine(folder: Path, engine: str) -> tuple[Any, "PreTrainedTokenizerBase"]:
-    """Load a translation model for CTranslate2 or ONNX Runtime, and its tokenizer; a saved model is converted first.
-
-    Raises:
-        FileNotFoundError: There is no model.
-        ValueError: The model does not translate, or the engine does not support it.
-    """
-    from trivium.interop.ctranslate2 import CTranslate2Model
-    from trivium.interop.onnx import OnnxModel
-
-    check_saved_model(folder)
-    try:
-        model: Any = (CTranslate2Model if engine == "ctranslate2" else OnnxModel).from_pretrained(folder)
-    except ImportError as error:  # raised if an optional dependency is not installed
-        raise typer.BadParameter(str(error)) from error
-    if not model.config.is_encoder_decoder:
-        raise ValueError(f"{folder} does not hold a translation model, so it is not for `trivium translate`.")
-    return model, model.tokenizer
-
-
-def check_tags(texts: Iterable[str], languages: list[str]) -> Iterator[str]:
-    """Yield texts; for a multilingual model, raise an error for a text without a target language tag."""
-    from trivium.modeling.pipeline_translation import language_tag
-
-    tags = tuple(map(language_tag, languages))
-    for text in texts:
-        if text.strip() and not text.startswith(tags):
-            raise ValueError(f"The model translates to {', '.join(languages)}. Select one with --to.")
-        yield text
-
-
-def check_sampling(sample: bool, *options: float | None) -> None:
-    """Reject sampling options without --sample."""
-    if not sample and any(option is not None for option in options):
-        raise typer.BadParameter("--temperature, --top-k and --top-p require --sample.")
 
 
 def _run_pipeline(
