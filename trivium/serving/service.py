@@ -87,6 +87,21 @@ def create_app(
         keys.check(bearer_token(request))
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    _add_error_handlers(app)
+    app.add_middleware(Guard, metrics=metrics, timeout=limits.timeout, max_body=limits.body_bytes, log_texts=log_texts)
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    return app
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Answer refused requests with the error format of their interface."""
+
     @app.exception_handler(Refusal)
     async def refuse(request: Request, refusal: Refusal) -> JSONResponse:
         headers = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
@@ -100,13 +115,3 @@ def create_app(
     async def refuse_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         names = sorted({".".join(map(str, detail["loc"][1:])) for detail in error.errors()})
         return error_response(request.url.path, 400, f"The request has invalid fields: {', '.join(names)}.")
-
-    app.add_middleware(Guard, metrics=metrics, timeout=limits.timeout, max_body=limits.body_bytes, log_texts=log_texts)
-    if cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
-        )
-    return app
