@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Features, IterableDataset, List, Value
-from token_batching import losses_of, random_pairs, recipe_for, sampler
+from tiny_training import losses_of
+from token_batching import random_pairs, recipe_for, sampler
 
 from trivium.data.batch_stream import BatchStream
 from trivium.data.shares import EncodedStream

@@ -14,7 +14,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from token_batching import BY_TOKENS, losses_of, random_pairs, recipe_for, sampler
+from tiny_training import losses_of
+from token_batching import BY_TOKENS, random_pairs, recipe_for, sampler
 from transformers import Seq2SeqTrainer
 
 from trivium.data.token_batches import TokenBatchSampler, lengths_of

@@ -12,9 +12,10 @@ import pytest
 import torch
 from distributed_runs import run_distributed
 from tiny import tiny_model
+from tiny_training import quiet_arguments
 from token_batching import recipe_for
 from trained_tokenizers import KINDS, SOURCE, TARGET, TRAINED
-from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Seq2SeqTrainingArguments, set_seed
+from transformers import AutoTokenizer, DataCollatorForSeq2Seq, set_seed
 
 from trivium import TriviumForConditionalGeneration
 from trivium.data.numbers import english_cardinal, german_cardinal
@@ -157,15 +158,7 @@ def test_epochs_have_equally_many_batches(max_tokens: int) -> None:
 def make_trainer(folder: Path, **options: Any) -> RunTrainer:
     set_seed(0)
     model = tiny_model(TriviumForConditionalGeneration, vocab_size=330, decoder_layers=1, dropout=0.1)
-    args = Seq2SeqTrainingArguments(
-        output_dir=str(folder),
-        learning_rate=1e-2,
-        num_train_epochs=2,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        **options,
-    )
+    args = quiet_arguments(folder, learning_rate=1e-2, num_train_epochs=2, **options)
     return RunTrainer(
         model,
         args,

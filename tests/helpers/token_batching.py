@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Seq2SeqTrainer
 
 from trivium.data.token_batches import TokenBatchSampler
 from trivium.recipe import Recipe, load_recipe
@@ -40,7 +39,3 @@ def random_pairs(count: int) -> list[tuple[int, int]]:
 def recipe_for(folder: Path, *overrides: str, max_tokens: int = 400) -> Recipe:
     settings = [*BY_TOKENS, f"training.output_dir={folder}", f"inputs.max_tokens={max_tokens}", *overrides]
     return load_recipe("numbers", settings)
-
-
-def losses_of(trainer: Seq2SeqTrainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from language_models import Tensors, language_model, texts
 from tiny import tiny_model
+from tiny_training import losses_of
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithFlattening, PreTrainedModel, Trainer, TrainingArguments
@@ -81,7 +82,7 @@ def fit(
         data_collator=collator,
     )
     trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return losses_of(trainer)
 
 
 @pytest.mark.parametrize("smoothing", [pytest.param(0.0, marks=pytest.mark.slow), 0.2])

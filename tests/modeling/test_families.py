@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from searches import assert_same_scores
 from tiny import BOS, EOS, EXACT, PAD, Tensors, assert_same_gradients, copy_weights, mask_of, random_ids, shake
 from transformers import (
     BertConfig,
@@ -392,10 +393,7 @@ def test_generation_matches_native(name: str, attention: str, options: dict[str,
     assert torch.equal(ours.sequences, native.sequences)
     places = torch.isin(ours.sequences[:, 6:], torch.tensor(ends)).int().argmax(dim=1)
     assert len(places.unique()) > 2, "the texts end all alike: the test would not see a difference"
-    for step, expected in zip(ours.scores, native.scores, strict=True):
-        torch.testing.assert_close(step, expected, **EXACT)
-    if options["num_beams"] > 1:
-        torch.testing.assert_close(ours.sequences_scores, native.sequences_scores, **EXACT)
+    assert_same_scores(ours, native, **EXACT)
 
 
 # --- Presets at full size --------------------------------------------------------------------------------------------

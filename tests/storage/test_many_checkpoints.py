@@ -9,6 +9,7 @@ from accelerate.utils import merge_fsdp_weights
 from distributed_runs import launch_processes, run_distributed
 from killed_runs import kill_while_writing
 from safetensors.torch import load_file
+from tiny_training import losses_of
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from trivium.recipe import load_recipe
@@ -37,7 +38,7 @@ def train_here(settings: list[str], resume: bool = False, dies_in: str | None = 
     if dies_in is not None:
         kill_while_writing(dies_in)
     trainer = train(load_recipe("numbers", settings), resume=resume)
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return losses_of(trainer)
 
 
 def assert_same_model(folder: Path, other: Path, tolerance: float = 0) -> None:

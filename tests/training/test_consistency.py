@@ -10,8 +10,8 @@ from datasets import Dataset
 from distributed_runs import run_distributed
 from small_recipes import small_recipe
 from tiny import EXACT, PAD, assert_same_gradients, copying_batch, random_ids, tiny_model
+from tiny_training import collate_texts, losses_of, quiet_arguments
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainingArguments, set_seed
 
 from trivium import (
@@ -170,18 +170,13 @@ def shake_second_pass(model: nn.Module) -> None:
             part.register_forward_hook(scale)
 
 
-def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    ids = pad_sequence([torch.tensor(row["input_ids"]) for row in rows], batch_first=True, padding_value=PAD)
-    return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "labels": ids.masked_fill(ids == PAD, -100)}
-
-
 def make_trainer(learning: LearningArguments, folder: Path, rows: int, accumulation: int) -> RunTrainer:
     set_seed(0)
     model = tiny_model(TriviumForCausalLM, encoder_layers=0, decoder_layers=1)
     shake_second_pass(model)
     data = Dataset.from_dict({"input_ids": [random_ids(length).tolist() for length in range(3, 11)]})
-    args = Seq2SeqTrainingArguments(
-        output_dir=str(folder),
+    args = quiet_arguments(
+        folder,
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         max_steps=2,
@@ -190,13 +185,10 @@ def make_trainer(learning: LearningArguments, folder: Path, rows: int, accumulat
         max_grad_norm=0,
         train_sampling_strategy="sequential",
         save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
     )
     consistency = Consistency(model, learning) if learning.r_drop or learning.simcut else None
     return RunTrainer(
-        model, args, train_dataset=data, eval_dataset=data, data_collator=collate, consistency=consistency
+        model, args, train_dataset=data, eval_dataset=data, data_collator=collate_texts, consistency=consistency
     )
 
 
@@ -251,7 +243,7 @@ def test_zero_weights_change_nothing(tmp_path: Path) -> None:
     losses = []
     for index, weights in enumerate(([], ["learning.r_drop=0", "learning.simcut=0"], ["learning.r_drop=5"])):
         recipe = load_recipe("numbers", small_recipe(tmp_path / str(index), "training.max_steps=2", *weights))
-        losses.append([entry["loss"] for entry in train(recipe).state.log_history if "loss" in entry])
+        losses.append(losses_of(train(recipe)))
     assert losses[0] == losses[1]
     assert losses[2][0] > losses[0][0]
 

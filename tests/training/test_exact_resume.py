@@ -8,9 +8,9 @@ import pytest
 import torch
 from datasets import Dataset
 from distributed_runs import run_distributed
-from tiny import PAD, random_ids, tiny_model
-from torch.nn.utils.rnn import pad_sequence
-from transformers import Seq2SeqTrainingArguments, set_seed
+from tiny import random_ids, tiny_model
+from tiny_training import collate_texts, quiet_arguments
+from transformers import set_seed
 
 from trivium import TriviumForCausalLM
 from trivium.data.length_grouped import SeededLengthGroupedSampler
@@ -25,34 +25,26 @@ QUICK = [("group_by_length", 1), ("random", 2), ("max_tokens", 2)]
 Weights = dict[str, torch.Tensor]
 
 
-def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    ids = pad_sequence([torch.tensor(row["input_ids"]) for row in rows], batch_first=True, padding_value=PAD)
-    return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "labels": ids.masked_fill(ids == PAD, -100)}
-
-
 def make_trainer(strategy: str, accumulation: int, folder: Path, **options: Any) -> RunTrainer:
     """Return a Trainer for a tiny language model with dropout, so that resuming must restore RNG states as well."""
     set_seed(0)
     model = tiny_model(TriviumForCausalLM, encoder_layers=0, decoder_layers=1, dropout=0.1)
     rows = [random_ids(length).tolist() for length in torch.randint(2, 12, (ROWS,)).tolist()]
     by_tokens = strategy == "max_tokens"
-    args = Seq2SeqTrainingArguments(
-        output_dir=str(folder),
+    args = quiet_arguments(
+        folder,
         train_sampling_strategy="random" if by_tokens else strategy,
         per_device_train_batch_size=BATCH,
         gradient_accumulation_steps=accumulation,
         learning_rate=1e-2,
         num_train_epochs=2,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
         **options,
     )
     return RunTrainer(
         model,
         args,
         train_dataset=Dataset.from_dict({"input_ids": rows}),
-        data_collator=collate,
+        data_collator=collate_texts,
         max_tokens=BATCH * 8 if by_tokens else None,
     )
 

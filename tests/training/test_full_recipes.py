@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from matrices import slow_unless
+from tiny_training import losses_of
 from torch import nn
 from transformers import get_scheduler
 from typer.testing import CliRunner
@@ -57,7 +58,7 @@ def test_recipe_runs(name: str, folder: Path, tmp_path: Path) -> None:
     """Train for two steps with an evaluation; average the checkpoints, and check the signature of their score."""
     overrides = [each.replace("FOLDER", str(folder)) for each in RECIPES[name]]
     trainer = train(load_recipe(name, [*overrides, f"training.output_dir={tmp_path}/run"]))
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    losses = losses_of(trainer)
     assert len(losses) == 2
     assert torch.isfinite(torch.tensor(losses)).all()
     assert any("eval_loss" in entry for entry in trainer.state.log_history)

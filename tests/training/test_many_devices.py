@@ -14,9 +14,10 @@ import torch
 from distributed_runs import environment_of, free_port, run_distributed
 from safetensors.torch import load_file
 from tiny import random_ids, tiny_model
+from tiny_training import losses_of, quiet_arguments
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Seq2SeqTrainingArguments, set_seed
+from transformers import set_seed
 from typer.testing import CliRunner
 
 from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM
@@ -84,8 +85,8 @@ def train_steps(case: Case, folder: str, processes: int = 1, **options: Any) -> 
     if options.get("bf16"):
         model.float()
     tied = names_of_each_weight(model)
-    args = Seq2SeqTrainingArguments(
-        output_dir=folder,
+    args = quiet_arguments(
+        folder,
         max_steps=3,
         per_device_train_batch_size=ROWS // processes // accumulated,
         gradient_accumulation_steps=accumulated,
@@ -94,9 +95,6 @@ def train_steps(case: Case, folder: str, processes: int = 1, **options: Any) -> 
         learning_rate=1e-2,
         logging_steps=1,
         save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
         **options,
     )
     trainer = RunTrainer(model, args, train_dataset=rows_of(model), data_collator=collate)
@@ -251,7 +249,7 @@ def launch(*options: str, recipe: list[str]) -> subprocess.Popen[str]:
 def test_accelerate_launch(tmp_path: Path) -> None:
     """Two processes on one machine, and one process on each of two machines, must match a single process."""
     alone = train(load_recipe("numbers", [*NUMBERS, f"training.output_dir={tmp_path / 'alone'}", *rows(8)]))
-    losses = [entry["loss"] for entry in alone.state.log_history if "loss" in entry]
+    losses = losses_of(alone)
     together = [*NUMBERS, f"training.output_dir={tmp_path / 'one'}", *rows(4)]
     machines = [*NUMBERS, f"training.output_dir={tmp_path / 'two'}", *rows(4)]
     place = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port()), "--num_processes", "2"]

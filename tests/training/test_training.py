@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from small_recipes import small_recipe
+from tiny_training import losses_of
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -175,7 +176,7 @@ def test_gradient_accumulation_matches_full_batch(tmp_path: Path) -> None:
     parts = ["training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=4"]
     whole = train(load_recipe("numbers", small_recipe(tmp_path / "whole", *common)))
     split = train(load_recipe("numbers", small_recipe(tmp_path / "split", *common, *parts)))
-    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (whole, split)]
+    losses = [losses_of(run) for run in (whole, split)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for name, weight in whole.model.state_dict().items():
         torch.testing.assert_close(split.model.state_dict()[name], weight, rtol=0, atol=2e-4)
@@ -187,10 +188,7 @@ def test_trainer_label_smoothing_gives_same_loss(tmp_path: Path) -> None:
     trainers = ["model.label_smoothing=0", "training.label_smoothing_factor=0.1"]
     model_smoothing = train(load_recipe("numbers", small_recipe(tmp_path / "model", *common)))
     trainer_smoothing = train(load_recipe("numbers", small_recipe(tmp_path / "trainer", *common, *trainers)))
-    losses = [
-        [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-        for run in (model_smoothing, trainer_smoothing)
-    ]
+    losses = [losses_of(run) for run in (model_smoothing, trainer_smoothing)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 from matrices import slow_unless
 from safetensors.torch import load_file
+from tiny_training import losses_of
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, Seq2SeqTrainer
 from typer.testing import CliRunner
 
@@ -126,10 +127,6 @@ def runs(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {task: train(corpus.recipe(task, folder / task)) for task in TASKS}
 
 
-def losses(trainer: Seq2SeqTrainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
 def evaluations(trainer: Seq2SeqTrainer) -> list[dict[str, float]]:
     return [entry for entry in trainer.state.log_history if "eval_loss" in entry]
 
@@ -167,8 +164,8 @@ def test_auto_class_loads_model_of_run(trained: tuple[str, Seq2SeqTrainer]) -> N
 
 def test_run_logs_losses_and_metrics(trained: tuple[str, Seq2SeqTrainer]) -> None:
     task, trainer = trained
-    assert len(losses(trainer)) == 6
-    assert all(0 < loss < 10 for loss in losses(trainer))
+    assert len(losses_of(trainer)) == 6
+    assert all(0 < loss < 10 for loss in losses_of(trainer))
     measured = {f"eval_{name}" for name in METRICS.get(task, ())}
     assert len(evaluations(trainer)) == 2
     for entry in evaluations(trainer):
@@ -256,7 +253,7 @@ def test_resumed_task_matches_unbroken_run(corpus: Corpus, tmp_path: Path, task:
 @pytest.mark.parametrize("task", slow_unless(TASKS, ["translation", "denoising", "causal-lm", "question-answering"]))
 def test_streaming_trains(corpus: Corpus, tmp_path: Path, task: str) -> None:
     trainer = train(corpus.recipe(task, tmp_path / "run", data={"streaming": True}, training={"max_steps": 3}))
-    assert len(losses(trainer)) == 3
+    assert len(losses_of(trainer)) == 3
     assert len(evaluations(trainer)) == 1
 
 
@@ -272,7 +269,7 @@ def test_masks_differ_between_epochs(corpus: Corpus, tmp_path: Path) -> None:
         data={"max_train_samples": 1},
         tokenizer={"vocab_size": 262},
     )
-    assert len({round(loss, 5) for loss in losses(train(recipe))}) > 1
+    assert len({round(loss, 5) for loss in losses_of(train(recipe))}) > 1
 
 
 @pytest.mark.parametrize("task", ["causal-lm", "completion"])
@@ -299,7 +296,7 @@ def test_trainer_loss_matches_evaluator(corpus: Corpus, tmp_path: Path, task: st
         scores, _ = evaluate(
             trainer.model, trainer.processing_class, data, ["perplexity"], task=task, inputs=inputs, max_new_tokens=1
         )
-        assert losses(trainer) == pytest.approx([scores["perplexity"]["loss"]], rel=1e-4)
+        assert losses_of(trainer) == pytest.approx([scores["perplexity"]["loss"]], rel=1e-4)
 
 
 # --- Initialization from a saved model -------------------------------------------------------------------------------
@@ -320,7 +317,7 @@ def test_start_from_tokenizer_saved_by_transformers(
         recipe = corpus.recipe("causal-lm", tmp_path / f"from {start.name}", init_from=str(start), **options)
         trainer = train(recipe)
         tokenizer = trainer.processing_class
-        found.append((tokenizer(TEXTS)["input_ids"], losses(trainer)))
+        found.append((tokenizer(TEXTS)["input_ids"], losses_of(trainer)))
     assert not isinstance(tokenizer, TriviumTokenizer)
     assert found[0] == found[1]
     for name, *rest in (["evaluate"], ["generate", "red", "--max-new-tokens", "2"]):
@@ -491,4 +488,4 @@ def test_invalid_run_does_not_delete_existing_one(corpus: Corpus, tmp_path: Path
     with pytest.raises(ValueError, match=r"'lukewarm'.*unknown"):
         train(corpus.recipe("classification", tmp_path / "run", data=validation), overwrite=True)
     assert (tmp_path / "run" / "checkpoint-3" / "model.safetensors").exists()
-    assert len(losses(train(corpus.recipe("classification", tmp_path / "run"), overwrite=True))) == 6
+    assert len(losses_of(train(corpus.recipe("classification", tmp_path / "run"), overwrite=True))) == 6
