@@ -1,7 +1,6 @@
 """Plot learning curves: losses, metrics and the learning rate over steps."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from trivium.storage.checkpoints import STATE_FILE, checkpoints_of
 
-from .drawing import MARKERS, SERIES
+from .drawing import MARKERS, SERIES, panel_grid
 from .fonts import legible
 
 TRAINING, RATE, VALIDATION = "loss", "learning_rate", "eval_"  # keys, and a key prefix, of the Trainer's log
@@ -49,13 +48,8 @@ def plot_learning_curves(*runs: str | Path) -> Figure:
     if len(set(labels)) < len(runs):
         labels = list(map(str, runs))
     with legible(labels):
-        columns = len(panels) if len(panels) <= 3 else math.ceil(len(panels) / 2)
-        rows = math.ceil(len(panels) / columns)
-        figure = Figure(figsize=(0.5 + 3.4 * columns, 2.8 * rows + 0.4 + 0.2 * len(runs)), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
-        for axes in grid[len(panels) :]:
-            axes.remove()
-        for axes, (title, keys) in zip(grid, panels.items(), strict=False):
+        figure, grid = panel_grid(len(panels), (3.4, 2.8), 0.4 + 0.2 * len(runs), sharex=True)
+        for axes, (title, keys) in zip(grid, panels.items(), strict=True):
             for number, log in enumerate(logs):
                 for name in keys:
                     axes.plot(*_curve(log, name), **_style(number, name))

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .drawing import SERIES, WEIGHTS
+from .drawing import SERIES, WEIGHTS, panel_grid
 from .fonts import legible
 
 if TYPE_CHECKING:
@@ -40,13 +40,8 @@ def plot_data(report: "DataReport") -> Figure:
     if dropped:
         panels.append(partial(_draw_counts, "dropped rows", dropped))
     with legible(labels):
-        columns = len(panels) if len(panels) <= 3 else math.ceil(len(panels) / 2)
-        rows = math.ceil(len(panels) / columns)
-        figure = Figure(figsize=(0.5 + 3.6 * columns, 2.9 * rows + 0.2), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).flat
-        for axes in grid[len(panels) :]:
-            axes.remove()
-        for axes, draw in zip(grid, panels, strict=False):
+        figure, grid = panel_grid(len(panels), (3.6, 2.9), 0.2)
+        for axes, draw in zip(grid, panels, strict=True):
             draw(axes)
     return figure
 

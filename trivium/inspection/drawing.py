@@ -1,9 +1,11 @@
 """Shared helpers for plots: sizes, colors, heat maps and saving."""
 
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -70,6 +72,28 @@ def check_picture(path: str | Path) -> Path:
             f"The path of the picture is {path}, but there is no folder {path.parent}: create it first."
         )
     return path
+
+
+def panel_grid(
+    count: int, size: tuple[float, float], legend_height: float, columns: int | None = None, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a grid of panels, and the panels row by row.
+
+    Args:
+        count: Number of panels.
+        size: Width and height of a panel, in inches.
+        legend_height: Height for a legend below the panels, in inches.
+        columns: Number of columns; None for one row of up to three panels, or else two rows.
+        **options: Options of `Figure.subplots`.
+    """
+    columns = columns or (count if count <= 3 else math.ceil(count / 2))
+    rows = math.ceil(count / columns)
+    width, height = size
+    figure = Figure(figsize=(0.5 + width * columns, height * rows + legend_height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, **options).flat
+    for axes in grid[count:]:
+        axes.remove()
+    return figure, list(grid[:count])
 
 
 def draw_map(

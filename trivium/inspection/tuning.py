@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .drawing import SERIES
+from .drawing import SERIES, panel_grid
 
 OTHER_COLUMNS = ("trial", "state", "value", "seconds", "reason")
 LOG_RATIO = 20  # bounds of positive values with at least this ratio are drawn on a logarithmic axis
@@ -27,13 +27,7 @@ def plot_trials(rows: Sequence[dict[str, Any]], metric: str, direction: str) -> 
     """
     rows = [row for row in rows if row["value"] is not None and math.isfinite(row["value"])]
     fields = list(dict.fromkeys(name for row in rows for name in row if name not in OTHER_COLUMNS))
-    columns = min(3, len(fields) + 1)
-    lines = math.ceil((len(fields) + 1) / columns)
-    figure = Figure(figsize=(0.5 + 3.4 * columns, 2.8 * lines + 0.4), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).flat
-    for axes in grid[len(fields) + 1 :]:
-        axes.remove()
-    history = grid[0]
+    figure, (history, *grid) = panel_grid(len(fields) + 1, (3.4, 2.8), 0.4, columns=min(3, len(fields) + 1))
     _scatter(history, rows, "trial")
     completed = [row for row in rows if row["state"] == "complete"]
     better = min if direction == "minimize" else max
@@ -41,7 +35,7 @@ def plot_trials(rows: Sequence[dict[str, Any]], metric: str, direction: str) -> 
     history.step([row["trial"] for row in completed], best, where="post", color="black", label="best so far")
     history.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     history.set_ylabel(metric)
-    for axes, name in zip(grid[1:], fields, strict=False):
+    for axes, name in zip(grid, fields, strict=True):
         _scatter(axes, rows, name)
     figure.legend(*history.get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=3)
     return figure
