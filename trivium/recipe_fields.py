@@ -149,7 +149,7 @@ def recipe_summaries() -> Iterator[tuple[str, str]]:
         text = recipe_path(name).read_text(encoding="utf-8")
         lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
         comment = " ".join(line.lstrip("# ") for line in lines)
-        yield name, re.split(r"(?<=\.)\s", comment)[0]
+        yield name, re.split(r"(?<=\.)(?<!et al\.)\s", comment)[0]
 
 
 def _describe_all() -> Iterator[FieldDescription]:
