@@ -48,6 +48,7 @@ KINDS = {
     "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "answer"),
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
 }
+MAX_CELL = 300  # characters of a text in a table of examples
 # Commands for model classes that another command also accepts; the class alone does not determine the task.
 SAME = {"summarize": "translate"}
 
@@ -185,3 +186,11 @@ def report_errors(
 def print_error(message: str) -> None:
     """Print an error message to standard error."""
     Console(stderr=True).print(Text("Error: ", style="bold red") + Text(message), soft_wrap=True)
+
+
+def format_cell(value: Any) -> str:
+    """Format a data value for a table of examples: lists of words or texts are joined, long texts are shortened."""
+    if isinstance(value, dict):  # answers in the format of SQuAD
+        value = value["text"]
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= MAX_CELL else f"{text[:MAX_CELL]}…"

@@ -21,6 +21,7 @@ from trivium_cli.common import (
     as_lines,
     check_saved_model,
     drop_none,
+    format_cell,
     load,
     report_errors,
 )
@@ -205,15 +206,9 @@ def evaluate(
         for column in (*recipe.kind.columns, "prediction"):
             examples.add_column(column, overflow="fold")
         for row, prediction in islice(zip(rows, predictions, strict=True), EXAMPLES):
-            examples.add_row(*(Text(_cell(row[column])) for column in recipe.kind.columns), Text(prediction))
+            cells = [*(row[column] for column in recipe.kind.columns), prediction]
+            examples.add_row(*(Text(format_cell(cell)) for cell in cells))
         Console().print(examples)
-
-
-def _cell(value: Any) -> str:
-    """Format a data value for the table of examples; lists of words or texts are joined."""
-    if isinstance(value, dict):  # answers in the format of SQuAD
-        value = value["text"]
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _decoding(saved: "GenerationConfig", chosen: Iterable[str], options: dict[str, Any]) -> dict[str, Any]:
