@@ -24,6 +24,8 @@ from trivium.storage.atomic import write_whole
 from trivium.storage.names import RECIPE_FILE
 from trivium.tasks import TASKS, InputArguments, Task
 
+NO_MODEL = "model=null"  # the override that drops the model fields of a file
+
 
 @dataclass
 class Recipe:
@@ -45,7 +47,7 @@ class Recipe:
             covers about the last 1 / (1 - ema_decay) steps; 0.999 is typical. None to disable.
         init_from: Saved model to start from, with its tokenizer, instead of a new model. A task uses only the half of
             an encoder-decoder that it needs. `model` may then set only fields that do not change the shape of the
-            parameters, such as dropout.
+            parameters, such as dropout; the override `model=null` drops those of a recipe.
         distillation: Distillation of the model from a teacher, by its probabilities.
         card: Model card metadata that cannot be derived from the run.
     """
@@ -144,7 +146,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         source: Name of a bundled recipe, path of a YAML file, or run folder.
-        overrides: Fields to override, as `section.field=value` with a YAML value.
+        overrides: Fields to override, as `section.field=value` with a YAML value. `model=null` drops the section
+            `model` of the file.
 
     Raises:
         FileNotFoundError: There is no such recipe; the message lists the bundled ones.
@@ -152,7 +155,11 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = recipe_path(source)
     with _yaml_errors(f"{path}: "):
-        content = OmegaConf.merge(_read_file(path), _read_overrides(overrides))
+        content = _read_file(path)
+        if NO_MODEL in overrides:
+            content.pop("model", None)
+        changes = _read_overrides([override for override in overrides if override != NO_MODEL])
+        content = OmegaConf.merge(content, changes)
         if missing := sorted(OmegaConf.missing_keys(content)):
             raise ValueError(
                 f"{path} has no value for {', '.join(missing)}. Add {' '.join(f'{name}=...' for name in missing)} "

@@ -410,6 +410,6 @@ def load_initial_model(recipe: Recipe, facts: dict[str, Any]) -> PreTrainedModel
         raise ValueError(
             f"init_from is {recipe.init_from}, whose parameters do not match model={recipe.config_fields}: "
             f"{len(mismatches)} differ, such as {mismatches[0]}. With init_from, set only model fields that do not "
-            "change the shape of the parameters, such as dropout."
+            "change the shape of the parameters, such as dropout, or drop all with model=null."
         )
     return model
