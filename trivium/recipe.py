@@ -170,6 +170,20 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+@contextmanager
+def explain_missing_model(name: str, value: str) -> Iterator[None]:
+    """Convert the error of a model that is neither in a folder nor on the Hub to one that names the field `name`."""
+    try:
+        yield
+    except OSError as error:
+        if Path(value).is_dir():
+            raise
+        raise FileNotFoundError(
+            f"{name} is {value!r}, but there is no such folder, and no model of this name could be loaded from the "
+            "Hub. Set it to the folder of a saved model, or to the name of a model on the Hub."
+        ) from error
+
+
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 

@@ -48,6 +48,7 @@ KINDS = {
     "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "answer"),
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
 }
+ENGINE_FILES = {"ctranslate2": "model.bin", "onnx": "*.onnx"}
 MAX_CELL = 300  # characters of a text in a table of examples
 # Commands for model classes that another command also accepts; the class alone does not determine the task.
 SAME = {"summarize": "translate"}
@@ -69,6 +70,12 @@ def load(
         ValueError: The model does not fit this command, a file is corrupt, or the model needs remote code.
     """
     config = check_saved_model(folder)
+    for engine, pattern in ENGINE_FILES.items():
+        if any(folder.glob(pattern)) and not any(folder.glob("*.safetensors")):
+            raise ValueError(
+                f"{folder} holds a model that was converted for {engine}. Use it with --engine {engine}, or name the "
+                "folder that it was converted from."
+            )
     name = architecture_of(config)
     auto_class, supported = next((kind for suffix, kind in KINDS.items() if name.endswith(suffix)), (None, None))
     if auto_class is None or SAME.get(command or "", command) not in (None, supported):

@@ -26,7 +26,7 @@ from trivium.data.loading import has_shards
 from trivium.data.packing import packing_facts
 from trivium.data.shares import EncodedStream
 from trivium.data.subword_dropout import SubwordDropoutPairs
-from trivium.recipe import Recipe
+from trivium.recipe import Recipe, explain_missing_model
 from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, explain_write_failure, set_aside
 from trivium.storage.manifest import CARD, MANIFEST, RunFolder, record, start_manifest
 from trivium.storage.names import RECIPE_FILE
@@ -347,7 +347,8 @@ def load_or_build(
     elif prepared is not None:
         tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer, trust_remote_code=False)
     elif recipe.distillation.teacher is not None:
-        tokenizer = load_tokenizer(recipe.distillation.teacher, tags, recipe)
+        with explain_missing_model("distillation.teacher", recipe.distillation.teacher):
+            tokenizer = load_tokenizer(recipe.distillation.teacher, tags, recipe)
     else:
         texts = rows if sample is None else rows.take(sample)
         targets = (target for row in texts for target in task.targets_of(row)) if task.target else None
@@ -392,19 +393,13 @@ def load_initial_model(recipe: Recipe, facts: dict[str, Any]) -> PreTrainedModel
     Raises:
         ValueError: Parameters outside the head are missing, unexpected or of another shape.
     """
+    assert recipe.init_from is not None
     config = {**facts, **recipe.config_fields}
-    try:
+    with explain_missing_model("init_from", recipe.init_from):
         model_class = recipe.kind.model_class_for(TriviumConfig.from_pretrained(recipe.init_from, **config))
         model, report = model_class.from_pretrained(
             recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **config
         )
-    except OSError as error:
-        if recipe.init_from is None or Path(recipe.init_from).is_dir():
-            raise
-        raise FileNotFoundError(
-            f"init_from is {recipe.init_from!r}, but there is no such folder, and no model of this name could be "
-            "loaded from the Hub. Set it to the folder of a saved model, or to the name of a model on the Hub."
-        ) from error
     names = [*report["missing_keys"], *report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])]
     if mismatches := sorted(name for name in names if name.startswith(f"{model.base_model_prefix}.")):
         raise ValueError(
