@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from omegaconf import DictConfig, OmegaConf
@@ -84,7 +85,9 @@ class Recipe:
 
     def training_arguments(self) -> Seq2SeqTrainingArguments:
         """Return the `training:` section as training arguments."""
-        return Seq2SeqTrainingArguments(**{name: value for name, value in self.training.items() if value is not None})
+        values = {name: value for name, value in self.training.items() if value is not None}
+        # Without a GPU, torch warns about pinned memory, which is the default of transformers.
+        return Seq2SeqTrainingArguments(**{"dataloader_pin_memory": torch.accelerator.is_available(), **values})
 
     def model_config(self, **facts: Any) -> TriviumConfig:
         """Return the `model:` section as a configuration, with defaults in `facts` from the tokenizer and the data."""

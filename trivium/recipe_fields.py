@@ -60,7 +60,7 @@ TRAINING = {
     "activation_checkpointing": "Recompute activations in the backward pass, to save memory.",
     "torch_compile": "Compile the model.",
     "dataloader_num_workers": "Processes that load data; 0 for none.",
-    "dataloader_pin_memory": "Copy batches into pinned memory; needs a GPU.",
+    "dataloader_pin_memory": "Copy batches into pinned memory; needs a GPU, and is off by default without one.",
     "dataloader_drop_last": "Drop the last, smaller batch of an epoch.",
     "push_to_hub": "Push the model to the Hub.",
     "hub_model_id": "Repository on the Hub, as `owner/name`.",

@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from trivium.hub.public import load_card_arguments
 from trivium.recipe import Recipe, available_recipes, load_recipe
@@ -41,6 +42,8 @@ def test_overrides_replace_single_fields() -> None:
     assert recipe.model_config(vocab_size=600).d_model == 64
     assert recipe.training_arguments().learning_rate == 5e-4
     assert recipe.training_arguments().warmup_steps == 300  # All other fields are unchanged.
+    unset = load_recipe("numbers", ["training.dataloader_pin_memory=null"]).training_arguments()
+    assert unset.dataloader_pin_memory == torch.accelerator.is_available()
     assert recipe.metrics == ["chrf"]
 
 
