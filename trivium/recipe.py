@@ -264,6 +264,8 @@ def _yaml_errors(prefix: str = "") -> Iterator[None]:
         refuse_interpolation("${", error.full_key or "A field")
     except OmegaConfBaseException as error:
         sentence = str(error.msg or error).splitlines()[0].rstrip(".")
+        if error.full_key and "is not a ListConfig" in sentence:
+            sentence = f"The value must be a list, such as {error.full_key}=[...]"
         field_name = f"{error.full_key}: " if error.full_key else ""
         raise ValueError(f"{prefix}{field_name}{sentence}.") from error
     except YAMLError as error:

@@ -163,11 +163,13 @@ def evaluate(
         recipe = load_recipe(model, overrides or [])
         from trivium import evaluation
         from trivium.data import load_split
+        from trivium.data.directions import check_tags
         from trivium.storage.atomic import write_whole
         from trivium.storage.manifest import record
 
         rows = list(load_split(recipe.data, split, recipe.kind.columns))
         loaded, tokenizer = load(model, trust_remote_code=trust_remote_code)
+        check_tags(recipe.data, tokenizer, model)
         options = drop_none(num_beams=beams, length_penalty=length_penalty)
         decoding = {}
         if recipe.kind.target:

@@ -129,6 +129,8 @@ def test_invalid_fields_are_named(overrides: list[str], message: str) -> None:
         (["data=[5]"], r"data is \[5\], but must be a mapping"),
         (["model=5"], r"model is 5, but must be a mapping"),
         (["training=null"], r"training is None, but must be a mapping"),
+        (["data.directions=en-de"], r"data\.directions: The value must be a list, such as data\.directions="),
+        (["metrics=chrf"], r"metrics: The value must be a list"),
         (["traning.max_steps=5"], r"traning is unknown\. Did you mean training\b"),
         (["=5"], r"is not an override"),
         (["training.max_steps=["], r"numbers\.yaml"),
