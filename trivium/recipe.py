@@ -158,11 +158,11 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = recipe_path(source)
     with _yaml_errors(f"{path}: "):
-        content = _read_file(path)
+        own = _read_file(path)
         if NO_MODEL in overrides:
-            content.pop("model", None)
+            own.pop("model", None)
         changes = _read_overrides([override for override in overrides if override != NO_MODEL])
-        content = OmegaConf.merge(content, changes)
+        content = OmegaConf.merge(own, changes)
         if missing := sorted(OmegaConf.missing_keys(content)):
             raise ValueError(
                 f"{path} has no value for {', '.join(missing)}. Add {' '.join(f'{name}=...' for name in missing)} "
