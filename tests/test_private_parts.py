@@ -110,6 +110,7 @@ PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
         "_init_training_state": (
             "self max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial"
         ),
+        "_issue_warnings_after_load": "self load_result",
         "_load_rng_state": "self checkpoint",
         "_prepare_for_training": "self max_steps train_dataloader resume_from_checkpoint",
         "_push_from_checkpoint": "self checkpoint_folder",
@@ -130,10 +131,11 @@ PRIVATE: dict[type | ModuleType, dict[str, str | None]] = {
     },
 }
 # These dictionaries, which `trivium.auto` modifies, are undocumented although their names look public.
-TABLES = {
-    "transformers.pipelines": "REMOVED_TASKS",
-    "transformers.models.auto.modeling_auto": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-}
+TABLES = [
+    ("transformers.pipelines", "REMOVED_TASKS"),
+    ("transformers.models.auto.modeling_auto", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
+    ("transformers.models.auto.modeling_auto", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"),
+]
 
 
 def parameters(function: object) -> str:
@@ -166,10 +168,10 @@ def test_private_apis_are_as_expected(owner: type | ModuleType) -> None:
     assert not any(changes), "\n".join(filter(None, changes))
 
 
-@pytest.mark.parametrize("module", TABLES)
-def test_auto_class_tables_exist(module: str) -> None:
-    found = getattr(importlib.import_module(module), TABLES[module], None)
-    assert isinstance(found, dict), f"{transformers.__version__} of transformers has no {module}.{TABLES[module]}."
+@pytest.mark.parametrize(("module", "name"), TABLES)
+def test_auto_class_tables_exist(module: str, name: str) -> None:
+    found = getattr(importlib.import_module(module), name, None)
+    assert isinstance(found, dict), f"{transformers.__version__} of transformers has no {module}.{name}."
 
 
 def test_change_is_detected() -> None:

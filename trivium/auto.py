@@ -11,7 +11,10 @@ from transformers import (
     PreTrainedModel,
     pipelines,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from trivium.configuration import TriviumConfig
 from trivium.modeling.auto_map import WITH_BOTH, WITH_DECODER, WITH_ENCODER, auto_classes
@@ -74,6 +77,10 @@ def register() -> None:
             model.register_for_auto_class(name)
     # The Trainer's label smoothing uses this mapping to decide whether the labels must be shifted.
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["trivium"] = "TriviumForCausalLM"
+    # The text-classification pipeline checks class names, and only the stand-in is registered with the Auto class.
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["trivium"] = tuple(
+        classes["AutoModelForSequenceClassification"].__name__ for classes in (WITH_ENCODER, WITH_DECODER)
+    )
 
     # transformers 5 has removed these pipelines, and rejects the name of a removed task even if it is registered.
     for pipeline, auto_class in (

@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +24,8 @@ from trivium.recipe_sections import CardArguments, DistillationArguments, Learni
 from trivium.storage.atomic import write_whole
 from trivium.storage.names import RECIPE_FILE
 from trivium.tasks import TASKS, InputArguments, Task
+
+NO_MODEL = "model=null"  # the override that drops the model fields of a file
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Recipe:
             covers about the last 1 / (1 - ema_decay) steps; 0.999 is typical. None to disable.
         init_from: Saved model to start from, with its tokenizer, instead of a new model. A task uses only the half of
             an encoder-decoder that it needs. `model` may then set only fields that do not change the shape of the
-            parameters, such as dropout.
+            parameters, such as dropout; the override `model=null` drops those of a recipe.
         distillation: Distillation of the model from a teacher, by its probabilities.
         card: Model card metadata that cannot be derived from the run.
     """
@@ -82,7 +85,9 @@ class Recipe:
 
     def training_arguments(self) -> Seq2SeqTrainingArguments:
         """Return the `training:` section as training arguments."""
-        return Seq2SeqTrainingArguments(**{name: value for name, value in self.training.items() if value is not None})
+        values = {name: value for name, value in self.training.items() if value is not None}
+        # Without a GPU, torch warns about pinned memory, which is the default of transformers.
+        return Seq2SeqTrainingArguments(**{"dataloader_pin_memory": torch.accelerator.is_available(), **values})
 
     def model_config(self, **facts: Any) -> TriviumConfig:
         """Return the `model:` section as a configuration, with defaults in `facts` from the tokenizer and the data."""
@@ -144,7 +149,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         source: Name of a bundled recipe, path of a YAML file, or run folder.
-        overrides: Fields to override, as `section.field=value` with a YAML value.
+        overrides: Fields to override, as `section.field=value` with a YAML value. `model=null` drops the section
+            `model` of the file.
 
     Raises:
         FileNotFoundError: There is no such recipe; the message lists the bundled ones.
@@ -152,7 +158,11 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = recipe_path(source)
     with _yaml_errors(f"{path}: "):
-        content = OmegaConf.merge(_read_file(path), _read_overrides(overrides))
+        own = _read_file(path)
+        if NO_MODEL in overrides:
+            own.pop("model", None)
+        changes = _read_overrides([override for override in overrides if override != NO_MODEL])
+        content = OmegaConf.merge(own, changes)
         if missing := sorted(OmegaConf.missing_keys(content)):
             raise ValueError(
                 f"{path} has no value for {', '.join(missing)}. Add {' '.join(f'{name}=...' for name in missing)} "
@@ -161,6 +171,20 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), content))
     assert isinstance(recipe, Recipe)  # The schema was built from this class.
     return recipe
+
+
+@contextmanager
+def explain_missing_model(name: str, value: str) -> Iterator[None]:
+    """Convert the error of a model that is neither in a folder nor on the Hub to one that names the field `name`."""
+    try:
+        yield
+    except OSError as error:
+        if Path(value).is_dir():
+            raise
+        raise FileNotFoundError(
+            f"{name} is {value!r}, but there is no such folder, and no model of this name could be loaded from the "
+            "Hub. Set it to the folder of a saved model, or to the name of a model on the Hub."
+        ) from error
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
@@ -240,6 +264,8 @@ def _yaml_errors(prefix: str = "") -> Iterator[None]:
         refuse_interpolation("${", error.full_key or "A field")
     except OmegaConfBaseException as error:
         sentence = str(error.msg or error).splitlines()[0].rstrip(".")
+        if error.full_key and "is not a ListConfig" in sentence:
+            sentence = f"The value must be a list, such as {error.full_key}=[...]"
         field_name = f"{error.full_key}: " if error.full_key else ""
         raise ValueError(f"{prefix}{field_name}{sentence}.") from error
     except YAMLError as error:

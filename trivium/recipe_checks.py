@@ -56,7 +56,7 @@ def _check_model(recipe: "Recipe") -> None:
     if recipe.init_from and preset is not None:
         raise ValueError(
             f"init_from is {recipe.init_from!r} and model.preset is {preset!r}, but a saved model has its own "
-            "configuration. Set model.preset=null or init_from=null."
+            "configuration. Set model.preset=null, or model=null to drop all model fields, or init_from=null."
         )
 
 

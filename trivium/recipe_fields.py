@@ -60,7 +60,7 @@ TRAINING = {
     "activation_checkpointing": "Recompute activations in the backward pass, to save memory.",
     "torch_compile": "Compile the model.",
     "dataloader_num_workers": "Processes that load data; 0 for none.",
-    "dataloader_pin_memory": "Copy batches into pinned memory; needs a GPU.",
+    "dataloader_pin_memory": "Copy batches into pinned memory; needs a GPU, and is off by default without one.",
     "dataloader_drop_last": "Drop the last, smaller batch of an epoch.",
     "push_to_hub": "Push the model to the Hub.",
     "hub_model_id": "Repository on the Hub, as `owner/name`.",
@@ -149,7 +149,7 @@ def recipe_summaries() -> Iterator[tuple[str, str]]:
         text = recipe_path(name).read_text(encoding="utf-8")
         lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
         comment = " ".join(line.lstrip("# ") for line in lines)
-        yield name, re.split(r"(?<=\.)\s", comment)[0]
+        yield name, re.split(r"(?<=\.)(?<!et al\.)\s", comment)[0]
 
 
 def _describe_all() -> Iterator[FieldDescription]:

@@ -40,6 +40,8 @@ KINDS = {
     "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "answer"),
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
 }
+ENGINE_FILES = {"ctranslate2": "model.bin", "onnx": "*.onnx"}
+MAX_CELL = 300  # characters of a text in a table of examples
 # Commands for model classes that another command also accepts; the class alone does not determine the task.
 SAME = {"summarize": "translate"}
 
@@ -60,6 +62,12 @@ def load(
         ValueError: The model does not fit this command, a file is corrupt, or the model needs remote code.
     """
     config = check_saved_model(folder)
+    for engine, pattern in ENGINE_FILES.items():
+        if any(folder.glob(pattern)) and not any(folder.glob("*.safetensors")):
+            raise ValueError(
+                f"{folder} holds a model that was converted for {engine}. Use it with --engine {engine}, or name the "
+                "folder that it was converted from."
+            )
     name = architecture_of(config)
     auto_class, supported = next((kind for suffix, kind in KINDS.items() if name.endswith(suffix)), (None, None))
     if auto_class is None or SAME.get(command or "", command) not in (None, supported):
@@ -172,3 +180,11 @@ def report_errors(
 def print_error(message: str) -> None:
     """Print an error message to standard error."""
     Console(stderr=True).print(Text("Error: ", style="bold red") + Text(message), soft_wrap=True)
+
+
+def format_cell(value: Any) -> str:
+    """Format a data value for a table of examples: lists of words or texts are joined, long texts are shortened."""
+    if isinstance(value, dict):  # answers in the format of SQuAD
+        value = value["text"]
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= MAX_CELL else f"{text[:MAX_CELL]}…"

@@ -58,7 +58,10 @@ def convert(
             _convert_for_engine(Path(model), output, layout or to, quantization)
             return
         from trivium.interop import convert as convert_model
+        from trivium.interop.families import FAMILIES
 
+        if to is not None and to not in FAMILIES:
+            raise ValueError(f"--to is {to!r}, but must be one of {', '.join((*FAMILIES, *ENGINES))}.")
         converted = convert_model(model, output, to, max_shard_size=max_shard_size, show_progress=True)
     for note in converted.notes:
         typer.echo(f"Note: {note}.")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trivium_cli.common import report_errors
+from trivium_cli.common import format_cell, report_errors
 
 if TYPE_CHECKING:
     from trivium.training import DataReport
@@ -96,7 +96,7 @@ def _print(report: "DataReport") -> None:
     for column in report.samples[0] if report.samples else ():
         samples.add_column(column, overflow="fold")
     for row in report.samples:
-        samples.add_row(*(Text(str(value)) for value in row.values()))
+        samples.add_row(*(Text(format_cell(value)) for value in row.values()))
     console.print(samples)
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trivium_cli.common import Model, TrustRemoteCode, as_lines, check_saved_model, load, report_errors
+from trivium_cli.common import Model, TrustRemoteCode, as_lines, check_saved_model, format_cell, load, report_errors
 from trivium_cli.decoding import Beams, LengthPenalty, search_options
 
 if TYPE_CHECKING:
@@ -153,11 +153,13 @@ def evaluate(
         recipe = load_recipe(model, overrides or [])
         from trivium import evaluation
         from trivium.data import load_split
+        from trivium.data.directions import check_tags
         from trivium.storage.atomic import write_whole
         from trivium.storage.manifest import record
 
         rows = list(load_split(recipe.data, split, recipe.kind.columns))
         loaded, tokenizer = load(model, trust_remote_code=trust_remote_code)
+        check_tags(recipe.data, tokenizer, model)
         options = search_options(beams=beams, length_penalty=length_penalty)
         decoding = {}
         if recipe.kind.target:
@@ -205,15 +207,9 @@ def _print_examples(rows: Sequence[Mapping[str, Any]], predictions: Sequence[str
     for column in (*columns, "prediction"):
         table.add_column(column, overflow="fold")
     for row, prediction in islice(zip(rows, predictions, strict=True), EXAMPLES):
-        table.add_row(*(Text(_cell(row[column])) for column in columns), Text(prediction))
+        cells = [*(row[column] for column in columns), prediction]
+        table.add_row(*(Text(format_cell(cell)) for cell in cells))
     Console().print(table)
-
-
-def _cell(value: Any) -> str:
-    """Format a data value for the table of examples; lists of words or texts are joined."""
-    if isinstance(value, dict):  # answers in the format of SQuAD
-        value = value["text"]
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _decoding(saved: "GenerationConfig", chosen: Iterable[str], options: dict[str, Any]) -> dict[str, Any]:

@@ -178,6 +178,7 @@ def test_converted_translator_gives_same_output(tokenizer: TriviumTokenizer, tmp
     expected = printed("translate", folder, *TEXTS, *short)
     assert len(set(expected.splitlines())) > 1
     assert printed("translate", converted, *TEXTS, *short, "--engine", engine) == expected
+    assert f"was converted for {engine}. Use it with --engine {engine}" in trivium("translate", converted, CAT)[2]
 
 
 @pytest.mark.parametrize("engine", ["ctranslate2", pytest.param("onnx", marks=pytest.mark.slow)])
@@ -203,6 +204,8 @@ def test_options_of_other_engines_are_refused(translator: Path, tmp_path: Path) 
     for options in (["--to", "gguf", "--layout", "transformers.js"], ["--to", "onnx", "--layout", "browser"]):
         code, _, errors = trivium("convert", translator, tmp_path / "out", *options)
         assert (code, "must be 'transformers.js', with --to onnx" in " ".join(errors.split())) == (2, True), errors
+    code, _, errors = trivium("convert", translator, tmp_path / "out", "--to", "tensorflow")
+    assert (code, "--to is 'tensorflow', but must be one of bart" in errors, "onnx" in errors) == (1, True, True)
     sizes = []
     for name, options in {"large": [], "small": ["--quantization", "int8"]}.items():
         printed("convert", translator, tmp_path / name, "--to", "ctranslate2", *options)

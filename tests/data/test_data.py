@@ -314,7 +314,7 @@ def test_invalid_plain_text(tmp_path, content, whole, message, streaming):
 
 @pytest.mark.parametrize(
     ("columns", "allowed"),
-    [(TEXT, r"\.parquet, .*or plain text\.$"), (LABELED_TEXT, r"\.parquet, \.tmx\.$")],
+    [(TEXT, r"\.parquet, .*or plain text\.$"), (LABELED_TEXT, r"\.tsv, \.parquet\.$")],
 )
 def test_missing_file_error_lists_allowed_forms(tmp_path, columns, allowed):
     with pytest.raises(FileNotFoundError, match=rf"train.*file.*{allowed}"):

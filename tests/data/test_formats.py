@@ -170,6 +170,12 @@ def test_missing_nested_column_is_named(tmp_path: Path, row: str) -> None:
         load(tmp_path / "a.jsonl", TEXT, text="doc.src.text")
 
 
+def test_object_as_column_names_its_fields(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"doc": {"src": {"text": "x"}}, "de": "y"}\n')
+    with pytest.raises(ValueError, match=r"line 1: 'doc\.src' is .* Set data\.source=doc\.src\.text for nested"):
+        load(tmp_path / "a.jsonl", source="doc.src")
+
+
 # --- Translation memories --------------------------------------------------------------------------------------------
 
 TMX = """<?xml version="1.0" encoding="UTF-8"?>
@@ -191,7 +197,7 @@ def test_translation_memory(tmp_path: Path, encoding: str, streaming: bool) -> N
 
 def test_units_without_a_language_are_empty(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "memory.tmx").write_text(TMX, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"memory\.tmx, translation unit 1: 'fr' is None.*data\.drop_empty=true"):
+    with pytest.raises(ValueError, match=r"unit 1: 'fr' is None.*'en-GB', 'DE'.*data\.drop_empty=true"):
         load(tmp_path / "memory.tmx", target="fr")
     assert load(tmp_path / "memory.tmx", target="fr", drop_empty=True) == [{"source": "Größe", "target": "x"}]
     assert "data.train (en-fr): dropped 1 of 2 rows: 1 empty." in caplog.text

@@ -20,7 +20,7 @@ from trivium.recipe import (
     load_recipe,
     recipe_path,
 )
-from trivium.recipe_fields import GENERATION, TRAINING, describe_fields
+from trivium.recipe_fields import GENERATION, TRAINING, describe_fields, recipe_summaries
 from trivium.tasks import InputArguments
 from trivium_cli import app
 
@@ -77,3 +77,4 @@ def test_recipes_are_listed() -> None:
     listed = run()
     assert all(name in listed for name in available_recipes())
     assert "There is no recipe 'nowhere'" in run("nowhere")
+    assert not any(summary.endswith("et al.") for _, summary in recipe_summaries())

@@ -6,6 +6,7 @@ are compared with those in this process, for single texts and for batches.
 
 import copy
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pipe_of(folders: Path, name: str, **kwargs: Any) -> Any:
     return pipeline(QUESTIONS[name][0], str(folders / name), device="cpu", **kwargs)
+
+
+@pytest.mark.parametrize("name", ["writer", "classifier", "tagger"])
+def test_pipeline_does_not_report_the_model_as_unsupported(
+    folders: Path, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    pipe_of(folders, name)
+    assert "not supported" not in caplog.text
 
 
 @pytest.fixture(scope="module")

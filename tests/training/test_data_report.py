@@ -13,6 +13,7 @@ from trivium.inspection import plot_data
 from trivium.recipe import load_recipe
 from trivium.training import report_data
 from trivium_cli import app
+from trivium_cli.common import MAX_CELL, format_cell
 
 TRAIN = [
     ("one dog", "ein Hund"),
@@ -93,3 +94,16 @@ def test_command_prints_tables_and_draws_a_picture(overrides: list[str], tmp_pat
     assert "is not overwritten" in refused.stderr.replace("\n", " ")
     assert picture.read_bytes() == content
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        (["one", "two"], "one two"),
+        ({"text": ["May"], "answer_start": [3]}, "May"),
+        ("x" * MAX_CELL, "x" * MAX_CELL),
+        ("x" * 2 * MAX_CELL, "x" * MAX_CELL + "…"),
+    ],
+)
+def test_long_and_structured_values_fit_a_table(value: Any, cell: str) -> None:
+    assert format_cell(value) == cell

@@ -120,8 +120,15 @@ def test_teacher_with_another_tokenizer_is_refused(tmp_path: Path, monkeypatch: 
     recipe.distillation = DistillationArguments(teacher=str(tmp_path / "teacher"))
     with pytest.raises(ValueError, match=r"distillation\.teacher is .*teacher, whose tokenizer differs"):
         load_distillation(recipe, *load_or_build(recipe, rows))
-    with pytest.raises(ValueError, match="must hold a TriviumForCausalLM, like the student"):
-        load_distillation(recipe, TriviumForCausalLM(tiny_config()), load_or_build(recipe, rows)[1])
+    student, tokenizer = TriviumForCausalLM(tiny_config()), load_or_build(recipe, rows)[1]
+    message = "holds a TriviumForConditionalGeneration, but must hold a TriviumForCausalLM, like the student"
+    with pytest.raises(ValueError, match=message):
+        load_distillation(recipe, student, tokenizer)
+    recipe.init_from, recipe.distillation.teacher = None, "nobody/nothing"  # a valid name on the Hub
+    with pytest.raises(FileNotFoundError, match=r"distillation\.teacher is 'nobody/nothing', but there is no such"):
+        load_or_build(recipe, rows)
+    with pytest.raises(FileNotFoundError, match=r"distillation\.teacher is 'nobody/nothing', but there is no such"):
+        load_distillation(recipe, student, tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,12 @@ def test_start_from_a_model_without_the_tags_is_refused(run: Path, tmp_path: Pat
         load_or_build(other, datasets.Dataset.from_dict({"source": ["a"], "target": ["b"]}))
 
 
+def test_evaluation_of_an_unknown_direction_is_refused(run: Path) -> None:
+    run.with_name("test.fr").write_text("un\ndeux\n")
+    result = CliRunner().invoke(app, ["evaluate", str(run), "data.directions=[en-fr]"])
+    assert (result.exit_code, "does not have <2fr>. Choose directions" in result.stderr) == (1, True), result.output
+
+
 @pytest.mark.slow
 def test_card_lists_directions_and_tags(run: Path) -> None:
     card = render_card(run)["README.md"].decode()

@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from trivium.hub.public import load_card_arguments
 from trivium.recipe import Recipe, available_recipes, load_recipe
@@ -41,6 +42,8 @@ def test_overrides_replace_single_fields() -> None:
     assert recipe.model_config(vocab_size=600).d_model == 64
     assert recipe.training_arguments().learning_rate == 5e-4
     assert recipe.training_arguments().warmup_steps == 300  # All other fields are unchanged.
+    unset = load_recipe("numbers", ["training.dataloader_pin_memory=null"]).training_arguments()
+    assert unset.dataloader_pin_memory == torch.accelerator.is_available()
     assert recipe.metrics == ["chrf"]
 
 
@@ -126,6 +129,8 @@ def test_invalid_fields_are_named(overrides: list[str], message: str) -> None:
         (["data=[5]"], r"data is \[5\], but must be a mapping"),
         (["model=5"], r"model is 5, but must be a mapping"),
         (["training=null"], r"training is None, but must be a mapping"),
+        (["data.directions=en-de"], r"data\.directions: The value must be a list, such as data\.directions="),
+        (["metrics=chrf"], r"metrics: The value must be a list"),
         (["traning.max_steps=5"], r"traning is unknown\. Did you mean training\b"),
         (["=5"], r"is not an override"),
         (["training.max_steps=["], r"numbers\.yaml"),

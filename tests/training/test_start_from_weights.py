@@ -73,6 +73,8 @@ def test_preset_is_unset_as_the_refusal_says(run: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.preset is 'transformer-micro'.*Set model\.preset=null"):
         load_recipe(run, [f"init_from={json.dumps(str(run))}"])
     assert load_recipe(run, ["init_from=somewhere", "model.preset=null"]).config_fields["d_model"] == 16
+    recipe = load_recipe(run, ["model.dropout=0.3", "init_from=somewhere", "model=null"])
+    assert recipe.model == {"dropout": 0.3}, "only the model fields of the file are dropped"
     assert load_recipe("numbers", ["model.preset=null"]).model_config(vocab_size=300).vocab_size == 300
 
 

@@ -75,6 +75,7 @@ def test_interrupted_output_is_continued_exactly(texts_file: Path, tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         write(texts_file, tmp_path / "parts.jsonl", interrupted, seed=1)
     assert not (tmp_path / "parts.jsonl").exists()
+    assert (tmp_path / "parts.jsonl.partial").exists() == bool(finished), "a folder without pairs is of no use"
     with (
         pytest.raises(ValueError, match=r"changed settings: seed was 1, is now 2")
         if finished

@@ -314,6 +314,8 @@ def test_floats_are_regression_and_so_is_explicit_type() -> None:
     assert label_facts(["0.5", "2"], "regression") == regression  # as read from a CSV file
     with pytest.raises(ValueError, match=r"list.*labels.*0\.5"):
         label_facts([[0.5, 1.0]])
+    with pytest.raises(ValueError, match=r"label of all training rows is 'a', .* Set data\.label"):
+        label_facts(["a", "a"])
 
 
 def test_label_encoding_round_trips() -> None:

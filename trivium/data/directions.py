@@ -4,9 +4,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
 
 from trivium.data.arguments import DataArguments
 from trivium.data.columns import PAIR
@@ -71,6 +73,15 @@ def tags_of(args: DataArguments) -> list[str]:
     if args.directions is None:
         return []
     return list(dict.fromkeys(language_tag(part.target) for part in split_directions(args)))
+
+
+def check_tags(args: DataArguments, tokenizer: PreTrainedTokenizerBase, model: Path) -> None:
+    """Raise a ValueError if the tokenizer of a saved model lacks the tag of a direction."""
+    if missing := sorted(set(tags_of(args)) - set(tokenizer.get_vocab())):
+        raise ValueError(
+            f"data.directions is {args.directions}, but the tokenizer of {model} does not have {', '.join(missing)}. "
+            "Choose directions that the model was trained on."
+        )
 
 
 def untagged_texts(texts: Iterable[str], tags: Sequence[str]) -> Iterator[str]:

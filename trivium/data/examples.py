@@ -72,11 +72,23 @@ def example_of(row: Row, columns: Mapping[str, str], place: str, allow_blank: bo
         is_blank = value is None or (isinstance(value, str) and not value.strip())
         if name != "label" and (not isinstance(value, str | None) or (is_blank and not allow_blank)):
             needs = "every pair needs a sentence on both sides" if name in PAIR else "every row needs a text"
-            advice = " Set data.drop_empty=true to drop such rows." if is_blank else ""
-            raise ValueError(f"{place}: {column!r} is {value!r}; {needs}.{advice}")
+            raise ValueError(f"{place}: {column!r} is {value!r}; {needs}.{_advice(name, column, value, cells)}")
         example[name] = "" if value is None else value
     check_example(example, place)
     return example
+
+
+def _advice(name: str, column: str, value: Any, cells: Mapping[str, Any]) -> str:
+    """Say what to do about a value that is blank or no text."""
+    if isinstance(value, Mapping):
+        fields = [f"data.{FIELDS.get(name, name)}={column}.{key}" for key in value]
+        return f" Set {' or '.join(fields)} for nested texts." if fields else ""
+    if isinstance(value, str):
+        return " Set data.drop_empty=true to drop such rows."
+    if value is not None:
+        return ""
+    others = [key for key, cell in cells.items() if cell is not None]
+    return f" The row has {others}. Set data.drop_empty=true to drop such rows, or choose other columns."
 
 
 def numbered_example(

@@ -240,6 +240,11 @@ def file_arguments(path: str, args: DataArguments, columns: Iterable[str]) -> di
     return {"files": files_of(path, args, names), "columns": names, "whole": args.whole_files, "form": form}
 
 
+def _endings(columns: Iterable[str]) -> str:
+    """List the endings of files for a task; a translation memory has only sentence pairs."""
+    return ", ".join(ending for ending in READERS if ending != ".tmx" or tuple(columns) == PAIR)
+
+
 def _load_file(path: str, split: str, args: DataArguments, columns: dict[str, str]) -> Dataset | IterableDataset:
     files = files_of(path, args, columns)
     is_prefix = len(files) > 1
@@ -256,11 +261,11 @@ def _load_file(path: str, split: str, args: DataArguments, columns: dict[str, st
             }
             raise FileNotFoundError(
                 f"data.{split} names {file}, but there is no such file{hint}. Allowed are files that end in "
-                f"{', '.join(READERS)}{others.get(tuple(columns), '')}."
+                f"{_endings(columns)}{others.get(tuple(columns), '')}."
             )
     if not is_prefix and content_suffix(path) not in READERS and tuple(columns) != TEXT and "tags" not in columns:
         raise ValueError(
-            f"data.{split} is {path}, but plain text has no labels. Use a file that ends in {', '.join(READERS)}."
+            f"data.{split} is {path}, but plain text has no labels. Use a file that ends in {_endings(columns)}."
         )
     gen_kwargs = {**file_arguments(path, args, columns), "allow_blank": allows_blank(args, split)}
     options: dict[str, Any] = {"features": _features(columns), "split": NamedSplit(split)}

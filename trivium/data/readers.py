@@ -77,7 +77,7 @@ def _decode(lines: Iterable[bytes], name: str | Path, encoding: str | None = Non
         except UnicodeDecodeError as error:
             byte = f"byte 0x{line[error.start]:02x} at position {error.start + 1} is not {codec.upper()}"
             advice = (
-                ", the only encoding allowed."
+                ", the only encoding allowed. Convert the file, for example with iconv."
                 if encoding is None
                 else ". Set data.encoding to the encoding of the file, such as cp1252 or utf-16."
             )

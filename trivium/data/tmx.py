@@ -17,7 +17,7 @@ def tmx_rows(file: str, languages: tuple[str, ...]) -> Iterator[tuple[str, dict[
     """Yield the units of a translation memory as rows with one column per language, each with its location.
 
     A language code matches regardless of case, or else matches its first regional variant: `en` matches `en-GB`. If a
-    unit lacks a language, that column is None.
+    unit lacks a language, that column is None. The languages of the unit are columns, too, for error messages.
 
     Args:
         file: The file, which may be compressed. It is read unit by unit.
@@ -41,10 +41,10 @@ def tmx_rows(file: str, languages: tuple[str, ...]) -> Iterator[tuple[str, dict[
                 elif _name(element) == "tu":
                     count += 1
                     texts = _texts(element)
-                    row = {language: _find(texts, language) for language in languages}
+                    found = {language: _find(texts, language) for language in languages}
                     seen.update(texts)
-                    missing -= {language for language, text in row.items() if text is not None}
-                    yield f"{file}, translation unit {count}", row
+                    missing -= {language for language, text in found.items() if text is not None}
+                    yield f"{file}, translation unit {count}", {**texts, **found}
                     if body is not None:
                         body.clear()  # Free the unit, including its reference in the body.
     except ParseError as error:

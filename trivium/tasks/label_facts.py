@@ -20,7 +20,7 @@ def label_facts(labels: Iterable[Any], problem_type: str | None = None) -> dict[
         `problem_type`, and `label2id` and `id2label`, or `num_labels` for regression.
 
     Raises:
-        ValueError: A label is a list with a float.
+        ValueError: A label is a list with a float, or all labels are the same.
     """
     seen: set[Any] = set()
     has_lists = has_floats = False
@@ -37,6 +37,11 @@ def label_facts(labels: Iterable[Any], problem_type: str | None = None) -> dict[
         None if all(isinstance(label, int) for label in seen) else str
     )  # Integers sort numerically: 2 before 10.
     names = list(dict.fromkeys(map(str, sorted(seen, key=sort_key))))
+    if len(names) == 1 and not has_lists:
+        raise ValueError(
+            f"The label of all training rows is {names[0]!r}, but a classifier needs at least two different labels. "
+            "Set data.label to the column of labels, or add rows with other labels."
+        )
     return {
         "problem_type": "multi_label_classification" if has_lists else "single_label_classification",
         "label2id": {name: i for i, name in enumerate(names)},

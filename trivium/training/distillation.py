@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trivium.configuration import TriviumConfig
 from trivium.modeling import TriviumForCausalLM
 from trivium.modeling.loss import IGNORE_INDEX, shift_left
-from trivium.recipe import Recipe
+from trivium.recipe import Recipe, explain_missing_model
 from trivium.training.prepared import tokenizer_fingerprint
 
 
@@ -97,12 +97,14 @@ def load_distillation(
     fields, options = recipe.distillation, {"trust_remote_code": False}
     if fields.teacher is None:
         return None
-    config = TriviumConfig.from_pretrained(fields.teacher)
+    with explain_missing_model("distillation.teacher", fields.teacher):
+        config = TriviumConfig.from_pretrained(fields.teacher)
     name = type(student).__name__
-    if (config.architectures or [None])[0] != name:
+    found = (config.architectures or ["model of unknown class"])[0]
+    if found != name:
         raise ValueError(
-            f"distillation.teacher is {fields.teacher}, which holds a {config.architectures}, but must hold a {name}, "
-            "like the student. Train the teacher for the same task."
+            f"distillation.teacher is {fields.teacher}, which holds a {found}, but must hold a {name}, like the "
+            "student. Train the teacher for the same task."
         )
     own = AutoTokenizer.from_pretrained(fields.teacher, **options)
     sizes = [(model.vocab_size, model.target_vocab_size) for model in (config, student.config)]

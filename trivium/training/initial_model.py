@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.configuration import TriviumConfig
 from trivium.data.directions import tags_of, untagged_texts
-from trivium.recipe import Recipe
+from trivium.recipe import Recipe, explain_missing_model
 from trivium.tokenization import train_tokenizer
 from trivium.training.distributed import broadcast_from_main
 from trivium.training.prepared import Prepared
@@ -37,7 +37,8 @@ def load_or_build(
     elif prepared is not None:
         tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer, trust_remote_code=False)
     elif recipe.distillation.teacher is not None:
-        tokenizer = load_tokenizer(recipe.distillation.teacher, tags, recipe)
+        with explain_missing_model("distillation.teacher", recipe.distillation.teacher):
+            tokenizer = load_tokenizer(recipe.distillation.teacher, tags, recipe)
     else:
         tokenizer = build_tokenizer(recipe, rows, tags)
     config = recipe.model_config(
@@ -122,24 +123,18 @@ def load_initial_model(recipe: Recipe, facts: dict[str, Any]) -> PreTrainedModel
     Raises:
         ValueError: Parameters outside the head are missing, unexpected or of another shape.
     """
+    assert recipe.init_from is not None
     config = {**facts, **recipe.config_fields}
-    try:
+    with explain_missing_model("init_from", recipe.init_from):
         model_class = recipe.kind.model_class_for(TriviumConfig.from_pretrained(recipe.init_from, **config))
         model, report = model_class.from_pretrained(
             recipe.init_from, output_loading_info=True, ignore_mismatched_sizes=True, **config
         )
-    except OSError as error:
-        if recipe.init_from is None or Path(recipe.init_from).is_dir():
-            raise
-        raise FileNotFoundError(
-            f"init_from is {recipe.init_from!r}, but there is no such folder, and no model of this name could be "
-            "loaded from the Hub. Set it to the folder of a saved model, or to the name of a model on the Hub."
-        ) from error
     names = [*report["missing_keys"], *report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])]
     if mismatches := sorted(name for name in names if name.startswith(f"{model.base_model_prefix}.")):
         raise ValueError(
             f"init_from is {recipe.init_from}, whose parameters do not match model={recipe.config_fields}: "
             f"{len(mismatches)} differ, such as {mismatches[0]}. With init_from, set only model fields that do not "
-            "change the shape of the parameters, such as dropout."
+            "change the shape of the parameters, such as dropout, or drop all with model=null."
         )
     return model

@@ -122,6 +122,11 @@ class ResumableTrainer(Seq2SeqTrainer):
             with run_files(Path(self.args.output_dir)) as partial:
                 self.state.save_to_json(str(partial / STATE_FILE))
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        tied = getattr(self.model, "all_tied_weights_keys", {})  # saved under one of their names
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def _init_training_state(
         self,
         max_steps: int,

@@ -165,7 +165,7 @@ def _resume(partial: Path, settings: Mapping[str, Any]) -> PairCounts:
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    """Hold the lock of an unfinished output, whose folder is created if necessary."""
+    """Hold the lock of an unfinished output; its folder is created if necessary, and deleted if it has no pairs."""
     partial.mkdir(parents=True, exist_ok=True)
     lock = FileLock(partial / LOCK)
     try:
@@ -177,4 +177,6 @@ def _locked(partial: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if not (partial / STATE).is_file():  # not even the first chunk is complete
+            shutil.rmtree(partial)
         lock.release()
