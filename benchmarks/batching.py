@@ -26,15 +26,12 @@ from trivium.tasks import encode_data, make_collator
 from trivium.training import load_or_build
 from trivium.training.trainer import RunTrainer
 
-BY_TOKENS = [
-    "inputs.max_tokens=1152",
-    "training.per_device_train_batch_size=null",
-    "training.train_sampling_strategy=null",
-]
+BY_TOKENS = ["inputs.max_tokens=1152"]
+BY_ROWS = ["inputs.max_tokens=null", "training.per_device_train_batch_size=64"]
 STREAMED = [*BY_TOKENS, "data.streaming=true", "training.max_steps=1"]
 METHODS = {
-    "64 random sentences": ["training.train_sampling_strategy=random"],
-    "64 sentences, group_by_length": [],
+    "64 random sentences": [*BY_ROWS, "training.train_sampling_strategy=random"],
+    "64 sentences, group_by_length": [*BY_ROWS, "training.train_sampling_strategy=group_by_length"],
     "up to 1152 tokens": BY_TOKENS,
     "up to 1152 tokens, streamed, buffer of 1,000 rows": [*STREAMED, "inputs.buffer_size=1000"],
     "up to 1152 tokens, streamed, buffer of 5,000 rows": [*STREAMED, "inputs.buffer_size=5000"],

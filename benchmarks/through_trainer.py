@@ -131,8 +131,9 @@ def compare(
     """
     common: dict[str, Any] = {"max_steps": steps, "save_strategy": "no", "disable_tqdm": True, "report_to": "none"}
     common |= {"eval_strategy": "no", "logging_steps": 100}
-    defaults = ["inputs.max_tokens=1152", "training.per_device_train_batch_size=null"]
-    defaults += ["training.train_sampling_strategy=null", *(f"training.{k}={v!r}" for k, v in common.items())]
+    # Both models are trained with AdamW and the same dropout.
+    defaults = ["inputs.max_tokens=1152", "learning.muon_learning_rate=null", "model.dropout=0.1"]
+    defaults += [f"training.{k}={v!r}" for k, v in common.items()]
     files = [f"data.train={data}/train", f"data.validation={data}/val", "data.test=null"]
     recipe = load_recipe("multi30k", [*files, *defaults, *settings])
     args = recipe.training_arguments()
