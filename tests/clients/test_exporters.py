@@ -125,7 +125,8 @@ from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
 model = AutoModelForSequenceClassification.from_pretrained("saved", trust_remote_code=True).eval()
 example, inputs = torch.load("inputs.pt")
 OnnxExporter().export(model, example, OnnxConfig(dynamic=True)).save_pretrained("onnx")
-torch.save(ExportedModel.from_pretrained("onnx")(**inputs).logits, "result.pt")
+exported = ExportedModel.from_pretrained("onnx", trust_remote_code=True)
+torch.save(exported(**inputs).logits, "result.pt")
 """
     )
     with torch.no_grad():

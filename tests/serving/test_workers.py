@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from trivium.serving.metrics import Metrics
 from trivium_cli import app
-from trivium_cli.serve import _Service
+from trivium_cli.serve import UNRESPONSIVE_SECONDS, _Service
 
 CLIENTS = 8
 STARTED, READY = r"Started server process \[(\d+)\]", "Application startup complete"
@@ -96,7 +96,7 @@ def test_killed_worker_is_replaced_and_costs_only_its_own_requests(folder: Path,
     stop = threading.Event()
 
     def wait_until_ready(count: int) -> None:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600
         while log.read_text().count(READY) < count:
             assert process.poll() is None
             assert time.monotonic() < deadline, log.read_text()
@@ -123,8 +123,14 @@ def test_killed_worker_is_replaced_and_costs_only_its_own_requests(folder: Path,
             for client in clients:
                 client.start()
             time.sleep(2)
-            os.kill(int(re.findall(STARTED, log.read_text())[0]), signal.SIGKILL)
+            worker = int(re.findall(STARTED, log.read_text())[0])
+            os.kill(worker, signal.SIGSTOP)  # so that the supervisor is waiting for its answer when it dies
+            time.sleep(1.5)
+            os.kill(worker, signal.SIGKILL)
             killed = time.monotonic()
+            while f"[{worker}] died" not in log.read_text():
+                assert time.monotonic() < killed + UNRESPONSIVE_SECONDS / 2
+                time.sleep(0.1)
             wait_until_ready(3)
             replaced = time.monotonic()
             time.sleep(1)
