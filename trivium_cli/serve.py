@@ -240,6 +240,7 @@ def _pair_of_card(model: Path) -> "Pair":
     """Return the language pair stated in the model card.
 
     Raises:
+        PermissionError: A file of the model cannot be read.
         ValueError: The card does not have two languages.
     """
     from trivium.hub.card import introduce
@@ -247,6 +248,8 @@ def _pair_of_card(model: Path) -> "Pair":
 
     try:
         languages = introduce(model).languages
+    except PermissionError:
+        raise
     except (OSError, ValueError):  # folders for other engines have no model card
         languages = []
     if len(languages) != 2:

@@ -62,6 +62,16 @@ def test_options_are_checked_before_workers_start(folder: Path) -> None:
     assert "must be SOURCE:TARGET" in result.output
 
 
+def test_unreadable_model_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path / "model.safetensors"))
+
+    monkeypatch.setattr("trivium.hub.card.introduce", refuse)
+    result = CliRunner().invoke(app, ["serve", str(folder)])
+    assert result.exit_code == 1
+    assert "Permission denied" in result.output
+
+
 def test_idle_connections_outlive_those_of_clients(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {}
     monkeypatch.setattr("uvicorn.run", lambda app, **rest: options.update(rest))
