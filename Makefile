@@ -14,7 +14,7 @@ install: .venv/installed  ## create .venv and install the package with its devel
 .venv/installed: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,clients,demo,docs,engines,sentences,serve,tune]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,clients,demo,docs,engines,sentences,serve,service-clients,tune]'
 	touch $@
 
 demo: install  ## train on the embedded data, evaluate, translate, and show where the results are

@@ -6,19 +6,20 @@ model is one saved by `trivium train recipes/multi30k.yaml`:
 
     OMP_NUM_THREADS=1 python benchmarks/engines_multi30k.py --data FOLDER --model runs/multi30k
 
-All engines run in one process, so that their ratios are meaningful on any machine. The fastest of several rounds is
-reported, to exclude interference from other processes. The printed results are also written to `--output`, as JSON.
+All engines run in one process, in turn, so that their ratios are meaningful on any machine: the speedup over torch is
+the median over the rounds, with quartiles. Seconds are those of the fastest round, to exclude interference from other
+processes. The printed results are also written to `--output`, as JSON.
 """
 
 import json
 import os
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
 import typer
+from timing import Ratio, interleaved
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from trivium.data import read_lines
@@ -33,7 +34,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "beam 5": {"num_beams": 5, "early_stopping": False},
     "beam 5, early stopping": {"num_beams": 5, "early_stopping": True},
 }
-COLUMNS = ("search", "engine", "same lines", "sacreBLEU", "seconds", "target tokens/s", "speedup")
+COLUMNS = ("search", "engine", "identical", "sacreBLEU", "seconds", "target tokens/s", "times as fast", "quartiles")
 
 
 def main(
@@ -44,7 +45,7 @@ def main(
     searches: Annotated[
         list[str] | None, typer.Option("--search", help="Search to run, by default all. Repeatable.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds per engine.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Timed rounds per search.")] = 3,
     sentences: Annotated[int, typer.Option(help="Use only this many sentences, from the first.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Batch size, in sentences.")] = 64,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
@@ -54,8 +55,8 @@ def main(
     sources, references = (list(read_lines(data / f"{split}.{side}"))[:sentences] for side in ("en", "de"))
     tokenizer = AutoTokenizer.from_pretrained(model)
     engines: dict[str, Any] = {
-        "transformers": AutoModelForSeq2SeqLM.from_pretrained(model).eval(),
-        "ONNX": OnnxModel.from_pretrained(model),
+        "torch": AutoModelForSeq2SeqLM.from_pretrained(model).eval(),
+        "ONNX float32": OnnxModel.from_pretrained(model),
     }
     with TemporaryDirectory() as temporary:
         to_onnx(model, Path(temporary) / "onnx", quantization="int8")
@@ -67,19 +68,14 @@ def main(
 
     results = []
     for search in searches or SEARCHES:
-        seconds: dict[str, list[float]] = {name: [] for name in engines}
-        texts: dict[str, list[str]] = {}
-        for _ in range(rounds):
-            for name, engine in engines.items():
-                start = time.perf_counter()
-                texts[name] = list(translate(engine, tokenizer, sources, batch_size=batch_size, **SEARCHES[search]))
-                seconds[name].append(time.perf_counter() - start)
+        options = {"batch_size": batch_size, **SEARCHES[search]}
+        texts, seconds = translate_in_turn(engines, tokenizer, sources, rounds, **options)
         for name in engines:
-            same = sum(a == b for a, b in zip(texts[name], texts["transformers"], strict=True))
+            same = sum(a == b for a, b in zip(texts[name], texts["torch"], strict=True)) / len(sources)
             tokens = sum(map(len, tokenizer(text_target=texts[name])["input_ids"]))
             bleu = load_metric("sacrebleu").compute(predictions=texts[name], references=references)["score"]
-            fastest, baseline = min(seconds[name]), min(seconds["transformers"])
-            row = (search, name, same / len(sources), bleu, fastest, tokens / fastest, baseline / fastest)
+            fastest, speedup = min(seconds[name]), Ratio.of(seconds["torch"], seconds[name])
+            row = (search, name, same, bleu, fastest, tokens / fastest, speedup.median, speedup.spread)
             results.append(dict(zip(COLUMNS, row, strict=True)))
     print(as_table(results))
     setting = {"split": split, "sentences": len(sources), "batch_size": batch_size, "threads": threads}
@@ -87,9 +83,22 @@ def main(
     write_whole(output, json.dumps(content, indent=2) + "\n")
 
 
+def translate_in_turn(
+    engines: dict[str, Any], tokenizer: Any, sources: list[str], rounds: int, **options: Any
+) -> tuple[dict[str, list[str]], dict[str, list[float]]]:
+    """Return the translations and the seconds of each round, by engine."""
+    texts: dict[str, list[str]] = {}
+
+    def run(name: str) -> None:
+        texts[name] = list(translate(engines[name], tokenizer, sources, **options))
+
+    candidates = {name: lambda _, name=name: run(name) for name in engines}
+    return texts, interleaved(candidates, seconds=0, warmup_rounds=0, min_rounds=rounds)
+
+
 def as_table(results: list[dict[str, Any]]) -> str:
     """Format the results as a Markdown table."""
-    formats = ("", "", ".1%", ".2f", ".1f", ",.0f", ".1f")
+    formats = ("", "", ".1%", ".2f", ".1f", ",.0f", ".2f", "")
     rows = [[format(row[name], spec) for name, spec in zip(COLUMNS, formats, strict=True)] for row in results]
     rule = ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [COLUMNS, rule, *rows])

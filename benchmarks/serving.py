@@ -31,7 +31,7 @@ from timing import environment
 from trivium.data.numbers import numbers_corpus
 from trivium.inspection.drawing import MARKERS, SERIES, save_figure
 
-START_SECONDS = 300
+START_SECONDS = 900
 LATENCY_TICKS = (20, 50, 100, 200, 500, 1000)  # ms
 
 
@@ -61,7 +61,7 @@ def start(
             return process, url
         except httpx.TransportError:
             time.sleep(0.2)
-    process.kill()
+    process.terminate()  # not killed, so that it stops its workers
     raise RuntimeError(f"The service of {folder} with {engine} has not started.")
 
 

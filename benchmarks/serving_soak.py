@@ -6,8 +6,8 @@ Each engine is served by a separate process on loopback. The translations of 500
 computed beforehand with `trivium.translation.translate`. Concurrent clients then request them as JSON, lists, forms
 and HTML; the hostile requests are those of `hostile.py`. The benchmark counts answers that differ, unexpected statuses
 and lost requests, and samples the resident memory of the service. With `--workers` and `--kills`, it also kills
-workers with SIGKILL, and reports the lost requests, the longest time without an answer, and the time until the
-replacement is ready.
+workers with SIGKILL, and reports the lost requests, the longest time without an answer, and the times until the
+supervisor has noticed and the replacement is ready.
 """
 
 import argparse
@@ -157,8 +157,8 @@ async def _request(
     report.answered.append(time.monotonic())
 
 
-async def kill_workers(log: Path, workers: int, kills: int, pause: float) -> list[float]:
-    """Kill the oldest worker several times; return the seconds until each is replaced.
+async def kill_workers(log: Path, workers: int, kills: int, pause: float) -> dict[str, list[float]]:
+    """Kill the oldest worker several times; return the seconds until each death is noticed, and each worker replaced.
 
     Args:
         log: Log of the service.
@@ -166,18 +166,21 @@ async def kill_workers(log: Path, workers: int, kills: int, pause: float) -> lis
         kills: Number of kills.
         pause: Seconds before each kill.
     """
-    replaced = []
+    seconds: dict[str, list[float]] = {"noticed_seconds": [], "replaced_seconds": []}
     for number in range(kills):
         while (ready := log.read_text().count(READY)) < workers:
             await asyncio.sleep(0.1)
         await asyncio.sleep(pause)
-        pids = re.findall(r"Started server process \[(\d+)\]", log.read_text())
-        os.kill(int(pids[number]), signal.SIGKILL)
+        pid = re.findall(r"Started server process \[(\d+)\]", log.read_text())[number]
+        os.kill(int(pid), signal.SIGKILL)
         start = time.monotonic()
+        while f"[{pid}] died" not in log.read_text():
+            await asyncio.sleep(0.1)
+        seconds["noticed_seconds"].append(time.monotonic() - start)
         while log.read_text().count(READY) == ready:
             await asyncio.sleep(0.1)
-        replaced.append(time.monotonic() - start)
-    return replaced
+        seconds["replaced_seconds"].append(time.monotonic() - start)
+    return seconds
 
 
 def memory_of(pid: int) -> int:
@@ -217,9 +220,10 @@ async def measure(
         memory=lambda: memory_of(process_id),
     )
     row = {"seconds": time.monotonic() - start, **report.summary()}
-    if replaced := await killer:
+    seconds = await killer
+    if options.kills:
         gaps = np.diff([start, *sorted(report.answered)])
-        row |= {"replaced_seconds": replaced, "longest_gap_seconds": float(gaps.max())}
+        row |= {**seconds, "longest_gap_seconds": float(gaps.max())}
     return row
 
 

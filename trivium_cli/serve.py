@@ -28,9 +28,9 @@ MAX_CONNECTIONS = 1000  # per worker; requests on further connections are answer
 # Longer than clients and proxies usually keep idle connections (5 to 60 seconds), because a request that is sent while
 # the service closes its connection is lost.
 KEEP_ALIVE_SECONDS = 75
-# A worker that does not answer its supervisor for so long is replaced. Only then does uvicorn notice that a worker was
-# killed between a ping and its answer. A new worker answers after half a second of CPU time.
-UNRESPONSIVE_SECONDS = 10
+# A worker that hangs for so long is replaced. A new worker answers its supervisor after half a second of CPU time, for
+# which it may have to wait on a busy machine.
+UNRESPONSIVE_SECONDS = 60
 
 
 @commands.command(epilog="Example: `trivium serve runs/numbers --pair en:de --engine ctranslate2`")
@@ -217,7 +217,8 @@ def _supervise(service: _Service, workers: int, options: dict[str, Any]) -> None
 
     import uvicorn
     from uvicorn.config import STARTUP_FAILURE
-    from uvicorn.supervisors import Multiprocess
+
+    from trivium.serving.supervisor import Supervisor
 
     service.check()  # report errors once, not in every worker
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -230,7 +231,7 @@ def _supervise(service: _Service, workers: int, options: dict[str, Any]) -> None
     )
     with TemporaryDirectory() as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # the workers add up their metrics in its files
-        supervisor = Multiprocess(config, sockets=[config.bind_socket()])
+        supervisor = Supervisor(config, sockets=[config.bind_socket()])
         supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
         raise typer.Exit(1)
@@ -240,6 +241,7 @@ def _pair_of_card(model: Path) -> "Pair":
     """Return the language pair stated in the model card.
 
     Raises:
+        PermissionError: A file of the model cannot be read.
         ValueError: The card does not have two languages.
     """
     from trivium.hub.card import introduce
@@ -247,6 +249,8 @@ def _pair_of_card(model: Path) -> "Pair":
 
     try:
         languages = introduce(model).languages
+    except PermissionError:
+        raise
     except (OSError, ValueError):  # folders for other engines have no model card
         languages = []
     if len(languages) != 2:

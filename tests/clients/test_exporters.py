@@ -112,6 +112,27 @@ def test_onnx_exporter_for_all_models(tmp_path: Path, model_class: type[PreTrain
     check_onnx(make_model(model_class, position_embedding_type=position), tmp_path)
 
 
+@pytest.mark.slow(reason=LONG)
+def test_folder_is_exported_without_package(tmp_path: Path, without_trivium: Callable[[str], torch.Tensor]) -> None:
+    model = make_model(TriviumForSequenceClassification)
+    model.save_pretrained(tmp_path / "saved")
+    example, inputs = make_inputs(model, [6, 4], 5), make_inputs(model, [9, 4, 2], 7)
+    torch.save([example, inputs], tmp_path / "inputs.pt")
+    result = without_trivium(
+        """
+from transformers import AutoModelForSequenceClassification
+from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
+model = AutoModelForSequenceClassification.from_pretrained("saved", trust_remote_code=True).eval()
+example, inputs = torch.load("inputs.pt")
+OnnxExporter().export(model, example, OnnxConfig(dynamic=True)).save_pretrained("onnx")
+exported = ExportedModel.from_pretrained("onnx", trust_remote_code=True)
+torch.save(exported(**inputs).logits, "result.pt")
+"""
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(result, model(**inputs).logits, rtol=1e-4, atol=1e-5)
+
+
 # --- Generation with a cache -----------------------------------------------------------------------------------------
 
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 5, "eos_token_id": -1, "use_cache": True}

@@ -27,6 +27,7 @@ TEXT = (DOCS / "walk.md").read_text(encoding="utf-8")
 LINES = [line for line in TEXT.split("\n") if len(line) > 20]
 ODD_TEXTS = ["  a \n\n b\t c\u2019s 12345 é日本 </s> <pad> it's I'LL", "x   y    ", "\n\n\n", "<mask>", "", "a\r\n1st"]
 CONTEXT, NEW = 96, 16
+NEAR_TIE = 0.01  # llama.cpp's table of GELU is in float16, which changes the logits of GPT-2 by 3e-3
 KINDS: dict[str, dict[str, Any]] = {
     "bytes": {"vocab_size": 600, "normalization": None},
     "characters": {"algorithm": "char", "vocab_size": 200, "normalization": None},
@@ -67,6 +68,14 @@ def continue_prompt(llm: Any, ids: list[int]) -> list[int]:
     return list(takewhile(lambda id: id != llm.token_eos(), new))
 
 
+@torch.no_grad()
+def margin(model: TriviumForCausalLM, prompt: list[int], tokens: list[int], expected: list[int]) -> float:
+    """Return the difference between the model's logits of the first tokens that differ."""
+    length = next(i for i, (token, other) in enumerate(zip(tokens, expected, strict=False)) if token != other)
+    logits = model(torch.tensor([prompt + expected[:length]])).logits[0, -1]
+    return float(logits[expected[length]] - logits[tokens[length]])
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [*((name, "bytes") for name in MODELS), ("llama", "characters"), ("gpt2", "characters")]
 )
@@ -82,11 +91,16 @@ def test_greedy_tokens_and_loss(name: str, kind: str, tokenizers: dict[str, Triv
     llm = load(tmp_path / "f32.gguf")
     prompts = [line[:20] for line in LINES[:100]]
     assert len(prompts) == 100
+    ties = 0
     for prompt in prompts:
         ids = tokenizer(prompt)["input_ids"]
         assert llm.tokenize(prompt.encode()) == ids
         expected = model.generate(torch.tensor([ids]), max_new_tokens=NEW, do_sample=False)[0, len(ids) :].tolist()
-        assert continue_prompt(llm, ids) == [id for id in expected if id != tokenizer.eos_token_id], prompt
+        tokens = continue_prompt(llm, ids)
+        if tokens != [id for id in expected if id != tokenizer.eos_token_id]:
+            ties += 1
+            assert margin(model, ids, tokens, expected) < NEAR_TIE, prompt
+    assert ties <= (2 if name == "gpt2" else 0)
 
     # 8-bit weights change the mean loss on 20 passages by less than 0.1%.
     ids = torch.tensor(tokenizer(TEXT)["input_ids"])[: 20 * 80].reshape(20, 80)

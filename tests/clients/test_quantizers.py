@@ -3,6 +3,7 @@
 The packages are not part of `make install`; `make quantization` runs these tests in a separate environment.
 """
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import (
     QuantoConfig,
     TorchAoConfig,
 )
+from transformers.cache_utils import QuantizedCache
 
 from trivium import (
     TriviumForCausalLM,
@@ -28,6 +30,7 @@ from trivium import (
     TriviumForMaskedLM,
     TriviumForSequenceClassification,
 )
+from trivium.modeling.cache import self_attention_cache
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +83,20 @@ def quantized_modules(model: nn.Module, kind: str) -> set[str]:
     }
 
 
+REMOTE = """
+from pathlib import Path
+from typing import Any
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, QuantoConfig, TorchAoConfig
+{functions}
+model = AutoModelForCausalLM.from_pretrained(
+    "float", quantization_config=quantization({method!r}), trust_remote_code=True
+)
+assert len(quantized_modules(model, {kind!r})) == {count}
+torch.save(model(torch.tensor({ids})).logits.detach().float(), "result.pt")
+"""
+
+
 # These warnings originate in the packages themselves.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("method", METHODS)
@@ -123,3 +140,40 @@ def test_docs_page(tmp_path: Path, run_page: Callable[[str], dict[str, Any]]) ->
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: see `make quantization`")
     tiny_model(TriviumForCausalLM, encoder_layers=0).save_pretrained(tmp_path / "runs" / "shakespeare")
     assert quantized_modules(run_page("Quantization")["model"], "Linear8bitLt")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("method", ["bitsandbytes-8", "quanto-8", "torchao-weights"])
+def test_folder_is_quantized_without_package(
+    tmp_path: Path, method: str, without_trivium: Callable[[str], torch.Tensor]
+) -> None:
+    package, kind, tolerance, _ = METHODS[method]
+    pytest.importorskip(package, reason=f"{package} is not installed: see `make quantization`")
+    model = tiny_model(TriviumForCausalLM, std=0.02, **SIZES, encoder_layers=0).float()
+    model.save_pretrained(tmp_path / "float")
+    ids = random_ids(8, 5)
+    count = sum(isinstance(module, nn.Linear) for module in model.modules()) - 1  # without the language model head
+    functions = "\n".join(map(inspect.getsource, (quantization, quantized_modules)))
+    result = without_trivium(
+        REMOTE.format(functions=functions, method=method, kind=kind, count=count, ids=ids.tolist())
+    )
+    expected = model(ids).logits
+    assert 0 < (result - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("way", ["encoder-decoder", "decoder"])
+def test_quantized_cache_of_quanto(way: str) -> None:
+    pytest.importorskip("optimum.quanto", reason="optimum-quanto is not installed: see `make quantization`")
+    model_class, _, options, _ = MODELS[way]
+    model = tiny_model(model_class, std=0.3, **SIZES, **options).float()
+    caches: list[Any] = []
+    model.model.decoder.register_forward_hook(lambda module, args, output: caches.append(output.cache))
+    ids = random_ids(2, 6)
+    search: dict[str, Any] = {"max_new_tokens": 8, "num_beams": 2, "do_sample": False}
+    config = {"backend": "quanto", "nbits": 4, "q_group_size": 16, "residual_length": 2}
+    generated = model.generate(ids, cache_implementation="quantized", cache_config=config, **search)
+    assert generated.shape == model.generate(ids, **search).shape
+    cache = self_attention_cache(caches[0])
+    assert isinstance(cache, QuantizedCache)
+    assert cache.layers[0]._quantized_keys is not None

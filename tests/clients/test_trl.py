@@ -138,3 +138,27 @@ def test_docs_page(tmp_path: Path, decoder: Path, run_page: Callable[[str], dict
     trainer = run_page("TRL")["trainer"]
     assert all(row[-1] == trainer.processing_class.eos_token_id for row in trainer.train_dataset["input_ids"])
     TriviumForCausalLM.from_pretrained(tmp_path / "runs" / "tuned")
+
+
+@pytest.mark.slow
+def test_folder_is_tuned_without_package(
+    tmp_path: Path, decoder: Path, texts: list[str], without_trivium: Callable[[str], torch.Tensor]
+) -> None:
+    result = without_trivium(
+        f"""
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+tokenizer = AutoTokenizer.from_pretrained({str(decoder)!r}, split_special_tokens=False, trust_remote_code=True)
+config = SFTConfig("runs", trust_remote_code=True, **{OPTIONS})
+data = Dataset.from_dict({{"text": {texts}}})
+trainer = SFTTrainer({str(decoder)!r}, args=config, train_dataset=data, processing_class=tokenizer)
+trainer.train()
+trainer.save_model("tuned")
+losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+assert losses[-1] < 0.7 * losses[0], losses
+torch.save(trainer.model.eval()(**tokenizer({texts[0]!r}, return_tensors="pt")).logits.detach(), "result.pt")
+"""
+    )
+    again = TriviumForCausalLM.from_pretrained(tmp_path / "tuned").eval()
+    torch.testing.assert_close(again(**load_tokenizer(decoder)(texts[0], return_tensors="pt")).logits, result)

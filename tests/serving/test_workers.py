@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from trivium.serving.metrics import Metrics
 from trivium_cli import app
-from trivium_cli.serve import _Service
+from trivium_cli.serve import UNRESPONSIVE_SECONDS, _Service
 
 CLIENTS = 8
 STARTED, READY = r"Started server process \[(\d+)\]", "Application startup complete"
@@ -62,6 +62,16 @@ def test_options_are_checked_before_workers_start(folder: Path) -> None:
     assert "must be SOURCE:TARGET" in result.output
 
 
+def test_unreadable_model_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path / "model.safetensors"))
+
+    monkeypatch.setattr("trivium.hub.card.introduce", refuse)
+    result = CliRunner().invoke(app, ["serve", str(folder)])
+    assert result.exit_code == 1
+    assert "Permission denied" in result.output
+
+
 def test_idle_connections_outlive_those_of_clients(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {}
     monkeypatch.setattr("uvicorn.run", lambda app, **rest: options.update(rest))
@@ -96,7 +106,7 @@ def test_killed_worker_is_replaced_and_costs_only_its_own_requests(folder: Path,
     stop = threading.Event()
 
     def wait_until_ready(count: int) -> None:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600
         while log.read_text().count(READY) < count:
             assert process.poll() is None
             assert time.monotonic() < deadline, log.read_text()
@@ -123,8 +133,14 @@ def test_killed_worker_is_replaced_and_costs_only_its_own_requests(folder: Path,
             for client in clients:
                 client.start()
             time.sleep(2)
-            os.kill(int(re.findall(STARTED, log.read_text())[0]), signal.SIGKILL)
+            worker = int(re.findall(STARTED, log.read_text())[0])
+            os.kill(worker, signal.SIGSTOP)  # so that the supervisor is waiting for its answer when it dies
+            time.sleep(1.5)
+            os.kill(worker, signal.SIGKILL)
             killed = time.monotonic()
+            while f"[{worker}] died" not in log.read_text():
+                assert time.monotonic() < killed + UNRESPONSIVE_SECONDS / 2
+                time.sleep(0.1)
             wait_until_ready(3)
             replaced = time.monotonic()
             time.sleep(1)
