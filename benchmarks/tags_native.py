@@ -20,9 +20,10 @@ import statistics
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from datasets import Dataset
 from transformers import (
     BertConfig,
     BertForTokenClassification,
@@ -41,7 +42,7 @@ from trivium.recipe import Recipe, load_recipe
 from trivium.tasks import encode_data, score_tags
 from trivium.training import load_or_build, train
 
-TIMED_STEPS = 50  # steps of BERT that are timed, after as many that are not
+SKIPPED_STEPS, TIMED_STEPS = 10, 30  # steps of BERT before its timing, and steps that are timed
 QUIET = ["training.eval_strategy=no", "training.save_strategy=no", "training.report_to=none", "data.test=null"]
 QUIET += ["training.disable_tqdm=true", "training.use_cpu=true"]
 
@@ -64,6 +65,22 @@ class CpuClock(TrainerCallback):
     def seconds(self) -> float:
         """CPU seconds of all steps."""
         return self.times[-1] - self.times[0]
+
+
+class TaggedData(NamedTuple):
+    """Training sentences of a recipe, its tokenizer, and its untrained model, whose shape and tags BERT takes."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    encoded: Dataset
+
+
+def prepare(recipe: Recipe) -> TaggedData:
+    """Encode the training sentences with the tokenizer of the recipe."""
+    data = load_data(recipe.data, recipe.kind.columns)
+    model, tokenizer = load_or_build(recipe, data["train"])
+    encoded = encode_data(data, recipe.kind, tokenizer, model.config, recipe.inputs)["train"]
+    return TaggedData(model, tokenizer, encoded.select_columns(["input_ids", "attention_mask", "labels"]))
 
 
 def train_recipe(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, CpuClock]:
@@ -94,17 +111,13 @@ def build_bert(model: PreTrainedModel, dropout: float) -> BertForTokenClassifica
 
 
 def train_bert(
-    recipe: Recipe, steps: int, learning_rate: float, dropout: float
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, CpuClock]:
-    """Train BERT with the tokenizer and the data of the recipe."""
-    seed = recipe.training["seed"]
-    data = load_data(recipe.data, recipe.kind.columns)
-    encoder, tokenizer = load_or_build(recipe, data["train"])
-    encoded = encode_data(data, recipe.kind, tokenizer, encoder.config, recipe.inputs)
-    set_seed(seed)
+    recipe: Recipe, data: TaggedData, steps: int, learning_rate: float, dropout: float
+) -> tuple[PreTrainedModel, CpuClock]:
+    """Train BERT on the encoded sentences of the recipe."""
+    set_seed(recipe.training["seed"])
     clock = CpuClock()
     trainer = Trainer(
-        model=build_bert(encoder, dropout),
+        model=build_bert(data.model, dropout),
         args=TrainingArguments(
             output_dir=recipe.training["output_dir"],
             max_steps=steps,
@@ -117,21 +130,21 @@ def train_bert(
             disable_tqdm=True,
             report_to="none",
             use_cpu=True,
-            seed=seed,
+            seed=recipe.training["seed"],
         ),
-        train_dataset=encoded["train"].select_columns(["input_ids", "attention_mask", "labels"]),
-        data_collator=DataCollatorForTokenClassification(tokenizer),
-        processing_class=tokenizer,
+        train_dataset=data.encoded,
+        data_collator=DataCollatorForTokenClassification(data.tokenizer),
+        processing_class=data.tokenizer,
         callbacks=[clock],
     )
     trainer.train()
-    return trainer.model, tokenizer, clock
+    return trainer.model, clock
 
 
-def time_bert_step(recipe: Recipe, dropout: float) -> float:
+def time_bert_step(recipe: Recipe, data: TaggedData, dropout: float) -> float:
     """Return the CPU seconds of a training step of BERT."""
-    times = train_bert(recipe, 2 * TIMED_STEPS, 1e-3, dropout)[2].times
-    return (times[-1] - times[TIMED_STEPS]) / TIMED_STEPS
+    times = train_bert(recipe, data, SKIPPED_STEPS + TIMED_STEPS, 1e-3, dropout)[1].times
+    return (times[-1] - times[SKIPPED_STEPS]) / TIMED_STEPS
 
 
 def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> dict[str, float]:
@@ -183,8 +196,10 @@ def train_and_score(
         else:
             same = {name: key[name] for name in ("recipe", "scored", "settings", "seed")} | {"model": "Trivium"}
             seconds = next(result["cpu_seconds"] for result in results if same.items() <= result.items())
-            steps = round(seconds / time_bert_step(recipe, key["dropout"]))
-            model, tokenizer, clock = train_bert(recipe, steps, key["learning_rate"], key["dropout"])
+            data = prepare(recipe)
+            steps = round(seconds / time_bert_step(recipe, data, key["dropout"]))
+            model, clock = train_bert(recipe, data, steps, key["learning_rate"], key["dropout"])
+            tokenizer = data.tokenizer
         facts = {"steps": len(clock.times) - 1, "cpu_seconds": clock.seconds, "parameters": model.num_parameters()}
         return {**score(model, tokenizer, recipe), **facts}
 
