@@ -128,8 +128,9 @@ def test_every_statement_matches_its_source(run: Path, card_tokenizer: TriviumTo
     )
     assert table["task"] == ["translation"]
     assert table["data"] == ["`corpus/train`, from `en` to `de`; 29,000 examples; fingerprint `rows:0123456789ab`"]
-    assert table["batch"] == ["64 rows per device, 2 gradient accumulation steps, 1 process"]
-    assert table["learning rate"] == ["0.002, schedule `linear`, 1,000 warm-up steps"]
+    batch = "rows of similar length, up to 2,048 tokens, per device, 2 gradient accumulation steps, 1 process"
+    assert table["batch"] == [batch]
+    assert table["learning rate"] == ["0.003, schedule `linear`, 800 warm-up steps"]
     assert "β₂ 0.98, ε 1e-09, weight decay 0.0" in table["optimizer"][0]
     assert table["regularization"] == ["dropout 0.3, label smoothing 0.2"]
     assert table["steps"] == ["6,500 (14.3 epochs)"]
