@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
+from repeated_runs import QUIET, append_result, read_results
 from transformers import (
     BertConfig,
     BertForTokenClassification,
@@ -43,8 +44,6 @@ from trivium.tasks import encode_data, score_tags
 from trivium.training import load_or_build, train
 
 SKIPPED_STEPS, TIMED_STEPS = 10, 30  # steps of BERT before its timing, and steps that are timed
-QUIET = ["training.eval_strategy=no", "training.save_strategy=no", "training.report_to=none", "data.test=null"]
-QUIET += ["training.disable_tqdm=true", "training.use_cpu=true"]
 
 
 class CpuClock(TrainerCallback):
@@ -170,17 +169,18 @@ def main() -> None:
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
     log = options.output / "tags.jsonl"
+    results = read_results(log)
     common = {"recipe": options.recipe, "scored": options.scored.name, "settings": options.settings}
     for seed in options.seeds:
         native = [{"learning_rate": rate, "dropout": options.dropout} for rate in options.learning_rates]
         for side in [{"model": "Trivium"}, *({"model": "BERT", **settings} for settings in native)]:
             key = {**common, "seed": seed, **side}
-            if not any(key.items() <= result.items() for result in read_results(log)):
-                result = {**key, **train_and_score(key, options, read_results(log))}
-                with log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(result) + "\n")
+            if not any(key.items() <= result.items() for result in results):
+                result = {**key, **train_and_score(key, options, results)}
+                results.append(result)
+                append_result(log, result)
                 print(json.dumps(result), flush=True)
-    print_summary([result for result in read_results(log) if common.items() <= result.items()])
+    print_summary([result for result in results if common.items() <= result.items()])
 
 
 def train_and_score(
@@ -202,12 +202,6 @@ def train_and_score(
             tokenizer = data.tokenizer
         facts = {"steps": len(clock.times) - 1, "cpu_seconds": clock.seconds, "parameters": model.num_parameters()}
         return {**score(model, tokenizer, recipe), **facts}
-
-
-def read_results(log: Path) -> list[dict[str, Any]]:
-    """Read the finished models; a line that was cut off is left out."""
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def print_summary(results: list[dict[str, Any]]) -> None:

@@ -10,7 +10,6 @@ read.
 
 import argparse
 import hashlib
-import json
 import statistics
 import time
 from pathlib import Path
@@ -18,15 +17,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from repeated_runs import QUIET, append_result, read_results
 from trec_cnn import encode, train_and_measure
 
 from trivium.recipe import load_recipe
 from trivium.training import train
 
 Question = tuple[str, str]  # text, label
-# The last weights are measured, so that no epoch is selected on the held-out fold.
-QUIET = ["training.eval_strategy=no", "training.save_strategy=no", "training.report_to=none", "data.test=null"]
-QUIET += ["training.disable_tqdm=true", "training.use_cpu=true"]
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -120,16 +117,9 @@ def main() -> None:
                 else measure_recipe(training, held_out, number, seed, options)
             )
             results.append({**key, "accuracy": accuracy, "seconds": round(time.monotonic() - began)})
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(results[-1]) + "\n")
+            append_result(log, results[-1])
             print(f"fold {number}, seed {seed}: {accuracy:.4f}, {results[-1]['seconds']} s", flush=True)
     print_summary([result for result in results if result["folds"] == options.folds])
-
-
-def read_results(log: Path) -> list[dict[str, Any]]:
-    """Read the finished folds; a line that was cut off is left out."""
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def print_summary(results: list[dict[str, Any]]) -> None:

@@ -153,13 +153,13 @@ def evaluate(
         recipe = load_recipe(model, overrides or [])
         from trivium import evaluation
         from trivium.data import load_split
-        from trivium.data.directions import check_tags
+        from trivium.data.directions import check_trained_directions
         from trivium.storage.atomic import write_whole
         from trivium.storage.manifest import record
 
         rows = list(load_split(recipe.data, split, recipe.kind.columns))
         loaded, tokenizer = load(model, trust_remote_code=trust_remote_code)
-        check_tags(recipe.data, tokenizer, model)
+        check_trained_directions(recipe.data, tokenizer, model)
         options = search_options(beams=beams, length_penalty=length_penalty)
         decoding = {}
         if recipe.kind.target:

@@ -13,7 +13,6 @@ from trivium_cli.translators import (
     To,
     TranslationBatchSize,
     TranslationLength,
-    check_engine,
     check_tags,
     load_translator,
 )
@@ -172,7 +171,6 @@ def _translator(
     folder: Path, engine: str, trust_remote_code: bool, options: dict[str, Any]
 ) -> Callable[[list[str]], Iterator[str]]:
     """Return a function that translates texts with the model in a folder, each into one line."""
-    check_engine(engine, trust_remote_code)
     model, tokenizer = load_translator(folder, engine, trust_remote_code=trust_remote_code)
     from trivium.modeling.pipeline_translation import target_languages
     from trivium.translation import translate

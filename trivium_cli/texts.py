@@ -26,7 +26,6 @@ from trivium_cli.translators import (
     To,
     TranslationBatchSize,
     TranslationLength,
-    check_engine,
     check_tags,
     load_translator,
 )
@@ -97,7 +96,6 @@ def translate(
         top_p=top_p,
         max_length=max_length,
     )
-    check_engine(engine, trust_remote_code)
     if language and not split_sentences:
         raise typer.BadParameter("--language requires --split-sentences.")
     if (n_best or scores) and (sample or split_sentences):

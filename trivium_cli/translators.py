@@ -26,22 +26,18 @@ TranslationBatchSize = Annotated[
 ]
 
 
-def check_engine(engine: str, trust_remote_code: bool) -> None:
-    """Raise a BadParameter if an engine other than torch should run code from a model's folder."""
-    if trust_remote_code and engine != "torch":
-        raise typer.BadParameter("--trust-remote-code requires --engine torch.")
-
-
 def load_translator(
     folder: Path, engine: str, *, trust_remote_code: bool = False
 ) -> tuple[Any, "PreTrainedTokenizerBase"]:
     """Load a translation model for an engine, and its tokenizer; for CTranslate2 and ONNX Runtime, convert it first.
 
     Raises:
-        BadParameter: The engine is not installed.
+        BadParameter: The engine is not installed, or should run code from the folder, which only torch can.
         FileNotFoundError: There is no model.
         ValueError: The model does not translate, or the engine does not support it.
     """
+    if trust_remote_code and engine != "torch":
+        raise typer.BadParameter("--trust-remote-code requires --engine torch.")
     if engine == "torch":
         return load(folder, "translate", trust_remote_code=trust_remote_code)
     from trivium.interop.ctranslate2 import CTranslate2Model

@@ -75,9 +75,14 @@ def tags_of(args: DataArguments) -> list[str]:
     return list(dict.fromkeys(language_tag(part.target) for part in split_directions(args)))
 
 
-def check_tags(args: DataArguments, tokenizer: PreTrainedTokenizerBase, model: Path) -> None:
+def missing_tags(tags: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the tags that are not tokens of a tokenizer, sorted."""
+    return sorted(set(tags) - set(tokenizer.get_vocab()))
+
+
+def check_trained_directions(args: DataArguments, tokenizer: PreTrainedTokenizerBase, model: Path) -> None:
     """Raise a ValueError if the tokenizer of a saved model lacks the tag of a direction."""
-    if missing := sorted(set(tags_of(args)) - set(tokenizer.get_vocab())):
+    if missing := missing_tags(tags_of(args), tokenizer):
         raise ValueError(
             f"data.directions is {args.directions}, but the tokenizer of {model} does not have {', '.join(missing)}. "
             "Choose directions that the model was trained on."

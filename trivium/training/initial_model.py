@@ -7,7 +7,7 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.configuration import TriviumConfig
-from trivium.data.directions import tags_of, untagged_texts
+from trivium.data.directions import missing_tags, tags_of, untagged_texts
 from trivium.recipe import Recipe, explain_missing_model
 from trivium.tokenization import train_tokenizer
 from trivium.training.distributed import broadcast_from_main
@@ -108,7 +108,7 @@ def load_tokenizer(model: str, tags: list[str], recipe: Recipe) -> PreTrainedTok
         ValueError: The tokenizer lacks a tag of the recipe.
     """
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    if missing := sorted(set(tags) - set(tokenizer.get_vocab())):
+    if missing := missing_tags(tags, tokenizer):
         raise ValueError(
             f"data.directions is {recipe.data.directions} and tokenizer.special_tokens is "
             f"{recipe.tokenizer.special_tokens}, but the tokenizer of {model} does not have {', '.join(missing)}. "
