@@ -95,6 +95,7 @@ def push(
         check_saved_model(model)
         from trivium import hub
 
+        hub.check_repo_id(repo_id)
         console.print(f"Loading {model} without trivium, and comparing the outputs ...")
         hub.check_folder(model, trust_remote_code=trust_remote_code)
         console.print("The model loads without trivium, and computes the same.")

@@ -201,6 +201,9 @@ class _Service:
         """Return the application, or end the worker with the status that makes its supervisor stop."""
         from uvicorn.config import STARTUP_FAILURE
 
+        from trivium.serving.supervisor import end_with_supervisor
+
+        end_with_supervisor()
         try:
             with report_errors():
                 return self.create_app()

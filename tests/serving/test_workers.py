@@ -1,4 +1,4 @@
-"""Run `trivium serve` with several workers: a killed worker is replaced, and only its own requests are lost."""
+"""Run `trivium serve` with several workers: a killed worker is replaced, and none outlives its supervisor."""
 
 import os
 import pickle
@@ -42,6 +42,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(model: Path, **options: Any) -> _Service:
     defaults: dict[str, Any] = {"beams": None, "api_keys": None, "cors_origins": (), "log_texts": False, "limits": {}}
     return _Service(**{"model": model, "engine": "torch", "pairs": ["en:de"], "name": "tiny", **defaults, **options})
+
+
+def wait_until_ready(log: Path, supervisor: "subprocess.Popen[bytes]", workers: int) -> None:
+    deadline = time.monotonic() + 600
+    while log.read_text().count(READY) < workers:
+        assert supervisor.poll() is None
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
 
 
 def test_worker_builds_the_application_from_pickled_options(folder: Path) -> None:
@@ -105,13 +113,6 @@ def test_killed_worker_is_replaced_and_costs_only_its_own_requests(folder: Path,
     wrong: list[str] = []
     stop = threading.Event()
 
-    def wait_until_ready(count: int) -> None:
-        deadline = time.monotonic() + 600
-        while log.read_text().count(READY) < count:
-            assert process.poll() is None
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-
     def request(first: int) -> None:
         number = first
         while not stop.is_set():
@@ -128,7 +129,7 @@ def test_killed_worker_is_replaced_and_costs_only_its_own_requests(folder: Path,
 
     with log.open("w") as stream, subprocess.Popen(command, stderr=stream) as process:
         try:
-            wait_until_ready(2)
+            wait_until_ready(log, process, 2)
             clients = [threading.Thread(target=request, args=[first]) for first in range(CLIENTS)]
             for client in clients:
                 client.start()
@@ -141,7 +142,7 @@ def test_killed_worker_is_replaced_and_costs_only_its_own_requests(folder: Path,
             while f"[{worker}] died" not in log.read_text():
                 assert time.monotonic() < killed + UNRESPONSIVE_SECONDS / 2
                 time.sleep(0.1)
-            wait_until_ready(3)
+            wait_until_ready(log, process, 3)
             replaced = time.monotonic()
             time.sleep(1)
             stop.set()
@@ -159,3 +160,19 @@ def test_killed_worker_is_replaced_and_costs_only_its_own_requests(folder: Path,
     counted = float(re.findall(r'trivium_requests_total{route="/translate",status="200"} (\S+)', metrics)[0])
     assert counted >= len(answered)
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.subprocess
+def test_workers_end_when_their_supervisor_is_killed(folder: Path, tmp_path: Path) -> None:
+    log, port = tmp_path / "log", free_port()
+    command = [sys.executable, "-m", "trivium_cli", "serve", str(folder), "--pair", "en:de", "--workers", "2"]
+    with log.open("w") as stream, subprocess.Popen([*command, "--port", str(port)], stderr=stream) as supervisor:
+        wait_until_ready(log, supervisor, 2)
+        supervisor.kill()
+    deadline = time.monotonic() + 60
+    while log.read_text().count("Finished server process") < 2:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/health")

@@ -96,6 +96,15 @@ class Push:
         return self.commit not in (None, self.head)
 
 
+def check_repo_id(repo_id: str) -> None:
+    """Raise a ValueError if `repo_id` is not of the form "owner/name"."""
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(
+            f"repo_id is {repo_id!r}, but must name a user or an organization, too, as in 'someone/{repo_id}'."
+        )
+
+
 def plan(
     folder: Path,
     repo_id: str,
@@ -114,6 +123,7 @@ def plan(
         PermissionError: The user is not authenticated.
         ConnectionError: The Hub cannot be reached.
     """
+    check_repo_id(repo_id)
     revision = revision or "main"
     files = published_files(folder)
     with tempfile.TemporaryDirectory() as name:
@@ -144,6 +154,7 @@ def plan_space(folder: Path, repo_id: str, *, private: bool | None = None, token
         PermissionError: As in `plan`.
         ConnectionError: As in `plan`.
     """
+    check_repo_id(repo_id)
     files: dict[str, Path | bytes] = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
@@ -219,11 +230,6 @@ def _inspect(
     Raises:
         ValueError: As in `plan`.
     """
-    validate_repo_id(repo_id)
-    if "/" not in repo_id:
-        raise ValueError(
-            f"repo_id is {repo_id!r}, but must name a user or an organization, too, as in 'someone/{repo_id}'."
-        )
     api = HfApi(token=token, library_name="trivium")
     with _explain_errors(api, repo_id):
         try:
@@ -317,6 +323,7 @@ def push(
         PermissionError: The user is not authenticated, or has no write access.
         ConnectionError: The repository was changed in the meantime, or the Hub cannot be reached or rejects it.
     """
+    check_repo_id(repo_id)  # checking the folder takes longer
     check_folder(Path(folder), trust_remote_code=trust_remote_code)
     planned = plan(Path(folder), repo_id, private=private, revision=revision, token=token)
     return planned if dry_run else send(planned, message=message, token=token)

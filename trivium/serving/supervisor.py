@@ -1,4 +1,9 @@
-"""Supervise worker processes: uvicorn's supervisor, which replaces a dead worker at once."""
+"""Supervise worker processes: uvicorn's supervisor, which replaces a dead worker at once, and leaves no orphans."""
+
+import multiprocessing
+import os
+import signal
+import threading
 
 from uvicorn.supervisors import Multiprocess
 
@@ -13,3 +18,16 @@ class Supervisor(Multiprocess):
             # pipe stays open when the worker dies, and a ping waits for the answer until the timeout.
             process.child_conn.close()
         super().keep_subprocess_alive()
+
+
+def end_with_supervisor() -> None:
+    """Let this worker finish its requests and end if its supervisor is killed, instead of keeping the port."""
+    supervisor = multiprocessing.parent_process()
+    if supervisor is None:  # not a worker
+        return
+
+    def wait() -> None:
+        supervisor.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
