@@ -3,7 +3,7 @@
 For a multilingual translator: its outputs should have no more such lines than the references, on which the detector is
 wrong, too. Needs `pip install -e '.[benchmarks]'`:
 
-    python benchmarks/languages.py fr runs/multilingual/predictions_test.txt FOLDER/test_2016_flickr.fr
+    python benchmarks/languages.py fr runs/multi30k-multilingual/predictions_test.txt FOLDER/test_2016_flickr.fr
 """
 
 from pathlib import Path
@@ -24,10 +24,9 @@ def main(
     py3langid.set_languages(candidates.split(","))
     for path in texts:
         lines = path.read_text(encoding="utf-8").splitlines()
-        wrong = [line for line in lines if py3langid.classify(line)[0] != language]
-        print(f"{path}: {len(wrong)} of {len(lines)} lines")
-        for line in wrong[:5]:
-            print(f"    {py3langid.classify(line)[0]}: {line}")
+        detected = [(py3langid.classify(line)[0], line) for line in lines]
+        wrong = [f"    {found}: {line}" for found, line in detected if found != language]
+        print(f"{path}: {len(wrong)} of {len(lines)} lines", *wrong[:5], sep="\n")
 
 
 if __name__ == "__main__":

@@ -44,10 +44,13 @@ def service(model: Path, **options: Any) -> _Service:
     return _Service(**{"model": model, "engine": "torch", "pairs": ["en:de"], "name": "tiny", **defaults, **options})
 
 
-def wait_until_ready(log: Path, supervisor: "subprocess.Popen[bytes]", workers: int) -> None:
-    deadline = time.monotonic() + 600
-    while log.read_text().count(READY) < workers:
-        assert supervisor.poll() is None
+def wait_for(
+    log: Path, text: str, count: int = 1, *, seconds: float = 600, supervisor: "subprocess.Popen[bytes] | None" = None
+) -> None:
+    """Wait until the log has a text `count` times, and fail if the supervisor ends before."""
+    deadline = time.monotonic() + seconds
+    while log.read_text().count(text) < count:
+        assert supervisor is None or supervisor.poll() is None
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
 
@@ -129,7 +132,7 @@ def test_killed_worker_is_replaced_and_costs_only_its_own_requests(folder: Path,
 
     with log.open("w") as stream, subprocess.Popen(command, stderr=stream) as process:
         try:
-            wait_until_ready(log, process, 2)
+            wait_for(log, READY, 2, supervisor=process)
             clients = [threading.Thread(target=request, args=[first]) for first in range(CLIENTS)]
             for client in clients:
                 client.start()
@@ -139,10 +142,8 @@ def test_killed_worker_is_replaced_and_costs_only_its_own_requests(folder: Path,
             time.sleep(1.5)
             os.kill(worker, signal.SIGKILL)
             killed = time.monotonic()
-            while f"[{worker}] died" not in log.read_text():
-                assert time.monotonic() < killed + UNRESPONSIVE_SECONDS / 2
-                time.sleep(0.1)
-            wait_until_ready(log, process, 3)
+            wait_for(log, f"[{worker}] died", seconds=UNRESPONSIVE_SECONDS / 2)
+            wait_for(log, READY, 3, supervisor=process)
             replaced = time.monotonic()
             time.sleep(1)
             stop.set()
@@ -168,11 +169,10 @@ def test_workers_end_when_their_supervisor_is_killed(folder: Path, tmp_path: Pat
     log, port = tmp_path / "log", free_port()
     command = [sys.executable, "-m", "trivium_cli", "serve", str(folder), "--pair", "en:de", "--workers", "2"]
     with log.open("w") as stream, subprocess.Popen([*command, "--port", str(port)], stderr=stream) as supervisor:
-        wait_until_ready(log, supervisor, 2)
-        supervisor.kill()
-    deadline = time.monotonic() + 60
-    while log.read_text().count("Finished server process") < 2:
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.1)
+        try:
+            wait_for(log, READY, 2, supervisor=supervisor)
+        finally:
+            supervisor.kill()
+    wait_for(log, "Finished server process", 2, seconds=60)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/health")
