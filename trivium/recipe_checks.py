@@ -153,11 +153,11 @@ def _check_averaging(recipe: "Recipe") -> None:
 def _check_learning(recipe: "Recipe") -> None:
     """Check the fields of `learning` that are only for some tasks or some forms of data."""
     learning = recipe.learning
-    for name in ("r_drop", "simcut"):
-        value = getattr(learning, name)
-        if value and recipe.task == "question-answering":
-            allowed = ", ".join(task for task in TASKS if task != recipe.task)
-            raise ValueError(f"learning.{name} is {value}, but is only for {allowed}; the task is {recipe.task}.")
+    if learning.r_drop and recipe.task == "question-answering":
+        allowed = ", ".join(task for task in TASKS if task != recipe.task)
+        raise ValueError(
+            f"learning.r_drop is {learning.r_drop}, but is only for {allowed}; the task is {recipe.task}."
+        )
     if not learning.subword_dropout:
         return
     if recipe.task != "translation":
@@ -200,13 +200,10 @@ def _check_distillation(recipe: "Recipe") -> None:
             f"training.label_smoothing_factor is {smoothing}, but with distillation.teacher it must be 0. Set "
             "model.label_smoothing instead."
         )
-    learning = recipe.learning
-    if recipe.distillation.teacher is not None and (learning.r_drop or learning.simcut):
-        name = "r_drop" if learning.r_drop else "simcut"
+    if recipe.distillation.teacher is not None and (weight := recipe.learning.r_drop):
         raise ValueError(
-            f"distillation.teacher is {recipe.distillation.teacher!r} and learning.{name} is "
-            f"{getattr(learning, name)}, but each replaces the loss of a training step. Set learning.{name}=0, or "
-            "distillation.teacher=null."
+            f"distillation.teacher is {recipe.distillation.teacher!r} and learning.r_drop is {weight}, but each "
+            "replaces the loss of a training step. Set learning.r_drop=0, or distillation.teacher=null."
         )
 
 

@@ -96,9 +96,6 @@ class LearningArguments:
         r_drop: Weight of the consistency loss of R-Drop (Liang et al. 2021): each step runs the batch twice, with
             different dropout, and adds the symmetric KL divergence between the two predictions. 5 is typical for
             translation; 0 to disable.
-        simcut: Weight of the consistency loss of SimCut (Gao et al. 2022): each step runs the batch twice, the second
-            time with 5 % of the input embeddings set to zero, and adds the KL divergence between the two predictions.
-            3 is typical for translation; 0 to disable.
         subword_dropout: For `translation` with `inputs.max_tokens`: probability of skipping a merge of byte-pair
             encoding (BPE-dropout, Provilkov et al. 2020), so that each epoch segments the training texts differently.
             0.1 is typical; 0 to disable.
@@ -108,7 +105,6 @@ class LearningArguments:
     """
 
     r_drop: float = 0.0
-    simcut: float = 0.0
     subword_dropout: float = 0.0
     muon_learning_rate: float | None = None
 
@@ -118,15 +114,8 @@ class LearningArguments:
         Raises:
             ValueError: The message names the field, its value and what is allowed.
         """
-        for name in ("r_drop", "simcut"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"learning.{name} is {value}, but must be at least 0 and finite; 0 disables it.")
-        if self.r_drop and self.simcut:
-            raise ValueError(
-                f"learning.r_drop is {self.r_drop} and learning.simcut is {self.simcut}, but the two passes of a step "
-                "are for only one of them. Set one of the two to 0."
-            )
+        if not 0 <= self.r_drop < math.inf:
+            raise ValueError(f"learning.r_drop is {self.r_drop}, but must be at least 0 and finite; 0 disables it.")
         if not 0 <= self.subword_dropout < 1:
             raise ValueError(
                 f"learning.subword_dropout is {self.subword_dropout}, but must be at least 0 and less than 1; 0 "

@@ -232,7 +232,7 @@ def _optimizer(recipe: Recipe, settings: Mapping[str, Any]) -> str:
 
 def _regularization(recipe: Recipe, config: TriviumConfig) -> str:
     learning = recipe.learning
-    methods = {"R-Drop": learning.r_drop, "SimCut": learning.simcut, "subword dropout": learning.subword_dropout}
+    methods = {"R-Drop": learning.r_drop, "subword dropout": learning.subword_dropout}
     parts = [f"dropout {config.dropout}", f"label smoothing {config.label_smoothing}"]
     return ", ".join([*parts, *(f"{name} {value}" for name, value in methods.items() if value)])
 

@@ -35,13 +35,13 @@ from trivium.training.callbacks.push import check_hub_arguments
 from trivium.training.callbacks.run_facts import encoding_rates
 from trivium.training.callbacks.throughput import DataReport
 from trivium.training.compute_metrics import make_compute_metrics
-from trivium.training.consistency import Consistency, check_consistency
 from trivium.training.distillation import load_distillation
 from trivium.training.distributed import broadcast_from_main, check_devices, lock_run
 from trivium.training.initial_model import load_or_build
 from trivium.training.muon import MuonFactory
 from trivium.training.muon import check_arguments as check_muon_arguments
 from trivium.training.prepared import Prepared, load_prepared
+from trivium.training.r_drop import RDrop, check_r_drop
 from trivium.training.resume import checkpoint_to_resume
 from trivium.training.trainer import RunTrainer
 from trivium.translation import default_lengths
@@ -113,7 +113,8 @@ def check_arguments(recipe: Recipe) -> Seq2SeqTrainingArguments:
     args = recipe.training_arguments()
     check_hub_arguments(args)
     check_devices(args)
-    check_consistency(recipe.learning, args)
+    if recipe.learning.r_drop:
+        check_r_drop(recipe.learning.r_drop, args)
     recipe.check_start()
     if recipe.ema_decay is not None:
         ExponentialAverage.check_arguments(args)
@@ -208,7 +209,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         callbacks=[facts],
         max_tokens=recipe.inputs.max_tokens,
         buffer_size=recipe.inputs.buffer_size,
-        consistency=Consistency(model, learning) if learning.r_drop or learning.simcut else None,
+        r_drop=RDrop(model, learning.r_drop) if learning.r_drop else None,
         distillation=load_distillation(recipe, model, tokenizer),
     )
     if learning.muon_learning_rate is not None:

@@ -32,9 +32,9 @@ from trivium.modeling.loss import IGNORE_INDEX
 from trivium.storage.atomic import write_whole
 from trivium.training.callbacks import Throughput
 from trivium.training.callbacks.throughput import DataReport
-from trivium.training.consistency import Consistency
 from trivium.training.distillation import Distillation
 from trivium.training.distributed import tied_weights_together
+from trivium.training.r_drop import RDrop
 from trivium.training.resumable import ResumableTrainer
 from trivium.training.streaming import FILLER, PLACE, EpochOffset, StreamSteps
 
@@ -119,7 +119,7 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         max_tokens: Maximum number of tokens per batch and device, as counted by `TokenBatchSampler`; None for batches
             of `per_device_train_batch_size` rows.
         buffer_size: Number of rows to buffer for token batches of a stream; required in this case.
-        consistency: Forward pass with a consistency loss, for training steps; None for that of the model.
+        r_drop: Forward pass of R-Drop, for training steps; None for that of the model.
         distillation: The teacher, whose probabilities are part of the training loss; None for none.
 
     A stream (`EncodedStream` or `datasets.IterableDataset`) is divided among the processes, and resumed at the saved
@@ -131,12 +131,12 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         *args: Any,
         max_tokens: int | None = None,
         buffer_size: int | None = None,
-        consistency: Consistency | None = None,
+        r_drop: RDrop | None = None,
         distillation: Distillation | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._consistency = consistency
+        self._r_drop = r_drop
         self.distillation = distillation
         if distillation is not None:
             distillation.teacher.to(self.args.device)
@@ -310,8 +310,8 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
         weight = 0.0 if inputs.get(FILLER) else 1.0
         inputs = {name: value for name, value in inputs.items() if name != FILLER}
         forward: Any = model
-        if self._consistency is not None and model.training:
-            forward = partial(self._consistency, model)
+        if self._r_drop is not None and model.training:
+            forward = partial(self._r_drop, model)
         elif self.distillation is not None and model.training:
             forward = partial(self.distillation, model, self.accelerator.autocast())
         elif not return_outputs:

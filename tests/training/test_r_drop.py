@@ -1,4 +1,4 @@
-"""Test R-Drop and SimCut against the formulas in float64, and that they leave other steps alone."""
+"""Test R-Drop against its formula in float64, and that it leaves other steps alone."""
 
 from math import log
 from pathlib import Path
@@ -23,15 +23,13 @@ from trivium import (
 )
 from trivium.modeling.embeddings import TokenEmbedding
 from trivium.recipe import load_recipe
-from trivium.recipe_sections import LearningArguments
-from trivium.training import consistency as module
+from trivium.training import r_drop as module
 from trivium.training import train
-from trivium.training.consistency import Consistency, check_consistency
 from trivium.training.distributed import launch_configs
+from trivium.training.r_drop import RDrop, check_r_drop
 from trivium.training.trainer import RunTrainer
 
-R_DROP, SIMCUT = LearningArguments(r_drop=5.0), LearningArguments(simcut=3.0)
-BOTH = pytest.mark.parametrize("learning", [R_DROP, SIMCUT], ids=["r_drop", "simcut"])
+WEIGHT = 5.0
 KINDS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "translation": (TriviumForConditionalGeneration, {}),
     "causal-lm": (TriviumForCausalLM, {"encoder_layers": 0}),
@@ -56,7 +54,7 @@ def model_and_batch(kind: str, rows: int = 6, **config: Any) -> tuple[Any, dict[
     return model, batch
 
 
-def expected_loss(logits: torch.Tensor, targets: torch.Tensor, learning: LearningArguments, count: int) -> float:
+def expected_loss(logits: torch.Tensor, targets: torch.Tensor, count: int) -> float:
     """Compute the loss of both passes position by position, with the definitions of its terms."""
     classes, total = logits.shape[-1], 0.0
     first, second = (half.reshape(-1, classes).tolist() for half in logits.softmax(dim=-1).chunk(2))
@@ -67,96 +65,64 @@ def expected_loss(logits: torch.Tensor, targets: torch.Tensor, learning: Learnin
         entropy_p, entropy_q = (-sum(s * log(x) for s, x in zip(smoothed, dist, strict=True)) for dist in (p, q))
         p_to_q = sum(x * log(x / y) for x, y in zip(p, q, strict=True))
         q_to_p = sum(y * log(y / x) for x, y in zip(p, q, strict=True))
-        if learning.r_drop:
-            total += (entropy_p + entropy_q) / 2 + learning.r_drop / 2 * (p_to_q + q_to_p) / 2
-        else:
-            total += entropy_p + learning.simcut * p_to_q
+        total += (entropy_p + entropy_q) / 2 + WEIGHT / 2 * (p_to_q + q_to_p) / 2
     return total / count
 
 
-def logits_of_both_passes(model: Any, batch: dict[str, torch.Tensor], learning: LearningArguments) -> torch.Tensor:
+def logits_of_both_passes(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Run the two passes, with ordinary autograd, and with the random numbers of `torch.manual_seed(3)`."""
     torch.manual_seed(3)
     twice = {name: torch.cat((value, value)) for name, value in batch.items()}
-    with Consistency(model, learning)._cut_embeddings():
-        return model(**twice).logits
+    return model(**twice).logits
 
 
-@BOTH
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_matches_formula(kind: str, learning: LearningArguments, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_matches_formula(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare the loss with the definitions of its terms, in one chunk and in many."""
     model, batch = model_and_batch(kind, dropout=0.2)
     targets = batch["labels"]
     if kind == "causal-lm":
         targets = torch.cat((targets[:, 1:], torch.full_like(targets[:, :1], -100)), dim=1)
     real = int((targets != -100).sum())
-    logits = logits_of_both_passes(model, batch, learning)
+    logits = logits_of_both_passes(model, batch)
     options: dict[str, Any]
     for chunk, options, count in ((2**20, {}, real), (100, {"num_items_in_batch": torch.tensor(2 * real)}, 2 * real)):
         monkeypatch.setattr(module, "CHUNK_LOGITS", chunk)
         torch.manual_seed(3)
-        loss = Consistency(model, learning)(model, **batch, **options)["loss"]
-        torch.testing.assert_close(loss.item(), expected_loss(logits, targets, learning, count), **EXACT)
+        loss = RDrop(model, WEIGHT)(model, **batch, **options)["loss"]
+        torch.testing.assert_close(loss.item(), expected_loss(logits, targets, count), **EXACT)
 
 
-@BOTH
 @pytest.mark.parametrize("kind", ["translation", "classification"])
-def test_gradients_match_autograd(kind: str, learning: LearningArguments, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_match_autograd(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare with autograd through the functions of torch."""
     monkeypatch.setattr(module, "CHUNK_LOGITS", 200)
     model, batch = model_and_batch(kind, dropout=0.2)
     is_labeled = batch["labels"] != -100
-    first, second = (half[is_labeled] for half in logits_of_both_passes(model, batch, learning).chunk(2))
+    first, second = (half[is_labeled] for half in logits_of_both_passes(model, batch).chunk(2))
     log_p, log_q = first.log_softmax(dim=-1), second.log_softmax(dim=-1)
     loss_p, loss_q = (
         nn.functional.cross_entropy(half, batch["labels"][is_labeled], label_smoothing=0.1) for half in (first, second)
     )
     p_to_q = nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
     q_to_p = nn.functional.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
-    expected = loss_p + 3 * p_to_q
-    if learning.r_drop:
-        expected = (loss_p + loss_q) / 2 + 5 / 4 * (p_to_q + q_to_p)
-    (8 * expected).backward()
+    (8 * ((loss_p + loss_q) / 2 + WEIGHT / 4 * (p_to_q + q_to_p))).backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     torch.manual_seed(3)
-    (8 * Consistency(model, learning)(model, **batch)["loss"]).backward()
+    (8 * RDrop(model, WEIGHT)(model, **batch)["loss"]).backward()
     assert_same_gradients(model, gradients)
 
 
-def test_simcut_cuts_second_pass_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare with passes over embeddings, of source and target, that are set to zero beforehand."""
-    monkeypatch.setattr(module, "CUTOFF", 0.4)
-    model, batch = model_and_batch("translation")
-    logits = logits_of_both_passes(model, batch, SIMCUT)
-    torch.manual_seed(3)
-    targets = model.prepare_decoder_input_ids_from_labels(batch["labels"])
-    embedded = {}
-    for name, ids in (("inputs_embeds", batch["input_ids"]), ("decoder_inputs_embeds", targets)):
-        states = model.get_input_embeddings()(ids)
-        kept = (torch.rand(2 * len(ids), ids.shape[1]) >= 0.4)[len(ids) :]
-        assert 0.4 < kept.double().mean() < 0.8
-        embedded[name] = states * kept[..., None]
-    clean = model(batch["input_ids"], batch["attention_mask"], labels=batch["labels"]).logits
-    cut = model(attention_mask=batch["attention_mask"], labels=batch["labels"], **embedded).logits
-    is_real = batch["labels"] != -100
-    for actual, expected in zip(logits.chunk(2), (clean, cut), strict=True):
-        torch.testing.assert_close(actual[is_real], expected[is_real], **EXACT)
-    assert not any(part._forward_hooks for part in model.modules())
-
-
-@BOTH
-def test_padding_does_not_count(learning: LearningArguments, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CUTOFF", 1.0)
+def test_padding_does_not_count() -> None:
     model, batch = model_and_batch("translation")
     shake_second_pass(model)
-    consistency = Consistency(model, learning)
-    loss = consistency(model, **batch)["loss"]
+    r_drop = RDrop(model, WEIGHT)
+    loss = r_drop(model, **batch)["loss"]
     padded = {
         name: nn.functional.pad(value, (0, 3), value=-100 if name == "labels" else 0) for name, value in batch.items()
     }
-    torch.testing.assert_close(consistency(model, **padded)["loss"], loss, **EXACT)
+    torch.testing.assert_close(r_drop(model, **padded)["loss"], loss, **EXACT)
 
 
 def shake_second_pass(model: nn.Module) -> None:
@@ -170,7 +136,7 @@ def shake_second_pass(model: nn.Module) -> None:
             part.register_forward_hook(scale)
 
 
-def make_trainer(learning: LearningArguments, folder: Path, rows: int, accumulation: int) -> RunTrainer:
+def make_trainer(weight: float, folder: Path, rows: int, accumulation: int) -> RunTrainer:
     set_seed(0)
     model = tiny_model(TriviumForCausalLM, encoder_layers=0, decoder_layers=1)
     shake_second_pass(model)
@@ -186,19 +152,13 @@ def make_trainer(learning: LearningArguments, folder: Path, rows: int, accumulat
         train_sampling_strategy="sequential",
         save_strategy="no",
     )
-    consistency = Consistency(model, learning) if learning.r_drop or learning.simcut else None
-    return RunTrainer(
-        model, args, train_dataset=data, eval_dataset=data, data_collator=collate_texts, consistency=consistency
-    )
+    r_drop = RDrop(model, weight) if weight else None
+    return RunTrainer(model, args, train_dataset=data, eval_dataset=data, data_collator=collate_texts, r_drop=r_drop)
 
 
 @pytest.mark.trains
-@BOTH
-def test_accumulated_halves_equal_one_batch(
-    learning: LearningArguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "CUTOFF", 0.0)
-    whole, halves = make_trainer(learning, tmp_path, 8, 1), make_trainer(learning, tmp_path, 4, 2)
+def test_accumulated_halves_equal_one_batch(tmp_path: Path) -> None:
+    whole, halves = make_trainer(WEIGHT, tmp_path, 8, 1), make_trainer(WEIGHT, tmp_path, 4, 2)
     for trainer in (whole, halves):
         trainer.train()
     weights = dict(halves.model.named_parameters())
@@ -206,9 +166,8 @@ def test_accumulated_halves_equal_one_batch(
         torch.testing.assert_close(weights[name], weight, **EXACT)
 
 
-def train_deterministically(learning: LearningArguments, folder: Path, rows: int) -> dict[str, torch.Tensor]:
-    module.CUTOFF = 0.0
-    trainer = make_trainer(learning, folder, rows, 1)
+def train_on(folder: Path, rows: int) -> dict[str, torch.Tensor]:
+    trainer = make_trainer(WEIGHT, folder, rows, 1)
     trainer.train()
     model = trainer.accelerator.unwrap_model(trainer.model)
     return {name: weight.detach() for name, weight in model.named_parameters()}
@@ -216,19 +175,16 @@ def train_deterministically(learning: LearningArguments, folder: Path, rows: int
 
 @pytest.mark.trains
 @pytest.mark.slow(reason="two processes")
-@BOTH
-def test_two_processes_match_one(learning: LearningArguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CUTOFF", 0.0)
-    alone = train_deterministically(learning, tmp_path, 8)
+def test_two_processes_match_one(tmp_path: Path) -> None:
+    alone = train_on(tmp_path, 8)
     config = launch_configs()["cpu"]
-    for weights in run_distributed(train_deterministically, learning, tmp_path, 4, folder=tmp_path, config=config):
+    for weights in run_distributed(train_on, tmp_path, 4, folder=tmp_path, config=config):
         for name, weight in alone.items():
             torch.testing.assert_close(weights[name], weight, **EXACT)
 
 
-@BOTH
-def test_evaluation_has_no_consistency_loss(learning: LearningArguments, tmp_path: Path) -> None:
-    plain, regular = (make_trainer(weights, tmp_path, 8, 1) for weights in (LearningArguments(), learning))
+def test_evaluation_has_the_ordinary_loss(tmp_path: Path) -> None:
+    plain, regular = (make_trainer(weight, tmp_path, 8, 1) for weight in (0, WEIGHT))
     losses = []
     for trainer in (plain, regular):
         batch = next(iter(trainer.get_train_dataloader()))
@@ -239,9 +195,9 @@ def test_evaluation_has_no_consistency_loss(learning: LearningArguments, tmp_pat
 
 @pytest.mark.trains
 @pytest.mark.slow(reason="three runs")
-def test_zero_weights_change_nothing(tmp_path: Path) -> None:
+def test_zero_weight_changes_nothing(tmp_path: Path) -> None:
     losses = []
-    for index, weights in enumerate(([], ["learning.r_drop=0", "learning.simcut=0"], ["learning.r_drop=5"])):
+    for index, weights in enumerate(([], ["learning.r_drop=0"], ["learning.r_drop=5"])):
         recipe = load_recipe("numbers", small_recipe(tmp_path / str(index), "training.max_steps=2", *weights))
         losses.append(losses_of(train(recipe)))
     assert losses[0] == losses[1]
@@ -255,9 +211,8 @@ def test_zero_weights_change_nothing(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["learning.r_drop=-1"], r"learning\.r_drop is -1\.0.*at least 0"),
-        (["learning.simcut=.inf"], r"learning\.simcut is inf.*finite"),
+        (["learning.r_drop=.inf"], r"learning\.r_drop is inf.*finite"),
         (["learning.r_drop=.nan"], r"learning\.r_drop is nan.*at least 0"),
-        (["learning.r_drop=1", "learning.simcut=3"], r"learning\.r_drop is 1\.0 and learning\.simcut is 3\.0.*one"),
         (["learning.rdrop=1"], r"learning\.rdrop is unknown.*r_drop"),
     ],
 )
@@ -266,22 +221,20 @@ def test_invalid_weights_are_refused(overrides: list[str], message: str) -> None
         load_recipe("numbers", overrides)
 
 
-def test_answers_have_no_consistency_loss() -> None:
-    with pytest.raises(ValueError, match=r"learning\.simcut is 3\.0.*translation.*question-answering"):
-        load_recipe("answers", ["learning.simcut=3", "data.train=a", "data.validation=b", "data.test=c"])
+def test_answers_have_no_r_drop() -> None:
+    with pytest.raises(ValueError, match=r"learning\.r_drop is 5\.0.*translation.*question-answering"):
+        load_recipe("answers", ["learning.r_drop=5", "data.train=a", "data.validation=b", "data.test=c"])
 
 
-def test_regression_has_no_consistency_loss() -> None:
+def test_regression_has_no_r_drop() -> None:
     model = tiny_model(TriviumForSequenceClassification, decoder_layers=0, num_labels=1, problem_type="regression")
     with pytest.raises(ValueError, match=r"learning\.r_drop is 5\.0.*problem_type is regression"):
-        Consistency(model, R_DROP)
+        RDrop(model, WEIGHT)
 
 
-def test_conflicting_training_arguments_are_refused(tmp_path: Path) -> None:
-    args = Seq2SeqTrainingArguments(output_dir=str(tmp_path), use_cpu=True, torch_compile=True, report_to="none")
-    check_consistency(R_DROP, args)
-    with pytest.raises(ValueError, match=r"learning\.simcut is 3\.0.*torch_compile=false"):
-        check_consistency(SIMCUT, args)
-    args.torch_compile, args.label_smoothing_factor = False, 0.1
-    with pytest.raises(ValueError, match=r"label_smoothing_factor is 0\.1.*learning\.simcut.*model\.label_smoothing"):
-        check_consistency(SIMCUT, args)
+def test_label_smoothing_of_the_trainer_is_refused(tmp_path: Path) -> None:
+    args = Seq2SeqTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    check_r_drop(WEIGHT, args)
+    args.label_smoothing_factor = 0.1
+    with pytest.raises(ValueError, match=r"label_smoothing_factor is 0\.1.*learning\.r_drop.*model\.label_smoothing"):
+        check_r_drop(WEIGHT, args)
