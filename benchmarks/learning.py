@@ -1,8 +1,8 @@
 """Measure what the section `learning` of a recipe costs, on Multi30k with the model of the recipe `multi30k-tiny`.
 
-One model takes a training step without and with R-Drop in turn, on the same token batch: forward pass, loss, backward pass and
-AdamW. Before, the training texts are segmented for some epochs of subword dropout, in seconds of CPU time, and once
-with the dropout of `tokenizers`. FOLDER contains the sentences, one per line, in `train.en` and `train.de`:
+One model takes a training step without and with R-Drop in turn, on the same token batch: forward pass, loss, backward
+pass and AdamW. Before, the training texts are segmented for some epochs of subword dropout, in seconds of CPU time, and
+once with the dropout of `tokenizers`. FOLDER contains the sentences, one per line, in `train.en` and `train.de`:
 
     OMP_NUM_THREADS=1 python benchmarks/learning.py --data FOLDER
 """
