@@ -150,33 +150,11 @@ def _check_averaging(recipe: "Recipe") -> None:
         raise ValueError(f"ema_decay is {recipe.ema_decay}, but must be greater than 0 and less than 1, or null.")
 
 
-def _check_learning(recipe: "Recipe") -> None:
-    """Check the fields of `learning` that are only for some tasks or some forms of data."""
-    learning = recipe.learning
-    if learning.r_drop and recipe.task == "question-answering":
+def _check_r_drop(recipe: "Recipe") -> None:
+    weight = recipe.learning.r_drop
+    if weight and recipe.task == "question-answering":
         allowed = ", ".join(task for task in TASKS if task != recipe.task)
-        raise ValueError(
-            f"learning.r_drop is {learning.r_drop}, but is only for {allowed}; the task is {recipe.task}."
-        )
-    if not learning.subword_dropout:
-        return
-    if recipe.task != "translation":
-        raise ValueError(
-            f"learning.subword_dropout is {learning.subword_dropout}, but is only for translation; the task is "
-            f"{recipe.task}."
-        )
-    # Each epoch segments the texts again, which needs BPE, the texts themselves, and batches by tokens.
-    for name, value, is_allowed, advice in (
-        ("inputs.max_tokens", recipe.inputs.max_tokens, recipe.inputs.max_tokens is not None, 4096),
-        ("data.streaming", recipe.data.streaming, not recipe.data.streaming, "false"),
-        ("data.prepared", recipe.data.prepared, recipe.data.prepared is None, "null"),
-        ("tokenizer.algorithm", recipe.tokenizer.algorithm, recipe.tokenizer.algorithm == "bpe", "bpe"),
-    ):
-        if not is_allowed:
-            raise ValueError(
-                f"learning.subword_dropout is {learning.subword_dropout}, but {name} is {value}. Set {name}={advice}, "
-                "or learning.subword_dropout=0."
-            )
+        raise ValueError(f"learning.r_drop is {weight}, but is only for {allowed}; the task is {recipe.task}.")
 
 
 def _check_muon(recipe: "Recipe") -> None:
@@ -220,7 +198,7 @@ SECTION_CHECKS = (
     _check_token_batches,
     _check_averaging,
     _check_distillation,
-    _check_learning,
+    _check_r_drop,
     _check_muon,
 )
 

@@ -96,16 +96,12 @@ class LearningArguments:
         r_drop: Weight of the consistency loss of R-Drop (Liang et al. 2021): each step runs the batch twice, with
             different dropout, and adds the symmetric KL divergence between the two predictions. 5 is typical for
             translation; 0 to disable.
-        subword_dropout: For `translation` with `inputs.max_tokens`: probability of skipping a merge of byte-pair
-            encoding (BPE-dropout, Provilkov et al. 2020), so that each epoch segments the training texts differently.
-            0.1 is typical; 0 to disable.
         muon_learning_rate: Peak learning rate of the weight matrices inside the layers, which Muon then trains instead
             of AdamW. All other parameters keep AdamW and `training.learning_rate`; both follow the same schedule. None
             for AdamW alone.
     """
 
     r_drop: float = 0.0
-    subword_dropout: float = 0.0
     muon_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
@@ -116,11 +112,6 @@ class LearningArguments:
         """
         if not 0 <= self.r_drop < math.inf:
             raise ValueError(f"learning.r_drop is {self.r_drop}, but must be at least 0 and finite; 0 disables it.")
-        if not 0 <= self.subword_dropout < 1:
-            raise ValueError(
-                f"learning.subword_dropout is {self.subword_dropout}, but must be at least 0 and less than 1; 0 "
-                "disables it."
-            )
         rate = self.muon_learning_rate
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(

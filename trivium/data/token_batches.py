@@ -9,8 +9,6 @@ from torch.utils.data import Sampler
 
 from trivium.configuration import TriviumConfig
 
-SLACK = 0.02  # share of `max_tokens` that is left for epochs with longer rows than the first
-
 
 class TokenBatchSampler(Sampler[list[int]]):
     """Sample batches of rows of similar length with at most `max_tokens` tokens, in a new order in each epoch.
@@ -67,47 +65,6 @@ class TokenBatchSampler(Sampler[list[int]]):
         batches = token_batches(self._lengths, self._max_tokens, rng)
         for index in rng.permutation(len(batches)):
             yield batches[index].tolist()
-
-
-class EpochTokenBatchSampler(TokenBatchSampler):
-    """Sample token batches of rows whose lengths differ in each epoch, with the same number of batches in each.
-
-    The number of batches is computed for epoch 0, with `SLACK` fewer tokens per batch. An epoch that needs fewer
-    batches splits its largest ones; an epoch that needs more, which happens with few rows only, exceeds `max_tokens`
-    as little as possible. A schedule in epochs and the position of a resumed run are therefore as exact as with
-    constant lengths.
-
-    Row r of epoch e has the index e * rows + r, as in `SubwordDropoutPairs`.
-    """
-
-    def __init__(
-        self,
-        lengths: Callable[[int], Sequence[np.ndarray]],
-        max_tokens: int,
-        seed: int = 0,
-        epoch: Callable[[], int] = lambda: 0,
-    ) -> None:
-        """Determine the number of batches.
-
-        Args:
-            lengths: Function that returns the lengths of all rows in an epoch.
-            max_tokens: Maximum number of tokens per batch.
-            seed: Seed of the order.
-            epoch: Function that returns the current epoch.
-        """
-        self._lengths_of_epoch, self._limit = lengths, max_tokens
-        super().__init__(lengths(0), max(1, int((1 - SLACK) * max_tokens)), seed, epoch)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch = self._epoch()
-        rng = np.random.default_rng((self._seed, epoch))
-        lengths, limit = self._lengths_of_epoch(epoch), self._limit
-        while len(batches := token_batches(lengths, limit, rng)) > self._count:
-            limit += max(1, limit // 100)
-        while len(batches) < self._count:
-            batches.extend(np.array_split(batches.pop(int(np.argmax([len(batch) for batch in batches]))), 2))
-        for index in rng.permutation(self._count):
-            yield (batches[index] + epoch * len(lengths[0])).tolist()
 
 
 def token_batches(lengths: Sequence[np.ndarray], max_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:

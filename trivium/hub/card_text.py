@@ -231,10 +231,10 @@ def _optimizer(recipe: Recipe, settings: Mapping[str, Any]) -> str:
 
 
 def _regularization(recipe: Recipe, config: TriviumConfig) -> str:
-    learning = recipe.learning
-    methods = {"R-Drop": learning.r_drop, "subword dropout": learning.subword_dropout}
     parts = [f"dropout {config.dropout}", f"label smoothing {config.label_smoothing}"]
-    return ", ".join([*parts, *(f"{name} {value}" for name, value in methods.items() if value)])
+    if weight := recipe.learning.r_drop:
+        parts.append(f"R-Drop {weight}")
+    return ", ".join(parts)
 
 
 def _learning_curve(state: TrainerState | None) -> str:

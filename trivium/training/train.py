@@ -20,10 +20,8 @@ from transformers import (
 from trivium.configuration import TriviumConfig
 from trivium.data import fingerprint, load_data
 from trivium.data.arguments import has_shards
-from trivium.data.columns import PAIR
 from trivium.data.packing import packing_facts
 from trivium.data.shares import EncodedStream
-from trivium.data.subword_dropout import SubwordDropoutPairs
 from trivium.recipe import Recipe
 from trivium.storage.checkpoints import STATE_FILE, checkpoints_of, explain_write_failure, set_aside
 from trivium.storage.manifest import CARD, MANIFEST, RunFolder, record, start_manifest
@@ -191,7 +189,7 @@ def build_trainer(recipe: Recipe, args: Seq2SeqTrainingArguments, start: Start) 
         if settings.max_length is settings.max_new_tokens is None:
             settings.update(**default_lengths(model.config, max_length_of(model.config, recipe.inputs)))
     if prepared is None:
-        train_rows, validation_rows = _encode(recipe, args, data, model.config, tokenizer, facts)
+        train_rows, validation_rows = _encode(recipe, data, model.config, tokenizer, facts)
     else:
         prepared.check_model(model.config, tokenizer, recipe)
         train_rows, validation_rows = data["train"], data.get("validation")
@@ -248,26 +246,18 @@ def _load_splits(recipe: Recipe, args: Seq2SeqTrainingArguments, prepared: Prepa
 
 def _encode(
     recipe: Recipe,
-    args: Seq2SeqTrainingArguments,
     data: Any,
     config: TriviumConfig,
     tokenizer: PreTrainedTokenizerBase,
     facts: RunFacts,
-) -> tuple[Dataset | EncodedStream | SubwordDropoutPairs, Any]:
-    """Encode the splits, and record how fast; return the rows for training and for validation.
-
-    A stream, and pairs with subword dropout, are encoded anew in every epoch.
-    """
-    task, inputs, dropout = recipe.kind, recipe.inputs, recipe.learning.subword_dropout
+) -> tuple[Dataset | EncodedStream, Any]:
+    """Encode the splits, and record how fast; return the rows for training and for validation."""
+    task, inputs = recipe.kind, recipe.inputs
     began = time.time()
     encoded = encode_data(data, task, tokenizer, config, inputs)
-    rows: Dataset | EncodedStream | SubwordDropoutPairs = encoded["train"]
+    rows: Dataset | EncodedStream = encoded["train"]
     if recipe.data.streaming:
         rows = encode_stream(data["train"], task, tokenizer, config, inputs, has_shards(recipe.data))
-    if dropout:
-        pairs = {name: data["train"][name] for name in PAIR}
-        seed = args.seed if args.data_seed is None else args.data_seed
-        rows = SubwordDropoutPairs(pairs, tokenizer, max_length_of(config, inputs), dropout, seed)
     if isinstance(encoded, DatasetDict):
         facts.encoding = encoding_rates(data, encoded, config, began)
     return rows, encoded.get("validation")

@@ -26,8 +26,7 @@ from transformers.utils import PushInProgress
 from trivium.data.batch_stream import BatchStream, PlacedBatch
 from trivium.data.length_grouped import SeededBatchRebalanceSampler, SeededLengthGroupedSampler
 from trivium.data.shares import EncodedStream
-from trivium.data.subword_dropout import SubwordDropoutPairs
-from trivium.data.token_batches import EpochTokenBatchSampler, TokenBatchSampler, lengths_of, token_columns
+from trivium.data.token_batches import TokenBatchSampler, lengths_of, token_columns
 from trivium.modeling.loss import IGNORE_INDEX
 from trivium.storage.atomic import write_whole
 from trivium.training.callbacks import Throughput
@@ -163,11 +162,6 @@ class RunTrainer(ResumableTrainer, PublishingTrainer):
             processes //= self.args.gradient_accumulation_steps
             rank = self.args.process_index // (self.args.world_size // processes)
             self._steps = StreamSteps(self.batch_stream, rank, processes, self.args.dataloader_num_workers)
-        elif isinstance(self.train_dataset, SubwordDropoutPairs):
-            assert max_tokens is not None  # A recipe requires it.
-            self.batches = EpochTokenBatchSampler(
-                self.train_dataset.lengths, max_tokens, self._data_seed, self._current_epoch
-            )
         elif max_tokens is not None:
             lengths = [lengths_of(self.train_dataset, column) for column in columns]
             self.batches = TokenBatchSampler(lengths, max_tokens, self._data_seed, self._current_epoch)
