@@ -42,7 +42,7 @@ def test_run_folder_is_complete(run: Path) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(run)
     tokenizer = AutoTokenizer.from_pretrained(run)
     assert isinstance(model, TriviumForConditionalGeneration)
-    assert model.config.vocab_size == len(tokenizer) == 600
+    assert model.config.vocab_size == len(tokenizer) == 700
     assert model.generation_config.max_length == 64
     again = AutoModelForSeq2SeqLM.from_pretrained(run / "checkpoint-6")
     inputs = tokenizer("half past seven", text_target="halb acht", return_tensors="pt")
