@@ -350,9 +350,10 @@ def test_quantized_model_is_close_smaller_and_a_copy(quantization, copier, token
     assert sizes[0] == sizes[1] if quantization == "float32" else sizes[0] < 0.85 * sizes[1]
     ids = random_ids(40, 4)
     both = (until_end(any_model.generate(ids, max_length=9)) for any_model in (copier, CTranslate2Model(folder)))
-    # Integer quantization is coarse for such a narrow model, and coarser on CPUs without integer instructions, where
-    # 18 rows agreed. Those of an untrained model agree in none.
-    least = 12 if "int" in quantization else 38
+    # Integer quantization is coarse for such a narrow model, and coarser on CPUs without AVX-512, where 18 rows
+    # agreed. Those of an untrained model agree in none.
+    coarse = 20 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 12
+    least = coarse if "int" in quantization else 38
     assert sum(expected_row == row for expected_row, row in zip(*both, strict=True)) >= least
 
 
