@@ -100,7 +100,8 @@ class TriviumConfig(PreTrainedConfig):
             (section 3.4); otherwise each has its own.
         lm_head_bias: Whether the output projection has a bias, as in Marian; there is none in the paper.
         label_smoothing: Epsilon of label smoothing, in training only (section 5.4).
-        classifier_pooling: Pooling of the sequence classifier: the "mean" of the encoded tokens, or the first ("cls").
+        classifier_pooling: Pooling of the sequence classifier: the "mean" or "max" of the encoded tokens, or the first
+            ("cls").
         seq2seq_task: Task for which an encoder-decoder was trained, "translation" or "summarization"; selects the
             pipeline that is saved with the model.
         is_encoder_decoder: Derived from the number of layers; an explicit value must agree with them.
@@ -143,7 +144,7 @@ class TriviumConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     lm_head_bias: bool = False
     label_smoothing: float | int = 0.1
-    classifier_pooling: Literal["mean", "cls"] = "mean"
+    classifier_pooling: Literal["mean", "max", "cls"] = "mean"
     seq2seq_task: Literal["translation", "summarization"] = "translation"
     use_cache: bool = True
     is_encoder_decoder: bool | None = None

@@ -190,11 +190,17 @@ class ClassificationHead(nn.Module):
 
     def _pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         if attention_mask is None:
+            if self.pooling == "max":
+                return hidden_states.amax(dim=1)
             return hidden_states.mean(dim=1) if self.pooling == "mean" else hidden_states[:, 0]
         is_real = attention_mask.to(hidden_states.device) > 0
         if self.pooling == "mean":
             hidden_states = hidden_states.masked_fill(~is_real[..., None], 0)
             return hidden_states.sum(dim=1) / is_real.sum(dim=1, keepdim=True).clamp(min=1)
+        if self.pooling == "max":
+            lowest = torch.finfo(hidden_states.dtype).min
+            maxima = hidden_states.masked_fill(~is_real[..., None], lowest).amax(dim=1)
+            return maxima.masked_fill(~is_real.any(dim=1, keepdim=True), 0)
         first = is_real.int().argmax(dim=1)  # (batch,), above 0 with padding on the left
         # `len()` would fix the batch size in an exported graph.
         return hidden_states[torch.arange(first.shape[0], device=first.device), first]

@@ -28,8 +28,8 @@ def train_backend(
     """Train the model of a backend from scratch, with lossless encoding and fixed ids of the special tokens.
 
     Args:
-        backend: Byte-level BPE, WordPiece or Unigram, BPE with byte fallback, or BPE with an unknown token, which is
-            trained as a character vocabulary. Training invalidates it.
+        backend: Byte-level BPE, WordPiece or Unigram, WordLevel, BPE with byte fallback, or BPE with an unknown token,
+            which is trained as a character vocabulary. Training invalidates it.
         texts: Texts, or batches of texts.
         vocab_size: Size of the vocabulary, including special tokens and alphabet.
         show_progress: Whether to show a progress bar.
@@ -83,6 +83,8 @@ def _trainer_for(
 
     The vocabulary contains the whole alphabet, even pieces that do not occur in the texts.
     """
+    if isinstance(model, models.WordLevel):
+        return trainers.WordLevelTrainer, {"vocab_size": vocab_size}, [], []
     options: dict[str, Any] = {"vocab_size": vocab_size, "initial_alphabet": byte_level}
     if isinstance(model, models.WordPiece):
         pieces = [model.continuing_subword_prefix + character for character in byte_level]

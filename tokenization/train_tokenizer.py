@@ -1,4 +1,4 @@
-"""Train a tokenizer from text: BPE, WordPiece, Unigram or characters, with a shared vocabulary or two vocabularies."""
+"""Train a tokenizer from text: BPE, WordPiece, Unigram, words or characters, with one shared vocabulary or two."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -9,12 +9,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from trivium.tokenization.tokenization_backends import train_backend
 from trivium.tokenization.tokenization_trivium import TriviumTokenizer
 
-Algorithm = Literal["bpe", "wordpiece", "unigram", "char"]
+Algorithm = Literal["bpe", "wordpiece", "unigram", "word", "char"]
 Normalization = Literal["NFC", "NFKC"]
 
 # GPT-2's pre-tokenization pattern, with the mask as a separate word, which is looked up in the vocabulary as a whole.
 # No other special token and no byte token such as "<0x41>" is a single word, so none can be learned from texts.
 WORDS = r"<mask>|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?(?:(?!<mask>)[^\s\p{L}\p{N}])+|\s+(?!\S)|\s+"
+
+# Whole words: the mask, English contractions, words with their hyphens, and single punctuation marks.
+WHOLE_WORDS = r"<mask>|'(?:s|t|re|ve|m|ll|d)\b|\w+(?:-\w+)*|[^\w\s]"
 
 
 def train_tokenizer(
@@ -34,7 +37,8 @@ def train_tokenizer(
 ) -> TriviumTokenizer:
     """Train a lossless tokenizer: `decode(encode(text))` is the normalized text, for any text.
 
-    Only `algorithm="char"` is lossy: characters that do not occur in the training texts become `<unk>`.
+    Two algorithms are lossy: with `"char"` characters, and with `"word"` words, that are not in the vocabulary become
+    `<unk>`, and decoded words are separated by single spaces.
 
     Training is deterministic: the same texts yield the same `tokenizer.json`, byte for byte.
 
@@ -45,8 +49,9 @@ def train_tokenizer(
         vocab_size: Size of each vocabulary, including special tokens and alphabet. With few texts it may be smaller.
         algorithm: Byte-pair encoding (`"bpe"`, section 5.1), which merges the most frequent pair; `"wordpiece"`, with
             word-initial and continuing (`##`) pieces that are matched longest first; `"unigram"`, which maximizes the
-            likelihood; or `"char"`, without merges: the vocabulary consists of the characters of the texts, ordered by
-            code point.
+            likelihood; `"word"`, the most frequent words and punctuation marks, for classifiers and taggers with
+            little data; or `"char"`, without merges: the vocabulary consists of the characters of the texts, ordered
+            by code point.
         byte_fallback: By default the alphabet is the 256 bytes. With byte fallback (`"bpe"` only) it is the characters
             of the texts, and any other character is encoded as bytes: pieces are readable, but every character takes
             up an entry of the vocabulary.
@@ -73,7 +78,8 @@ def train_tokenizer(
 
     def train(corpus: Iterable[str]) -> Tokenizer:
         backend = _build_backend(algorithm, byte_fallback)
-        backend.normalizer = _build_normalizer(normalization, lowercase, mask_takes_space=algorithm != "char")
+        is_lossless = algorithm not in ("word", "char")
+        backend.normalizer = _build_normalizer(normalization, lowercase, mask_takes_space=is_lossless)
         return train_backend(backend, corpus, vocab_size, show_progress)
 
     corpus = _check_texts("texts", texts)
@@ -99,6 +105,9 @@ def _build_backend(algorithm: Algorithm, byte_fallback: bool) -> Tokenizer:
         backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=byte_fallback, ignore_merges=True))
         backend.pre_tokenizer = words
         backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    elif algorithm == "word":
+        backend = Tokenizer(models.WordLevel(unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(WHOLE_WORDS), "removed", invert=True)
     elif algorithm == "wordpiece":
         backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
         # Split off every "#", so that a "##" in a text is not mistaken for the prefix of a continuing piece, and split

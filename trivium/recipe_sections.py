@@ -15,7 +15,7 @@ class TokenizerArguments:
         sample: Number of training rows to train the tokenizer on, taken from the start; None for all.
         vocab_size: Number of tokens in each vocabulary.
         shared: Share one vocabulary between both languages, instead of training one for each.
-        algorithm: "bpe", "wordpiece", "unigram" or "char".
+        algorithm: "bpe", "wordpiece", "unigram", "word" (whole words, for classifiers) or "char".
         byte_fallback: Train BPE on characters, with a fallback to bytes for unknown characters, instead of on bytes.
         normalization: Unicode normalization: "NFC", "NFKC" or None.
         lowercase: Lowercase the text.

@@ -140,12 +140,12 @@ def test_packed_requests_compile_as_one_graph() -> None:
         torch.testing.assert_close(serve(compiled, lengths, input_ids=ids), serve(model, lengths, input_ids=ids))
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
 @torch.no_grad()
 def test_classification_head_takes_pooled_states(pooling: str) -> None:
     """The engine pools the states, and calls the head with shape (texts, 1, d_model) and without a mask."""
     model = tiny_model(TriviumForSequenceClassification, decoder_layers=0, num_labels=3, classifier_pooling=pooling)
     ids = random_ids(4, 6)
     states = model.model(ids).last_hidden_state
-    pooled = states.mean(dim=1) if pooling == "mean" else states[:, 0]
+    pooled = {"mean": states.mean(dim=1), "max": states.amax(dim=1), "cls": states[:, 0]}[pooling]
     torch.testing.assert_close(model.classifier(pooled[:, None]), model(ids).logits)

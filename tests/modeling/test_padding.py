@@ -7,7 +7,12 @@ import torch
 from tiny import EXACT, PAD, all_variants, mask_of, random_ids, tiny_model
 from torch import nn
 
-from trivium import TriviumForCausalLM, TriviumForConditionalGeneration, TriviumForMaskedLM
+from trivium import (
+    TriviumForCausalLM,
+    TriviumForConditionalGeneration,
+    TriviumForMaskedLM,
+    TriviumForSequenceClassification,
+)
 from trivium.modeling.loss import mask_after_last_label
 from trivium.modeling.padding import RealTokens
 
@@ -198,3 +203,14 @@ def test_scattered_tensor_is_not_saved_for_backward() -> None:
 def test_tokens_after_last_label_are_skipped() -> None:
     labels = torch.tensor([[5, -100, 6, -100], [-100, -100, -100, -100], [1, 2, 3, 4]])
     assert mask_after_last_label(labels).tolist() == [[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_classifier_pools_only_real_tokens(pooling: str, side: str) -> None:
+    model = tiny_model(TriviumForSequenceClassification, decoder_layers=0, num_labels=3, classifier_pooling=pooling)
+    mask = mask_of(LENGTHS, side)
+    ids = random_ids(*mask.shape).masked_fill(mask == 0, PAD)
+    single = [model(row[real.bool()][None]).logits for row, real in zip(ids, mask, strict=True)]
+    torch.testing.assert_close(model(ids, mask).logits, torch.cat(single), **EXACT)
+    assert model(ids, torch.zeros_like(mask)).logits.isfinite().all()

@@ -80,6 +80,22 @@ def test_long_text_of_characters_is_linear_time() -> None:
     assert time.perf_counter() - start < 20  # Training takes half a second; in quadratic time, it would take hours.
 
 
+def test_word_vocabulary_has_the_most_frequent_words() -> None:
+    tokenizer = train_tokenizer(["What 's a well-known word?", "What's a <pad>?", "A"], algorithm="word", vocab_size=8)
+    assert tokenizer.convert_ids_to_tokens(range(8)) == ["<pad>", "<s>", "</s>", "<unk>", "<mask>", "'s", "?", "What"]
+    assert tokenizer.tokenize("What's<mask>\tup?") == ["What", "'s", "<mask>", "<unk>", "?"]
+    ids = tokenizer.encode("What <pad>What?", add_special_tokens=False)
+    assert tokenizer.convert_ids_to_tokens(ids) == ["What", "<unk>", "<unk>", "<unk>", "What", "?"]
+    assert tokenizer.decode(tokenizer.encode("What's\n ?"), skip_special_tokens=True) == "What 's ?"
+
+
+def test_words_keep_their_hyphens() -> None:
+    tokenizer = train_tokenizer(["the well-known Größe don't 3.5"], algorithm="word", vocab_size=100)
+    assert tokenizer.tokenize("the well-known Größe don't 3.5") == [
+        *("the", "well-known", "Größe", "don", "'t", "3", ".", "5"),
+    ]
+
+
 @pytest.mark.parametrize("kind", ALGORITHMS, ids=str)
 def test_special_tokens_in_texts_do_not_harm_training(kind: dict[str, Any]) -> None:
     texts = ["</s> <pad>", "</s><s><unk>", "<0x41><0x42>", "####a##", "<mask> <mask>"] * 50
@@ -119,7 +135,7 @@ def test_model_max_length() -> None:
     assert len(tokenizer("a big garden" * 20, truncation=True)["input_ids"]) == 7
 
 
-@pytest.mark.parametrize("kind", ALGORITHMS, ids=str)
+@pytest.mark.parametrize("kind", [*ALGORITHMS, {"algorithm": "word"}], ids=str)
 def test_training_is_deterministic(kind: dict[str, Any]) -> None:
     """Train several times: the hash tables of the trainers are ordered differently each time, even in one process."""
     texts = [*many_words(), "größer & 日"]
@@ -143,7 +159,7 @@ def test_progress_bar_is_off_by_default(capfd: pytest.CaptureFixture[str]) -> No
         ({"target_texts": [], "shared": True}, "target_texts must not be empty"),
         ({"target_texts": ["x", 3], "shared": False}, "target_texts.*3.*must be strings"),
         ({"shared": False}, "target_texts is None.*shared=False"),
-        ({"algorithm": "BPE"}, "algorithm is 'BPE'.*'bpe', 'wordpiece', 'unigram', 'char'"),
+        ({"algorithm": "BPE"}, "algorithm is 'BPE'.*'bpe', 'wordpiece', 'unigram', 'word', 'char'"),
         ({"algorithm": "unigram", "byte_fallback": True}, "byte_fallback is True.*'unigram'.*'bpe'"),
         ({"normalization": "NFD"}, "normalization is 'NFD'.*'NFC', 'NFKC', None"),
         ({"vocab_size": "600"}, "vocab_size is '600'.*integer"),
@@ -161,6 +177,7 @@ def test_progress_bar_is_off_by_default(capfd: pytest.CaptureFixture[str]) -> No
         ),
         ({"vocab_size": 31, "algorithm": "char"}, "vocab_size is 31.*at least 32.*every character"),
         ({"vocab_size": 4, "algorithm": "char"}, "vocab_size is 4.*at least 5"),
+        ({"vocab_size": 4, "algorithm": "word"}, "vocab_size is 4.*at least 5"),
         ({"byte_fallback": True, "algorithm": "char"}, "byte_fallback is True.*'char'.*'bpe'"),
     ],
 )
