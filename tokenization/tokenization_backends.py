@@ -25,7 +25,7 @@ MAX_VOCAB_SIZE = 2**20  # trainers allocate memory for the whole vocabulary in a
 def train_backend(
     backend: Tokenizer, texts: Iterable[str] | Iterable[list[str]], vocab_size: int, show_progress: bool = False
 ) -> Tokenizer:
-    """Train the model of a backend from scratch, with lossless encoding and fixed ids of the special tokens.
+    """Train the model of a backend from scratch, with fixed ids of the special tokens.
 
     Args:
         backend: Byte-level BPE, WordPiece or Unigram, WordLevel, BPE with byte fallback, or BPE with an unknown token,

@@ -49,9 +49,9 @@ def train_tokenizer(
         vocab_size: Size of each vocabulary, including special tokens and alphabet. With few texts it may be smaller.
         algorithm: Byte-pair encoding (`"bpe"`, section 5.1), which merges the most frequent pair; `"wordpiece"`, with
             word-initial and continuing (`##`) pieces that are matched longest first; `"unigram"`, which maximizes the
-            likelihood; `"word"`, the most frequent words and punctuation marks, for classifiers and taggers with
-            little data; or `"char"`, without merges: the vocabulary consists of the characters of the texts, ordered
-            by code point.
+            likelihood; `"word"`, the most frequent words and punctuation marks, for classifiers with little
+            data; or `"char"`, without merges: the vocabulary consists of the characters of the texts, ordered by code
+            point.
         byte_fallback: By default the alphabet is the 256 bytes. With byte fallback (`"bpe"` only) it is the characters
             of the texts, and any other character is encoded as bytes: pieces are readable, but every character takes
             up an entry of the vocabulary.
